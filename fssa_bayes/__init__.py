@@ -1,0 +1,28 @@
+"""Bayesian preference models for few-shot steerable alignment."""
+
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference import FitResult, fit
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.objectives import (
+    ELBO,
+    ImportanceWeightedELBO,
+    NeuralProcessELBO,
+    PredictiveLikelihood,
+    Sleep,
+)
+from fssa_bayes.posterior import Posterior
+
+__all__ = [
+    "ELBO",
+    "FitResult",
+    "HeterogeneousBTL",
+    "ImportanceWeightedELBO",
+    "NeuralProcessELBO",
+    "NeuralProcessGuide",
+    "Posterior",
+    "PredictiveLikelihood",
+    "Preferences",
+    "Sleep",
+    "fit",
+]

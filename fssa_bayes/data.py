@@ -1,0 +1,857 @@
+r"""Paired comparisons of many people: storage, splits and batches.
+
+The convention, stated once: a *comparison* shows a person two items, `left` and `right`; its
+`choice` is 1 if left was preferred, 0 if right was, and ½ for half a win each (a tie proper needs
+a model with ties). The *margin* is utility(left) − utility(right), in nats, and the
+log-likelihood of a choice y at margin m is :math:`y\,m - \log(1 + e^m)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+__all__ = ["Batch", "Preferences", "Summary"]
+
+_TIES = ("drop", "keep", "half")
+_WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Holds the comparisons of U people, padded to N columns.
+
+    Padding has left = right = 0 and mask False; whatever stands under the mask has no effect.
+
+    Attributes:
+        items: Features of the items in the batch, in the units given, with shape (M, D); or, where
+            items have no features, their positions in the item table, int64 with shape (M,).
+        left: Position in `items` of each comparison's left item, int64 with shape (U, N).
+        right: The same for the right item.
+        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (U, N).
+        mask: True for comparisons, False for padding, with shape (U, N).
+        covariates: User covariates with shape (U, W), or None.
+        people: Positions of the people in the data they come from, or None if simulated.
+    """
+
+    items: Tensor
+    left: Tensor
+    right: Tensor
+    choice: Tensor
+    mask: Tensor
+    covariates: Tensor | None = None
+    people: np.ndarray | None = None
+
+    @property
+    def num_users(self) -> int:
+        """Number of people U."""
+        return self.mask.shape[0]
+
+    @property
+    def num_comparisons(self) -> Tensor:
+        """Number of comparisons of each person, int64 with shape (U,)."""
+        return self.mask.sum(-1)
+
+    def to(self, device: torch.device | str | None) -> Batch:
+        """Moves every tensor to `device`."""
+        moved = {
+            field.name: getattr(self, field.name).to(device)
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def replace(self, **changes: Any) -> Batch:
+        """Returns a copy with some fields replaced, for example `mask=` or `choice=`."""
+        return dataclasses.replace(self, **changes)
+
+    def clean(self) -> Batch:
+        """Returns a copy in which everything under the mask is 0, so that no garbage is read."""
+        return self.replace(
+            left=self.left.masked_fill(~self.mask, 0),
+            right=self.right.masked_fill(~self.mask, 0),
+            choice=self.choice.masked_fill(~self.mask, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Describes a set of comparisons; `print` it.
+
+    Attributes:
+        users: Number of people.
+        items: Number of items in the table.
+        features: Number of features of an item, or None where items have none.
+        comparisons: Number of comparisons.
+        per_user: Smallest, median and largest number of comparisons of a person.
+        half_wins: Comparisons with choice ½.
+        dropped_ties: Ties that `ties="drop"` removed.
+        duplicates: Comparisons of a pair that the same person had answered before, the same way.
+        contradictions: Pairs that one person answered in different ways.
+        unused_items: Items that nobody compared.
+        component_sizes: Sizes of the connected components of the comparison graph, largest first,
+            unused items left out.
+    """
+
+    users: int
+    items: int
+    features: int | None
+    comparisons: int
+    per_user: tuple[int, float, int]
+    half_wins: int
+    dropped_ties: int
+    duplicates: int
+    contradictions: int
+    unused_items: int
+    component_sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        low, median, high = self.per_user
+        sizes = ", ".join(map(str, self.component_sizes[:5]))
+        sizes += ", …" if len(self.component_sizes) > 5 else ""
+        rows = [
+            ("people", f"{self.users:,}"),
+            ("items", f"{self.items:,} ({self.unused_items:,} never compared)"),
+            ("features of an item", "none" if self.features is None else f"{self.features:,}"),
+            ("comparisons", f"{self.comparisons:,}"),
+            ("per person", f"{low:,} to {high:,}, median {median:g}"),
+            ("half wins", f"{self.half_wins:,}"),
+            ("ties dropped", f"{self.dropped_ties:,}"),
+            ("repeated answers", f"{self.duplicates:,}"),
+            ("contradicted pairs", f"{self.contradictions:,}"),
+            ("connected components", f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"),
+        ]
+        return "\n".join(f"{name:<22}{value}" for name, value in rows)
+
+
+class Preferences:
+    """Stores the paired comparisons of many people, ragged, in memory proportional to their number.
+
+    Most users start from :meth:`from_dataframe`. Objects are immutable: splits and subsets return
+    new ones that share the item table.
+
+    Args:
+        left: Position of the left item of each comparison in the item table, with shape (R,),
+            the comparisons of a person lying together.
+        right: The same for the right item.
+        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (R,).
+        offsets: Person u owns comparisons `offsets[u]` to `offsets[u + 1] - 1`; shape (U + 1,).
+        items: Item features with shape (M, D), or None for one indicator per item.
+        num_items: Number of items M where `items` is None.
+        item_names: Names of the items; positions if None.
+        feature_names: Names of the features; positions if None.
+        user_names: Names of the people; positions if None.
+        covariates: User covariates with shape (U, W), or None.
+        covariate_names: Names of the covariates; positions if None.
+        ties: What a choice of ½ means: `"half"`, half a win each, or `"keep"`, a tie proper.
+        dropped_ties: Number of ties that were left out, for :meth:`summary`.
+
+    Raises:
+        ValueError: If shapes disagree, an index is out of range, an item is compared with itself,
+            a choice lies outside {0, ½, 1}, or a feature or covariate is not finite.
+    """
+
+    def __init__(
+        self,
+        left: np.ndarray,
+        right: np.ndarray,
+        choice: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        items: np.ndarray | Tensor | None = None,
+        num_items: int | None = None,
+        item_names: Sequence | pd.Index | None = None,
+        feature_names: Sequence | None = None,
+        user_names: Sequence | pd.Index | None = None,
+        covariates: np.ndarray | Tensor | None = None,
+        covariate_names: Sequence | None = None,
+        ties: str = "half",
+        dropped_ties: int = 0,
+    ) -> None:
+        if ties not in _TIES:
+            raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
+        offsets = np.asarray(offsets, dtype=np.int64)
+        if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            raise ValueError(
+                "offsets must be non-decreasing, start at 0 and have one entry more than there are "
+                f"people (at least one), got shape {offsets.shape}"
+            )
+        if items is None and num_items is None:
+            raise ValueError("one of items and num_items must be given, got neither")
+        self.items = None if items is None else _finite_table("items", items)
+        self.num_items = int(num_items if self.items is None else self.items.shape[0])
+        if items is not None and num_items not in (None, self.num_items):
+            raise ValueError(f"num_items must equal the {self.num_items} rows of items")
+        self.left = _item_positions("left", left, offsets[-1], self.num_items)
+        self.right = _item_positions("right", right, offsets[-1], self.num_items)
+        self.choice = _choices(choice, offsets[-1])
+        same = np.flatnonzero(self.left == self.right)
+        if len(same):
+            raise ValueError(
+                f"an item cannot be compared with itself: left = right = {self.left[same[0]]} in "
+                f"comparison {same[0]} ({len(same)} such comparisons)"
+            )
+        self.offsets = offsets
+        self.item_names = _names("item_names", item_names, self.num_items)
+        self.user_names = _names("user_names", user_names, len(offsets) - 1)
+        width = 0 if self.items is None else self.items.shape[1]
+        self.feature_names = (
+            self.item_names
+            if self.items is None
+            else _names("feature_names", feature_names, width)
+        )
+        self.covariates = None if covariates is None else _finite_table("covariates", covariates)
+        if self.covariates is not None and len(self.covariates) != len(self):
+            raise ValueError(
+                f"covariates must have one row per person: {len(self)} people, "
+                f"{len(self.covariates)} rows"
+            )
+        width = 0 if self.covariates is None else self.covariates.shape[1]
+        self.covariate_names = _names("covariate_names", covariate_names, width)
+        self.ties = ties
+        self.dropped_ties = int(dropped_ties)
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        df: pd.DataFrame,
+        *,
+        user: str,
+        left: str,
+        right: str,
+        choice: str,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+        choice_labels: Mapping[Any, str] | None = None,
+        ties: str = "drop",
+    ) -> Preferences:
+        """Reads comparisons from a table with one row per comparison.
+
+        Args:
+            df: The comparisons.
+            user: Column that names the person.
+            left: Column that names the left item.
+            right: Column that names the right item.
+            choice: Column with the answer, in one of three codings: numbers 1 / 0 / 0.5 or
+                booleans (True: left); the words "left" / "right" / "tie"; or the name of the
+                preferred item (and "tie").
+            items: Numeric features, one row per item, indexed by item name. None gives every item
+                an indicator of its own.
+            users: Numeric covariates, one row per person, indexed by user name. Every row must
+                belong to a person with comparisons.
+            choice_labels: Translation of the data's own words into "left", "right" and "tie", for
+                example `{"a1": "left", "a2": "right", "equal": "tie"}`.
+            ties: `"drop"` leaves ties out, `"half"` counts them as half a win each, `"keep"` keeps
+                them for a model with ties. A numeric 0.5 is a tie.
+
+        Returns:
+            The comparisons, people in order of first appearance.
+
+        Raises:
+            TypeError: If `df`, `items` or `users` is not a DataFrame.
+            ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
+                finite, a choice has no or more than one meaning, or an item meets itself.
+
+        Warns:
+            UserWarning: For duplicate rows, for people left without comparisons by `ties="drop"`,
+                for items that are never compared, and, where items have no features, for a
+                comparison graph that is not connected.
+        """
+        if ties not in _TIES:
+            raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
+        columns = {"user": user, "left": left, "right": right, "choice": choice}
+        _check_frame(df, columns)
+        item_names = _item_names(df, left, right, items)
+        left_item = _lookup_items(df, left, item_names)
+        right_item = _lookup_items(df, right, item_names)
+        same = np.flatnonzero(left_item == right_item)
+        if len(same):
+            raise ValueError(
+                f"an item cannot be compared with itself: {df[left].iloc[same[0]]!r} stands in "
+                f"{left!r} and {right!r} at row {df.index[same[0]]} ({len(same)} such rows)"
+            )
+        outcome = _decode_choices(df, columns, choice_labels)
+        person, user_names = pd.factorize(df[user])
+        covariates = None if users is None else _covariates(users, pd.Index(user_names))
+        repeated = int(df.duplicated(list(columns.values())).sum())
+        if repeated:
+            warnings.warn(
+                f"{repeated} of {len(df)} rows repeat an earlier row (same person, left, right and "
+                "choice); each counts as a judgement of its own",
+                stacklevel=2,
+            )
+
+        tied = outcome == 0.5
+        dropped = int(tied.sum()) if ties == "drop" else 0
+        keep = ~tied if ties == "drop" else np.ones(len(df), dtype=bool)
+        if not keep.any():
+            raise ValueError(f"no comparison is left: all {dropped} are ties and ties='drop'")
+        order = np.flatnonzero(keep)
+        order = order[np.argsort(person[order], kind="stable")]
+        counts = np.bincount(person[order], minlength=len(user_names))
+        if (counts == 0).any():
+            warnings.warn(
+                f"{int((counts == 0).sum())} of {len(counts)} people have only ties and were left "
+                "out; ties='half' keeps them",
+                stacklevel=2,
+            )
+        present = np.flatnonzero(counts)
+        data = cls(
+            left_item[order],
+            right_item[order],
+            outcome[order],
+            _offsets(counts[present]),
+            items=None if items is None else items.to_numpy(dtype=np.float32),
+            num_items=len(item_names),
+            item_names=item_names,
+            feature_names=None if items is None else items.columns,
+            user_names=pd.Index(user_names)[present],
+            covariates=None if covariates is None else covariates[present],
+            covariate_names=None if users is None else users.columns,
+            ties="half" if ties == "drop" else ties,
+            dropped_ties=dropped,
+        )
+        data._warn_about_graph()
+        return data
+
+    def _warn_about_graph(self) -> None:
+        labels, unused = self._components()
+        if self.items is not None and unused:
+            warnings.warn(
+                f"{unused} of {self.num_items} items are never compared; their utilities rest on "
+                "their features alone",
+                stacklevel=3,
+            )
+        if self.items is None and labels.max() > 0:
+            shown = []
+            for component in range(min(3, labels.max() + 1)):
+                names = [repr(name) for name in self.item_names[labels == component][:3]]
+                more = ", …" if (labels == component).sum() > 3 else ""
+                shown.append("{" + ", ".join(names) + more + "}")
+            warnings.warn(
+                f"the comparison graph has {labels.max() + 1} connected components, so utilities "
+                f"of different components cannot be compared: {', '.join(shown)}"
+                + (", …" if labels.max() > 2 else ""),
+                stacklevel=3,
+            )
+
+    # ------------------------------------------------------------------ sizes
+
+    def __len__(self) -> int:
+        """Returns the number of people U."""
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"Preferences({len(self)} people, {self.num_comparisons} comparisons, "
+            f"{self.num_items} items)"
+        )
+
+    @property
+    def num_comparisons(self) -> int:
+        """Number of comparisons of all people together."""
+        return len(self.left)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of comparisons of each person, with shape (U,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def num_features(self) -> int:
+        """Number of features D of an item; the number of items where these have no features."""
+        return self.num_items if self.items is None else self.items.shape[1]
+
+    @property
+    def items_are_shared(self) -> bool:
+        """Whether some item was compared by two people, so that the table is common to them."""
+        owner = np.full(self.num_items, -1, dtype=np.int64)
+        person = self._person()
+        for side in (self.left, self.right):
+            owner[side] = person
+        return len(self) == 1 or any((owner[side] != person).any() for side in (self.left, self.right))
+
+    def _person(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    # ------------------------------------------------------------------ batches
+
+    def batch(self, people: np.ndarray | Sequence[int] | None = None) -> Batch:
+        """Pads the comparisons of some people (all by default) into one batch, on the CPU."""
+        people = np.arange(len(self)) if people is None else self._positions(people)
+        starts, counts = self.offsets[people], self.counts[people]
+        column = np.arange(counts.max(initial=0))
+        mask = column < counts[:, None]
+        batch = self._assemble(np.where(mask, starts[:, None] + column, 0), mask)
+        covariates = None if self.covariates is None else self.covariates[people]
+        return batch.replace(covariates=covariates, people=people)
+
+    def batches(
+        self, batch_size: int, *, shuffle: bool = False, seed: int = 0
+    ) -> Iterator[Batch]:
+        """Iterates once over all people, in order or shuffled, `batch_size` at a time."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        order = np.random.default_rng(seed).permutation(len(self)) if shuffle else range(len(self))
+        for start in range(0, len(self), batch_size):
+            yield self.batch(np.asarray(order[start : start + batch_size]))
+
+    def resample_pairs(self, counts: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Draws pairs at random from all comparisons, `counts[u]` for each of U imaginary people.
+
+        The choices are those of the people asked, and of no meaning for the imaginary ones: a
+        simulation replaces them.
+        """
+        mask = np.arange(counts.max(initial=0)) < counts[:, None]
+        return self._assemble(rng.integers(self.num_comparisons, size=mask.shape), mask)
+
+    def _assemble(self, comparison: np.ndarray, mask: np.ndarray) -> Batch:
+        """Builds a batch from comparison numbers (U, N), with only the items that it needs."""
+        pairs = np.stack([self.left[comparison[mask]], self.right[comparison[mask]]])
+        used, position = np.unique(pairs, return_inverse=True)
+        left = np.zeros(mask.shape, dtype=np.int64)
+        right = np.zeros(mask.shape, dtype=np.int64)
+        choice = np.zeros(mask.shape, dtype=np.float32)
+        left[mask], right[mask] = position.reshape(pairs.shape)
+        choice[mask] = self.choice[comparison[mask]]
+        used = torch.from_numpy(used.astype(np.int64))
+        return Batch(
+            items=used if self.items is None else self.items[used],
+            left=torch.from_numpy(left),
+            right=torch.from_numpy(right),
+            choice=torch.from_numpy(choice),
+            mask=torch.from_numpy(mask),
+        )
+
+    # ------------------------------------------------------------------ splits
+
+    def subset(self, people: np.ndarray | Sequence[int]) -> Preferences:
+        """Returns the data of some people, given as positions or as a Boolean mask."""
+        people = self._positions(people)
+        if len(people) == 0:
+            raise ValueError("people must name at least one person, got none")
+        counts = self.counts[people]
+        offsets = _offsets(counts)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[people] - offsets[:-1], counts)
+        return self._derive(rows, offsets, people)
+
+    def _positions(self, people: np.ndarray | Sequence[int]) -> np.ndarray:
+        people = np.asarray(people)
+        if people.dtype == bool:
+            if people.shape != (len(self),):
+                raise ValueError(
+                    f"a Boolean people mask must have shape ({len(self)},), got {people.shape}"
+                )
+            return np.flatnonzero(people)
+        if people.ndim != 1 or (people.size and not np.issubdtype(people.dtype, np.integer)):
+            raise ValueError(
+                "people must be a Boolean mask or positions with one dimension, got "
+                f"{people.dtype} with shape {people.shape}"
+            )
+        if people.size and not (0 <= people.min() and people.max() < len(self)):
+            raise ValueError(
+                f"people must lie in 0 … {len(self) - 1}, got {people.min()} … {people.max()}"
+            )
+        return people.astype(np.int64)
+
+    def split_users(self, test_size: float = 0.2, *, seed: int = 0) -> tuple[Preferences, Preferences]:
+        """Splits the people at random into training and test people.
+
+        Args:
+            test_size: Share of the people who are held out, in (0, 1).
+            seed: Seed of the split.
+
+        Returns:
+            Training and test data; in both the people keep their order.
+
+        Raises:
+            ValueError: If `test_size` is not in (0, 1) or there are fewer than two people.
+        """
+        if not 0 < test_size < 1:
+            raise ValueError(f"test_size must lie between 0 and 1, got {test_size}")
+        if len(self) < 2:
+            raise ValueError(f"split_users needs at least 2 people, got {len(self)}")
+        held_out = min(max(round(test_size * len(self)), 1), len(self) - 1)
+        test = np.zeros(len(self), dtype=bool)
+        test[np.random.default_rng(seed).permutation(len(self))[:held_out]] = True
+        return self.subset(~test), self.subset(test)
+
+    def split_context(
+        self, num_context: int, *, seed: int = 0
+    ) -> tuple[Preferences, Preferences]:
+        """Splits each person's comparisons at random into a context and a disjoint target.
+
+        A pair that a person judged twice counts as two comparisons, which may part.
+
+        Args:
+            num_context: Number of context comparisons of every person; 0 is allowed.
+            seed: Seed of the split.
+
+        Returns:
+            Context and target data of the same people in the same order. Comparisons keep their
+            order.
+
+        Raises:
+            ValueError: If `num_context` is negative or nobody has a target left.
+
+        Warns:
+            UserWarning: If people with no target left are dropped, with their number.
+        """
+        if not isinstance(num_context, int | np.integer) or num_context < 0:
+            raise ValueError(f"num_context must be an integer of at least 0, got {num_context!r}")
+        enough = self.counts > num_context
+        if not enough.any():
+            raise ValueError(
+                f"num_context={num_context} leaves nobody a target: the largest number of "
+                f"comparisons is {self.counts.max()}"
+            )
+        if not enough.all():
+            warnings.warn(
+                f"{int((~enough).sum())} of {len(self)} people have no target left after "
+                f"{num_context} context comparisons and were dropped",
+                stacklevel=2,
+            )
+            return self.subset(enough).split_context(num_context, seed=seed)
+        key = np.random.default_rng(seed).random(self.num_comparisons)
+        order = np.lexsort((key, self._person()))
+        in_context = np.zeros(self.num_comparisons, dtype=bool)
+        in_context[order[(self.offsets[:-1, None] + np.arange(num_context)).ravel()]] = True
+        everyone = np.arange(len(self))
+        size = np.full(len(self), num_context)
+        context = self._derive(np.flatnonzero(in_context), _offsets(size), everyone)
+        target = self._derive(
+            np.flatnonzero(~in_context), _offsets(self.counts - num_context), everyone
+        )
+        return context, target
+
+    def swap(self, which: np.ndarray | None = None) -> Preferences:
+        """Exchanges left and right, and the choice with them, in all or some comparisons (R,)."""
+        which = np.ones(self.num_comparisons, dtype=bool) if which is None else np.asarray(which)
+        if which.dtype != bool or which.shape != (self.num_comparisons,):
+            raise ValueError(
+                f"which must be Boolean with shape ({self.num_comparisons},), got {which.dtype} "
+                f"with shape {which.shape}"
+            )
+        swapped = self._derive(np.arange(self.num_comparisons), self.offsets, np.arange(len(self)))
+        swapped.left = np.where(which, self.right, self.left)
+        swapped.right = np.where(which, self.left, self.right)
+        swapped.choice = np.where(which, 1 - self.choice, self.choice)
+        return swapped
+
+    def with_choices(self, choice: np.ndarray) -> Preferences:
+        """Returns the same people and pairs with other choices, with shape (R,)."""
+        changed = self._derive(np.arange(self.num_comparisons), self.offsets, np.arange(len(self)))
+        changed.choice = _choices(choice, self.num_comparisons)
+        return changed
+
+    def _derive(self, rows: np.ndarray, offsets: np.ndarray, people: np.ndarray) -> Preferences:
+        """Selects comparisons and people without checking or copying the item table again."""
+        derived = object.__new__(Preferences)
+        derived.__dict__.update(self.__dict__)
+        derived.left, derived.right = self.left[rows], self.right[rows]
+        derived.choice = self.choice[rows]
+        derived.offsets = offsets
+        derived.user_names = self.user_names[people]
+        derived.covariates = None if self.covariates is None else self.covariates[people]
+        return derived
+
+    # ------------------------------------------------------------------ description
+
+    def summary(self) -> Summary:
+        """Counts people, items, comparisons, ties, repetitions, contradictions and components."""
+        labels, unused = self._components()
+        duplicates, contradictions = self._repetitions()
+        counts = self.counts
+        return Summary(
+            users=len(self),
+            items=self.num_items,
+            features=None if self.items is None else self.num_features,
+            comparisons=self.num_comparisons,
+            per_user=(int(counts.min()), float(np.median(counts)), int(counts.max())),
+            half_wins=int((self.choice == 0.5).sum()),
+            dropped_ties=self.dropped_ties,
+            duplicates=duplicates,
+            contradictions=contradictions,
+            unused_items=unused,
+            component_sizes=tuple(int(size) for size in np.bincount(labels[labels >= 0])),
+        )
+
+    def _components(self) -> tuple[np.ndarray, int]:
+        """Labels the connected component of each item, largest first, −1 where never compared."""
+        edges = sparse.coo_array(
+            (np.ones(self.num_comparisons, dtype=np.int8), (self.left, self.right)),
+            shape=(self.num_items, self.num_items),
+        )
+        _, labels = sparse.csgraph.connected_components(edges.astype(bool), directed=False)
+        used = np.zeros(self.num_items, dtype=bool)
+        used[self.left] = used[self.right] = True
+        sizes = np.bincount(labels[used], minlength=labels.max(initial=0) + 1)
+        rank = np.empty_like(sizes)
+        rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+        return np.where(used, rank[labels], -1), int((~used).sum())
+
+    def _repetitions(self) -> tuple[int, int]:
+        """Counts answers repeated by one person and pairs that one person answered differently."""
+        low, high = np.minimum(self.left, self.right), np.maximum(self.left, self.right)
+        low_wins = np.where(self.left == low, self.choice, 1 - self.choice)
+        order = np.lexsort((low_wins, high, low, self._person()))
+        person = self._person()[order]
+        same_pair = (
+            (np.diff(person) == 0) & (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
+        )
+        same_answer = np.diff(low_wins[order]) == 0
+        pair = np.concatenate([[0], np.cumsum(~same_pair)])
+        contradicted = np.unique(pair[1:][same_pair & ~same_answer])
+        return int((same_pair & same_answer).sum()), len(contradicted)
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _names(argument: str, names: Sequence | pd.Index | None, length: int) -> pd.Index:
+    names = pd.RangeIndex(length) if names is None else pd.Index(names)
+    if len(names) != length:
+        raise ValueError(f"{argument} must have {length} entries, got {len(names)}")
+    if not names.is_unique:
+        raise ValueError(
+            f"{argument} must be unique, got {names[names.duplicated()][0]!r} more than once"
+        )
+    return names
+
+
+def _finite_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
+    table = torch.as_tensor(table, dtype=torch.float32)
+    if table.ndim != 2 or 0 in table.shape:
+        raise ValueError(
+            f"{argument} must be a table with at least one row and one column, "
+            f"got shape {tuple(table.shape)}"
+        )
+    bad = (~torch.isfinite(table)).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise ValueError(
+            f"{argument} must be finite, got {table[row, column].item()} in row {row}, "
+            f"column {column} ({len(bad)} such entries)"
+        )
+    return table
+
+
+def _item_positions(argument: str, positions: np.ndarray, length: int, num_items: int) -> np.ndarray:
+    positions = np.asarray(positions)
+    if positions.shape != (length,) or not np.issubdtype(positions.dtype, np.integer):
+        raise ValueError(
+            f"{argument} must be integers with shape ({length},), got {positions.dtype} with "
+            f"shape {positions.shape}"
+        )
+    if length and not (0 <= positions.min() and positions.max() < num_items):
+        wrong = np.flatnonzero((positions < 0) | (positions >= num_items))[0]
+        raise ValueError(
+            f"{argument} must lie in 0 … {num_items - 1}, got {positions[wrong]} in comparison "
+            f"{wrong}"
+        )
+    return positions.astype(np.int32)
+
+
+def _choices(choice: np.ndarray, length: int) -> np.ndarray:
+    choice = np.asarray(choice, dtype=np.float32)
+    if choice.shape != (length,):
+        raise ValueError(f"choice must have shape ({length},), got {choice.shape}")
+    wrong = np.flatnonzero(~np.isin(choice, (0, 0.5, 1)))
+    if len(wrong):
+        raise ValueError(
+            f"choice must be 0, 0.5 or 1, got {choice[wrong[0]]} in comparison {wrong[0]}"
+        )
+    return choice
+
+
+def _check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    if not isinstance(df, pd.DataFrame):
+        raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
+    for argument, column in columns.items():
+        found = int((df.columns == column).sum())
+        if found != 1:
+            reason = "is not a column" if not found else f"is the name of {found} columns"
+            raise ValueError(
+                f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
+            )
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"user, left, right and choice must be four columns, got {dict(columns)}")
+    if len(df) == 0:
+        raise ValueError("df must have at least one row, got an empty table")
+    for argument, column in columns.items():
+        missing = np.flatnonzero(df[column].isna())
+        if len(missing):
+            raise ValueError(
+                f"{argument}={column!r} must have no missing values, got {len(missing)}, the first "
+                f"at row {df.index[missing[0]]}; drop these rows first"
+            )
+
+
+def _item_names(
+    df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None
+) -> pd.Index:
+    if items is None:
+        names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
+        return pd.Index(names)
+    if not isinstance(items, pd.DataFrame):
+        raise TypeError(
+            "items must be a pandas DataFrame of features indexed by item name, or None, "
+            f"got {type(items).__name__}"
+        )
+    _check_numeric("items", items)
+    return items.index
+
+
+def _check_numeric(argument: str, table: pd.DataFrame) -> None:
+    if not table.index.is_unique:
+        name = table.index[table.index.duplicated()][0]
+        raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
+    if table.shape[1] == 0:
+        raise ValueError(f"{argument} must have at least one column, got none")
+    for column, dtype in table.dtypes.items():
+        if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
+            raise ValueError(
+                f"{argument} must be numeric, got column {column!r} of type {dtype}; encode it "
+                "first, for example with pandas.get_dummies"
+            )
+    values = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{argument} must be finite, got {values[row, column]} for {table.index[row]!r}, "
+            f"column {table.columns[column]!r} ({len(bad)} such entries)"
+        )
+
+
+def _lookup_items(df: pd.DataFrame, column: str, names: pd.Index) -> np.ndarray:
+    position = names.get_indexer(df[column])
+    unknown = np.flatnonzero(position < 0)
+    if len(unknown):
+        name = df[column].iloc[unknown[0]]
+        raise ValueError(
+            f"unknown item {name!r} in column {column!r} at row {df.index[unknown[0]]} "
+            f"({len(unknown)} such rows): items has no row of that name; its index begins with "
+            f"{list(names[:3])}"
+        )
+    return position.astype(np.int32)
+
+
+def _decode_choices(
+    df: pd.DataFrame, columns: Mapping[str, str], labels: Mapping[Any, str] | None
+) -> np.ndarray:
+    """Translates the choice column into 1, 0 and ½, refusing what has no or two meanings."""
+    choice = df[columns["choice"]]
+    if isinstance(choice.dtype, pd.CategoricalDtype):
+        choice = choice.astype(object)
+    if labels is not None:
+        return _decode_labels(choice, labels)
+    codings = {
+        "numbers 1 / 0 / 0.5": _decode_numbers(choice),
+        'words "left" / "right" / "tie"': choice.map(_WORDS).to_numpy(dtype=np.float32),
+        "name of the preferred item": _decode_names(df, columns),
+    }
+    fitting = {name: code for name, code in codings.items() if not np.isnan(code).any()}
+    if not fitting:
+        best = min(codings, key=lambda name: np.isnan(codings[name]).sum())
+        row = np.flatnonzero(np.isnan(codings[best]))[0]
+        raise ValueError(
+            f"choice must be 1 / 0 / 0.5, a Boolean, 'left' / 'right' / 'tie' or the preferred "
+            f"item's name, the same way in every row, got {choice.iloc[row]!r} at row "
+            f"{df.index[row]} (user {df[columns['user']].iloc[row]!r}); choice_labels translates "
+            "the data's own words"
+        )
+    first, *others = fitting.values()
+    if any((other != first).any() for other in others):
+        row = next(np.flatnonzero(other != first)[0] for other in others if (other != first).any())
+        raise ValueError(
+            f"choice is ambiguous: {choice.iloc[row]!r} at row {df.index[row]} can be read as "
+            f"{' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
+        )
+    return first
+
+
+def _decode_numbers(choice: pd.Series) -> np.ndarray:
+    if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
+        values = choice.to_numpy(dtype=np.float32)
+    else:
+        is_number = [isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice]
+        values = np.full(len(choice), np.nan, dtype=np.float32)
+        values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
+    return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)
+
+
+def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
+    code = np.full(len(df), np.nan, dtype=np.float32)
+    choice, left, right = (df[columns[name]] for name in ("choice", "left", "right"))
+    if pd.api.types.is_bool_dtype(choice.dtype):
+        return code
+    numeric = [pd.api.types.is_numeric_dtype(column.dtype) for column in (choice, left, right)]
+    if not all(numeric):  # Strings, categories and mixtures compare as Python objects.
+        choice, left, right = (column.astype(object) for column in (choice, left, right))
+    choice, left, right = (column.to_numpy() for column in (choice, left, right))
+    if choice.dtype == object:
+        code[choice == "tie"] = 0.5
+    code[choice == right] = 0.0
+    code[choice == left] = 1.0
+    if choice.dtype == object:  # True equals 1 in Python, and is no name.
+        code[[isinstance(value, bool | np.bool_) for value in choice]] = np.nan
+    return code
+
+
+def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
+    if not isinstance(labels, Mapping):
+        raise TypeError(
+            "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
+            f"got {type(labels).__name__}"
+        )
+    wrong = [value for value in labels.values() if value not in _WORDS]
+    if wrong:
+        raise ValueError(
+            f"choice_labels must translate into 'left', 'right' or 'tie', got {wrong[0]!r}"
+        )
+    code = choice.map({label: _WORDS[word] for label, word in labels.items()})
+    unknown = np.flatnonzero(code.isna())
+    if len(unknown):
+        raise ValueError(
+            f"choice_labels has no translation for {choice.iloc[unknown[0]]!r} at row "
+            f"{choice.index[unknown[0]]} ({len(unknown)} such rows); it knows {list(labels)}"
+        )
+    return code.to_numpy(dtype=np.float32)
+
+
+def _covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
+    if not isinstance(users, pd.DataFrame):
+        raise TypeError(
+            "users must be a pandas DataFrame of covariates indexed by user, or None, "
+            f"got {type(users).__name__}"
+        )
+    _check_numeric("users", users)
+    idle = users.index.difference(names, sort=False)
+    if len(idle):
+        raise ValueError(
+            f"users must belong to people with comparisons, got {idle[0]!r} without any "
+            f"({len(idle)} such rows)"
+        )
+    missing = names.difference(users.index, sort=False)
+    if len(missing):
+        raise ValueError(
+            f"users must have a row for every person, got none for {missing[0]!r} "
+            f"({len(missing)} such people)"
+        )
+    return users.loc[names].to_numpy(dtype=np.float32)

@@ -1,0 +1,116 @@
+r"""The two-mode problem: two types of people who agree on half of all pairs.
+
+Items are numbers x ~ U(0, 1); a person's type t is 0 or 1, equally likely. Utility is x below ½;
+above, it is 2x for type 0 and 1 − x for type 1. The larger utility is chosen, without noise. The
+types disagree on half of all pairs, so the posterior of t is exactly ½ until the first such pair
+and 0 or 1 after it. With n random pairs known, the best possible accuracy on a new pair is
+:math:`1 - 2^{-n} / 4` and the best possible log-loss :math:`2^{-n} \tfrac{1}{2} \log 2`.
+
+References:
+    Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998, section 5.1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fssa_bayes.data import Preferences
+
+__all__ = [
+    "TwoMode",
+    "bayes_accuracy",
+    "bayes_choice_prob",
+    "bayes_log_loss",
+    "bayes_type_prob",
+    "simulate",
+    "utility",
+]
+
+
+class TwoMode(NamedTuple):
+    """Holds simulated people and their types (U,)."""
+
+    data: Preferences
+    type: np.ndarray
+
+
+def utility(items: np.ndarray, type: np.ndarray | int) -> np.ndarray:
+    """Evaluates the utility of items x in (0, 1) to a person of type 0 or 1, broadcast."""
+    above = np.where(np.asarray(type) == 0, 2 * items, 1 - items)
+    return np.where(items < 0.5, items, above)
+
+
+def simulate(num_users: int, num_comparisons: int, *, seed: int = 0) -> TwoMode:
+    """Draws people, pairs and choices.
+
+    Args:
+        num_users: Number of people U.
+        num_comparisons: Number of comparisons of each person; every pair is new.
+        seed: Seed of the draws.
+
+    Returns:
+        The comparisons, with the feature `x`, and the people's types.
+    """
+    for argument, value in (("num_users", num_users), ("num_comparisons", num_comparisons)):
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
+    rng = np.random.default_rng(seed)
+    person_type = rng.integers(2, size=num_users)
+    total = num_users * num_comparisons
+    # Items are stored in single precision, so choices are made on what is stored.
+    items = rng.random((total, 2), dtype=np.float32)
+    repeated = np.repeat(person_type, num_comparisons)[:, None]
+    utilities = utility(items.astype(np.float64), repeated)
+    tied = utilities[:, 0] == utilities[:, 1]
+    choice = np.where(tied, 0.5, utilities[:, 0] > utilities[:, 1])
+    data = Preferences(
+        np.arange(0, 2 * total, 2),
+        np.arange(1, 2 * total, 2),
+        choice,
+        np.arange(0, total + 1, num_comparisons),
+        items=items.reshape(-1, 1),
+        feature_names=["x"],
+    )
+    return TwoMode(data, person_type)
+
+
+def bayes_type_prob(context: Preferences) -> np.ndarray:
+    """Computes the exact posterior probability of type 1, with shape (U,).
+
+    Raises:
+        ValueError: If a person's choices agree with neither type.
+    """
+    possible = np.ones((2, len(context)), dtype=bool)
+    person = np.repeat(np.arange(len(context)), context.counts)
+    for person_type in (0, 1):
+        wrong = np.abs(context.choice - _predict(context, person_type)) > 0.5
+        possible[person_type, person[wrong]] = False
+    if not possible.any(0).all():
+        raise ValueError(
+            f"context must hold choices of type 0 or 1, user "
+            f"{context.user_names[np.flatnonzero(~possible.any(0))[0]]!r} is of neither"
+        )
+    return possible[1] / possible.sum(0)
+
+
+def bayes_choice_prob(context: Preferences, target: Preferences) -> np.ndarray:
+    """Predicts, as Bayes would, that left is preferred in each target comparison, (R,)."""
+    prob = np.repeat(bayes_type_prob(context), target.counts)
+    return (1 - prob) * _predict(target, 0) + prob * _predict(target, 1)
+
+
+def bayes_accuracy(num_context: int) -> float:
+    """Evaluates the expected accuracy of the Bayes predictor after n random pairs."""
+    return 1 - 2.0**-num_context / 4
+
+
+def bayes_log_loss(num_context: int) -> float:
+    """Evaluates the expected log-loss of the Bayes predictor after n random pairs, in nats."""
+    return 2.0**-num_context * np.log(2) / 2
+
+
+def _predict(data: Preferences, person_type: int) -> np.ndarray:
+    value = utility(data.items[:, 0].double().numpy(), person_type)
+    return 0.5 * (1 + np.sign(value[data.left] - value[data.right]))

@@ -1,0 +1,220 @@
+r"""The guide q(z | a few choices): a neural process encoder."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro import distributions as dist
+from pyro.distributions import transforms as T
+from torch import Tensor, nn
+
+from fssa_bayes.data import Batch
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.nn import MLP, DeepSet, GatedHypernet, ItemLinear, SelfAttention, flip_between
+
+__all__ = ["NeuralProcessGuide"]
+
+_POSTERIORS = ("normal", "multivariate_normal", "flow")
+_ENCODERS = {"deep_set": DeepSet, "attention": SelfAttention}
+_NUM_COUPLINGS = 4
+_SPLINE_BINS = 8
+
+
+class NeuralProcessGuide(nn.Module):
+    r"""Amortises the posterior of z: q(z | C) for any context C, in one pass of a network.
+
+    A context is a set of (chosen, rejected) pairs, half a win each being both orders with weight
+    ½. A set encoder summarises it. Every pair then sends, in view of the summary, a Gaussian
+    potential with direction v, precision λ and shift a, and the potentials add up as independent
+    observations do:
+
+    .. math:: q(ε \mid C) = N(P^{-1} \textstyle\sum_n a_n v_n,\; P^{-1}), \quad
+        P = I + \textstyle\sum_n λ_n v_n v_n^T,
+
+    for ε the prior's standard normal variable. So the posterior of an empty context **is** the
+    prior, by construction, and contexts longer than any in training concentrate it further.
+    Conditional couplings, gated by n / (n + 1), bend the normal where `posterior="flow"`.
+
+    The encoder sees the items' features and what the model makes of them (its item factors,
+    without gradient), so it need not learn the utility a second time.
+
+    Args:
+        model: The model whose posterior is approximated. It is not part of the guide's parameters.
+        posterior: `"normal"`, independent dimensions; `"multivariate_normal"`; or `"flow"`, a
+            multivariate normal followed by conditional affine couplings (for K = 1, a spline),
+            which can score outside values.
+        hidden_dim: Width of the networks.
+        encoder: `"deep_set"`, or `"attention"`, in which the comparisons see each other first.
+
+    Raises:
+        ValueError: If the model has no latent factor or a name is unknown.
+
+    References:
+        Garnelo et al. (2018), Neural processes, arXiv 1807.01622.
+        Zaheer et al. (2017), Deep sets, arXiv 1703.06114.
+        Volpp et al. (2021), Bayesian context aggregation for neural processes, ICLR.
+        Dinh, Sohl-Dickstein & Bengio (2017), Density estimation using Real NVP, arXiv 1605.08803.
+    """
+
+    def __init__(
+        self,
+        model: HeterogeneousBTL,
+        posterior: str = "flow",
+        hidden_dim: int = 64,
+        encoder: str = "deep_set",
+    ) -> None:
+        super().__init__()
+        if model.latent_dim == 0:
+            raise ValueError(
+                "model must have latent_dim of at least 1, got 0: a homogeneous model needs no "
+                "guide, pass guide=None"
+            )
+        if posterior not in _POSTERIORS:
+            raise ValueError(f"posterior must be one of {_POSTERIORS}, got {posterior!r}")
+        if encoder not in _ENCODERS:
+            raise ValueError(f"encoder must be one of {tuple(_ENCODERS)}, got {encoder!r}")
+        # A tuple hides the model from nn.Module: its parameters are not the guide's.
+        self._model = (model,)
+        self.posterior_family = posterior
+        width, factors = model.latent_dim, model.utility.num_item_factors
+        self.chosen = _ItemEmbedding(model.num_features, factors, hidden_dim)
+        self.rejected = _ItemEmbedding(model.num_features, factors, hidden_dim)
+        self.encoder = _ENCODERS[encoder](hidden_dim)
+        self.potential = MLP(2 * hidden_dim, hidden_dim, width + 2)
+        self.direction = nn.Linear(factors, width, bias=False)
+        self.couplings = nn.ModuleList()
+        self.spline = None
+        if posterior == "flow" and width > 1:
+            halves = width // 2, width - width // 2
+            self.couplings.extend(
+                GatedHypernet(*halves, hidden_dim, hidden_dim) for _ in range(_NUM_COUPLINGS)
+            )
+        elif posterior == "flow":
+            self.spline = MLP(hidden_dim, hidden_dim, 3 * _SPLINE_BINS - 1)
+        self.register_buffer("largest_context", torch.tensor(0))
+
+    @property
+    def model(self) -> HeterogeneousBTL:
+        """The model whose posterior is approximated."""
+        return self._model[0]
+
+    def posterior(self, batch: Batch) -> dist.TorchDistribution:
+        """Returns q(z | context), with batch shape (U,) and event shape (K,)."""
+        self.model.check_items(batch.items)
+        pairs = _Pairs(batch)
+        items = self.model.standardise(batch.items)
+        with torch.no_grad():
+            factors = self.model.utility.item_factors(items)
+        elements = self._embed(items, factors, pairs)
+        summary = self.encoder(elements, pairs.weight, pairs.mask, batch.num_comparisons)
+        base = self._base(elements, summary, factors, pairs)
+        if self.posterior_family == "flow":
+            count = batch.num_comparisons.unsqueeze(-1)
+            base = dist.TransformedDistribution(base, self._flow(summary, count / (count + 1.0)))
+        return self.model.push_forward(base)
+
+    def forward(self, batch: Batch, observe: bool = True) -> Tensor:
+        """Samples z given the batch's comparisons, as Pyro expects of a guide."""
+        with pyro.plate("users", batch.num_users, dim=-1):
+            return pyro.sample("z", self.posterior(batch))
+
+    def register(self) -> None:
+        """Enters the parameters into Pyro's parameter store, as `pyro.module` does."""
+        pyro.module("guide", self)
+
+    def _embed(self, items: Tensor, factors: Tensor, pairs: _Pairs) -> Tensor:
+        """Embeds (chosen, rejected) pairs to shape (R, H)."""
+        winner, loser = pairs.winner, pairs.loser
+        if len(items) < len(winner):  # Items that repeat are embedded once.
+            chosen, rejected = self.chosen(items, factors), self.rejected(items, factors)
+            return F.embedding(winner, chosen) + F.embedding(loser, rejected)
+        chosen = self.chosen(items[winner], factors[winner])
+        return chosen + self.rejected(items[loser], factors[loser])
+
+    def _base(
+        self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: _Pairs
+    ) -> dist.TorchDistribution:
+        """Adds up the pairs' potentials to a normal distribution of the standard variable."""
+        width = self.model.latent_dim
+        seen = torch.cat([elements, summary[pairs.person]], -1)
+        bend, precision, shift = self.potential(F.relu(seen)).split([width, 1, 1], -1)
+        direction = bend + self.direction(factors[pairs.winner] - factors[pairs.loser])
+        weight = pairs.weight[pairs.mask].unsqueeze(-1)
+        precision, shift = weight * F.softplus(precision), weight * shift
+        zero = summary.new_zeros(len(summary), width)
+        total_shift = zero.index_add(0, pairs.person, shift * direction)
+        if self.posterior_family == "normal" or width == 1:
+            total = 1.0 + zero.index_add(0, pairs.person, precision * direction.square())
+            return dist.Normal(total_shift / total, total.rsqrt()).to_event(1)
+        outer = (precision * direction).unsqueeze(-1) * direction.unsqueeze(-2)
+        eye = torch.eye(width, device=zero.device, dtype=zero.dtype)
+        total = eye.expand(len(summary), width, width).index_add(0, pairs.person, outer)
+        # P = L Lᵀ, so ε = P⁻¹ shift + L⁻ᵀ noise; reversing the order twice makes L⁻ᵀ triangular.
+        factor = torch.linalg.cholesky(total.flip(-2, -1)).flip(-2, -1)
+        tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
+        loc = (tril @ (tril.mT @ total_shift.unsqueeze(-1))).squeeze(-1)
+        return dist.MultivariateNormal(loc, scale_tril=tril)
+
+    def _flow(self, summary: Tensor, gate: Tensor) -> list:
+        if self.spline is not None:
+            nets = partial(_gated_spline, self.spline, gate)
+            spline = T.ConditionalSpline(nets, 1, _SPLINE_BINS, bound=5.0, order="quadratic")
+            return [spline.condition(summary)]
+        couplings = [
+            T.AffineCoupling(net.passive.in_features, partial(net, context=(summary, gate)))
+            for net in self.couplings
+        ]
+        return flip_between(couplings, self.model.latent_dim, summary.device)
+
+
+class _ItemEmbedding(nn.Module):
+    """Embeds items by their features and by the model's factors of them."""
+
+    def __init__(self, num_features: int, num_factors: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.features = ItemLinear(num_features, hidden_dim)
+        self.factors = nn.Linear(num_factors, hidden_dim, bias=False)
+
+    def forward(self, items: Tensor, factors: Tensor) -> Tensor:
+        """Returns embeddings (R, H) of items (R, D) or (R,) with factors (R, F)."""
+        return self.features(items) + self.factors(factors)
+
+
+class _Pairs:
+    """Lists a batch's comparisons as R (chosen, rejected) pairs, person by person.
+
+    Half a win each becomes both orders with weight ½, in columns added to the right.
+
+    Attributes:
+        mask: True where there is a pair, with shape (U, N) or (U, 2 N).
+        weight: Weight of each pair, 1 or ½, with the shape of `mask`.
+        winner: Position of the chosen item, with shape (R,).
+        loser: Position of the rejected item, with shape (R,).
+        person: Position of the person, with shape (R,).
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        batch = batch.clean()
+        left_wins = batch.choice >= 0.5
+        winner = torch.where(left_wins, batch.left, batch.right)
+        loser = torch.where(left_wins, batch.right, batch.left)
+        tied = batch.mask & (batch.choice == 0.5)
+        self.mask, self.weight = batch.mask, 1.0 - 0.5 * tied
+        if tied.any():
+            winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
+            self.mask = torch.cat([self.mask, tied], -1)
+            self.weight = torch.cat([self.weight, 0.5 * tied], -1)
+        self.winner, self.loser = winner[self.mask], loser[self.mask]
+        self.person = self.mask.nonzero()[:, 0]
+
+
+def _gated_spline(net: nn.Module, gate: Tensor, summary: Tensor) -> tuple[Tensor, ...]:
+    """Gives a spline's widths, heights and slopes; equal bins of slope 1, the identity, at gate 0."""
+    params = gate * net(summary)
+    widths, heights, slopes = params.split([_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1], -1)
+    least_slope = 1e-3  # Pyro adds it to the softplus of what it is given.
+    one = torch.log(torch.expm1(torch.tensor(1.0 - least_slope)))
+    return widths, heights, slopes + one

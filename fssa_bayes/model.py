@@ -1,0 +1,371 @@
+r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro.distributions import transforms as T
+from torch import Tensor, nn
+
+from fssa_bayes import kernels
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import BradleyTerry
+from fssa_bayes.nn import MLP, flip_between, tower
+
+__all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
+
+
+class LinearUtility(nn.Module):
+    r"""Computes r(x, z) = x·(w0 + Λz): random coefficients, or a correlated mixed logit.
+
+    Args:
+        num_features: Number of item features D.
+        latent_dim: Number of latent dimensions K.
+    """
+
+    def __init__(self, num_features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.num_item_factors = 1 + latent_dim
+        self.mean = nn.Parameter(torch.zeros(num_features))
+        self.loading = nn.Parameter(0.3 * torch.randn(num_features, latent_dim))
+
+    def population_parameters(self) -> list[nn.Parameter]:
+        """Lists the parameters that describe the population: w0 and Λ."""
+        return [self.mean, self.loading]
+
+    def item_factors(self, items: Tensor) -> Tensor:
+        """Returns x·w0 and xΛ with shape (M, 1 + K)."""
+        table = torch.cat([self.mean.unsqueeze(-1), self.loading], -1)
+        return table[items] if items.dtype == torch.int64 else items @ table
+
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Returns w0 + Λz with shape (*, U, D) for z with shape (*, U, K)."""
+        return self.mean + z @ self.loading.T
+
+    def forward(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
+        if items.dtype == torch.int64:
+            return self.mean[items] + z @ self.loading[items].T
+        return self.coefficients(z) @ items.T
+
+    def pairwise(self, items: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+        if items.dtype == torch.int64:
+            return partial(kernels.pairwise_gather, self(items, z))
+        return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
+
+
+class BilinearUtility(nn.Module):
+    r"""Computes r(x, z) = φ(x)·ψ(z) with two MLP towers.
+
+    ψ is a network, so it can switch between types of people, and the likelihood of many draws is a
+    matrix product.
+
+    Args:
+        num_features: Number of item features D.
+        latent_dim: Number of latent dimensions K.
+        hidden_dim: Width of both towers.
+        num_factors: Number of factors that the towers end in.
+    """
+
+    def __init__(
+        self, num_features: int, latent_dim: int, hidden_dim: int = 64, num_factors: int = 16
+    ) -> None:
+        super().__init__()
+        self.num_item_factors = num_factors
+        self.item_tower = tower(num_features, hidden_dim, hidden_dim, num_factors)
+        self.user_tower = MLP(latent_dim, hidden_dim, hidden_dim, num_factors)
+
+    def forward(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
+        return self.user_tower(z) @ self.item_tower(items).T
+
+    def item_factors(self, items: Tensor) -> Tensor:
+        """Returns φ(x) with shape (M, F)."""
+        return self.item_tower(items)
+
+    def pairwise(self, items: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+        return partial(kernels.pairwise_bilinear, self.item_tower(items), self.user_tower(z))
+
+
+class MLPUtility(nn.Module):
+    r"""Computes r(x, z) = w·relu(A(x) + B z): a network on [h(x), z], its first layer split.
+
+    Args:
+        num_features: Number of item features D.
+        latent_dim: Number of latent dimensions K.
+        hidden_dim: Width of the layers.
+    """
+
+    def __init__(self, num_features: int, latent_dim: int, hidden_dim: int = 64) -> None:
+        super().__init__()
+        self.num_item_factors = hidden_dim
+        self.item_tower = tower(num_features, hidden_dim, hidden_dim, hidden_dim)
+        self.user_layer = nn.Parameter(torch.randn(hidden_dim, latent_dim))
+        self.weight = nn.Parameter(torch.randn(hidden_dim) / hidden_dim**0.5)
+
+    def forward(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
+        user = (z @ self.user_layer.T).unsqueeze(-2)
+        return torch.relu(self.item_tower(items) + user) @ self.weight
+
+    def item_factors(self, items: Tensor) -> Tensor:
+        """Returns the items' part of the hidden layer, with shape (M, H)."""
+        return self.item_tower(items)
+
+    def pairwise(self, items: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+        user = z @ self.user_layer.T
+        return partial(kernels.pairwise_mlp, self.item_tower(items), user, self.weight)
+
+
+class ModuleUtility(nn.Module):
+    """Uses any module that maps items (*, D) and z (*, K), broadcast, to utilities (*).
+
+    Args:
+        module: The utility; with `latent_dim=0` its z has width 0.
+    """
+
+    num_item_factors = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def item_factors(self, items: Tensor) -> Tensor:
+        """Returns nothing known, a zero with shape (M, 1)."""
+        return torch.zeros(len(items), 1, device=items.device)
+
+    def forward(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns utilities (*, U, M) of items (M, D) for z with shape (*, U, K)."""
+        return self.module(items, z.unsqueeze(-2))
+
+    def pairwise(self, items: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+        return partial(self._gather, items, z)
+
+    def _gather(self, items: Tensor, z: Tensor, left: Tensor, right: Tensor, *args, **kwargs):
+        if len(items) <= 2 * left.shape[1]:
+            return kernels.pairwise_gather(self(items, z), left, right, *args, **kwargs)
+        # Items that differ between people are evaluated for their own person only.
+        index = torch.cat([left, right], -1)
+        utility = self.module(items[index], z.unsqueeze(-2))
+        position = torch.arange(index.shape[1], device=index.device).expand_as(index)
+        left, right = position.chunk(2, -1)
+        return kernels.pairwise_gather(utility, left, right, *args, **kwargs)
+
+
+class HeterogeneousBTL(nn.Module):
+    r"""Models the paired comparisons of people who differ by a latent factor z,
+
+    .. math:: p(z, y) = \prod_u p(z_u) \prod_n
+        \mathrm{BradleyTerry}(y_{un} \mid r(x_{un}^{l}, z_u) - r(x_{un}^{r}, z_u)).
+
+    A Pyro program with one plate, `users`, and two sample sites: `z` with event shape (K,) and
+    `choice` with event shape (N,). Its parameters are those of an ordinary module; :meth:`register`
+    enters them into Pyro's parameter store for those who use `SVI`.
+
+    Args:
+        num_features: Number of item features D; the number of items where these have no features.
+        latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
+        utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz);
+            `"mlp"`, one network whose first layer adds item and user; or a module that maps items
+            (*, D) and z (*, K), broadcast, to utilities (*), in nats.
+        prior: `"normal"`, or `"flow"` for a learned p(z).
+        hidden_dim: Width of the utility's networks.
+        num_factors: Number of factors of the bilinear utility.
+
+    Raises:
+        ValueError: If a size is out of range or a name unknown.
+
+    References:
+        Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
+        McFadden & Train (2000), Mixed MNL models for discrete response.
+
+    Example:
+        >>> model = HeterogeneousBTL(num_features=4, latent_dim=2, utility="linear")
+        >>> model.prior(3).batch_shape, model.prior(3).event_shape
+        (torch.Size([3]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        latent_dim: int,
+        utility: str | nn.Module = "bilinear",
+        prior: str = "normal",
+        hidden_dim: int = 64,
+        num_factors: int = 16,
+    ) -> None:
+        super().__init__()
+        _check_at_least("num_features", num_features, 1)
+        _check_at_least("latent_dim", latent_dim, 0)
+        _check_at_least("hidden_dim", hidden_dim, 1)
+        _check_at_least("num_factors", num_factors, 1)
+        self.num_features = num_features
+        self.latent_dim = latent_dim
+        if isinstance(utility, nn.Module):
+            self.utility: nn.Module = ModuleUtility(utility)
+        elif utility == "bilinear":
+            self.utility = BilinearUtility(num_features, latent_dim, hidden_dim, num_factors)
+        elif utility == "linear":
+            self.utility = LinearUtility(num_features, latent_dim)
+        elif utility == "mlp":
+            self.utility = MLPUtility(num_features, latent_dim, hidden_dim)
+        else:
+            raise ValueError(
+                f"utility must be 'bilinear', 'linear', 'mlp' or a module, got {utility!r}"
+            )
+        if prior not in ("normal", "flow"):
+            raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
+        is_flow = prior == "flow" and latent_dim > 0
+        self.prior_flow = nn.ModuleList(_prior_flow(latent_dim, hidden_dim) if is_flow else [])
+        self.register_buffer("feature_mean", torch.zeros(num_features))
+        self.register_buffer("feature_scale", torch.ones(num_features))
+        self.register_buffer("is_standardised", torch.tensor(False))
+        self.register_buffer("_origin", torch.zeros(()))
+
+    # ------------------------------------------------------------------ the graphical model
+
+    def prior(self, num_users: int) -> dist.TorchDistribution:
+        """Returns p(z), with batch shape (U,) and event shape (K,)."""
+        shape = (num_users, self.latent_dim)
+        base = dist.Normal(self._origin.expand(shape), 1.0 + self._origin).to_event(1)
+        return self.push_forward(base)
+
+    def push_forward(self, base: dist.TorchDistribution) -> dist.TorchDistribution:
+        """Maps a distribution of the prior's standard normal variable to one of z."""
+        if not len(self.prior_flow):
+            return base
+        spline, *couplings = self.prior_flow
+        return dist.TransformedDistribution(
+            base, [spline, *flip_between(couplings, self.latent_dim, self.device)]
+        )
+
+    def choice(self, batch: Batch, z: Tensor) -> BradleyTerry:
+        """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K)."""
+        self.check_items(batch.items)
+        self.check_z(z)
+        lead = z.shape[:-2]
+        pairwise = self.utility.pairwise(
+            self.standardise(batch.items), z.reshape(math.prod(lead), *z.shape[-2:])
+        )
+
+        def likelihood(choice: Tensor | None = None, output: str = "log_prob") -> Tensor:
+            value = pairwise(batch.left, batch.right, choice, batch.mask, output=output)
+            return value.reshape(lead + value.shape[1:])
+
+        return BradleyTerry(likelihood, batch.mask, z.shape[:-1])
+
+    def forward(self, batch: Batch, observe: bool = True) -> Tensor:
+        """Runs the generative program; `observe=False` leaves the choices to be drawn."""
+        with pyro.plate("users", batch.num_users, dim=-1):
+            if self.latent_dim:
+                z = pyro.sample("z", self.prior(batch.num_users))
+            else:
+                z = self._origin.expand(batch.num_users, 0)
+            return pyro.sample(
+                "choice", self.choice(batch, z), obs=batch.choice if observe else None
+            )
+
+    def register(self) -> None:
+        """Enters the parameters into Pyro's parameter store, as `pyro.module` does."""
+        pyro.module("model", self)
+
+    # ------------------------------------------------------------------ utilities
+
+    def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
+        """Evaluates the utility of every item to every user.
+
+        Args:
+            items: Features with shape (M, D) in original units, or positions (M,).
+            z: Latent factors with shape (*, U, K).
+
+        Returns:
+            Utilities in nats with shape (*, U, M), identified up to a constant per user and draw.
+        """
+        self.check_items(items)
+        self.check_z(z)
+        return self.utility(self.standardise(items), z)
+
+    def standardise(self, items: Tensor) -> Tensor:
+        """Centres and scales features (M, D); positions (M,) pass unchanged."""
+        if items.dtype == torch.int64:
+            return items
+        return (items - self.feature_mean) / self.feature_scale
+
+    def set_standardisation(self, items: Tensor | None) -> None:
+        """Takes the features' mean and standard deviation from an item table, once."""
+        if items is None or self.is_standardised:
+            return
+        scale = items.std(0, unbiased=False)
+        self.feature_mean.copy_(items.mean(0))
+        self.feature_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        self.is_standardised.fill_(True)
+
+    def check_items(self, items: Tensor) -> None:
+        """Raises a ValueError unless the item table has the model's number of features."""
+        if items.dtype == torch.int64:
+            if len(items) and int(items.max()) >= self.num_features:
+                raise ValueError(
+                    f"item positions must be below the model's num_features={self.num_features}, "
+                    f"got {int(items.max())}"
+                )
+        elif items.shape[-1] != self.num_features:
+            raise ValueError(
+                f"items must have the model's num_features={self.num_features} features, "
+                f"got {items.shape[-1]}"
+            )
+
+    def check_z(self, z: Tensor) -> None:
+        """Raises a ValueError unless z has the model's number of latent dimensions."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"z must have the model's latent_dim={self.latent_dim} dimensions, "
+                f"got shape {tuple(z.shape)}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.feature_mean.device
+
+    # ------------------------------------------------------------------ simulation
+
+    def simulate(self, data: Preferences, *, seed: int = 0) -> tuple[Preferences, Tensor]:
+        """Draws new people and their choices on the pairs of `data`.
+
+        Args:
+            data: Tells who is asked about which pairs; its choices are not looked at.
+            seed: Seed of the draws; the global random state is left as it was.
+
+        Returns:
+            The same data with simulated choices, and the people's z with shape (U, K).
+        """
+        with seeded(seed), torch.no_grad():
+            choices, factors = [], []
+            for batch in data.batches(4096):
+                moved = batch.to(self.device)
+                z = self.prior(batch.num_users).sample()
+                choices.append(self.choice(moved, z).sample()[moved.mask].cpu())
+                factors.append(z.cpu())
+        simulated = data.with_choices(torch.cat(choices).numpy())
+        return simulated, torch.cat(factors)
+
+
+def _prior_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
+    """Builds a learned transform of the standard normal: a spline, then affine couplings."""
+    spline = T.Spline(latent_dim, count_bins=8, bound=5.0, order="quadratic")
+    couplings = [T.affine_coupling(latent_dim, [hidden_dim]) for _ in range(2)]
+    return [spline] + (couplings if latent_dim > 1 else [])
+
+
+def _check_at_least(argument: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")

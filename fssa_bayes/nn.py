@@ -1,0 +1,176 @@
+"""Networks on items and on sets of comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions.transforms import Permute
+from torch import Tensor, nn
+
+__all__ = [
+    "MLP",
+    "DeepSet",
+    "GatedHypernet",
+    "ItemLinear",
+    "SelfAttention",
+    "flip_between",
+    "tower",
+]
+
+
+class ItemLinear(nn.Linear):
+    """Maps items to features, linearly: `x` with features (M, D), or positions int64 (M,).
+
+    Positions stand for indicator features; the product with an indicator is a look-up, so no
+    M x M table is ever built.
+    """
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Returns a tensor with shape (M, H)."""
+        if items.dtype == torch.int64:
+            return F.embedding(items, self.weight.T) + self.bias
+        return super().forward(items)
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron with ReLU between layers of the given widths."""
+
+    def __init__(self, *widths: int) -> None:
+        layers: list[nn.Module] = []
+        for index, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers += [nn.ReLU()] if index else []
+            layers.append(_linear(width_in, width_out))
+        super().__init__(*layers)
+
+
+def tower(num_features: int, *widths: int) -> nn.Sequential:
+    """Builds an MLP whose first layer takes item features or item positions."""
+    return nn.Sequential(ItemLinear(num_features, widths[0]), nn.ReLU(), MLP(*widths))
+
+
+def _linear(width_in: int, width_out: int) -> nn.Linear:
+    layer = nn.Linear(max(width_in, 1), width_out)
+    if width_in == 0:  # A layer without inputs is its bias.
+        layer.weight = nn.Parameter(layer.weight[:, :0].detach())
+    return layer
+
+
+class DeepSet(nn.Module):
+    """Pools a set by mean and maximum, so that its summary does not grow with its size.
+
+    Args:
+        hidden_dim: Width H of elements and of the summary.
+    """
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.element = MLP(hidden_dim, hidden_dim, hidden_dim)
+        self.summary = MLP(2 * hidden_dim + 2, hidden_dim, hidden_dim)
+
+    def forward(self, elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+        """Summarises sets to shape (U, H).
+
+        Args:
+            elements: The elements of all sets, one after the other, with shape (R, H).
+            weight: Their weights, at their places, with shape (U, N).
+            mask: True at the R places of the elements, set by set, with shape (U, N).
+            count: Sum of the weights of each set, with shape (U,).
+
+        Returns:
+            One summary for each set; what an empty set gives does not depend on the others.
+        """
+        padded = _pad(self.element(F.relu(elements)), mask)
+        return self.summary(_pool(padded, weight, mask, count))
+
+
+class SelfAttention(nn.Module):
+    """Lets the elements of a set attend to each other before they are pooled.
+
+    Args:
+        hidden_dim: Width H of elements and of the summary; a multiple of `num_heads`.
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int = 4) -> None:
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"hidden_dim must be a multiple of num_heads={num_heads}, got {hidden_dim}"
+            )
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.project = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.merge = nn.Linear(hidden_dim, hidden_dim)
+        self.pool = DeepSet(hidden_dim)
+
+    def forward(self, elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+        """Summarises sets to shape (U, H), as :meth:`DeepSet.forward` does."""
+        padded = _pad(self.project(self.norm(elements)), mask)
+        heads = padded.reshape(*mask.shape, 3, self.num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        # An empty set attends to its padding, which the pooling then ignores.
+        visible = mask | ~mask.any(-1, keepdim=True)
+        bias = weight.log().masked_fill(~visible, -torch.inf)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, None, None, :])
+        mixed = mixed.transpose(1, 2).flatten(-2)[mask]
+        return self.pool(elements + self.merge(mixed), weight, mask, count)
+
+
+def _pad(elements: Tensor, mask: Tensor) -> Tensor:
+    """Places elements (R, H) where the mask (U, N) is True, with zeros elsewhere."""
+    padded = elements.new_zeros((*mask.shape, elements.shape[-1]))
+    return padded.index_put(mask.nonzero(as_tuple=True), elements)
+
+
+def _pool(elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Pools padded elements (U, N, H) to mean, maximum, log(1 + n), n / (n + 1): (U, 2 H + 2)."""
+    count = count.unsqueeze(-1).to(elements.dtype)
+    mean = (elements * weight.unsqueeze(-1)).sum(-2) / count.clamp(min=1)
+    if elements.shape[-2]:
+        maximum = elements.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(-2)
+        maximum = maximum.masked_fill(count == 0, 0.0)
+    else:
+        maximum = torch.zeros_like(mean)
+    return torch.cat([mean, maximum, count.log1p(), count / (count + 1)], -1)
+
+
+class GatedHypernet(nn.Module):
+    """Gives shift and log-scale of a coupling layer, both 0 where the gate is 0.
+
+    The hidden layer is additive in the passive half of z and in the context, so that the
+    context's part is computed once for all draws.
+
+    Args:
+        split_dim: Width of the passive half of z.
+        transformed_dim: Width of the half that is transformed.
+        context_dim: Width of the context.
+        hidden_dim: Width of the hidden layer.
+    """
+
+    def __init__(
+        self, split_dim: int, transformed_dim: int, context_dim: int, hidden_dim: int
+    ) -> None:
+        super().__init__()
+        self.passive = nn.Linear(split_dim, hidden_dim)
+        self.context = nn.Linear(context_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, 2 * transformed_dim)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, passive: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns shift and log-scale (*, U, transformed_dim) for a context ((U, C), (U, 1))."""
+        summary, gate = context
+        hidden = F.relu(self.passive(passive) + self.context(summary))
+        shift, log_scale = (gate * self.output(hidden)).chunk(2, -1)
+        return shift, log_scale
+
+
+def flip_between(couplings: Sequence, width: int, device: torch.device) -> list:
+    """Puts a reversal of z's order behind each coupling, so that each half is transformed in turn.
+
+    An even number of couplings leaves the order as it was.
+    """
+    flip = torch.arange(width - 1, -1, -1, device=device)
+    return [transform for coupling in couplings for transform in (coupling, Permute(flip))]

@@ -1,0 +1,286 @@
+r"""What a fit maximises: each objective a small class.
+
+An objective draws its own batches, so that a stage of `fit` is: draw a batch, accumulate the
+gradient, step. Losses are in nats per person.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch import Tensor, nn
+
+from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = [
+    "ELBO",
+    "ImportanceWeightedELBO",
+    "MaximumLikelihood",
+    "NeuralProcessELBO",
+    "Objective",
+    "PredictiveLikelihood",
+    "Sleep",
+]
+
+
+class Objective(ABC):
+    """Defines one stage of a fit.
+
+    Args:
+        steps: Number of optimisation steps; None for the objective's default.
+        batch_size: Number of people in a batch; None for the objective's default.
+    """
+
+    learns_model = True
+    default_steps = 2500
+    default_batch_size = 64
+
+    def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
+        for argument, value in (("steps", steps), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{argument} must be at least 1, got {value}")
+        self.steps = self.default_steps if steps is None else steps
+        self.batch_size = self.default_batch_size if batch_size is None else batch_size
+
+    def draw_batch(
+        self, model: HeterogeneousBTL, data: Preferences, rng: np.random.Generator
+    ) -> Batch:
+        """Draws the people of one step, on the model's device."""
+        size = min(self.batch_size, len(data))
+        return data.batch(rng.choice(len(data), size, replace=False)).to(model.device)
+
+    def backward(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> float:
+        """Accumulates the gradient of the loss per person and returns the loss, in nats."""
+        loss = self.loss(model, guide, batch)
+        loss.backward()
+        return loss.item()
+
+    @abstractmethod
+    def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
+        """Returns an estimate of the loss per person, in nats."""
+
+    def trained(self, model: HeterogeneousBTL, guide: NeuralProcessGuide) -> list[nn.Parameter]:
+        """Lists the parameters that the stage updates."""
+        return [*(model.parameters() if self.learns_model else ()), *guide.parameters()]
+
+    @property
+    def name(self) -> str:
+        """The name that stands in the history."""
+        return type(self).__name__
+
+
+class MaximumLikelihood(Objective):
+    """Maximises the likelihood of a model without latent factor; `fit` does so by L-BFGS."""
+
+    default_steps = 1000
+
+    def loss(
+        self, model: HeterogeneousBTL, guide: NeuralProcessGuide | None, batch: Batch
+    ) -> Tensor:
+        """Returns the loss per person, in nats."""
+        z = batch.choice.new_zeros(batch.num_users, 0)
+        return -model.choice(batch, z).log_prob(batch.choice).mean()
+
+
+class ImportanceWeightedELBO(Objective):
+    r"""Maximises :math:`\log \frac{1}{S} \sum_s p(C, z_s) / q(z_s \mid C)`, one weight per person.
+
+    With more particles it approaches the log marginal likelihood, and the fit maximum marginal
+    likelihood. Pyro's `RenyiELBO` at α = 0.
+
+    Args:
+        num_particles: Number of draws S.
+        subset: Whether to use a random part of each person's comparisons instead of all: a
+            composite likelihood, consistent, but not its maximum.
+        steps: Number of optimisation steps.
+        batch_size: Number of people in a batch.
+
+    References:
+        Burda, Grosse & Salakhutdinov (2016), Importance weighted autoencoders, arXiv 1509.00519.
+        Li & Turner (2016), Rényi divergence variational inference, arXiv 1602.02311.
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 16,
+        subset: bool = False,
+        *,
+        steps: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(steps=steps, batch_size=batch_size)
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        self.num_particles = num_particles
+        self.subset = subset
+        if num_particles == 1:  # Pyro does not vectorise a single particle; the two coincide.
+            self._elbo = Trace_ELBO(max_plate_nesting=1)
+        else:
+            self._elbo = RenyiELBO(
+                alpha=0, num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1
+            )
+
+    def backward(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> float:
+        """Accumulates the gradient of the loss per person and returns the loss, in nats."""
+        batch = self._select(batch)
+        if self.num_particles == 1:
+            return super().backward(model, guide, batch)
+
+        def registered(batch: Batch) -> Tensor:
+            # RenyiELBO takes gradients only where it has seen a parameter of Pyro's own.
+            pyro.param("fit", batch.choice.new_zeros(()))
+            return model(batch)
+
+        trained = [p for p in self.trained(model, guide) if p.requires_grad]
+        with pyro.get_param_store().scope():
+            loss = self._elbo.loss_and_grads(registered, guide, batch)
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad /= batch.num_users
+        return loss / batch.num_users
+
+    def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
+        """Returns an estimate of the loss per person, in nats."""
+        if self.num_particles == 1:
+            return self._elbo.differentiable_loss(model, guide, batch) / batch.num_users
+        return batch.choice.new_tensor(self._elbo.loss(model, guide, batch) / batch.num_users)
+
+    def _select(self, batch: Batch) -> Batch:
+        return batch.replace(mask=split_mask(batch.mask)[0]) if self.subset else batch
+
+
+class ELBO(ImportanceWeightedELBO):
+    """Maximises the evidence lower bound: :class:`ImportanceWeightedELBO` with one particle.
+
+    Fast, and biased towards people who are alike: see the measurements in the README.
+    """
+
+    def __init__(
+        self,
+        subset: bool = False,
+        *,
+        steps: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(1, subset, steps=steps, batch_size=batch_size)
+
+
+class NeuralProcessELBO(Objective):
+    r"""Maximises :math:`E_{q(z|C∪T)} \log p(T|z) − KL(q(z|C∪T) ‖ q(z|C))`.
+
+    For few-shot prediction only. A non-empty context takes the guide as its own prior, so q(z|C)
+    is not p(z|C), and the scale of z is not a population estimate.
+
+    References:
+        Garnelo et al. (2018), Neural processes, arXiv 1807.01622.
+    """
+
+    def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
+        super().__init__(steps=steps, batch_size=batch_size)
+        self._elbo = Trace_ELBO(max_plate_nesting=1)
+
+    def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
+        """Returns an estimate of the loss per person, in nats."""
+        context_mask, target_mask = split_mask(batch.mask)
+        context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
+
+        def predict(everything: Batch) -> None:
+            with pyro.plate("users", batch.num_users, dim=-1):
+                z = pyro.sample("z", guide.posterior(context))
+                pyro.sample("choice", model.choice(target, z), obs=target.choice)
+
+        return self._elbo.differentiable_loss(predict, guide, batch) / batch.num_users
+
+
+class PredictiveLikelihood(Objective):
+    r"""Maximises :math:`\log \frac{1}{S} \sum_s p(T \mid z_s)` with z from q(z | C).
+
+    The published training signal: there is no prior in it but that of the guide's construction.
+
+    Args:
+        num_particles: Number of draws S.
+        steps: Number of optimisation steps.
+        batch_size: Number of people in a batch.
+
+    References:
+        Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 16,
+        *,
+        steps: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(steps=steps, batch_size=batch_size)
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        self.num_particles = num_particles
+
+    def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
+        """Returns an estimate of the loss per person, in nats."""
+        context_mask, target_mask = split_mask(batch.mask)
+        z = guide.posterior(batch.replace(mask=context_mask)).rsample((self.num_particles,))
+        log_prob = model.choice(batch.replace(mask=target_mask), z).log_prob(batch.choice)
+        return math.log(self.num_particles) - log_prob.logsumexp(0).mean()
+
+
+class Sleep(Objective):
+    r"""Maximises :math:`E_{p(z, C)} \log q(z \mid C)` on people simulated from the fitted model.
+
+    Teaches the guide every context size from 0 to twice the largest in training; the pairs are
+    resampled from the training comparisons. It minimises KL(p(z|C) ‖ q(z|C)) on average, so the
+    guide comes to cover the model's posterior. Only the guide is updated: p(z) and the utility are
+    left bitwise as they were.
+
+    References:
+        Hinton et al. (1995), The wake-sleep algorithm, Science 268.
+        Papamakarios & Murray (2016), Fast ε-free inference of simulation models, arXiv 1605.06376.
+    """
+
+    learns_model = False
+    default_batch_size = 128
+
+    def draw_batch(
+        self, model: HeterogeneousBTL, data: Preferences, rng: np.random.Generator
+    ) -> Batch:
+        """Draws the contexts of imaginary people; their choices are drawn by :meth:`loss`."""
+        largest = 2 * int(data.counts.max())
+        # Half the people uniform in size, half log-uniform: small contexts are where people start.
+        uniform = rng.integers(0, largest + 1, self.batch_size)
+        log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2), self.batch_size))) - 1
+        sizes = np.where(rng.random(self.batch_size) < 0.5, uniform, log_uniform).astype(np.int64)
+        return data.resample_pairs(sizes, rng).to(model.device)
+
+    def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
+        """Returns an estimate of −E log q(z | C) per person, in nats."""
+        with torch.no_grad():
+            z = model.prior(batch.num_users).sample()
+            context = batch.replace(choice=model.choice(batch, z).sample())
+        return -guide.posterior(context).log_prob(z).mean()
+
+
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits each person's comparisons into a context and a target, of a size drawn per person.
+
+    Args:
+        mask: True where there is a comparison, with shape (U, N).
+
+    Returns:
+        Context and target masks with shape (U, N). A context has 0 to n − 1 of n comparisons,
+        each size equally likely; the target has the rest.
+    """
+    count = mask.sum(-1, keepdim=True)
+    size = (torch.rand_like(count, dtype=torch.float32) * count).floor()
+    key = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2.0)
+    rank = key.argsort(-1).argsort(-1)
+    context = mask & (rank < size)
+    return context, mask & ~context

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fssa_bayes import kernels
+
+INDEX = torch.tensor([[0, 1]])
+
+
+class Operation(NamedTuple):
+    """One operation, its inputs for given sizes, and the utility of an item written plainly."""
+
+    run: Callable[..., Tensor]
+    inputs: Callable[[int, int, int, torch.Generator], list[Tensor]]
+    utility: Callable[..., float]
+    at_margin: Callable[[float], list[Tensor]]
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+OPERATIONS = {
+    "gather": Operation(
+        kernels.pairwise_gather,
+        lambda s, u, m, g: [normal(s, u, m, generator=g)],
+        lambda table, s, u, i: table[s, u, i],
+        lambda margin: [torch.tensor([[[margin, 0.0]]])],
+    ),
+    "shared": Operation(
+        kernels.pairwise_gather,
+        lambda s, u, m, g: [normal(s, 1, m, generator=g)],
+        lambda table, s, u, i: table[s, 0, i],
+        lambda margin: [torch.tensor([[[0.0, -margin]]])],
+    ),
+    "bilinear": Operation(
+        kernels.pairwise_bilinear,
+        lambda s, u, m, g: [normal(m, 3, generator=g), normal(s, u, 3, generator=g)],
+        lambda item, user, s, u, i: sum(item[i, k] * user[s, u, k] for k in range(3)),
+        lambda margin: [torch.tensor([[margin], [0.0]]), torch.ones(1, 1, 1)],
+    ),
+    "mlp": Operation(
+        kernels.pairwise_mlp,
+        lambda s, u, m, g: [
+            normal(m, 5, generator=g),
+            normal(s, u, 5, generator=g),
+            normal(5, generator=g),
+        ],
+        lambda item, user, weight, s, u, i: sum(
+            weight[h] * max(item[i, h] + user[s, u, h], 0.0) for h in range(5)
+        ),
+        lambda margin: [
+            torch.tensor([[max(margin, 0.0)], [max(-margin, 0.0)]]),
+            torch.zeros(1, 1, 1),
+            torch.ones(1),
+        ],
+    ),
+}
+SIZES = {  # draws, users, comparisons, items
+    "one of each": (1, 1, 1, 2),
+    "one draw": (1, 3, 4, 5),
+    "one comparison": (4, 3, 1, 3),
+    "repeated items": (3, 2, 9, 2),
+    "odd": (5, 7, 11, 13),
+    "empty contexts": (2, 3, 0, 4),
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
+
+
+class Problem(NamedTuple):
+    inputs: list[Tensor]
+    left: Tensor
+    right: Tensor
+    choice: Tensor
+    mask: Tensor
+
+    def run(self, operation: Operation, **options: object) -> Tensor:
+        return operation.run(*self.inputs, self.left, self.right, self.choice, self.mask, **options)
+
+
+def problem(operation: Operation, draws: int, users: int, num: int, items: int) -> Problem:
+    """Draws inputs, with holes in the mask and, where there are several, a user without any."""
+    generator = torch.Generator().manual_seed(1)
+    left = torch.randint(items, (users, num), generator=generator)
+    shift = torch.randint(1, items, (users, num), generator=generator)
+    choice = torch.randint(3, (users, num), generator=generator).double() / 2
+    mask = torch.rand(users, num, generator=generator) < 0.7
+    mask[:, :1] = True
+    if users > 1:
+        mask[-1] = False
+    inputs = operation.inputs(draws, users, items, generator)
+    return Problem(inputs, left, (left + shift) % items, choice, mask)
+
+
+def margins(operation: Operation, p: Problem, position_bias: float) -> np.ndarray:
+    tables = [tensor.numpy() for tensor in p.inputs]
+    draws = p.inputs[min(1, len(p.inputs) - 1)].shape[0]
+    result = np.zeros((draws, *p.left.shape))
+    for s, u, n in np.ndindex(*result.shape):
+        if p.mask[u, n]:
+            left = operation.utility(*tables, s, u, p.left[u, n].item())
+            right = operation.utility(*tables, s, u, p.right[u, n].item())
+            result[s, u, n] = left - right + position_bias
+    return result
+
+
+def log_prob(margin: float, choice: float) -> float:
+    return choice * margin - max(margin, 0.0) - math.log1p(math.exp(-abs(margin)))
+
+
+@every_operation
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("position_bias", [0.0, -0.8])
+def test_agrees_with_a_loop(
+    operation: Operation, size: tuple[int, int, int, int], position_bias: float
+) -> None:
+    p = problem(operation, *size)
+    margin = margins(operation, p, position_bias)
+    expected = np.zeros_like(margin)
+    for s, u, n in np.ndindex(*margin.shape):
+        if p.mask[u, n]:
+            expected[s, u, n] = log_prob(margin[s, u, n], p.choice[u, n].item())
+    for options, truth in (
+        ({"output": "margin"}, margin),
+        ({"reduce": False}, expected),
+        ({}, expected.sum(-1)),
+    ):
+        result = p.run(operation, position_bias=position_bias, **options)
+        torch.testing.assert_close(result, torch.from_numpy(truth), rtol=1e-12, atol=1e-12)
+
+
+@every_operation
+def test_missing_mask_means_all(operation: Operation) -> None:
+    p = problem(operation, 3, 2, 4, 5)
+    everything = p._replace(mask=torch.ones_like(p.mask)).run(operation)
+    assert torch.equal(p._replace(mask=None).run(operation), everything)
+
+
+@every_operation
+def test_gradients_agree_with_finite_differences(operation: Operation) -> None:
+    p = problem(operation, 2, 3, 4, 5)
+    variables = [tensor.requires_grad_() for tensor in p.inputs]
+    variables.append(torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
+
+    def run(*tensors: Tensor) -> Tensor:
+        return p._replace(inputs=tensors[:-1]).run(operation, position_bias=tensors[-1])
+
+    assert torch.autograd.gradcheck(run, variables)
+    assert torch.autograd.gradgradcheck(run, variables)
+
+
+@every_operation
+@pytest.mark.parametrize("choice", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("margin", [-1e4, -40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0, 1e4])
+def test_single_precision_is_exact_at_the_edges(
+    operation: Operation, margin: float, choice: float
+) -> None:
+    """No clamp, no rounding of log(1 + exp) to 0: value and gradient keep their digits."""
+    bias = torch.zeros((), requires_grad=True)
+    left, right = INDEX[:, :1], INDEX[:, 1:]
+    y = torch.full_like(left, choice, dtype=torch.float32)
+    result = operation.run(*operation.at_margin(margin), left, right, y, position_bias=bias)
+    result.sum().backward()
+    tail = math.exp(-abs(margin)) / (1 + math.exp(-abs(margin)))  # sigmoid(-|m|)
+    sigmoid = 1 - tail if margin > 0 else tail
+    gradient = {0.0: -sigmoid, 0.5: 0.5 - sigmoid, 1.0: tail if margin > 0 else 1 - tail}[choice]
+    assert result.item() == pytest.approx(log_prob(margin, choice), rel=1e-6, abs=0)
+    assert bias.grad.item() == pytest.approx(gradient, rel=1e-6, abs=0)
+
+
+@every_operation
+@pytest.mark.parametrize("index", [-7, 10**9])
+@pytest.mark.parametrize("options", [{}, {"reduce": False}, {"output": "margin"}])
+def test_garbage_under_the_mask_changes_nothing(
+    operation: Operation, index: int, options: dict
+) -> None:
+    p = problem(operation, 3, 4, 6, 5)
+    results = []
+    for garbage in (False, True):
+        inputs = [tensor.clone().requires_grad_() for tensor in p.inputs]
+        dirty = p._replace(inputs=inputs)
+        if garbage:
+            dirty = dirty._replace(
+                left=p.left.masked_fill(~p.mask, index),
+                right=p.right.masked_fill(~p.mask, index),
+                choice=p.choice.masked_fill(~p.mask, torch.nan),
+            )
+        result = dirty.run(operation, **options)
+        results.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)  # which a NaN would fail as well
+
+
+@every_operation
+def test_wider_padding_changes_nothing(operation: Operation) -> None:
+    p = problem(operation, 3, 4, 6, 5)
+    wide = [torch.nn.functional.pad(tensor, (0, 5)) for tensor in p[1:]]
+    torch.testing.assert_close(Problem(p.inputs, *wide).run(operation), p.run(operation))
+
+
+@pytest.mark.parametrize("name", ["gather", "bilinear", "mlp"])
+@pytest.mark.parametrize("place", ["user", "choice"])
+def test_nan_stays_with_its_user(name: str, place: str) -> None:
+    operation = OPERATIONS[name]
+    p = problem(operation, 3, 4, 6, 5)
+    if place == "user":
+        p.inputs[min(1, len(p.inputs) - 1)][:, 1] = torch.nan
+    else:
+        p.choice[1, 0] = torch.nan
+    expected = torch.tensor([False, True, False, False]).expand(3, 4)
+    assert torch.equal(p.run(operation).isnan(), expected)
+
+
+@every_operation
+def test_swapping_sides_and_choice_changes_nothing(operation: Operation) -> None:
+    p = problem(operation, 3, 4, 6, 5)
+    swapped = p._replace(left=p.right, right=p.left, choice=1 - p.choice)
+    torch.testing.assert_close(swapped.run(operation), p.run(operation), rtol=1e-14, atol=1e-14)
+    biased = p.run(operation, position_bias=0.5)
+    assert not torch.allclose(swapped.run(operation, position_bias=0.5), biased)
+    torch.testing.assert_close(swapped.run(operation, position_bias=-0.5), biased)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "match"),
+    [
+        (
+            "gather",
+            {"left": torch.ones(3, dtype=int)},
+            ValueError,
+            r"left must have shape \(U, N\)",
+        ),
+        ("gather", {"left": torch.ones(3, 4)}, TypeError, r"left must be int64, got torch.float32"),
+        ("mlp", {"right": torch.ones(3, 4).int()}, TypeError, r"right must be int64.*int32"),
+        ("mlp", {"right": torch.ones(3, 5).long()}, ValueError, r"right must.*\(3, 4\).*\(3, 5\)"),
+        ("gather", {"choice": torch.ones(3, 1)}, ValueError, r"choice must.*\(3, 4\).*\(3, 1\)"),
+        ("gather", {"choice": None}, ValueError, r"choice must be given.*got None"),
+        ("bilinear", {"mask": torch.ones(3, 4)}, TypeError, r"mask must be Boolean.*float32"),
+        ("bilinear", {"mask": torch.ones(4) > 0}, ValueError, r"mask must.*\(3, 4\).*\(4,\)"),
+        ("gather", {"output": "prob"}, ValueError, r"output must be one of.*got 'prob'"),
+        ("mlp", {"backend": "abacus"}, ValueError, r"backend must be None or.*got 'abacus'"),
+        ("gather", {0: torch.ones(3, 5)}, ValueError, r"utility must have shape.*got \(3, 5\)"),
+        (
+            "gather",
+            {0: torch.ones(2, 2, 5)},
+            ValueError,
+            r"utility must have 1 or U = 3.*\(2, 2, 5\)",
+        ),
+        (
+            "bilinear",
+            {0: torch.ones(5)},
+            ValueError,
+            r"item_factors must have shape \(M, K\).*\(5,\)",
+        ),
+        ("bilinear", {1: torch.ones(3, 3)}, ValueError, r"user_factors must have shape.*\(3, 3\)"),
+        (
+            "bilinear",
+            {1: torch.ones(2, 1, 3)},
+            ValueError,
+            r"user_factors must have U = 3.*\(2, 1, 3\)",
+        ),
+        ("bilinear", {1: torch.ones(2, 3, 4)}, ValueError, r"user_factors must have the width 3"),
+        ("mlp", {0: torch.ones(2, 5, 1)}, ValueError, r"item_hidden must have shape.*\(2, 5, 1\)"),
+        ("mlp", {1: torch.ones(2, 3, 4)}, ValueError, r"user_hidden must have the width 5"),
+        ("mlp", {2: torch.ones(5, 1)}, ValueError, r"weight must have shape \(H,\), got \(5, 1\)"),
+        ("mlp", {2: torch.ones(4)}, ValueError, r"weight must have the width 5 of item_hidden"),
+    ],
+)
+def test_bad_inputs_are_refused(
+    name: str, change: dict, error: type[Exception], match: str
+) -> None:
+    p = problem(OPERATIONS[name], 2, 3, 4, 5)
+    inputs = [change.get(place, tensor) for place, tensor in enumerate(p.inputs)]
+    named = {"left": p.left, "right": p.right, "choice": p.choice, "mask": p.mask}
+    named |= {key: value for key, value in change.items() if isinstance(key, str)}
+    with pytest.raises(error, match=match):
+        OPERATIONS[name].run(*inputs, **named)
