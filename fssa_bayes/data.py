@@ -12,6 +12,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -363,7 +364,7 @@ class Preferences:
         """Number of comparisons of all people together."""
         return len(self.left)
 
-    @property
+    @cached_property
     def counts(self) -> np.ndarray:
         """Number of comparisons of each person, with shape (U,)."""
         return np.diff(self.offsets)
@@ -559,6 +560,7 @@ class Preferences:
         """Selects comparisons and people without checking or copying the item table again."""
         derived = object.__new__(Preferences)
         derived.__dict__.update(self.__dict__)
+        derived.__dict__.pop("counts", None)
         derived.left, derived.right = self.left[rows], self.right[rows]
         derived.choice = self.choice[rows]
         derived.offsets = offsets

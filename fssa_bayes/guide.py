@@ -153,7 +153,9 @@ class NeuralProcessGuide(nn.Module):
         eye = torch.eye(width, device=zero.device, dtype=zero.dtype)
         total = eye.expand(len(summary), width, width).index_add(0, pairs.person, outer)
         # P = L Lᵀ, so ε = P⁻¹ shift + L⁻ᵀ noise; reversing the order twice makes L⁻ᵀ triangular.
-        factor = torch.linalg.cholesky(total.flip(-2, -1)).flip(-2, -1)
+        factor, failed = torch.linalg.cholesky_ex(total.flip(-2, -1))
+        # P ≥ I fails only where something is not finite, and that must show.
+        factor = factor.masked_fill(failed.bool()[:, None, None], torch.nan).flip(-2, -1)
         tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
         loc = (tril @ (tril.mT @ total_shift.unsqueeze(-1))).squeeze(-1)
         return dist.MultivariateNormal(loc, scale_tril=tril)

@@ -42,6 +42,7 @@ __all__ = ["FitResult", "check_data", "fit"]
 _AUTO = "auto"
 _CHECKS = 25  # Evaluations on the held-out people during a stage.
 _PATIENCE = 6  # Evaluations without an improvement before a stage ends.
+_LEAST_GAIN = 1e-4  # Nats a person by which an L-BFGS iteration must improve on the best one.
 _WARM_UP = 0.05  # Share of the steps in which the learning rate rises.
 _MAX_HELD_OUT = 512  # Held-out people scored at once.
 
@@ -450,7 +451,7 @@ def _maximise(
             with torch.no_grad():
                 losses = [stage.loss(model, None, b).item() * b.num_users for b in unseen]
             score = -sum(losses) / len(held_out)
-            if score > best_score:
+            if score > best_score + _LEAST_GAIN:
                 best_score, best_step, best_vector = score, step, intermediate_result.x.copy()
         fitter.record(stage.name + suffix, step, loss, score)
         progress.update(stage.name + suffix, loss)
@@ -465,7 +466,13 @@ def _maximise(
             jac=True,
             method="L-BFGS-B",
             callback=after_iteration,
-            options={"maxiter": steps, "maxfun": 4 * steps, "ftol": 1e-15, "gtol": 1e-9},
+            # A concave likelihood is maximised to the last digit, a network's to six.
+            options={
+                "maxiter": steps,
+                "maxfun": 4 * steps,
+                "ftol": 1e-15 if isinstance(model.utility, LinearUtility) else 1e-7,
+                "gtol": 1e-9,
+            },
         )
         if not math.isfinite(result.fun):
             set_parameters(start)
@@ -481,7 +488,7 @@ def _maximise(
 
 def _check_maximum(model: HeterogeneousBTL, result: optimize.OptimizeResult) -> None:
     slope = float(np.abs(result.jac).max(initial=0.0))
-    if slope > 1e-5:
+    if slope > 1e-2 or (slope > 1e-5 and isinstance(model.utility, LinearUtility)):
         warnings.warn(
             f"maximum likelihood did not converge in {result.nit} iterations: the largest "
             f"gradient is {slope:.1e} nats per person",

@@ -203,8 +203,9 @@ def _invert(matrix: Tensor, expected_null: int) -> Tensor:
     null = int((~informative).sum())
     if null > expected_null:
         warnings.warn(
-            f"the data do not identify {null - expected_null} of {len(matrix)} population "
-            "parameters; standard errors hold for the others. Fewer latent dimensions may do",
+            f"the information on the population is not positive in {null - expected_null} of "
+            f"{len(matrix)} directions, as where the covariance is close to one of lower rank; "
+            "standard errors leave these out. Fewer latent dimensions, or more draws, may do",
             stacklevel=3,
         )
     vectors = vectors[:, informative]

@@ -446,7 +446,10 @@ def test_seed_decides_and_global_state_is_left_alone(split: Callable) -> None:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda data: data.split_context(-1), r"num_context must be an integer of at least 0, got -1"),
+        (
+            lambda data: data.split_context(-1),
+            r"num_context must be an integer of at least 0, got -1",
+        ),
         (lambda data: data.split_context(3), r"num_context=3 leaves nobody a target.* is 3"),
         (lambda data: data.split_context(0.5), r"num_context must be .*got 0.5"),
         (lambda data: data.split_users(0.0), r"test_size must lie between 0 and 1, got 0.0"),

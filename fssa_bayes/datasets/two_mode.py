@@ -24,6 +24,7 @@ __all__ = [
     "bayes_choice_prob",
     "bayes_log_loss",
     "bayes_type_prob",
+    "compare_with_bayes",
     "simulate",
     "utility",
 ]
@@ -99,6 +100,43 @@ def bayes_choice_prob(context: Preferences, target: Preferences) -> np.ndarray:
     """Predicts, as Bayes would, that left is preferred in each target comparison, (R,)."""
     prob = np.repeat(bayes_type_prob(context), target.counts)
     return (1 - prob) * _predict(target, 0) + prob * _predict(target, 1)
+
+
+def compare_with_bayes(
+    prob: np.ndarray, context: Preferences, target: Preferences
+) -> dict[str, np.ndarray]:
+    """Scores predictions beside the Bayes predictor's on the same pairs.
+
+    Args:
+        prob: Predicted probability that left is preferred, with shape (R,), in target's order.
+        context: What is known of each person.
+        target: The comparisons predicted, as many for each person.
+
+    Returns:
+        One mean a person, with shape (U,), of: `accuracy` and `bayes_accuracy`, where the
+        undecided get half a point; `accuracy_lost`, the expected loss of accuracy given the exact
+        posterior of the type, which leaves out the luck of guesses; `log_loss` and
+        `bayes_log_loss`, in nats; and `confidence`, the larger of both probabilities.
+    """
+    bayes = bayes_choice_prob(context, target)
+    choice = target.choice.astype(np.float64)
+    prob = np.asarray(prob, dtype=np.float64)
+
+    def accuracy(prediction: np.ndarray) -> np.ndarray:
+        return np.where(prediction == 0.5, 0.5, (prediction > 0.5) == (choice > 0.5))
+
+    expected = np.where(prob > 0.5, bayes, 1 - bayes)
+    with np.errstate(divide="ignore"):
+        log_loss = -np.where(choice > 0.5, np.log(prob), np.log1p(-prob))
+    scores = {
+        "accuracy": accuracy(prob),
+        "bayes_accuracy": accuracy(bayes),
+        "accuracy_lost": np.maximum(bayes, 1 - bayes) - np.where(prob == 0.5, 0.5, expected),
+        "log_loss": log_loss,
+        "bayes_log_loss": np.where(bayes == 0.5, np.log(2), 0.0),
+        "confidence": np.maximum(prob, 1 - prob),
+    }
+    return {name: score.reshape(len(target), -1).mean(-1) for name, score in scores.items()}
 
 
 def bayes_accuracy(num_context: int) -> float:

@@ -1,0 +1,54 @@
+"""Runs benchmarks by name, prints a table and writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import environment
+
+NAMES = ("data", "two_mode", "train_choice", "recovery")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    rows = []
+    for name in args.names or NAMES:
+        if name == "train_choice" and args.data is None:
+            print("train_choice: skipped, it needs --data PATH")
+            continue
+        for row in importlib.import_module(f"benchmarks.{name}").run(args):
+            print(row, flush=True)
+            rows.append(asdict(row))
+    if args.json is not None:
+        document = {"environment": environment(args), "rows": rows}
+        part = args.json.with_suffix(".part")
+        part.write_text(json.dumps(document, indent=1) + "\n")
+        os.replace(part, args.json)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="networks this small need one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, help="the train-choice csv file")
+    parser.add_argument("--json", type=Path, help="where to write the rows")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in NAMES]
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    return args
+
+
+if __name__ == "__main__":
+    main()

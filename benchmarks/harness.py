@@ -1,0 +1,88 @@
+"""What the benchmarks share: rows, spread, and the environment they were measured in."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+import torch
+
+__all__ = ["Row", "environment", "spread"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Holds one figure with its spread over seeds or repetitions."""
+
+    benchmark: str
+    case: str
+    implementation: str
+    metric: str
+    unit: str
+    median: float
+    low: float
+    high: float
+    ratio_to: str | None = None
+    ratio: float | None = None
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f"   {self.ratio:.2f} x {self.ratio_to}"
+        return (
+            f"{self.benchmark:<14}{self.case:<26}{self.implementation:<24}{self.metric:<34}"
+            f"{self.median:>11.5g} [{self.low:.5g}, {self.high:.5g}] {self.unit}{ratio}"
+        )
+
+
+def spread(
+    benchmark: str,
+    case: str,
+    implementation: str,
+    metric: str,
+    unit: str,
+    values: Iterable[float],
+    ratio_to: str | None = None,
+    ratio: float | None = None,
+) -> Row:
+    """Summarises repeated values by their median, minimum and maximum."""
+    values = np.asarray(list(values), dtype=float)
+    return Row(
+        benchmark,
+        case,
+        implementation,
+        metric,
+        unit,
+        float(np.median(values)),
+        float(values.min()),
+        float(values.max()),
+        ratio_to,
+        ratio,
+    )
+
+
+def environment(args: argparse.Namespace) -> dict:
+    """Describes machine, versions, seeds and date."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        processor = names[0] if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = ("fssa_bayes", "torch", "pyro-ppl", "numpy", "scipy", "arviz")
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "seeds": list(args.seeds),
+        "quick": args.quick,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

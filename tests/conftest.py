@@ -1,0 +1,112 @@
+"""Small data and helpers that several test files share, handed out as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fssa_bayes.data import Batch, Preferences
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Seeds every test, and keeps its draws and its Pyro parameters to itself."""
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_data() -> Callable[..., Preferences]:
+    """Returns a factory of random comparisons."""
+    return _make_data
+
+
+def _make_data(
+    counts: Sequence[int] = (3, 1, 5, 0, 2),
+    *,
+    num_items: int = 6,
+    num_features: int | None = 3,
+    half_wins: bool = False,
+    seed: int = 0,
+) -> Preferences:
+    """Draws pairs and choices for people with the given numbers of comparisons.
+
+    `num_features=None` gives items without features; otherwise each has a unit of its own.
+    """
+    rng = np.random.default_rng(seed)
+    total = sum(counts)
+    left = rng.integers(num_items, size=total)
+    right = (left + rng.integers(1, num_items, size=total)) % num_items
+    choice = rng.integers(3, size=total) / 2 if half_wins else rng.integers(2, size=total)
+    items = None
+    if num_features is not None:
+        columns = np.arange(num_features)
+        items = rng.normal(columns, 1 + columns, size=(num_items, num_features))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return Preferences(left, right, choice, offsets, items=items, num_items=num_items)
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., nn.Module]:
+    """Returns a function that moves parameters away from where they start."""
+
+    def add_noise(module: nn.Module, scale: float = 0.3) -> nn.Module:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(scale * torch.randn_like(parameter))
+        return module
+
+    return add_noise
+
+
+@pytest.fixture(scope="session")
+def soil() -> Callable[[Batch], Batch]:
+    """Returns a function that puts NaN and positions out of range under the mask."""
+
+    def add_garbage(batch: Batch) -> Batch:
+        assert not batch.mask.all()
+        return batch.replace(
+            left=batch.left.masked_fill(~batch.mask, 10**9),
+            right=batch.right.masked_fill(~batch.mask, -7),
+            choice=batch.choice.masked_fill(~batch.mask, torch.nan),
+        )
+
+    return add_garbage
+
+
+@pytest.fixture(scope="session")
+def widen() -> Callable[[Batch], Batch]:
+    """Returns a function that adds three columns of padding."""
+
+    def add_padding(batch: Batch) -> Batch:
+        def pad(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor.new_zeros(len(tensor), 3)], -1)
+
+        return batch.replace(
+            left=pad(batch.left),
+            right=pad(batch.right),
+            choice=pad(batch.choice),
+            mask=pad(batch.mask),
+        )
+
+    return add_padding
+
+
+@pytest.fixture(scope="session")
+def grid() -> Callable[..., tuple[Tensor, float]]:
+    """Returns a factory of grids of z (G, K), with the volume of a cell."""
+
+    def make_grid(latent_dim: int, bound: float, num: int) -> tuple[Tensor, float]:
+        axis = torch.linspace(-bound, bound, num)
+        cell = (axis[1] - axis[0]).item() ** latent_dim
+        return torch.cartesian_prod(*[axis] * latent_dim).reshape(-1, latent_dim), cell
+
+    return make_grid

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro.distributions import transforms as T
+from torch import Tensor, nn
+
+from fssa_bayes.nn import (
+    MLP,
+    DeepSet,
+    GatedHypernet,
+    ItemLinear,
+    SelfAttention,
+    flip_between,
+    tower,
+)
+
+HIDDEN = 8
+SIZES = [3, 0, 5]
+ENCODERS = pytest.mark.parametrize("encoder", [DeepSet, SelfAttention])
+
+
+def ragged(sizes: list[int]) -> Tensor:
+    return torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+
+
+def summarise(
+    encoder: nn.Module, sets: list[Tensor], weights: list[Tensor] | None = None
+) -> Tensor:
+    """Calls an encoder on sets of elements (n, H), with weights (n,)."""
+    weights = [torch.ones(len(elements)) for elements in sets] if weights is None else weights
+    mask = ragged([len(elements) for elements in sets])
+    weight = torch.ones(mask.shape)
+    weight[mask] = torch.cat(weights)
+    count = torch.stack([w.sum() for w in weights])
+    return encoder(torch.cat(sets), weight, mask, count)
+
+
+def random_sets(sizes: list[int] = SIZES) -> list[Tensor]:
+    return [torch.randn(size, HIDDEN) for size in sizes]
+
+
+@pytest.mark.parametrize("layer", [ItemLinear(6, 4), tower(6, 5, 4)], ids=["linear", "tower"])
+def test_position_is_its_indicator(layer: nn.Module) -> None:
+    positions = torch.tensor([3, 0, 3, 5])
+    gradients = []
+    for items in (positions, F.one_hot(positions, 6).float()):
+        layer.zero_grad()
+        layer(items).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+    indicators = F.one_hot(positions, 6).float()
+    torch.testing.assert_close(layer(positions), layer(indicators), atol=1e-6, rtol=0)
+    torch.testing.assert_close(*gradients)
+
+
+def test_mlp_has_relu_between_its_layers_only() -> None:
+    mlp, x = MLP(3, 4, 2), torch.randn(5, 3)
+    first, second = (layer for layer in mlp if isinstance(layer, nn.Linear))
+    hidden = (x @ first.weight.T + first.bias).clamp(min=0)
+    torch.testing.assert_close(mlp(x), hidden @ second.weight.T + second.bias)
+
+
+def test_mlp_without_inputs_is_a_constant() -> None:
+    mlp = MLP(0, 4, 2)
+    expected = mlp[2](mlp[0].bias.clamp(min=0))
+    torch.testing.assert_close(mlp(torch.zeros(3, 0)), expected.expand(3, 2))
+    assert mlp[0].weight.shape == (4, 0)
+
+
+@ENCODERS
+def test_order_of_a_set_does_not_matter(encoder: type) -> None:
+    encoder, sets = encoder(HIDDEN), random_sets()
+    shuffled = [elements[torch.randperm(len(elements))] for elements in sets]
+    result = summarise(encoder, shuffled)
+    torch.testing.assert_close(result, summarise(encoder, sets), atol=1e-6, rtol=0)
+
+
+@ENCODERS
+def test_sets_do_not_see_each_other(encoder: type) -> None:
+    encoder, sets = encoder(HIDDEN), random_sets()
+    together = summarise(encoder, sets)
+    alone = torch.cat([summarise(encoder, [elements]) for elements in sets])
+    torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
+
+
+@ENCODERS
+def test_two_halves_make_a_whole(encoder: type) -> None:
+    encoder, sets = encoder(HIDDEN), random_sets([3, 1])
+    halves = [elements.repeat(2, 1) for elements in sets]
+    weights = [torch.full((len(elements),), 0.5) for elements in halves]
+    result = summarise(encoder, halves, weights)
+    torch.testing.assert_close(result, summarise(encoder, sets), atol=1e-6, rtol=0)
+
+
+def test_deep_set_sees_mean_maximum_and_size() -> None:
+    encoder, (elements,) = DeepSet(HIDDEN), random_sets([5])
+    embedded = encoder.element(elements.clamp(min=0))
+    pooled = torch.cat(
+        [
+            sum(embedded) / 5,
+            torch.stack([column.max() for column in embedded.T]),
+            torch.tensor([6.0]).log(),
+            torch.tensor([5 / 6]),
+        ]
+    )
+    result = summarise(encoder, [elements])[0]
+    torch.testing.assert_close(result, encoder.summary(pooled), atol=1e-6, rtol=0)
+
+
+def test_attention_is_a_softmax_within_each_head() -> None:
+    encoder, (elements,) = SelfAttention(HIDDEN, num_heads=2), random_sets([4])
+    weight = torch.tensor([1.0, 0.5, 1.0, 0.5])
+    query, key, value = encoder.project(encoder.norm(elements)).chunk(3, -1)
+    mixed = []
+    for head in (slice(0, 4), slice(4, 8)):
+        score = torch.exp(query[:, head] @ key[:, head].T / 2) * weight
+        mixed.append(score / score.sum(-1, keepdim=True) @ value[:, head])
+    attended = elements + encoder.merge(torch.cat(mixed, -1))
+    expected = summarise(encoder.pool, [attended], [weight])
+    result = summarise(encoder, [elements], [weight])
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+
+
+def test_attention_needs_heads_of_equal_width() -> None:
+    with pytest.raises(ValueError, match=r"hidden_dim must be a multiple of num_heads=4, got 10"):
+        SelfAttention(10)
+
+
+def test_gate_scales_shift_and_log_scale() -> None:
+    net = GatedHypernet(1, 2, 3, HIDDEN)
+    nn.init.normal_(net.output.weight)
+    nn.init.normal_(net.output.bias)
+    passive, summary = torch.randn(5, 4, 1), torch.randn(4, 3)
+    gate = torch.tensor([0.0, 0.25, 0.5, 1.0]).unsqueeze(-1)
+    inputs = torch.cat([passive, summary.expand(5, 4, 3)], -1)
+    first = torch.cat([net.passive.weight, net.context.weight], -1)
+    hidden = F.linear(inputs, first, net.passive.bias + net.context.bias).clamp(min=0)
+    expected = (gate * net.output(hidden)).chunk(2, -1)
+    result = net(passive, (summary, gate))
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
+    assert not any(part[:, 0].any() for part in result)
+
+
+def test_couplings_start_as_the_identity() -> None:
+    net = GatedHypernet(1, 2, 3, HIDDEN)
+    shift, log_scale = net(torch.randn(4, 1), (torch.randn(4, 3), torch.ones(4, 1)))
+    assert not shift.any()
+    assert not log_scale.any()
+
+
+def test_flips_transform_both_halves_and_restore_the_order() -> None:
+    """Each coupling adds 1 behind its first dimension: 0 1 1, then, seen from behind, 1 1 0."""
+
+    def add_one(passive: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones(*passive.shape[:-1], 2), torch.zeros(*passive.shape[:-1], 2)
+
+    couplings = [T.AffineCoupling(1, add_one) for _ in range(2)]
+    flow = torch.distributions.ComposeTransform(flip_between(couplings, 3, torch.device("cpu")))
+    z = torch.tensor([[10.0, 20.0, 30.0]])
+    torch.testing.assert_close(flow(z), torch.tensor([[11.0, 22.0, 31.0]]))

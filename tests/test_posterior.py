@@ -1,0 +1,257 @@
+"""Posterior: against the grid and the exact two-type answer, and its laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
+from fssa_bayes.inference_data import pareto_smooth
+from fssa_bayes.posterior import _weighted_quantiles
+
+ARVIZ = "ignore:\\s*ArviZ is undergoing a major refactor:FutureWarning"
+pytestmark = pytest.mark.filterwarnings(ARVIZ)
+
+
+@pytest.fixture(scope="module")
+def data() -> Preferences:
+    rng = np.random.default_rng(0)
+    counts = np.array([0, 1, 3, 6, 12, 24])
+    total = counts.sum()
+    left = rng.integers(8, size=total)
+    right = (left + rng.integers(1, 8, size=total)) % 8
+    return Preferences(
+        left,
+        right,
+        rng.choice([0, 0.5, 1], size=total),
+        np.concatenate([[0], np.cumsum(counts)]),
+        items=rng.normal(size=(8, 3)),
+        item_names=list("abcdefgh"),
+        user_names=[f"w{n}" for n in counts],
+    )
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(3, 2, utility="linear").eval()
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([0.5, -0.3, 0.2]))
+        model.utility.loading.copy_(torch.tensor([[1.0, 0.0], [0.4, 0.8], [-0.5, 0.6]]))
+    return model, NeuralProcessGuide(model).eval()
+
+
+def grid_posterior(model: HeterogeneousBTL, data: Preferences) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (G, K) and exact probabilities (G, U), computed without the package's proposals."""
+    axis = torch.linspace(-6, 6, 161)
+    points = torch.cartesian_prod(axis, axis)
+    batch = data.batch()
+    log_prior = -0.5 * points.square().sum(-1, keepdim=True)
+    with torch.no_grad():
+        z = points.unsqueeze(1).expand(-1, len(data), -1)
+        log_joint = log_prior + model.choice(batch, z).log_prob(batch.choice)
+    return points, log_joint.softmax(0)
+
+
+def grid_choice_prob(
+    model: HeterogeneousBTL, context: Preferences, target: Preferences
+) -> torch.Tensor:
+    points, prob = grid_posterior(model, context)
+    z = points.unsqueeze(1).expand(-1, len(target), -1)
+    with torch.no_grad():
+        mean = model.choice(target.batch(), z).mean
+    return (prob.unsqueeze(-1) * mean).sum(0)
+
+
+def test_untrained_guide_is_corrected_to_the_grid_posterior(pair, data) -> None:
+    model, guide = pair
+    posterior = Posterior(model, guide, data, num_samples=8000)
+    points, prob = grid_posterior(model, data)
+    exact_mean = torch.einsum("gu,gk->uk", prob, points)
+    exact_var = torch.einsum("gu,gk->uk", prob, points**2) - exact_mean**2
+    # Three standard errors at the relative effective sample sizes seen, at least .2.
+    bound = 3 * (exact_var / (0.2 * 8000)).sqrt()
+    z, log_weights = posterior.proposals
+    weighted = torch.einsum("su,suk->uk", log_weights.exp(), z)
+    assert ((weighted - exact_mean).abs() < bound).all()
+    assert ((posterior.z.mean(0) - exact_mean).abs() < bound).all()
+    assert ((posterior.z.var(0) / exact_var).log().abs() < 0.15).all()
+
+
+def test_uncorrected_draws_are_the_guides(pair, data) -> None:
+    model, guide = pair
+    posterior = Posterior(model, guide, data, num_samples=4000, correct=None)
+    with torch.no_grad():
+        expected = guide.posterior(data.batch()).sample((20_000,))
+    error = (expected.var(0) / 4000).sqrt()
+    assert ((posterior.z.mean(0) - expected.mean(0)).abs() < 5 * error).all()
+    assert torch.equal(posterior.proposals[1].exp().sum(0).round(decimals=5), torch.ones(6))
+
+
+def test_choice_probabilities_match_the_grid(pair, data) -> None:
+    model, guide = pair
+    context, target = data.subset([3, 4, 5]).split_context(4, seed=1)
+    choice = Posterior(model, guide, context, num_samples=8000).choice_prob(target)
+    mask = target.batch().mask
+    exact = grid_choice_prob(model, context, target)
+    assert (choice.mean - exact)[mask].abs().max() < 0.02
+    for values in (choice.mean, choice.lower, choice.upper, choice.epistemic, choice.aleatoric):
+        assert torch.equal(torch.isnan(values), ~mask)
+    assert (choice.lower < choice.mean)[mask].all()
+    assert (choice.mean < choice.upper)[mask].all()
+    total = torch.special.entr(choice.mean) + torch.special.entr(1 - choice.mean)
+    torch.testing.assert_close((choice.epistemic + choice.aleatoric)[mask], total[mask])
+
+
+def test_log_score_is_the_log_of_the_mean_probability(pair, data) -> None:
+    model, guide = pair
+    context, target = data.subset([3, 4, 5]).split_context(4, seed=1)
+    posterior = Posterior(model, guide, context, num_samples=2000)
+    prob, batch = posterior.choice_prob(target).mean, target.batch()
+    pointwise = batch.choice * prob.log() + (1 - batch.choice) * (1 - prob).log()
+    expected = pointwise.nansum(-1) / batch.num_comparisons
+    torch.testing.assert_close(posterior.log_score(target), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_uncertainty_closes_the_parts_at_the_ends(pair, data) -> None:
+    """One draw of z leaves no epistemic part, and the homogeneous model has none."""
+    model = HeterogeneousBTL(3, 0, utility="linear")
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    choice = Posterior(model, None, data).choice_prob(data)
+    mask = data.batch().mask
+    assert choice.epistemic[mask].max() < 1e-6
+    torch.testing.assert_close(choice.lower, choice.upper, equal_nan=True)
+    z = torch.zeros(1, len(data), 0)
+    torch.testing.assert_close(choice.mean[mask], model.choice(data.batch(), z).mean[0][mask])
+
+
+def test_empty_context_gives_equal_weights_and_the_prior(pair, data) -> None:
+    model, guide = pair
+    posterior = Posterior(model, guide, data.subset([0]), num_samples=4000)
+    z, log_weights = posterior.proposals
+    assert len(log_weights.unique()) == 1
+    assert posterior.pareto_k.item() == 0
+    assert posterior.relative_ess.item() == pytest.approx(1)
+    assert z.mean().abs() < 0.05
+    assert z.var().item() == pytest.approx(1, abs=0.05)
+
+
+def test_utilities_are_centred_and_ranks_are_doubly_stochastic(pair, data) -> None:
+    model, guide = pair
+    posterior = Posterior(model, guide, data, num_samples=500)
+    utility = posterior.utility(items=["a", "c", "h"], users=["w24", "w3"])
+    assert utility.shape == (500, 2, 3)
+    torch.testing.assert_close(utility.sum(-1), torch.zeros(500, 2), atol=1e-5, rtol=0)
+    rank = posterior.rank_prob()
+    torch.testing.assert_close(rank.sum(-1), torch.ones(6, 8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rank.sum(-2), torch.ones(6, 8), atol=1e-4, rtol=0)
+
+
+def test_ranks_follow_a_person_who_is_certain() -> None:
+    model = HeterogeneousBTL(1, 1, utility="linear")
+    with torch.no_grad():
+        model.utility.mean.fill_(5.0)
+        model.utility.loading.zero_()
+    data = Preferences([0], [1], [1], [0, 1], items=[[0.0], [1.0], [3.0]], item_names=list("abc"))
+    rank = Posterior(model, NeuralProcessGuide(model), data, num_samples=50).rank_prob()
+    torch.testing.assert_close(rank[0], torch.eye(3).flip(0), atol=1e-6, rtol=0)
+
+
+def test_new_items_by_their_features(pair, data) -> None:
+    model, guide = pair
+    posterior = Posterior(model, guide, data, num_samples=200)
+    by_name = posterior.utility(items=["b", "d"])
+    by_feature = posterior.utility(items=data.items[[1, 3]])
+    torch.testing.assert_close(by_name, by_feature)
+
+
+def test_same_seed_same_draws_and_no_trace_in_the_global_state(pair, data) -> None:
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = Posterior(*pair, data, num_samples=100, seed=3)
+    second = Posterior(*pair, data, num_samples=100, seed=3)
+    other = Posterior(*pair, data, num_samples=100, seed=4)
+    assert torch.equal(first.z, second.z)
+    assert not torch.equal(first.z, other.z)
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert np.array_equal(state[1], np.random.get_state()[1])
+
+
+def test_weighted_quantiles_match_repeated_values() -> None:
+    values = torch.tensor([3.0, 1.0, 2.0, 5.0]).reshape(4, 1, 1)
+    weights = torch.tensor([0.25, 0.25, 0.25, 0.25]).reshape(4, 1)
+    assert [q.item() for q in _weighted_quantiles(values, weights, (0.2, 0.5, 0.9))] == [1, 2, 5]
+    heavy = torch.tensor([0.97, 0.01, 0.01, 0.01]).reshape(4, 1)
+    assert [q.item() for q in _weighted_quantiles(values, heavy, (0.05, 0.95))] == [3, 3]
+
+
+def test_pareto_k_recovers_the_tail_of_known_weights() -> None:
+    rng = np.random.default_rng(0)
+    shapes = np.array([0.2, 0.5, 0.9])
+    weights = rng.pareto(1 / shapes, size=(20_000, 3)).T + 1
+    _, pareto_k = pareto_smooth(np.log(weights))
+    assert np.abs(pareto_k - shapes).max() < 0.15
+    log_weights, pareto_k = pareto_smooth(np.zeros((2, 50)))
+    assert (pareto_k == 0).all()
+    np.testing.assert_allclose(np.exp(log_weights), 1 / 50)
+
+
+def test_bad_input_is_refused(pair, data) -> None:
+    model, guide = pair
+    posterior = Posterior(model, guide, data, num_samples=50)
+    other = Preferences([0], [1], [1], [0, 1], items=[[0.0], [1.0]])
+    for call, match in [
+        (lambda: Posterior(model, None, data), "guide must be given"),
+        (lambda: Posterior(model, guide, other), "num_features=3 features, got 1"),
+        (lambda: Posterior(model, guide, data, num_samples=0), "num_samples .* got 0"),
+        (lambda: Posterior(model, guide, data, correct="snis"), "correct must be .* 'snis'"),
+        (lambda: posterior.log_score(data.subset([1, 0, 2])), "same people"),
+        (lambda: posterior.utility(items=["a", "zz"]), "items must be known names, got 'zz'"),
+        (lambda: posterior.utility(users=["nobody"]), "users must be known names, got 'nobody'"),
+        (lambda: posterior.utility(items=torch.zeros(2, 5)), r"features with shape \(M, 3\)"),
+        (lambda: posterior.rank_prob(items=[]), "at least one name"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_a_rank_table_too_large_for_memory_is_refused_before_any_work(pair) -> None:
+    model, guide = pair
+    left = np.arange(0, 100_000, 2)
+    data = Preferences(
+        left, left + 1, np.ones(50_000), [0, 25_000, 50_000], items=np.ones((100_000, 3))
+    ).subset([0])
+    posterior = Posterior(model, guide, data.split_context(5)[0], num_samples=50)
+    with pytest.raises(ValueError, match="rank_prob would need 37.3 GiB .* name fewer items="):
+        posterior.rank_prob()
+
+
+def test_items_unique_to_a_person_need_a_common_set(pair) -> None:
+    data = Preferences([0, 2], [1, 3], [1, 0], [0, 1, 2], items=np.eye(4, 3))
+    posterior = Posterior(*pair, data, num_samples=50)
+    with pytest.raises(ValueError, match="items must name a common set"):
+        posterior.utility()
+    assert posterior.utility(items=[0, 1, 2]).shape == (50, 2, 3)
+
+
+def test_a_context_beyond_training_is_named(pair, data) -> None:
+    model, guide = pair
+    guide.largest_context.fill_(10)
+    try:
+        with pytest.warns(
+            UserWarning, match="24 comparisons, and the guide was trained for at most 10"
+        ):
+            Posterior(model, guide, data, num_samples=50)
+    finally:
+        guide.largest_context.fill_(0)
+
+
+def test_nan_parameters_are_an_error_not_a_number(data) -> None:
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(3, 2, utility="linear")
+    guide = NeuralProcessGuide(model)
+    with torch.no_grad():
+        model.utility.mean[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="posterior of user"):
+        Posterior(model, guide, data, num_samples=50)
