@@ -68,7 +68,7 @@ def print_likelihoods(homogeneous: FitResult, result: FitResult, args: argparse.
     estimate = result.log_marginal_likelihood(num_samples=args.draws, target_error=0.2)
     print(f"\n{'log-likelihood (nats)':<28}{'here':>20}{'published':>12}")
     print(f"{'homogeneous':<28}{exact.value:>20.3f}{published['homogeneous']:>12.3f}")
-    print(f"{'heterogeneous':<28}{str(estimate):>20}{published['heterogeneous']:>12.1f}")
+    print(f"{'heterogeneous':<28}{estimate!s:>20}{published['heterogeneous']:>12.1f}")
     print(
         f"± is the Monte-Carlo standard error; estimated bias {estimate.bias:.2f}, smallest "
         f"effective sample size of a person {estimate.min_ess:.0f}"
@@ -95,9 +95,7 @@ def print_population(result: FitResult) -> None:
 def willingness_to_pay(result: FitResult, args: argparse.Namespace) -> pd.DataFrame:
     """Computes each person's willingness to pay for an hour and for a change, in guilders."""
     model = result.model
-    posterior = Posterior(
-        model, result.guide, result.data, num_samples=args.draws, seed=args.seed
-    )
+    posterior = Posterior(model, result.guide, result.data, num_samples=args.draws, seed=args.seed)
     with torch.no_grad():
         beta = model.utility.coefficients(posterior.z) / model.feature_scale
     price, hour, change, _ = beta.double().unbind(-1)

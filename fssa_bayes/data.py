@@ -206,9 +206,7 @@ class Preferences:
         self.user_names = _names("user_names", user_names, len(offsets) - 1)
         width = 0 if self.items is None else self.items.shape[1]
         self.feature_names = (
-            self.item_names
-            if self.items is None
-            else _names("feature_names", feature_names, width)
+            self.item_names if self.items is None else _names("feature_names", feature_names, width)
         )
         self.covariates = None if covariates is None else _finite_table("covariates", covariates)
         if self.covariates is not None and len(self.covariates) != len(self):
@@ -381,7 +379,9 @@ class Preferences:
         person = self._person()
         for side in (self.left, self.right):
             owner[side] = person
-        return len(self) == 1 or any((owner[side] != person).any() for side in (self.left, self.right))
+        return len(self) == 1 or any(
+            (owner[side] != person).any() for side in (self.left, self.right)
+        )
 
     def _person(self) -> np.ndarray:
         return np.repeat(np.arange(len(self)), self.counts)
@@ -398,9 +398,7 @@ class Preferences:
         covariates = None if self.covariates is None else self.covariates[people]
         return batch.replace(covariates=covariates, people=people)
 
-    def batches(
-        self, batch_size: int, *, shuffle: bool = False, seed: int = 0
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[Batch]:
         """Iterates once over all people, in order or shuffled, `batch_size` at a time."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -460,13 +458,15 @@ class Preferences:
                 "people must be a Boolean mask or positions with one dimension, got "
                 f"{people.dtype} with shape {people.shape}"
             )
-        if people.size and not (0 <= people.min() and people.max() < len(self)):
+        if people.size and not (people.min() >= 0 and people.max() < len(self)):
             raise ValueError(
                 f"people must lie in 0 … {len(self) - 1}, got {people.min()} … {people.max()}"
             )
         return people.astype(np.int64)
 
-    def split_users(self, test_size: float = 0.2, *, seed: int = 0) -> tuple[Preferences, Preferences]:
+    def split_users(
+        self, test_size: float = 0.2, *, seed: int = 0
+    ) -> tuple[Preferences, Preferences]:
         """Splits the people at random into training and test people.
 
         Args:
@@ -488,9 +488,7 @@ class Preferences:
         test[np.random.default_rng(seed).permutation(len(self))[:held_out]] = True
         return self.subset(~test), self.subset(test)
 
-    def split_context(
-        self, num_context: int, *, seed: int = 0
-    ) -> tuple[Preferences, Preferences]:
+    def split_context(self, num_context: int, *, seed: int = 0) -> tuple[Preferences, Preferences]:
         """Splits each person's comparisons at random into a context and a disjoint target.
 
         A pair that a person judged twice counts as two comparisons, which may part.
@@ -653,14 +651,16 @@ def _finite_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
     return table
 
 
-def _item_positions(argument: str, positions: np.ndarray, length: int, num_items: int) -> np.ndarray:
+def _item_positions(
+    argument: str, positions: np.ndarray, length: int, num_items: int
+) -> np.ndarray:
     positions = np.asarray(positions)
     if positions.shape != (length,) or not np.issubdtype(positions.dtype, np.integer):
         raise ValueError(
             f"{argument} must be integers with shape ({length},), got {positions.dtype} with "
             f"shape {positions.shape}"
         )
-    if length and not (0 <= positions.min() and positions.max() < num_items):
+    if length and not (positions.min() >= 0 and positions.max() < num_items):
         wrong = np.flatnonzero((positions < 0) | (positions >= num_items))[0]
         raise ValueError(
             f"{argument} must lie in 0 … {num_items - 1}, got {positions[wrong]} in comparison "
@@ -704,9 +704,7 @@ def _check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
             )
 
 
-def _item_names(
-    df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None
-) -> pd.Index:
+def _item_names(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
     if items is None:
         names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
         return pd.Index(names)
@@ -792,7 +790,9 @@ def _decode_numbers(choice: pd.Series) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
         values = choice.to_numpy(dtype=np.float32)
     else:
-        is_number = [isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice]
+        is_number = [
+            isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice
+        ]
         values = np.full(len(choice), np.nan, dtype=np.float32)
         values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
     return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,6 +13,8 @@ from torch.distributions import constraints
 from fssa_bayes.kernels.reference import pairwise_log_prob
 
 __all__ = ["BradleyTerry"]
+
+_NO_SHAPE = Size()
 
 
 class _HalfWins(constraints.Constraint):
@@ -42,7 +45,7 @@ class BradleyTerry(TorchDistribution):
         Bradley & Terry (1952), Rank analysis of incomplete block designs.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(_HalfWins(), 1)
     has_rsample = False
 
@@ -93,7 +96,7 @@ class BradleyTerry(TorchDistribution):
             return self.pairwise(choice=value).expand(self.batch_shape)
         return _sum_log_prob(self.margin, value, self.mask_)
 
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws choices 0 or 1 with shape (*sample_shape, *, U, N)."""
         with torch.no_grad():
             prob = self.mean.expand(Size(sample_shape) + self.batch_shape + self.event_shape)

@@ -2,6 +2,7 @@ r"""The guide q(z | a few choices): a neural process encoder."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pyro
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pyro import distributions as dist
 from pyro.distributions import transforms as T
+from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
 from fssa_bayes.data import Batch
@@ -104,7 +106,7 @@ class NeuralProcessGuide(nn.Module):
     def posterior(self, batch: Batch) -> dist.TorchDistribution:
         """Returns q(z | context), with batch shape (U,) and event shape (K,)."""
         self.model.check_items(batch.items)
-        pairs = _Pairs(batch)
+        pairs = _Pairs(batch, self.direction.weight.dtype)
         items = self.model.standardise(batch.items)
         with torch.no_grad():
             factors = self.model.utility.item_factors(items)
@@ -122,7 +124,7 @@ class NeuralProcessGuide(nn.Module):
             return pyro.sample("z", self.posterior(batch))
 
     def register(self) -> None:
-        """Enters the parameters into Pyro's parameter store, as `pyro.module` does."""
+        """Enters the parameters into Pyro's parameter store; to be called within `SVI`'s guide."""
         pyro.module("guide", self)
 
     def _embed(self, items: Tensor, factors: Tensor, pairs: _Pairs) -> Tensor:
@@ -162,9 +164,8 @@ class NeuralProcessGuide(nn.Module):
 
     def _flow(self, summary: Tensor, gate: Tensor) -> list:
         if self.spline is not None:
-            nets = partial(_gated_spline, self.spline, gate)
-            spline = T.ConditionalSpline(nets, 1, _SPLINE_BINS, bound=5.0, order="quadratic")
-            return [spline.condition(summary)]
+            parameters = _gated_spline(gate * self.spline(summary))
+            return [_Spline(lambda: parameters, bound=5.0, order="quadratic")]
         couplings = [
             T.AffineCoupling(net.passive.in_features, partial(net, context=(summary, gate)))
             for net in self.couplings
@@ -198,25 +199,32 @@ class _Pairs:
         person: Position of the person, with shape (R,).
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
         batch = batch.clean()
         left_wins = batch.choice >= 0.5
         winner = torch.where(left_wins, batch.left, batch.right)
         loser = torch.where(left_wins, batch.right, batch.left)
         tied = batch.mask & (batch.choice == 0.5)
-        self.mask, self.weight = batch.mask, 1.0 - 0.5 * tied
+        half = 0.5 * tied.to(dtype)
+        self.mask, self.weight = batch.mask, 1.0 - half
         if tied.any():
             winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
             self.mask = torch.cat([self.mask, tied], -1)
-            self.weight = torch.cat([self.weight, 0.5 * tied], -1)
+            self.weight = torch.cat([self.weight, half], -1)
         self.winner, self.loser = winner[self.mask], loser[self.mask]
         self.person = self.mask.nonzero()[:, 0]
 
 
-def _gated_spline(net: nn.Module, gate: Tensor, summary: Tensor) -> tuple[Tensor, ...]:
-    """Gives a spline's widths, heights and slopes; equal bins of slope 1, the identity, at gate 0."""
-    params = gate * net(summary)
-    widths, heights, slopes = params.split([_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1], -1)
-    least_slope = 1e-3  # Pyro adds it to the softplus of what it is given.
-    one = torch.log(torch.expm1(torch.tensor(1.0 - least_slope)))
-    return widths, heights, slopes + one
+class _Spline(ConditionedSpline):
+    """A spline that can be the identity: Pyro's least slope of .001 would bend it at its ends."""
+
+    def spline_op(self, x: Tensor, **options) -> tuple[Tensor, Tensor]:
+        return super().spline_op(x, min_derivative=0.0, **options)
+
+
+def _gated_spline(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Turns (U, 3 B − 1) numbers into widths, heights and slopes (U, 1, ·): the identity at 0."""
+    parts = parameters.split([_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1], -1)
+    widths, heights, slopes = (part.unsqueeze(-2) for part in parts)
+    slopes = F.softplus(slopes + math.log(math.expm1(1.0)))
+    return widths.softmax(-1), heights.softmax(-1), slopes, None

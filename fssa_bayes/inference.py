@@ -129,7 +129,7 @@ def fit(
     batch_size: int | None = None,
     learning_rate: float = 3e-3,
     population_learning_rate: float | None = None,
-    validation: float | None | str = _AUTO,
+    validation: float | str | None = _AUTO,
     refit: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -255,9 +255,7 @@ def _check_training_data(
             "use latent_dim=0"
         )
     if data.covariates is not None:
-        warnings.warn(
-            "the model does not use the covariates of the people in data", stacklevel=3
-        )
+        warnings.warn("the model does not use the covariates of the people in data", stacklevel=3)
 
 
 def _stages(
@@ -556,7 +554,7 @@ def _validation_score(
     held_out: Preferences,
     seed: int,
 ) -> float:
-    """Scores at most `_MAX_HELD_OUT` held-out people by the stage's objective, the same each time."""
+    """Scores the first held-out people by the stage's objective, with the same draws each time."""
     batch = held_out.batch(range(min(len(held_out), _MAX_HELD_OUT))).to(model.device)
     with seeded(seed), torch.no_grad():
         return -stage.loss(model, guide, batch).item()
@@ -642,7 +640,9 @@ class _Progress:
 
     def update(self, stage: str, loss: float) -> None:
         if self._bar is not None:
-            self._guard(lambda bar: (bar.set_postfix_str(f"{stage} {loss:.4f}", False), bar.update()))
+            self._guard(
+                lambda bar: (bar.set_postfix_str(f"{stage} {loss:.4f}", False), bar.update())
+            )
 
     def skip(self, steps: int) -> None:
         if self._bar is not None and steps:

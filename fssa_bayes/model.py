@@ -154,7 +154,8 @@ class ModuleUtility(nn.Module):
         if len(items) <= 2 * left.shape[1]:
             return kernels.pairwise_gather(self(items, z), left, right, *args, **kwargs)
         # Items that differ between people are evaluated for their own person only.
-        index = torch.cat([left, right], -1)
+        mask = args[1] if len(args) > 1 else kwargs["mask"]
+        index = torch.cat([left, right], -1).masked_fill(~torch.cat([mask, mask], -1), 0)
         utility = self.module(items[index], z.unsqueeze(-2))
         position = torch.arange(index.shape[1], device=index.device).expand_as(index)
         left, right = position.chunk(2, -1)
@@ -275,7 +276,7 @@ class HeterogeneousBTL(nn.Module):
             )
 
     def register(self) -> None:
-        """Enters the parameters into Pyro's parameter store, as `pyro.module` does."""
+        """Enters the parameters into Pyro's parameter store; for use within `SVI`'s program."""
         pyro.module("model", self)
 
     # ------------------------------------------------------------------ utilities
@@ -360,10 +361,22 @@ class HeterogeneousBTL(nn.Module):
 
 
 def _prior_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
-    """Builds a learned transform of the standard normal: a spline, then affine couplings."""
+    """Builds a learned transform of the standard normal: a spline, then affine couplings.
+
+    It starts near the identity; Pyro's own initial values put draws up to 40 from the origin.
+    """
     spline = T.Spline(latent_dim, count_bins=8, bound=5.0, order="quadratic")
-    couplings = [T.affine_coupling(latent_dim, [hidden_dim]) for _ in range(2)]
-    return [spline] + (couplings if latent_dim > 1 else [])
+    couplings = []
+    if latent_dim > 1:
+        couplings = [T.affine_coupling(latent_dim, [hidden_dim]) for _ in range(2)]
+    with torch.no_grad():
+        spline.unnormalized_widths.mul_(0.1)
+        spline.unnormalized_heights.mul_(0.1)
+        spline.unnormalized_derivatives.mul_(0.1).add_(math.log(math.expm1(1.0)))
+        for coupling in couplings:
+            coupling.nn.layers[-1].weight.zero_()
+            coupling.nn.layers[-1].bias.zero_()
+    return [spline, *couplings]
 
 
 def _check_at_least(argument: str, value: int, least: int) -> None:

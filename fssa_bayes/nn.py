@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
-        for index, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (width_in, width_out) in enumerate(pairwise(widths)):
             layers += [nn.ReLU()] if index else []
             layers.append(_linear(width_in, width_out))
         super().__init__(*layers)
@@ -108,7 +109,8 @@ class SelfAttention(nn.Module):
     def forward(self, elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
         """Summarises sets to shape (U, H), as :meth:`DeepSet.forward` does."""
         padded = _pad(self.project(self.norm(elements)), mask)
-        heads = padded.reshape(*mask.shape, 3, self.num_heads, -1)
+        width = elements.shape[-1] // self.num_heads
+        heads = padded.reshape(*mask.shape, 3, self.num_heads, width)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         # An empty set attends to its padding, which the pooling then ignores.
         visible = mask | ~mask.any(-1, keepdim=True)

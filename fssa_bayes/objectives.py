@@ -139,11 +139,19 @@ class ImportanceWeightedELBO(Objective):
             return model(batch)
 
         trained = [p for p in self.trained(model, guide) if p.requires_grad]
+        earlier = [parameter.grad for parameter in trained]
+        for parameter in trained:
+            parameter.grad = None
         with pyro.get_param_store().scope():
             loss = self._elbo.loss_and_grads(registered, guide, batch)
-        for parameter in trained:
-            if parameter.grad is not None:
+        # Pyro sums over people.
+        for parameter, gradient in zip(trained, earlier, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
                 parameter.grad /= batch.num_users
+                if gradient is not None:
+                    parameter.grad += gradient
         return loss / batch.num_users
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:

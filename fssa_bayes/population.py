@@ -79,9 +79,7 @@ def population_table(
             f"parameters, got {len(mean) + len(row)}: reduce the features or latent_dim"
         )
     # Positions of the free parameters among the entries of (w0, L), row by row.
-    free = torch.cat(
-        [torch.arange(len(mean)) * (rank + 1), row * (rank + 1) + 1 + column]
-    )
+    free = torch.cat([torch.arange(len(mean)) * (rank + 1), row * (rank + 1) + 1 + column])
     outer, information = _moments(model, guide, data, rotation, num_samples, seed)
     outer, information = outer[free][:, free], information[free][:, free]
 

@@ -184,7 +184,7 @@ class Posterior:
 
     @cached_property
     def relative_ess(self) -> Tensor:
-        """Effective sample size of p(z|C) / q(z|C) over draws of the guide alone, as a share, (U,)."""
+        """Effective sample size of the guide's own draws as a share of their number, (U,)."""
         ratio = self._log_ratio.double()
         return (effective_sample_size(ratio) / len(ratio)).float()
 
@@ -381,9 +381,7 @@ def _entropy(margin: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-size)) + size * torch.sigmoid(-size)
 
 
-def _weighted_quantiles(
-    values: Tensor, weights: Tensor, levels: tuple[float, ...]
-) -> list[Tensor]:
+def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
     """Inverts the weighted distribution function of values (S, U, N) with weights (S, U)."""
     # Draws last: sorting along the first dimension walks through memory in large strides.
     ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)

@@ -420,7 +420,7 @@ def test_split_context_drops_people_without_target() -> None:
 
 
 def global_state() -> tuple:
-    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    _, keys, position, *_ = np.random.get_state()
     return random.getstate(), keys.tobytes(), position, torch.get_rng_state().numpy().tobytes()
 
 

@@ -136,7 +136,7 @@ def bounds(data: Preferences) -> list[tuple[int, int]]:
 
 
 def swap_some(data: Preferences) -> Preferences:
-    return data.swap(np.random.default_rng(2).random(data.num_comparisons) < 0.5)
+    return data.swap(np.arange(data.num_comparisons) % 2 == 0)
 
 
 @pytest.mark.parametrize("change", [reorder, swap_some], ids=["order", "sides"])
@@ -154,7 +154,7 @@ def test_order_and_sides_do_not_matter(
     guide = make_guide(posterior, prior, encoder, latent_dim)
     data = make_data([6, 1, 4], half_wins=True)
     changed = change(data)
-    assert not np.array_equal(changed.left, data.left)
+    assert (changed.left != data.left)[data.choice == 0.5].any()
     assert_same_posterior(guide, data.batch(), changed.batch(), 1e-5)
 
 
@@ -216,17 +216,19 @@ def test_garbage_under_the_mask_changes_nothing(
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("half_wins", [False, True])
 @KINDS
 def test_wider_padding_changes_nothing(
     posterior: str,
     prior: str,
     encoder: str,
+    half_wins: bool,
     make_guide: MakeGuide,
     make_data: MakeData,
     widen: Change,
 ) -> None:
     guide = make_guide(posterior, prior, encoder)
-    batch = make_data([3, 0, 5, 2], half_wins=True).batch()
+    batch = make_data([3, 0, 5, 2], half_wins=half_wins).batch()
     assert_same_posterior(guide, batch, widen(batch), 1e-6)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from fssa_bayes.data import Preferences
 
-__all__ = ["COEFFICIENTS", "PRICE_FACTOR", "LOG_LIKELIHOOD", "read"]
+__all__ = ["COEFFICIENTS", "LOG_LIKELIHOOD", "PRICE_FACTOR", "read"]
 
 PRICE_FACTOR = 2.20371
 """Factor by which the published analyses multiply the price in guilders."""
@@ -60,15 +60,17 @@ def read(path: str | Path) -> Preferences:
             f"its columns are {list(table.columns)}"
         )
     options = pd.concat(
-        [table[[f"{name}{side}" for name in _FEATURES]].set_axis(_FEATURES, axis=1)
-         for side in (1, 2)],
+        [
+            table[[f"{name}{side}" for name in _FEATURES]].set_axis(_FEATURES, axis=1)
+            for side in (1, 2)
+        ],
         ignore_index=True,
     )
     items = options.drop_duplicates(ignore_index=True)
     position = options.merge(items.reset_index(), on=list(_FEATURES), how="left")["index"]
-    items = items.assign(
-        price=items["price"] / 100 * PRICE_FACTOR, time=items["time"] / 60
-    ).astype(float)
+    items = items.assign(price=items["price"] / 100 * PRICE_FACTOR, time=items["time"] / 60).astype(
+        float
+    )
     comparisons = pd.DataFrame(
         {
             "person": table["id"],

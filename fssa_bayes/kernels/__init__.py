@@ -100,9 +100,7 @@ def pairwise_bilinear(
     _check_users("user_factors", user_factors, left)
     _check_width("user_factors", user_factors, "item_factors", item_factors)
     run = _backend(backend).pairwise_bilinear
-    return run(
-        item_factors, user_factors, left, right, choice, mask, position_bias, reduce, output
-    )
+    return run(item_factors, user_factors, left, right, choice, mask, position_bias, reduce, output)
 
 
 def pairwise_mlp(
@@ -177,9 +175,7 @@ def _check_comparisons(
     output: str,
 ) -> Tensor:
     if isinstance(position_bias, Tensor) and position_bias.ndim:
-        raise ValueError(
-            f"position_bias must be a scalar, got shape {tuple(position_bias.shape)}"
-        )
+        raise ValueError(f"position_bias must be a scalar, got shape {tuple(position_bias.shape)}")
     if output not in _OUTPUTS:
         raise ValueError(f"output must be one of {_OUTPUTS}, got {output!r}")
     _check_rank("left", left, 2, "(U, N)")

@@ -48,9 +48,7 @@ def pairwise_gather(
     draws, users = utility.shape[0], left.shape[0]
     utility = utility.expand(draws, users, -1)
     index = torch.stack([left, right]).masked_fill(~mask, 0)
-    left_utility, right_utility = (
-        utility.gather(-1, side.expand(draws, -1, -1)) for side in index
-    )
+    left_utility, right_utility = (utility.gather(-1, side.expand(draws, -1, -1)) for side in index)
     return _finish(left_utility - right_utility, choice, mask, position_bias, reduce, output)
 
 
