@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     for seed in args.seeds:
         torch.manual_seed(seed)
         model = HeterogeneousBTL(4, latent_dim=4, utility="linear")
-        guide = NeuralProcessGuide(model)
+        guide = NeuralProcessGuide(model, "multivariate_normal")
         start = time.perf_counter()
         result = fit(
             model,

@@ -58,7 +58,7 @@ def fit_homogeneous(data: Preferences) -> FitResult:
 def fit_heterogeneous(data: Preferences, args: argparse.Namespace) -> FitResult:
     torch.manual_seed(args.seed)
     model = HeterogeneousBTL(data.num_features, latent_dim=4, utility="linear")
-    guide = NeuralProcessGuide(model)
+    guide = NeuralProcessGuide(model, "multivariate_normal")
     return fit(model, guide, data, steps=args.steps, seed=args.seed)
 
 

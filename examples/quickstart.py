@@ -42,38 +42,39 @@ UTILITIES = ("bilinear", "mlp", "homogeneous")
 def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    jobs = [(utility, args) for utility in UTILITIES]
-    # One process for each model: networks this small do not gain from a second thread.
-    with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1)) as pool:
-        tables = dict(zip(UTILITIES, pool.imap(study, jobs), strict=True))
-    print_table(tables, args)
-    print(f"figure: {args.out / 'quickstart.png'}    total {time.perf_counter() - start:.0f} s")
-
-
-def study(job: tuple[str, argparse.Namespace]) -> dict:
-    """Fits one model and scores it on fresh people."""
-    utility, args = job
-    torch.set_num_threads(1)
-    start = time.perf_counter()
     train = two_mode.simulate(args.users, 20, seed=args.seed).data
-    model, guide = fit_model(utility, train, args)
-    seconds = time.perf_counter() - start
-    torch.set_num_threads(os.cpu_count() or 1)  # Many draws of many people do gain.
-    if utility == "bilinear":
-        draw_figure(model, guide, args)
-    rows = {count: score(model, guide, count, args) for count in CONTEXTS}
-    return {"seconds": seconds, "rows": rows}
+    # Two processes of one thread: networks this small do not gain from a second thread.
+    with multiprocessing.get_context("spawn").Pool(
+        min(2, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        fits = pool.starmap(fit_model, [(utility, train, args) for utility in UTILITIES], 1)
+        jobs = [(model, guide, n, args) for model, guide, _ in fits for n in CONTEXTS]
+        rows = iter(pool.starmap(score, jobs, 1))
+        pool.close()
+        pool.join()
+    for utility, (_, _, seconds) in zip(UTILITIES, fits, strict=True):
+        print_table(utility, seconds, {count: next(rows) for count in CONTEXTS})
+    print(
+        f"\n{args.test_users:,} people the models have not seen (a quarter as many, and half the "
+        "steps, for mlp),\n5 unseen choices each; ± is the standard error by person. 'lost' is "
+        "accuracy lost\nagainst Bayes on the same pairs, with the type's exact posterior in place "
+        "of the luck of\nguesses; log-loss in nats per choice."
+    )
+    draw_figure(*fits[0][:2], args)
+    print(f"figure: {args.out / 'quickstart.png'}    total {time.perf_counter() - start:.0f} s")
 
 
 def fit_model(
     utility: str, train: Preferences, args: argparse.Namespace
-) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None, float]:
+    """Fits one model; returns it with its guide and the seconds it took."""
+    start = time.perf_counter()
     torch.manual_seed(args.seed)
     if utility == "homogeneous":
         model = HeterogeneousBTL(train.num_features, latent_dim=0, hidden_dim=32)
         sample = train.subset(range(min(len(train), 1000)))
         fit(model, None, sample, seed=args.seed, progress_bar=False)
-        return model, None
+        return model, None, time.perf_counter() - start
     model = HeterogeneousBTL(train.num_features, latent_dim=2, utility=utility)
     guide = NeuralProcessGuide(model)
     steps = args.steps if utility == "bilinear" else args.steps // 2  # A step of mlp costs twice.
@@ -87,7 +88,7 @@ def fit_model(
         seed=args.seed,
         progress_bar=utility == "bilinear",
     )
-    return model, guide
+    return model, guide, time.perf_counter() - start
 
 
 def score(
@@ -110,27 +111,20 @@ def score(
     return rows | {"log_loss": -posterior.log_score(target).numpy()}
 
 
-def print_table(tables: dict[str, dict], args: argparse.Namespace) -> None:
+def print_table(utility: str, seconds: float, rows: dict[int, dict[str, np.ndarray]]) -> None:
+    print(f"\n{utility}  (fitted in {seconds:.0f} s)")
     print(
-        f"\n{args.test_users:,} people the models have not seen (a quarter as many, and half the "
-        "steps, for mlp),\n5 unseen choices each; ± is the standard error by person. "
-        "'lost' is accuracy lost\nagainst Bayes on the same pairs, with the type's exact posterior "
-        "in place of the luck of\nguesses; log-loss in nats per choice."
+        f"{'contexts':>8}{'accuracy %':>16}{'Bayes %':>9}{'lost':>7}{'confidence %':>14}"
+        f"{'log-loss':>18}{'Bayes':>8}{'above Bayes':>19}"
     )
-    for utility in UTILITIES:
-        print(f"\n{utility}  (fitted in {tables[utility]['seconds']:.0f} s)")
+    for count, row in rows.items():
         print(
-            f"{'contexts':>8}{'accuracy %':>16}{'Bayes %':>9}{'lost':>7}{'confidence %':>14}"
-            f"{'log-loss':>18}{'Bayes':>8}{'above Bayes':>19}"
+            f"{count:>8}{_pm(100 * row['accuracy'], 2):>16}"
+            f"{100 * row['bayes_accuracy'].mean():>9.2f}"
+            f"{100 * row['accuracy_lost'].mean():>7.2f}{100 * row['confidence'].mean():>14.2f}"
+            f"{_pm(row['log_loss'], 4):>18}{row['bayes_log_loss'].mean():>8.4f}"
+            f"{_pm(row['log_loss'] - row['bayes_log_loss'], 4):>19}"
         )
-        for count, row in tables[utility]["rows"].items():
-            print(
-                f"{count:>8}{_pm(100 * row['accuracy'], 2):>16}"
-                f"{100 * row['bayes_accuracy'].mean():>9.2f}"
-                f"{100 * row['accuracy_lost'].mean():>7.2f}{100 * row['confidence'].mean():>14.2f}"
-                f"{_pm(row['log_loss'], 4):>18}{row['bayes_log_loss'].mean():>8.4f}"
-                f"{_pm(row['log_loss'] - row['bayes_log_loss'], 4):>19}"
-            )
 
 
 def _pm(values: np.ndarray, digits: int) -> str:
@@ -184,7 +178,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=10_000, help="training people")
     parser.add_argument("--test-users", type=int, default=5_000, help="fresh people to predict")
     parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
-    parser.add_argument("--draws", type=int, default=1_000, help="posterior draws a person")
+    parser.add_argument("--draws", type=int, default=800, help="posterior draws a person")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
     return parser.parse_args(argv)
