@@ -146,10 +146,11 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
             reference=shown[f"{name} median"].median(),
             ax=ax,
         )
+        ax.set_xscale("symlog", linthresh=10)
     axes[1].set_ylabel("")
     figure.suptitle(
         f"{len(shown)} of {len(table)} people: posterior median and 90 % interval; "
-        "dashed: median person",
+        "dashed: median person; axes logarithmic beyond ±10",
         fontsize=10,
     )
     figure.tight_layout()

@@ -7,8 +7,9 @@ utility. The figure shows a person of each type: before a telling choice the pos
 types' utilities, after it one.
 
 What to see: the heterogeneous models follow the Bayes predictor, the homogeneous one stays at
-75 %; the bands close on the dashed truth with the first choice that tells the types apart. About
-a minute and a half on two cores.
+75 %; the bands close on the dashed truth with the first choice that tells the types apart (up to a
+monotone transform: choices without noise tell the order of items and no more, so the jump at ½ is
+not seen). About a minute and a half on two cores.
 """
 
 from __future__ import annotations

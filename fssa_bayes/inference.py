@@ -179,7 +179,7 @@ def fit(
         >>> data = two_mode.simulate(num_users=50, num_comparisons=6, seed=0).data
         >>> model = HeterogeneousBTL(data.num_features, latent_dim=2)
         >>> guide = NeuralProcessGuide(model)
-        >>> result = fit(model, guide, data, steps=5, progress_bar=False)
+        >>> result = fit(model, guide, data, steps=5, validation=None, progress_bar=False)
         >>> sorted(result.history["stage"].unique())
         ['ImportanceWeightedELBO', 'Sleep']
     """

@@ -10,9 +10,6 @@ from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferen
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.posterior import _weighted_quantiles
 
-ARVIZ = "ignore:\\s*ArviZ is undergoing a major refactor:FutureWarning"
-pytestmark = pytest.mark.filterwarnings(ARVIZ)
-
 
 @pytest.fixture(scope="module")
 def data() -> Preferences:
