@@ -635,7 +635,8 @@ def _names(argument: str, names: Sequence | pd.Index | None, length: int) -> pd.
 
 
 def _finite_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
-    table = torch.as_tensor(table, dtype=torch.float32)
+    # A copy: a DataFrame may hand out memory that is not to be written to.
+    table = torch.tensor(np.asarray(table), dtype=torch.float32)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(
             f"{argument} must be a table with at least one row and one column, "

@@ -63,10 +63,10 @@ class FitResult:
             posterior, with standard errors by person; None without `validation`.
     """
 
-    model: HeterogeneousBTL
-    guide: NeuralProcessGuide | None
+    model: HeterogeneousBTL = field(repr=False)
+    guide: NeuralProcessGuide | None = field(repr=False)
     data: Preferences
-    history: pd.DataFrame
+    history: pd.DataFrame = field(repr=False)
     held_out: pd.DataFrame | None = None
 
     def log_marginal_likelihood(
@@ -157,7 +157,8 @@ def fit(
             everybody for a fixed number of steps. `"auto"` is None for the linear utility and .1
             for the others.
         refit: Whether to fit everybody afresh for the number of steps found by `validation`.
-        seed: Seed of initial draws, batches and held-out people. The global random state and the
+        seed: Seed of draws, batches and held-out people. Initial weights are drawn where model and
+            guide are built: call `torch.manual_seed` there. The global random state and the
             parameter store of Pyro are left as they were.
         device: Where to fit, for example `"cuda"`; where the model is if None.
         progress_bar: Whether to show progress.
@@ -192,8 +193,8 @@ def fit(
         raise ValueError(f"validation must lie between 0 and 1 or be None, got {validation}")
     if validation is not None and len(data) < 10:
         raise ValueError(
-            f"validation={validation} needs at least 10 people, got {len(data)}: "
-            "pass validation=None"
+            f"validation={validation} (the default but for the linear utility) needs at least 10 "
+            f"people, got {len(data)}: pass validation=None"
         )
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
@@ -204,6 +205,7 @@ def fit(
             guide.to(device)
     with torch.no_grad():
         model.set_standardisation(None if data.items is None else data.items.to(model.device))
+    model.feature_names = data.feature_names
 
     training, held_out = data, None
     if validation is not None:
@@ -227,10 +229,29 @@ def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
             f"data must have the model's num_features={model.num_features} features, "
             f"got {data.num_features}"
         )
+    if model.feature_names is not None and not model.feature_names.equals(data.feature_names):
+        kind = "items" if data.items is None else "features"
+        raise ValueError(
+            f"data must have the {kind} the model was fitted to, in the same order: "
+            f"{_some(model.feature_names)}, got {_some(data.feature_names)}"
+        )
+    if model.is_standardised and data.items is not None:
+        shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
+        if shift.abs().max() > 20:
+            name = data.feature_names[int(shift.abs().argmax())]
+            warnings.warn(
+                f"feature {name!r} lies {shift.abs().max():.0f} standard deviations from the data "
+                "the model was first fitted to: are the units the same?",
+                stacklevel=3,
+            )
     if data.ties == "keep" and (data.choice == 0.5).any():
         raise ValueError(
             "data keeps ties, and the model has none: read the data with ties='half' or 'drop'"
         )
+
+
+def _some(names: pd.Index) -> str:
+    return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def _check_training_data(
@@ -254,6 +275,13 @@ def _check_training_data(
             "a heterogeneous model needs at least 2 people to tell how they differ, got 1: "
             "use latent_dim=0"
         )
+    constant = [] if data.items is None else data.feature_names[(data.items.std(0) == 0).numpy()]
+    if len(constant):
+        warnings.warn(
+            f"feature {constant[0]!r} is the same for all items ({len(constant)} such features): "
+            "the data say nothing about its effect",
+            stacklevel=3,
+        )
     if data.covariates is not None:
         warnings.warn("the model does not use the covariates of the people in data", stacklevel=3)
 
@@ -274,7 +302,7 @@ def _stages(
     if objective is None:
         stages = _default_stages(model)
     else:
-        stages = [objective] if isinstance(objective, Objective) else list(objective)
+        stages = list(objective) if isinstance(objective, Sequence) else [objective]
     if not stages or not all(isinstance(stage, Objective) for stage in stages):
         raise TypeError(f"objective must be an Objective or a list of them, got {objective!r}")
     stages = [copy.copy(stage) for stage in stages]
@@ -296,8 +324,8 @@ def _default_stages(model: HeterogeneousBTL) -> list[Objective]:
     return [
         ImportanceWeightedELBO(16, steps=600),
         Sleep(steps=300),
-        ImportanceWeightedELBO(64, steps=800, batch_size=128),
-        Sleep(steps=600),
+        ImportanceWeightedELBO(64, steps=1100, batch_size=128),
+        Sleep(steps=500),
     ]
 
 

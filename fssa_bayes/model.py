@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import pandas as pd
 import pyro
 import torch
 from pyro import distributions as dist
@@ -175,7 +176,8 @@ class HeterogeneousBTL(nn.Module):
     Args:
         num_features: Number of item features D; the number of items where these have no features.
         latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
-        utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz);
+        utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
+            coefficients have a covariance of rank `latent_dim` (all D for a full one);
             `"mlp"`, one network whose first layer adds item and user; or a module that maps items
             (*, D) and z (*, K), broadcast, to utilities (*), in nats.
         prior: `"normal"`, or `"flow"` for a learned p(z).
@@ -231,6 +233,7 @@ class HeterogeneousBTL(nn.Module):
         self.register_buffer("feature_scale", torch.ones(num_features))
         self.register_buffer("is_standardised", torch.tensor(False))
         self.register_buffer("_origin", torch.zeros(()))
+        self.feature_names: pd.Index | None = None
 
     # ------------------------------------------------------------------ the graphical model
 
@@ -302,7 +305,10 @@ class HeterogeneousBTL(nn.Module):
         return (items - self.feature_mean) / self.feature_scale
 
     def set_standardisation(self, items: Tensor | None) -> None:
-        """Takes the features' mean and standard deviation from an item table, once."""
+        """Takes the features' mean and standard deviation from an item table, once.
+
+        A later fit continues from the parameters, which are in units of the first.
+        """
         if items is None or self.is_standardised:
             return
         scale = items.std(0, unbiased=False)

@@ -48,7 +48,8 @@ def population_table(
         units of the features given; items without features are centred over all items. Columns:
         `estimate`; `se_hessian`, from the observed information; `se_outer_product`, from the
         outer product of the people's scores, which most software for mixed logits prints; and
-        `se_sandwich`, both together, robust to misspecification, with people as clusters.
+        `se_sandwich`, both together, robust to misspecification, with people as clusters. Terms
+        that the data do not identify (constant or collinear features) have NaN.
 
     Raises:
         ValueError: If the utility is not linear, the prior not normal, or there are too many
@@ -104,6 +105,9 @@ def population_table(
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
     inverse = _invert(information, expected_null=int(centre) * (1 + rank))
     inverse_outer = _invert(outer, expected_null=int(centre) * (1 + rank))
+    # What depends on a direction without information has no standard error.
+    seen = torch.einsum("pi,ij,jk->pk", jacobian, inverse, information)
+    unidentified = (jacobian - seen).square().sum(-1) > 0.05 * jacobian.square().sum(-1)
     standard_error = {
         "se_hessian": inverse,
         "se_outer_product": inverse_outer,
@@ -112,7 +116,7 @@ def population_table(
     columns = {"estimate": quantities(theta).numpy()}
     for name, covariance in standard_error.items():
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
-        columns[name] = variance.clamp(min=0).sqrt().numpy()
+        columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
     return pd.DataFrame(columns, index=_labels(data, rank))
 
 

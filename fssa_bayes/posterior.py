@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -149,6 +150,12 @@ class Posterior:
         else:
             self._log_weights = torch.zeros_like(log_weights).log_softmax(0).float()
 
+    def __repr__(self) -> str:
+        return (
+            f"Posterior({len(self.context)} people, {self.num_samples} draws, "
+            f"correct={self.correct!r})"
+        )
+
     # ------------------------------------------------------------------ draws
 
     @property
@@ -268,8 +275,8 @@ class Posterior:
         """Draws the utilities of items to people.
 
         Args:
-            items: Names of items of the context's table, or features of new ones with shape
-                (M, D); all items of the table if None.
+            items: Names of items of the context's table, or features of new ones, as a tensor,
+                array or DataFrame with shape (M, D); all items of the table if None.
             users: Names of people; everybody if None.
 
         Returns:
@@ -327,6 +334,8 @@ class Posterior:
 
     def _items(self, items: Sequence | Tensor | None) -> Tensor:
         data = self.context
+        if isinstance(items, pd.DataFrame) or (isinstance(items, np.ndarray) and items.ndim == 2):
+            items = torch.tensor(np.asarray(items), dtype=torch.float32)
         if isinstance(items, Tensor):
             expected = (self.model.num_features,)
             if data.items is None or items.shape[1:] != expected or len(items) == 0:

@@ -212,7 +212,7 @@ def test_a_fit_continues_from_the_parameters_and_standardises_once() -> None:
     fit(model, guide, data, steps=2, progress_bar=False)
     scale = model.feature_scale.clone()
     torch.testing.assert_close(scale, data.items.std(0, unbiased=False))
-    other = Preferences(data.left, data.right, data.choice, data.offsets, items=9 * data.items)
+    other = Preferences(*_arrays(data), items=9 * data.items, feature_names=["size", "price"])
     fit(model, guide, other, steps=2, progress_bar=False)
     assert torch.equal(model.feature_scale, scale)
 
@@ -303,3 +303,35 @@ def test_items_without_features_are_fitted_by_look_up() -> None:
     utility = posterior.utility().mean(0)
     assert utility[0].argsort().tolist() == [0, 1, 2]
     assert utility[1].argsort().tolist() == [2, 1, 0]
+
+
+def test_data_of_other_items_or_features_are_refused() -> None:
+    """Positions and columns have a meaning that the width alone does not check."""
+    data = simulate(people=12)
+    model, guide = fresh(data, utility="linear")
+    fit(model, guide, data, steps=1, progress_bar=False)
+    features = dict(zip(("left", "right", "choice", "offsets"), _arrays(data), strict=True))
+    swapped = Preferences(**features, items=data.items.flip(-1), feature_names=["price", "size"])
+    with pytest.raises(ValueError, match=r"features .* \['size', 'price'\], got \['price', 'size'"):
+        Posterior(model, guide, swapped)
+    far = Preferences(**features, items=1000 * data.items, feature_names=["size", "price"])
+    with pytest.warns(UserWarning, match="'price' lies .* standard deviations"):
+        Posterior(model, guide, far, num_samples=50)
+
+
+def test_constant_and_collinear_features_have_no_standard_error() -> None:
+    data = simulate(people=60)
+    items = torch.cat([data.items, torch.ones(40, 1), 2 * data.items[:, :1]], -1)
+    names = ["size", "price", "one", "double"]
+    wide = Preferences(*_arrays(data), items=items, feature_names=names)
+    with pytest.warns(UserWarning, match="'one' is the same for all items"):
+        result = fit(HeterogeneousBTL(4, 0, utility="linear"), None, wide, progress_bar=False)
+    with pytest.warns(UserWarning, match="not positive in 2 of 4 directions"):
+        error = result.population()["se_hessian"]["mean"]
+    assert error.isna().to_dict() == {"size": True, "price": False, "one": True, "double": True}
+    alone = fit(HeterogeneousBTL(2, 0, utility="linear"), None, data, progress_bar=False)
+    assert error["price"] == pytest.approx(alone.population()["se_hessian"]["mean", "price"], 1e-3)
+
+
+def _arrays(data: Preferences) -> tuple:
+    return data.left, data.right, data.choice, data.offsets
