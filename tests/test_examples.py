@@ -51,7 +51,7 @@ def train_choices(tmp_path: Path) -> Path:
 def test_quickstart(tmp_path: Path) -> None:
     out = run(
         "examples/quickstart.py",
-        *("--users", "200", "--test-users", "50", "--steps", "20", "--draws", "50"),
+        *("--users", "200", "--test-users", "50", "--steps", "20", "--draws", "200"),
         *("--out", str(tmp_path)),
     )
     assert all(f"\n{utility}  (fitted" in out for utility in ("bilinear", "mlp", "homogeneous"))
