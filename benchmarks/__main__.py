@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -26,12 +27,17 @@ def main(argv: list[str] | None = None) -> None:
             continue
         for row in importlib.import_module(f"benchmarks.{name}").run(args):
             print(row, flush=True)
-            rows.append(asdict(row))
+            rows.append({key: _finite(value) for key, value in asdict(row).items()})
     if args.json is not None:
         document = {"environment": environment(args), "rows": rows}
         part = args.json.with_suffix(".part")
         part.write_text(json.dumps(document, indent=1) + "\n")
         os.replace(part, args.json)
+
+
+def _finite(value: object) -> object:
+    """Replaces what JSON has no number for (an error that is not identified) by null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

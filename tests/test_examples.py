@@ -83,4 +83,6 @@ def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
         "data", "two_mode", "train_choice", "recovery",
     }  # fmt: skip
     assert document["environment"]["seeds"] == [0]
-    assert all(row["low"] <= row["median"] <= row["high"] for row in document["rows"])
+    known = [row for row in document["rows"] if row["median"] is not None]
+    assert len(known) > 50
+    assert all(row["low"] <= row["median"] <= row["high"] for row in known)
