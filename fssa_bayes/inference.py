@@ -37,7 +37,7 @@ from fssa_bayes.objectives import (
 )
 from fssa_bayes.population import population_table
 
-__all__ = ["FitResult", "check_data", "fit"]
+__all__ = ["FitResult", "check_data", "check_guide", "fit"]
 
 _AUTO = "auto"
 _CHECKS = 25  # Evaluations on the held-out people during a stage.
@@ -250,13 +250,8 @@ def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
         )
 
 
-def _some(names: pd.Index) -> str:
-    return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
-
-
-def _check_training_data(
-    model: HeterogeneousBTL, guide: NeuralProcessGuide | None, data: Preferences
-) -> None:
+def check_guide(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> None:
+    """Raises an error unless `guide` is the model's, or None for a homogeneous model."""
     if guide is not None and guide.model is not model:
         raise ValueError("guide must be the guide of this model, got one of another model")
     if (guide is None) != (model.latent_dim == 0):
@@ -264,6 +259,16 @@ def _check_training_data(
             f"guide must be {'None' if guide is not None else 'given'} for a model with "
             f"latent_dim={model.latent_dim}"
         )
+
+
+def _some(names: pd.Index) -> str:
+    return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
+
+
+def _check_training_data(
+    model: HeterogeneousBTL, guide: NeuralProcessGuide | None, data: Preferences
+) -> None:
+    check_guide(model, guide)
     empty = np.flatnonzero(data.counts == 0)
     if len(empty):
         raise ValueError(

@@ -167,7 +167,7 @@ class ImportanceWeightedELBO(Objective):
 class ELBO(ImportanceWeightedELBO):
     """Maximises the evidence lower bound: :class:`ImportanceWeightedELBO` with one particle.
 
-    Fast, and biased towards people who are alike: see the measurements in the README.
+    Fast, and biased towards people who are alike: the bound is loosest where they differ.
     """
 
     def __init__(

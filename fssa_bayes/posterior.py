@@ -22,7 +22,7 @@ from fssa_bayes.importance import (
     propose,
     user_batches,
 )
-from fssa_bayes.inference import check_data
+from fssa_bayes.inference import check_data, check_guide
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL
 
@@ -94,13 +94,7 @@ class Posterior:
         correct: str | None = "psis",
     ) -> None:
         check_data(model, context)
-        if (guide is None) != (model.latent_dim == 0):
-            raise ValueError(
-                f"guide must be {'None' if guide is not None else 'given'} for a model with "
-                f"latent_dim={model.latent_dim}"
-            )
-        if guide is not None and guide.model is not model:
-            raise ValueError("guide must be the guide of this model, got one of another model")
+        check_guide(model, guide)
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
         if correct == "psis" and model.latent_dim and num_samples < 25:
