@@ -3,6 +3,7 @@
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, fit
+from fssa_bayes.io import load, save
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.objectives import (
     ELBO,
@@ -25,4 +26,6 @@ __all__ = [
     "Preferences",
     "Sleep",
     "fit",
+    "load",
+    "save",
 ]

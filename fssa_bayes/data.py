@@ -9,6 +9,7 @@ log-likelihood of a choice y at margin m is :math:`y\,m - \log(1 + e^m)`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -586,6 +587,16 @@ class Preferences:
             unused_items=unused,
             component_sizes=tuple(int(size) for size in np.bincount(labels[labels >= 0])),
         )
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of people, comparisons and features, to recognise the data by."""
+        digest = hashlib.sha256()
+        for table in (self.offsets, self.left, self.right, self.choice, self.items):
+            if table is not None:
+                digest.update(np.ascontiguousarray(table).tobytes())
+        for names in (self.user_names, self.item_names, self.feature_names):
+            digest.update(repr(names.tolist()).encode())
+        return digest.hexdigest()
 
     def _components(self) -> tuple[np.ndarray, int]:
         """Labels the connected component of each item, largest first, −1 where never compared."""

@@ -51,6 +51,10 @@ class NeuralProcessGuide(nn.Module):
         hidden_dim: Width of the networks.
         encoder: `"deep_set"`, or `"attention"`, in which the comparisons see each other first.
 
+    Attributes:
+        config: The arguments it was built with, but for the model.
+        objectives: Names of the objectives it was last fitted by.
+
     Raises:
         ValueError: If the model has no latent factor or a name is unknown.
 
@@ -81,6 +85,8 @@ class NeuralProcessGuide(nn.Module):
         # A tuple hides the model from nn.Module: its parameters are not the guide's.
         self._model = (model,)
         self.posterior_family = posterior
+        self.config = {"posterior": posterior, "hidden_dim": hidden_dim, "encoder": encoder}
+        self.objectives: list[str] = []
         width, factors = model.latent_dim, model.utility.num_item_factors
         self.chosen = _ItemEmbedding(model.num_features, factors, hidden_dim)
         self.rejected = _ItemEmbedding(model.num_features, factors, hidden_dim)

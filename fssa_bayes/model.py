@@ -184,6 +184,10 @@ class HeterogeneousBTL(nn.Module):
         hidden_dim: Width of the utility's networks.
         num_factors: Number of factors of the bilinear utility.
 
+    Attributes:
+        config: The arguments it was built with; `"module"` stands for a utility of one's own.
+        feature_names: Names of the features it was fitted to, or None.
+
     Raises:
         ValueError: If a size is out of range or a name unknown.
 
@@ -213,6 +217,14 @@ class HeterogeneousBTL(nn.Module):
         _check_at_least("num_factors", num_factors, 1)
         self.num_features = num_features
         self.latent_dim = latent_dim
+        self.config = {
+            "num_features": num_features,
+            "latent_dim": latent_dim,
+            "utility": "module" if isinstance(utility, nn.Module) else utility,
+            "prior": prior,
+            "hidden_dim": hidden_dim,
+            "num_factors": num_factors,
+        }
         if isinstance(utility, nn.Module):
             self.utility: nn.Module = ModuleUtility(utility)
         elif utility == "bilinear":

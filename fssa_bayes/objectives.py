@@ -71,6 +71,12 @@ class Objective(ABC):
         return [*(model.parameters() if self.learns_model else ()), *guide.parameters()]
 
     @property
+    def config(self) -> dict[str, object]:
+        """The objective's name and options."""
+        options = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return {"name": self.name, **options}
+
+    @property
     def name(self) -> str:
         """The name that stands in the history."""
         return type(self).__name__

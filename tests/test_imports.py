@@ -18,8 +18,9 @@ ORDER = [
     {"distributions", "datasets"},
     {"model"},
     {"guide"},
-    {"importance"},
-    {"objectives", "population"},
+    {"importance", "io"},
+    {"objectives", "population", "export"},
+    {"training"},
     {"inference"},
     {"posterior"},
 ]

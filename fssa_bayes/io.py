@@ -1,0 +1,339 @@
+"""Models on disk: saved, loaded, and kept while a fit runs.
+
+A saved model is a folder with `config.json` and `model.safetensors`; nothing is ever pickled. A
+folder is written under another name, synchronised, and then renamed, so that a reader sees all of
+it or nothing. `config.json` holds the SHA-256 of the tensors, by which damage is recognised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = ["FORMAT_VERSION", "Checkpoints", "flatten", "load", "save", "unflatten"]
+
+FORMAT_VERSION = 1
+"""Version of the files that this version of the library writes."""
+
+_CONFIG = "config.json"
+_TENSORS = "model.safetensors"
+_PACKAGES = ("fssa_bayes", "torch", "pyro-ppl")
+
+
+def save(
+    path: str | os.PathLike,
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Saves a model and its guide in a folder.
+
+    Args:
+        path: The folder; it is made.
+        model: The model, fitted or not.
+        guide: Its guide, or None.
+        overwrite: Whether a model that is already there may be replaced. What else lies in the
+            folder is lost.
+
+    Raises:
+        FileExistsError: If the folder exists, unless `overwrite` is set and it holds a saved model.
+        ValueError: If the guide is that of another model.
+        TypeError: If names of features are neither strings, numbers nor Booleans.
+        OSError: If it cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    if not isinstance(model, HeterogeneousBTL):
+        raise TypeError(f"model must be a HeterogeneousBTL, got {type(model).__name__}")
+    if guide is not None and guide.model is not model:
+        raise ValueError("guide must be the guide of this model, got one of another model")
+    if path.exists() and not (overwrite and (path / _CONFIG).is_file()):
+        rule = "hold a saved model to be overwritten" if overwrite else "not exist yet"
+        hint = "" if overwrite else ": pass overwrite=True to replace a saved model"
+        raise FileExistsError(f"path must {rule}, got {str(path)!r}{hint}")
+    config = {
+        "model": model.config,
+        "guide": None if guide is None else guide.config,
+        "objectives": None if guide is None else guide.objectives,
+        "feature_names": None if model.feature_names is None else _names(model.feature_names),
+        "standardisation": {
+            "mean": model.feature_mean.tolist(),
+            "scale": model.feature_scale.tolist(),
+        },
+    }
+    _write_folder(path, config, flatten(model, guide))
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    utility: nn.Module | None = None,
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+    """Loads a model and its guide; with the same seed they draw what the saved ones drew.
+
+    Args:
+        path: The folder that :func:`save` wrote.
+        device: Where to put the parameters, wherever they were saved.
+        utility: For a model with a utility of one's own, a module of the same shape; its
+            parameters are overwritten.
+
+    Returns:
+        The model and its guide, in evaluation mode; the guide is None if none was saved.
+
+    Raises:
+        FileNotFoundError: If there is no saved model.
+        ValueError: If it is damaged, incomplete, of another format version, or needs `utility`.
+    """
+    path = Path(path)
+    config, tensors = _read_folder(path)
+    options = dict(config["model"])
+    if options["utility"] == "module":
+        if utility is None:
+            raise ValueError(
+                f"utility must be given for {str(path)!r}: the model was built with a module of "
+                "your own, which is not saved"
+            )
+        options["utility"] = utility
+    elif utility is not None:
+        raise ValueError(f"utility must be None for a {options['utility']!r} utility, got a module")
+    # The initial weights are overwritten: drawing them must not move the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        model = HeterogeneousBTL(**options)
+        guide = NeuralProcessGuide(model, **config["guide"]) if config["guide"] else None
+    modules = [model] if guide is None else [model, guide]
+    for module in modules:
+        module.to(device=device, dtype=tensors["model.feature_mean"].dtype).eval()
+    try:
+        unflatten(tensors, model, guide)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the tensors in {str(path)!r} do not fit its {_CONFIG}, or utility= is a module of "
+            f"another shape: {error}"
+        ) from error
+    if guide is not None:
+        guide.objectives = config["objectives"]
+    names = config["feature_names"]
+    model.feature_names = None if names is None else pd.Index(names)
+    return model, guide
+
+
+def flatten(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> dict[str, Tensor]:
+    """Lists parameters and buffers of model and guide under names that begin with either."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if guide is not None:
+        tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    return tensors
+
+
+def unflatten(
+    tensors: Mapping[str, Tensor], model: HeterogeneousBTL, guide: NeuralProcessGuide | None
+) -> None:
+    """Puts parameters and buffers that :func:`flatten` listed into model and guide."""
+    for prefix, module in (("model.", model), ("guide.", guide)):
+        if module is not None:
+            mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            module.load_state_dict(mine)
+
+
+class Checkpoints:
+    """Keeps the last states of one fit in a folder.
+
+    Args:
+        path: The folder; it is made. One fit at a time may use it.
+        about: What distinguishes the fit from others, as JSON can hold it.
+        keep: Number of states kept: the last one, and those before it in case a disk damages it.
+
+    Attributes:
+        found: Tensors and values of the last state that is whole, or None; damaged ones are named
+            in a warning.
+
+    Raises:
+        ValueError: If the folder holds states of another fit.
+        FileExistsError: If the path is a file.
+    """
+
+    def __init__(self, path: str | os.PathLike, about: Mapping[str, object], keep: int = 2) -> None:
+        self.path = Path(path)
+        self.about = json.loads(json.dumps(about))
+        self.keep = keep
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.glob(".*.part"):  # Left by a process that was killed.
+            shutil.rmtree(stale, ignore_errors=True)
+        self.found = self._latest()
+
+    def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
+        """Adds a state and removes the oldest ones beyond `keep`."""
+        states = self._states()
+        number = 1 + (int(states[-1].name.removeprefix("state-")) if states else 0)
+        config = {"about": self.about, "values": values}
+        _write_folder(self.path / f"state-{number:08d}", config, tensors)
+        for old in states[: len(states) + 1 - self.keep]:
+            _remove_folder(old)
+
+    def _latest(self) -> tuple[dict[str, Tensor], dict] | None:
+        for state in reversed(self._states()):
+            try:
+                config, tensors = _read_folder(state)
+            except (ValueError, OSError) as error:
+                warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=4)
+                continue
+            self._check(config["about"])
+            return tensors, config["values"]
+        return None
+
+    def _states(self) -> list[Path]:
+        return sorted(self.path.glob("state-" + 8 * "[0-9]"))
+
+    def _check(self, about: dict[str, object]) -> None:
+        different = [name for name in self.about if about.get(name) != self.about[name]]
+        if different:
+            shown = "; ".join(
+                f"{name} was {_short(about.get(name))}, is {_short(self.about[name])}"
+                for name in different[:3]
+            )
+            raise ValueError(
+                f"checkpoint must be empty or hold a state of this fit, got one in "
+                f"{str(self.path)!r} whose {', '.join(different)} differ: {shown}. Choose another "
+                "folder, or go on with the same data, model and options"
+            )
+
+
+# ---------------------------------------------------------------------- folders
+
+
+def _write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `config.json` and `model.safetensors`; all of it or nothing."""
+    plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    blob = safetensors.torch.save(plain)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        **config,
+    }
+    text = json.dumps(document, indent=1).encode()
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        _write_file(part / _TENSORS, blob)
+        _write_file(part / _CONFIG, text)
+        _synchronise(part)
+        _put_in_place(part, path)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.add_note(f"nothing was changed at {str(path)!r}")
+        raise
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Renames a finished folder; what stood there steps aside first and is then removed."""
+    previous = None
+    if path.exists():
+        previous = path.with_name(f".{path.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        path.rename(previous)
+    try:
+        part.rename(path)
+    except OSError:
+        if previous is not None:
+            previous.rename(path)
+        raise
+    _synchronise(path.parent)
+    if previous is not None:
+        _remove_folder(previous)
+
+
+def _remove_folder(path: Path) -> None:
+    """Removes a folder under another name, so that a half-removed one is not read."""
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    with contextlib.suppress(OSError):
+        path.rename(part)
+        shutil.rmtree(part)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _synchronise(folder: Path) -> None:
+    """Makes names in a folder outlast a power cut, where the system can (Windows cannot)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Reads and checks both files."""
+    where = str(path)
+    if not path.is_dir():
+        previous = path.with_name(f".{path.name}.previous")
+        found = f"; the model that stood there is whole in {str(previous)!r}"
+        hint = found if previous.is_dir() else ""
+        raise FileNotFoundError(f"path must be a folder with a saved model, got {where!r}{hint}")
+    missing = [name for name in (_CONFIG, _TENSORS) if not (path / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"path must be a folder with {_CONFIG} and {_TENSORS}, got {where!r} without "
+            f"{' and '.join(missing)}: copy the whole folder, or save the model again"
+        )
+    try:
+        config = json.loads((path / _CONFIG).read_bytes())
+        version = config["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{_CONFIG} in {where!r} is damaged ({error!r}): save the model again"
+        ) from error
+    if version != FORMAT_VERSION:
+        better = "a newer" if version > FORMAT_VERSION else "an older"
+        raise ValueError(
+            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: load it with "
+            f"{better} fssa_bayes (it was written by {config.get('versions')})"
+        )
+    blob = (path / _TENSORS).read_bytes()
+    if hashlib.sha256(blob).hexdigest() != config["sha256"]:
+        raise ValueError(
+            f"{_TENSORS} in {where!r} is damaged or truncated ({len(blob)} bytes, whose SHA-256 is "
+            f"not that in {_CONFIG}): copy it or save the model again"
+        )
+    return config, safetensors.torch.load(blob)
+
+
+def _names(index: pd.Index) -> list:
+    """Lists names as JSON can hold them."""
+    names = [name.item() if isinstance(name, np.generic) else name for name in index]
+    for name in names:
+        if not isinstance(name, str | int | float):
+            raise TypeError(
+                f"names of features must be strings or numbers to be saved, got {name!r}"
+            )
+    return names
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
