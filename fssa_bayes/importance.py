@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
+import numpy as np
 import pyro
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = [
     "GUIDE_SHARE",
+    "Draws",
     "Estimate",
     "Proposals",
+    "check_draws",
+    "draw_posterior",
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
     "log_predictive",
@@ -47,11 +54,71 @@ class Proposals:
         log_weights: Unnormalised log p(z) p(C|z) / m(z), in nats, with shape (S, U). Their mean
             estimates p(C).
         log_ratio: Log p(z) p(C|z) / q(z|C) of the draws from the guide alone, (S_q, U).
+        log_guide: Log q(z|C) of every draw, (S, U).
+        log_joint: Log p(z) p(C|z) of every draw, (S, U).
     """
 
     z: Tensor
     log_weights: Tensor
     log_ratio: Tensor
+    log_guide: Tensor
+    log_joint: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Holds draws from the posteriors of all people of a data set, on the CPU.
+
+    Attributes:
+        z: Draws with shape (S, U, K).
+        log_weights: Normalised log-weights with shape (S, U).
+        log_ratio: Log p(z) p(C|z) / q(z|C) of the draws from the guide alone, (S_q, U).
+        log_guide: Log q(z|C) of every draw, (S, U).
+        log_joint: Log p(z) p(C|z) of every draw, (S, U).
+        weighted: Whether the weights differ; False for the guide's own draws, for a model without
+            latent factor and after resampling.
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    log_ratio: Tensor
+    log_guide: Tensor
+    log_joint: Tensor
+    weighted: bool
+
+    @cached_property
+    def pareto_k(self) -> Tensor:
+        """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,)."""
+        _, pareto_k = pareto_smooth(self.log_ratio.double().T.numpy())
+        return torch.from_numpy(pareto_k).float()
+
+    @cached_property
+    def relative_ess(self) -> Tensor:
+        """Effective sample size of the guide's own draws as a share of their number, (U,)."""
+        ratio = self.log_ratio.double()
+        return (effective_sample_size(ratio) / len(ratio)).float()
+
+    def resample(self, seed: int) -> Draws:
+        """Returns equally weighted draws; those that have equal weights are returned unchanged."""
+        if not self.weighted:
+            return self
+        rng = np.random.default_rng(seed)
+        # Systematic resampling, in an order that is random for each person and not sorted.
+        cumulative = self.log_weights.double().exp().cumsum(0).T.contiguous()
+        draws, users, width = self.z.shape
+        point = (np.arange(draws) + rng.random((users, 1))) / draws
+        point = torch.from_numpy(point) * cumulative[:, -1:]
+        index = torch.searchsorted(cumulative, point).clamp(max=draws - 1)
+        order = torch.from_numpy(rng.random((users, draws))).argsort(-1)
+        index = index.gather(-1, order).T
+        return replace(
+            self,
+            z=self.z.gather(0, index.unsqueeze(-1).expand(draws, users, width)),
+            log_weights=torch.zeros_like(self.log_weights).log_softmax(0),
+            log_guide=self.log_guide.gather(0, index),
+            log_joint=self.log_joint.gather(0, index),
+            weighted=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +166,7 @@ def propose(
     if model.latent_dim == 0:
         z = batch.choice.new_zeros((1, batch.num_users, 0))
         log_prob = model.choice(batch, z).log_prob(batch.choice)
-        return Proposals(z, log_prob, log_prob)
+        return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
     prior, posterior = model.prior(batch.num_users), guide.posterior(batch)
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
     # Each set of draws is scored by itself: a flow remembers its last draws, and need not invert.
@@ -119,7 +186,71 @@ def propose(
     empty = batch.num_comparisons == 0
     log_weights = (log_joint - log_mixture).masked_fill(empty, 0.0)
     log_ratio = (log_joint - log_guide)[:from_guide].masked_fill(empty, 0.0)
-    return Proposals(z, log_weights, log_ratio)
+    return Proposals(z, log_weights, log_ratio, log_guide, log_joint)
+
+
+def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) -> None:
+    """Raises a ValueError unless that many draws can be taken and corrected in that way."""
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
+    if correct == "psis" and model.latent_dim and num_samples < 25:
+        raise ValueError(f"num_samples must be at least 25 for correct='psis', got {num_samples}")
+    if correct not in ("psis", None):
+        raise ValueError(f"correct must be 'psis' or None, got {correct!r}")
+
+
+def draw_posterior(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    context: Preferences,
+    num_samples: int,
+    *,
+    seed: int,
+    correct: str | None,
+) -> Draws:
+    """Draws from the posterior of every person, a few people at a time, and smooths the weights.
+
+    Args:
+        model: The model.
+        guide: Its guide, or None for a model without latent factor.
+        context: The people and the choices that are known of them.
+        num_samples: Number of draws S of each person.
+        seed: Seed of the draws.
+        correct: `"psis"` for Pareto-smoothed importance weights, None for the guide's own draws.
+
+    Returns:
+        The draws, weighted where they are corrected.
+
+    Raises:
+        FloatingPointError: If the model gives a person no finite posterior.
+    """
+    share = GUIDE_SHARE if correct else 1.0
+    batches = []
+    with seeded(seed):
+        for batch in user_batches(context, num_samples, model.device):
+            draws = propose(model, guide, batch, num_samples, share)
+            batches.append([getattr(draws, field.name).cpu() for field in fields(Proposals)])
+    z, log_weights, *others = (torch.cat(parts, 1) for parts in zip(*batches, strict=True))
+    log_weights = log_weights.double()
+    _check_finite(z, log_weights, context)
+    weighted = correct is not None and model.latent_dim > 0
+    if weighted:
+        smoothed, _ = pareto_smooth(log_weights.T.numpy())
+        log_weights = torch.from_numpy(smoothed).T.float()
+    else:
+        log_weights = torch.zeros_like(log_weights).log_softmax(0).float()
+    return Draws(z, log_weights, *others, weighted)
+
+
+def _check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
+    broken = ~(torch.isfinite(log_weights).any(0) & ~torch.isnan(log_weights).any(0))
+    broken |= ~torch.isfinite(z).all(-1).all(0)
+    if broken.any():
+        first = context.user_names[int(broken.nonzero()[0])]
+        raise FloatingPointError(
+            f"the posterior of user {first!r} is not finite ({int(broken.sum())} such "
+            "people): the model's parameters or features are out of range"
+        )
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -131,9 +262,10 @@ def user_batches(data: Preferences, num_samples: int, device: torch.device) -> I
     """Iterates over people in order, few enough at a time to bound draws × people × comparisons."""
     start = 0
     while start < len(data):
-        longest = data.counts[start : start + 1024].max(initial=1)
-        size = max(1, min(1024, _CHUNK // (num_samples * max(int(longest), _LEAST_WIDTH))))
-        stop = min(start + size, len(data))
+        # One person with very many comparisons widens the padding of their own batch only.
+        longest = np.maximum.accumulate(data.counts[start : start + 1024].clip(min=_LEAST_WIDTH))
+        margins = num_samples * longest * np.arange(1, len(longest) + 1)
+        stop = start + max(1, int(np.searchsorted(margins, _CHUNK, side="right")))
         yield data.batch(range(start, stop)).to(device)
         start = stop
 

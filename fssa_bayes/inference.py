@@ -27,7 +27,7 @@ from fssa_bayes.importance import (
 from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.objectives import ImportanceWeightedELBO, MaximumLikelihood, Objective, Sleep
-from fssa_bayes.population import population_table
+from fssa_bayes.population import population_table, ranking_table
 from fssa_bayes.training import Fitter, plan
 
 if TYPE_CHECKING:
@@ -143,6 +143,15 @@ class FitResult:
 
         options = {"num_samples": num_samples, "seed": seed, "correct": "psis"}
         return export(model, guide, data, draw, target=target, items=items, **options)
+
+    def ranking(
+        self, items: Sequence | None = None, *, num_draws: int = 1000, seed: int = 0
+    ) -> pd.DataFrame:
+        """Ranks items by a homogeneous linear model, with standard errors clustered by person.
+
+        See :func:`fssa_bayes.population.ranking_table` for columns, errors and sources.
+        """
+        return ranking_table(self.model, self.data, items, num_draws=num_draws, seed=seed)
 
 
 def fit(

@@ -2,9 +2,89 @@
 
 from __future__ import annotations
 
-import numpy as np
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["pareto_smooth"]
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    import arviz
+    import xarray
+
+    InferenceData = arviz.InferenceData | xarray.DataTree
+
+__all__ = ["Group", "build", "coordinate", "pareto_smooth"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Holds the arrays of one group, each with the names of its dimensions.
+
+    Attributes:
+        variables: Name to (dimensions, array).
+        coords: Coordinates by name, in the same form. One without its dimensions in the group is
+            left out; one whose name is not its dimension is no index.
+    """
+
+    variables: Mapping[str, tuple[tuple[str, ...], np.ndarray]]
+    coords: Mapping[str, tuple[tuple[str, ...], np.ndarray]]
+
+
+def build(groups: Mapping[str, Group], attrs: Mapping[str, Any]) -> InferenceData:
+    """Builds an `arviz.InferenceData`, or a `DataTree` from ArviZ 1.0 on.
+
+    Args:
+        groups: Groups by name. Arrays without elements are left out, since netCDF takes a dimension
+            of length 0 for an unlimited one, and so are groups without arrays.
+        attrs: Attributes of the whole and of every group. What is neither string, integer nor float
+            becomes a JSON string: netCDF has no Booleans, no None and no mappings.
+
+    Returns:
+        The object; `to_netcdf(path)` writes the same file with either version.
+    """
+    import arviz
+    import xarray
+
+    attrs = {name: _attribute(value) for name, value in attrs.items()}
+    datasets = {name: _dataset(group, attrs) for name, group in groups.items()}
+    datasets = {name: dataset for name, dataset in datasets.items() if dataset.data_vars}
+    if arviz.__version__.startswith("0."):
+        return arviz.InferenceData(attrs=attrs, **datasets)
+    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
+
+
+def _dataset(group: Group, attrs: Mapping[str, str | int | float]) -> xarray.Dataset:
+    import xarray
+
+    variables = {name: (dims, x) for name, (dims, x) in group.variables.items() if x.size}
+    present = {dim for dims, _ in variables.values() for dim in dims}
+    coords = {name: entry for name, entry in group.coords.items() if present.issuperset(entry[0])}
+    return xarray.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def _attribute(value: Any) -> str | int | float:
+    is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return value if is_plain else json.dumps(value)
+
+
+def coordinate(names: pd.Index) -> np.ndarray:
+    """Turns names into values that netCDF can hold: integers, floats, or else strings.
+
+    Names of several types become strings; where two would become the same, as 1 and "1", all are
+    written as Python literals.
+    """
+    values = np.asarray(names)
+    if values.dtype.kind in "iuf":
+        return values
+    strings = [str(name) for name in names]
+    if len(set(strings)) < len(strings):
+        strings = [repr(name) for name in names]
+    # Objects, not a fixed width: one item named by a long text would widen all of them.
+    return np.array(strings, dtype=object)
 
 
 def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,17 +95,12 @@ def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Normalised log-weights with shape (U, S) and Pareto k-hat with shape (U,). Where all
-        weights of a user are equal there is no tail, and k-hat is 0.
+        weights of a user are equal there is no tail, and k-hat is 0; where a tail cannot be
+        fitted, as to fewer than 25 draws, k-hat is infinite and the weights are as they were.
 
     References:
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
-    try:
-        from arviz_stats.base import array_stats
-    except ImportError:
-        from arviz import psislw
-    else:
-        psislw = array_stats.psislw
     log_weights = np.asarray(log_weights, dtype=np.float64)
     smoothed = log_weights - np.logaddexp.reduce(log_weights, axis=-1, keepdims=True)
     pareto_k = np.zeros(len(log_weights))
@@ -33,5 +108,22 @@ def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spread = np.ptp(log_weights, axis=-1)
     uneven = (spread > 1e-4) | np.isnan(spread)
     if uneven.any():
-        smoothed[uneven], pareto_k[uneven] = psislw(log_weights[uneven])
+        smoothed[uneven], pareto_k[uneven] = _psislw(smoothed[uneven], log_weights[uneven])
     return smoothed, pareto_k
+
+
+def _psislw(normalised: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Calls the smoothing of the ArviZ that is installed."""
+    try:
+        from arviz_stats.base import array_stats
+    except ImportError:
+        from arviz import psislw
+
+        return psislw(log_weights)
+    # From 1.0 on the argument is a log-likelihood, whose negative is smoothed, and a tail that
+    # cannot be fitted is an error.
+    smoothed, pareto_k = normalised.copy(), np.full(len(log_weights), np.inf)
+    for user, row in enumerate(log_weights):
+        with contextlib.suppress(ValueError):
+            smoothed[user], pareto_k[user] = array_stats.psislw(-row)
+    return smoothed, np.where(np.isnan(pareto_k), np.inf, pareto_k)

@@ -7,29 +7,32 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.export import centred_utilities, check_same_people, export, positions
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import (
-    effective_sample_size,
+    Draws,
+    check_draws,
+    draw_posterior,
     log_predictive,
-    propose,
     user_batches,
 )
 from fssa_bayes.inference import check_data, check_guide
-from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL
+
+if TYPE_CHECKING:
+    from fssa_bayes.inference_data import InferenceData
 
 __all__ = ["ChoiceProbability", "Posterior"]
 
 _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
-_CHUNK = 2**24  # Utilities held at once while a table is built: 64 MB in float32.
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Posterior:
         FloatingPointError: If the model gives a person no finite posterior.
 
     Warns:
-        UserWarning: If a context is larger than any the guide was trained for.
+        UserWarning: If a context is larger than any the guide was trained for, or if a guide fitted
+            by `NeuralProcessELBO` is corrected.
 
     References:
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
@@ -95,19 +99,19 @@ class Posterior:
     ) -> None:
         check_data(model, context)
         check_guide(model, guide)
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
-        if correct == "psis" and model.latent_dim and num_samples < 25:
-            raise ValueError(
-                f"num_samples must be at least 25 for correct='psis', got {num_samples}"
-            )
-        if correct not in ("psis", None):
-            raise ValueError(f"correct must be 'psis' or None, got {correct!r}")
+        check_draws(model, num_samples, correct)
         largest = 0 if guide is None else int(guide.largest_context)
         if guide is not None and context.counts.max() > largest > 0:
             warnings.warn(
                 f"the largest context has {context.counts.max()} comparisons, and the guide was "
                 f"trained for at most {largest}; look at pareto_k",
+                stacklevel=2,
+            )
+        if guide is not None and correct and "NeuralProcessELBO" in guide.objectives:
+            warnings.warn(
+                "the guide was fitted by NeuralProcessELBO, whose q(z | C) is not the posterior "
+                "p(z | C) and whose scale of z is no population estimate: correct='psis' weighs "
+                "towards p(z | C) of that model, correct=None takes the guide as it was trained",
                 stacklevel=2,
             )
         self.model = model
@@ -116,33 +120,7 @@ class Posterior:
         self.num_samples = num_samples
         self.seed = seed
         self.correct = correct
-        self._draw()
-
-    def _draw(self) -> None:
-        share = {} if self.correct else {"guide_share": 1.0}
-        z, log_weights, log_ratio = [], [], []
-        with seeded(self.seed):
-            for batch in user_batches(self.context, self.num_samples, self.model.device):
-                draws = propose(self.model, self.guide, batch, self.num_samples, **share)
-                z.append(draws.z.cpu())
-                log_weights.append(draws.log_weights.cpu())
-                log_ratio.append(draws.log_ratio.cpu())
-        self._z = torch.cat(z, 1)
-        self._log_ratio = torch.cat(log_ratio, 1)
-        log_weights = torch.cat(log_weights, 1).double()
-        broken = ~(torch.isfinite(log_weights).any(0) & ~torch.isnan(log_weights).any(0))
-        broken |= ~torch.isfinite(self._z).all(-1).all(0)
-        if broken.any():
-            first = self.context.user_names[int(broken.nonzero()[0])]
-            raise FloatingPointError(
-                f"the posterior of user {first!r} is not finite ({int(broken.sum())} such "
-                "people): the model's parameters or features are out of range"
-            )
-        if self.correct and self.model.latent_dim:
-            smoothed, _ = pareto_smooth(log_weights.T.numpy())
-            self._log_weights = torch.from_numpy(smoothed).T.float()
-        else:
-            self._log_weights = torch.zeros_like(log_weights).log_softmax(0).float()
+        self._draws = draw_posterior(model, guide, context, num_samples, seed=seed, correct=correct)
 
     def __repr__(self) -> str:
         return (
@@ -155,39 +133,30 @@ class Posterior:
     @property
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The draws (S, U, K) before resampling and their normalised log-weights (S, U)."""
-        return self._z, self._log_weights
+        return self._draws.z, self._draws.log_weights
 
     @cached_property
+    def _resampled(self) -> Draws:
+        return self._draws.resample(self.seed)
+
+    @property
     def z(self) -> Tensor:
         """Equally weighted draws with shape (S, U, K), resampled from the weighted ones."""
-        if not self.correct or not self.model.latent_dim:
-            return self._z
-        rng = np.random.default_rng(self.seed)
-        # Systematic resampling, in an order that is random for each person and not sorted.
-        cumulative = self._log_weights.double().exp().cumsum(0).T.contiguous()
-        draws, users, width = self._z.shape
-        point = (np.arange(draws) + rng.random((users, 1))) / draws
-        point = torch.from_numpy(point) * cumulative[:, -1:]
-        index = torch.searchsorted(cumulative, point).clamp(max=draws - 1)
-        order = torch.from_numpy(rng.random((users, draws))).argsort(-1)
-        index = index.gather(-1, order).T.unsqueeze(-1)
-        return self._z.gather(0, index.expand(draws, users, width))
+        return self._resampled.z
 
-    @cached_property
+    @property
     def pareto_k(self) -> Tensor:
         """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,).
 
         Above .7 the guide misses part of that person's posterior; 0 where no weight differs from
         another, as for an empty context.
         """
-        _, pareto_k = pareto_smooth(self._log_ratio.double().T.numpy())
-        return torch.from_numpy(pareto_k).float()
+        return self._draws.pareto_k
 
-    @cached_property
+    @property
     def relative_ess(self) -> Tensor:
         """Effective sample size of the guide's own draws as a share of their number, (U,)."""
-        ratio = self._log_ratio.double()
-        return (effective_sample_size(ratio) / len(ratio)).float()
+        return self._draws.relative_ess
 
     # ------------------------------------------------------------------ choices
 
@@ -241,14 +210,7 @@ class Posterior:
 
     def _check_target(self, target: Preferences) -> Preferences:
         check_data(self.model, target)
-        if len(target) != len(self.context) or not target.user_names.equals(
-            self.context.user_names
-        ):
-            raise ValueError(
-                f"target must hold the same people as the context in the same order: "
-                f"{len(self.context)} people beginning with {list(self.context.user_names[:3])}, "
-                f"got {len(target)} beginning with {list(target.user_names[:3])}"
-            )
+        check_same_people(self.context, target)
         return target
 
     @torch.no_grad()
@@ -257,9 +219,8 @@ class Posterior:
         for batch in user_batches(target, self.num_samples, self.model.device):
             people = slice(start, start + batch.num_users)
             start = people.stop
-            z = self._z[:, people].to(self.model.device)
-            margin = self.model.choice(batch, z).margin
-            yield people, batch, margin, self._log_weights[:, people].to(self.model.device)
+            z, log_weights = (draws[:, people].to(self.model.device) for draws in self.proposals)
+            yield people, batch, self.model.choice(batch, z).margin, log_weights
 
     # ------------------------------------------------------------------ items
 
@@ -282,9 +243,8 @@ class Posterior:
                 named, or if the table would not fit in memory.
         """
         table, people = self._items(items), self._people(users)
-        draws = len(self._z)
-        _check_size("utility", (draws, len(people), len(table)))
-        chunks = [utility for _, utility in self._utilities(self.z, table, people)]
+        _check_size("utility", (len(self.z), len(people), len(table)))
+        chunks = [utility for _, utility in centred_utilities(self.model, self.z, table, people)]
         return torch.cat(chunks, 1).cpu()
 
     def rank_prob(
@@ -307,24 +267,104 @@ class Posterior:
         count = len(table)
         _check_size("rank_prob", (len(people), count, count))
         out = torch.zeros(len(people), count, count)
-        weights = self._log_weights.exp()
-        for where, utility in self._utilities(self._z, table, people):
+        z, weights = self.proposals[0], self.proposals[1].exp()
+        for where, utility in centred_utilities(self.model, z, table, people):
             rank = utility.argsort(-1, descending=True).argsort(-1).permute(1, 2, 0).cpu()
             weight = weights[:, people[where]].T.unsqueeze(1).expand_as(rank)
             out[where].scatter_add_(-1, rank, weight)
         return out
 
-    @torch.no_grad()
-    def _utilities(
-        self, z: Tensor, table: Tensor, people: Tensor
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Yields centred utilities (S, u, M) of a few people at a time."""
-        size = max(1, _CHUNK // (len(z) * len(table)))
-        table = table.to(self.model.device)
-        for start in range(0, len(people), size):
-            where = slice(start, start + size)
-            utility = self.model.item_utility(table, z[:, people[where]].to(self.model.device))
-            yield where, utility - utility.mean(-1, keepdim=True)
+    def differences(
+        self, items: Sequence | Tensor | None = None, users: Sequence | None = None
+    ) -> pd.DataFrame:
+        """Compares each person's utilities with the average of these people, item by item.
+
+        Utilities are relative to choice noise, so a person can differ in direction (they like other
+        things) or in scale (they choose more, or less, consistently).
+
+        Args:
+            items: As in :meth:`utility`, at least 3.
+            users: Names of people; everybody if None. The average is theirs.
+
+        Returns:
+            One row a person (index `user`). Columns: `comparisons` known; `direction`, the
+            correlation over the items of the person's utilities with the average person's, and
+            `scale`, the standard deviation over the items of the person's utilities in nats; each
+            as posterior median with `_lower` and `_upper`, the 5 % and 95 % quantiles.
+
+        Raises:
+            ValueError: As in :meth:`utility`, or if there are fewer than 3 items.
+        """
+        table, people = self._items(items), self._people(users)
+        if len(table) < 3:
+            raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
+        total = torch.zeros(len(table), device=self.model.device)
+        for _, utility in centred_utilities(self.model, self.z, table, people):
+            total += utility.mean(0).sum(0)
+        average = total / total.norm()
+        direction, scale = [], []
+        for _, utility in centred_utilities(self.model, self.z, table, people):
+            size = utility.norm(dim=-1)
+            direction.append((utility @ average / size).cpu())
+            scale.append((size / math.sqrt(len(table))).cpu())
+        columns = {"comparisons": self.context.counts[people.numpy()]}
+        level = torch.tensor([0.5, 0.05, 0.95])
+        for name, values in (("direction", direction), ("scale", scale)):
+            quantiles = torch.cat(values, 1).quantile(level, 0).numpy()
+            columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
+        return pd.DataFrame(columns, index=self.context.user_names[people.numpy()].rename("user"))
+
+    # ------------------------------------------------------------------ export
+
+    def to_inference_data(
+        self, target: Preferences | None = None, items: Sequence | None = None
+    ) -> InferenceData:
+        """Exports draws, likelihoods and data to ArviZ, for instance to save as netCDF.
+
+        Draws are equally weighted, and comparisons of all people lie one after another, the
+        coordinate `comparison_user` naming the person. Groups:
+
+        - `posterior`: z; `coefficient` per unit of the features, for the linear utility; `utility`,
+          centred over the items exported. `prior`: z and `coefficient` before any choice.
+        - `posterior_predictive`: choices simulated on the pairs of the context.
+        - `log_likelihood`: `choice`, of each comparison, and `per_user`, its sum.
+        - `sample_stats`: `lp`, log p(z) p(C|z), and `log_q`, log q(z|C), of every draw; `pareto_k`
+          and `relative_ess` of every person.
+        - `observed_data`, `constant_data`: choices; pairs, features and covariates.
+        - `predictions`, `predictions_constant_data`: the probability `prob` that left is preferred
+          and simulated choices on the pairs of `target`.
+
+        `az.loo(..., var_name="choice")` leaves out one choice at a time and holds the population
+        fixed. A homogeneous model has one draw, too few for it, and its log-likelihood is the
+        score.
+
+        Args:
+            target: Unseen comparisons of the same people in the same order, to be predicted; their
+                choices are not looked at.
+            items: Names of the items whose utilities are exported; all items if None, provided
+                that people share them and the table stays below 256 MiB.
+
+        Returns:
+            An `arviz.InferenceData`, or a `DataTree` from ArviZ 1.0 on.
+
+        Raises:
+            ValueError: If target or items do not fit the context, or the export would exceed 4 GiB.
+        """
+        if target is not None:
+            self._check_target(target)
+        return export(
+            self.model,
+            self.guide,
+            self.context,
+            lambda: self._resampled,
+            num_samples=self.num_samples,
+            seed=self.seed,
+            correct=self.correct,
+            target=target,
+            items=items,
+        )
+
+    # ------------------------------------------------------------------ names
 
     def _items(self, items: Sequence | Tensor | None) -> Tensor:
         data = self.context
@@ -348,25 +388,13 @@ class Posterior:
                 )
             index = torch.arange(data.num_items)
         else:
-            index = _positions("items", items, data.item_names)
+            index = positions("items", items, data.item_names)
         return index if data.items is None else data.items[index]
 
     def _people(self, users: Sequence | None) -> Tensor:
         if users is None:
             return torch.arange(len(self.context))
-        return _positions("users", users, self.context.user_names)
-
-
-def _positions(argument: str, names: Sequence, index) -> Tensor:
-    if isinstance(names, str):
-        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
-    position = index.get_indexer(list(names))
-    if len(position) == 0:
-        raise ValueError(f"{argument} must have at least one name, got none")
-    if (position < 0).any():
-        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
-        raise ValueError(f"{argument} must be known names, got {unknown!r}")
-    return torch.from_numpy(position)
+        return positions("users", users, self.context.user_names)
 
 
 def _check_size(what: str, shape: tuple[int, int, int]) -> None:

@@ -1,0 +1,353 @@
+"""What a posterior exports to ArviZ: which groups, which arrays, how large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.importance import Draws, user_batches
+from fssa_bayes.inference_data import Group, build, coordinate
+from fssa_bayes.kernels.reference import pairwise_log_prob
+from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+
+if TYPE_CHECKING:
+    from fssa_bayes.inference_data import InferenceData
+
+__all__ = ["centred_utilities", "check_same_people", "export", "positions"]
+
+_MAX_BYTES = 4 * 2**30  # Largest export.
+_MAX_UTILITY_BYTES = 256 * 2**20  # Largest table of utilities that nobody asked for.
+_CHUNK = 2**24  # Utilities held at once while a table is built: 64 MB in float32.
+
+_STANDARDISATION = (
+    "features are centred and scaled inside the model, see feature_mean and feature_scale; "
+    "coefficients are in nats per unit of the features as given"
+)
+_INTERVALS = (
+    "intervals are empirical-Bayes: the parameters of the population are fixed at their estimates"
+)
+
+_DRAW = ("chain", "draw")
+_Variable = tuple[tuple[str, ...], np.ndarray]
+
+
+def export(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    context: Preferences,
+    draw: Callable[[], Draws],
+    *,
+    num_samples: int,
+    seed: int,
+    correct: str | None,
+    target: Preferences | None,
+    items: Sequence | None,
+) -> InferenceData:
+    """Assembles the groups that `Posterior.to_inference_data` describes.
+
+    Args:
+        model: The model.
+        guide: Its guide, or None.
+        context: The people, and the choices that z was inferred from.
+        draw: Returns equally weighted draws of z; called once all arguments have been checked.
+        num_samples: Number of draws, 1 of which a model without latent factor has.
+        seed: Seed of the prior's draws and of the simulated choices.
+        correct: How the draws were corrected, for the record.
+        target: Unseen comparisons of the same people, or None.
+        items: Names of the items whose utilities are exported; None leaves it to their number.
+
+    Returns:
+        An `arviz.InferenceData` or `DataTree`.
+
+    Raises:
+        ValueError: If an item is unknown or the export would exceed 4 GiB.
+    """
+    count = num_samples if model.latent_dim else 1
+    shown = _shown_items(context, items, count)
+    _check_size(model, context, target, count, len(shown))
+    exporter = _Exporter(model, context, draw(), seed, shown)
+    observed, predictive, log_likelihood = exporter.observed()
+    groups = {
+        "posterior": exporter.posterior(),
+        "prior": exporter.prior(),
+        "posterior_predictive": predictive,
+        "log_likelihood": log_likelihood,
+        "sample_stats": exporter.sample_stats(),
+        "observed_data": observed,
+        "constant_data": exporter.constant_data(),
+    }
+    if target is not None:
+        groups |= exporter.predictions(target)
+    attrs = _attributes(model, guide, num_samples, seed, correct)
+    return build(groups, attrs)
+
+
+class _Exporter:
+    """Makes the groups of an export.
+
+    Args:
+        model: The model.
+        context: The people and their known choices.
+        draws: Equally weighted draws of their z.
+        seed: Seed of whatever else is drawn.
+        shown: Positions of the items whose utilities are exported.
+    """
+
+    def __init__(
+        self, model: HeterogeneousBTL, context: Preferences, draws: Draws, seed: int, shown: Tensor
+    ) -> None:
+        self.model = model
+        self.context = context
+        self.draws = draws
+        self.shown = shown
+        self.seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+        self.coords = {
+            "chain": (("chain",), np.zeros(1, dtype=np.int64)),
+            "draw": (("draw",), np.arange(len(draws.z))),
+            "user": (("user",), coordinate(context.user_names)),
+            "latent": (("latent",), np.arange(model.latent_dim)),
+            "feature": (("feature",), coordinate(context.feature_names)),
+            "covariate": (("covariate",), coordinate(context.covariate_names)),
+        }
+
+    def posterior(self) -> Group:
+        variables = self._latent(self.draws.z)
+        if len(self.shown):
+            variables["utility"] = (*_DRAW, "user", "item"), self._utility()
+        return Group(variables, self._coords(self.context, self.shown.numpy()))
+
+    def prior(self) -> Group:
+        with seeded(self.seeds[0]), torch.no_grad():
+            prior = self.model.prior(len(self.context))
+            z = prior.sample((len(self.draws.z),)).cpu()
+        return Group(self._latent(z), self.coords)
+
+    def observed(self) -> tuple[Group, Group, Group]:
+        """Returns the choices, choices simulated from the posterior and log-likelihoods."""
+        data, count = self.context, len(self.draws.z)
+        log_prob = np.empty((1, count, data.num_comparisons), dtype=np.float32)
+        total = np.empty((1, count, len(data)), dtype=np.float32)
+        simulated = np.empty(log_prob.shape, dtype=np.int8)
+        with seeded(self.seeds[1]):
+            for people, columns, batch, margin in _margins(self.model, self.draws.z, data):
+                value = pairwise_log_prob(margin, batch.choice) * batch.mask
+                total[0, :, people] = value.sum(-1).cpu()
+                log_prob[0, :, columns] = value[:, batch.mask].cpu()
+                simulated[0, :, columns] = _simulate(margin[:, batch.mask])
+        dims, coords = (*_DRAW, "comparison"), self._coords(data)
+        likelihood = {"choice": (dims, log_prob), "per_user": ((*_DRAW, "user"), total)}
+        observed = Group({"choice": (("comparison",), data.choice)}, coords)
+        return observed, Group({"choice": (dims, simulated)}, coords), Group(likelihood, coords)
+
+    def sample_stats(self) -> Group:
+        draws = self.draws
+        variables = {
+            "lp": ((*_DRAW, "user"), draws.log_joint.numpy()[None]),
+            "log_q": ((*_DRAW, "user"), draws.log_guide.numpy()[None]),
+            "pareto_k": (("user",), draws.pareto_k.numpy()),
+            "relative_ess": (("user",), draws.relative_ess.numpy()),
+        }
+        return Group(variables, self.coords)
+
+    def constant_data(self) -> Group:
+        data = self.context
+        variables, used = self._pairs(data, self.shown.numpy())
+        if data.covariates is not None:
+            variables["covariates"] = ("user", "covariate"), data.covariates.numpy()
+        if data.items is not None:
+            variables["feature_mean"] = ("feature",), self.model.feature_mean.cpu().numpy()
+            variables["feature_scale"] = ("feature",), self.model.feature_scale.cpu().numpy()
+        return Group(variables, self._coords(data, used))
+
+    def predictions(self, target: Preferences) -> dict[str, Group]:
+        """Returns probabilities and simulated choices of unseen comparisons, and their pairs."""
+        prob = np.empty((1, len(self.draws.z), target.num_comparisons), dtype=np.float32)
+        simulated = np.empty(prob.shape, dtype=np.int8)
+        with seeded(self.seeds[2]):
+            for _, columns, batch, margin in _margins(self.model, self.draws.z, target):
+                prob[0, :, columns] = margin[:, batch.mask].sigmoid().cpu()
+                simulated[0, :, columns] = _simulate(margin[:, batch.mask])
+        dims = (*_DRAW, "comparison")
+        variables = {"prob": (dims, prob), "choice": (dims, simulated)}
+        pairs, used = self._pairs(target)
+        return {
+            "predictions": Group(variables, self._coords(target)),
+            "predictions_constant_data": Group(pairs, self._coords(target, used)),
+        }
+
+    @torch.no_grad()
+    def _latent(self, z: Tensor) -> dict[str, _Variable]:
+        """Returns z (S, U, K), with the coefficients it stands for where utility is linear."""
+        variables = {"z": ((*_DRAW, "user", "latent"), z.numpy()[None])}
+        if _has_coefficients(self.model, self.context):
+            beta = self.model.utility.coefficients(z.to(self.model.device))
+            beta = (beta / self.model.feature_scale).cpu().numpy()
+            variables["coefficient"] = (*_DRAW, "user", "feature"), beta[None]
+        return variables
+
+    def _utility(self) -> np.ndarray:
+        data = self.context
+        table = self.shown if data.items is None else data.items[self.shown]
+        chunks = centred_utilities(self.model, self.draws.z, table, torch.arange(len(data)))
+        return torch.cat([utility.cpu() for _, utility in chunks], 1).numpy()[None]
+
+    def _pairs(
+        self, data: Preferences, others: Sequence[int] = ()
+    ) -> tuple[dict[str, _Variable], np.ndarray]:
+        """Names the items compared, and lists the positions of these and the others."""
+        names = coordinate(data.item_names)
+        used = np.unique(np.concatenate([data.left, data.right, others]).astype(np.int64))
+        variables = {
+            "left": (("comparison",), names[data.left]),
+            "right": (("comparison",), names[data.right]),
+        }
+        if data.items is not None:
+            variables["item_features"] = ("item", "feature"), data.items[used].numpy()
+        return variables, used
+
+    def _coords(
+        self, data: Preferences, items: Sequence[int] | np.ndarray = ()
+    ) -> dict[str, _Variable]:
+        """Adds coordinates of comparisons and of some items to those common to all groups."""
+        person = np.repeat(coordinate(data.user_names), data.counts)
+        names = coordinate(data.item_names)[np.asarray(items, dtype=np.int64)]
+        return self.coords | {
+            "comparison": (("comparison",), np.arange(data.num_comparisons)),
+            "comparison_user": (("comparison",), person),
+            "item": (("item",), names),
+        }
+
+
+@torch.no_grad()
+def centred_utilities(
+    model: HeterogeneousBTL, z: Tensor, table: Tensor, people: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields utilities (S, u, M), centred over the items, of a few people at a time.
+
+    Args:
+        model: The model.
+        z: Draws with shape (S, U, K).
+        table: Features (M, D) or positions (M,) of the items.
+        people: Positions of the people wanted.
+    """
+    size = max(1, _CHUNK // (len(z) * len(table)))
+    table = table.to(model.device)
+    for start in range(0, len(people), size):
+        where = slice(start, start + size)
+        utility = model.item_utility(table, z[:, people[where]].to(model.device))
+        yield where, utility - utility.mean(-1, keepdim=True)
+
+
+def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
+    """Looks names up in an index, and raises an error that lists the first unknown one."""
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
+    position = index.get_indexer(list(names))
+    if len(position) == 0:
+        raise ValueError(f"{argument} must have at least one name, got none")
+    if (position < 0).any():
+        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
+        raise ValueError(f"{argument} must be known names, got {unknown!r}")
+    return torch.from_numpy(position)
+
+
+def check_same_people(context: Preferences, target: Preferences) -> None:
+    """Raises a ValueError unless target and context hold the same people in the same order."""
+    if len(target) != len(context) or not target.user_names.equals(context.user_names):
+        raise ValueError(
+            f"target must hold the same people as the context in the same order: "
+            f"{len(context)} people beginning with {list(context.user_names[:3])}, "
+            f"got {len(target)} beginning with {list(target.user_names[:3])}"
+        )
+
+
+def _shown_items(context: Preferences, items: Sequence | None, count: int) -> Tensor:
+    """Returns the positions of the items whose utilities are exported."""
+    if isinstance(items, Tensor | pd.DataFrame | np.ndarray) and items.ndim > 1:
+        raise TypeError(
+            f"items must be a list of names of the context's items, got {type(items).__name__}"
+        )
+    if items is not None:
+        return positions("items", items, context.item_names)
+    small = 4 * count * len(context) * context.num_items <= _MAX_UTILITY_BYTES
+    return torch.arange(context.num_items if small and context.items_are_shared else 0)
+
+
+def _has_coefficients(model: HeterogeneousBTL, data: Preferences) -> bool:
+    """Tells whether coefficients say more than utilities: not where an item is its own feature."""
+    return isinstance(model.utility, LinearUtility) and data.items is not None
+
+
+def _check_size(
+    model: HeterogeneousBTL,
+    context: Preferences,
+    target: Preferences | None,
+    count: int,
+    num_items: int,
+) -> None:
+    # z and coefficients of posterior and prior; lp, log_q and the log-likelihood of a person.
+    width = 2 * model.latent_dim + num_items + 3
+    width += 2 * model.num_features if _has_coefficients(model, context) else 0
+    rows = context.num_comparisons + (0 if target is None else target.num_comparisons)
+    # A comparison has a float32 (log-likelihood or probability) and an int8 (simulated choice).
+    size = count * (4 * width * len(context) + 5 * rows)
+    if size > _MAX_BYTES:
+        raise ValueError(
+            f"the export would need {size / 2**30:.1f} GiB for {count} draws of {len(context)} "
+            f"people with {rows} comparisons and {num_items} items, more than "
+            f"{_MAX_BYTES / 2**30:.0f} GiB: take fewer draws (num_samples=), fewer people "
+            "(context.subset(...)) or name fewer items="
+        )
+
+
+@torch.no_grad()
+def _margins(
+    model: HeterogeneousBTL, z: Tensor, data: Preferences
+) -> Iterator[tuple[slice, slice, Batch, Tensor]]:
+    """Yields margins (S, u, N) of a few people at a time, with the columns they are stored in."""
+    start = 0
+    for batch in user_batches(data, len(z), model.device):
+        stop = start + batch.num_users
+        margin = model.choice(batch, z[:, start:stop].to(model.device)).margin
+        columns = slice(data.offsets[start], data.offsets[stop])
+        yield slice(start, stop), columns, batch, margin
+        start = stop
+
+
+def _simulate(margin: Tensor) -> np.ndarray:
+    return torch.bernoulli(margin.sigmoid()).to(torch.int8).cpu().numpy()
+
+
+def _attributes(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    num_samples: int,
+    seed: int,
+    correct: str | None,
+) -> dict[str, Any]:
+    versions = {
+        f"{name.replace('-', '_')}_version": metadata.version(name)
+        for name in ("torch", "pyro-ppl", "arviz")
+    }
+    return versions | {
+        "inference_library": "fssa_bayes",
+        "inference_library_version": metadata.version("fssa_bayes"),
+        "utility": model.config["utility"],
+        "latent_dim": model.latent_dim,
+        "prior": model.config["prior"],
+        "guide": None if guide is None else guide.posterior_family,
+        "correct": correct,
+        "seed": seed,
+        "num_samples": num_samples,
+        "standardisation": _STANDARDISATION,
+        "intervals": _INTERVALS,
+    }
