@@ -1,17 +1,33 @@
-"""Figures: arrays and an optional `ax` in, Axes out, readable in black and white."""
+"""Figures: arrays and an optional `ax` in, Axes out, readable in black and white.
+
+Many rows stay legible: where no `ax` is given the figure grows with them up to a page, and where
+names no longer fit only every k-th is written, which the axis says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
     from numpy.typing import ArrayLike
 
-__all__ = ["forest", "utility_bands"]
+__all__ = ["choice_intervals", "forest", "rank_distribution", "ranking", "utility_bands"]
+
+_FONT_SIZE = 7.0  # Points.
+_NAME_HEIGHT = 1.2 * _FONT_SIZE / 72  # Inches from one name to the next at single spacing.
+_ROW_HEIGHT = 0.17  # Inches a row of a new figure: names fit with a margin for the axes.
+_MAX_HEIGHT = 11.0  # Inches: the height of a page of letter paper.
+_MAX_NAME = 40  # Characters of a name: at 7 points a third of a 7-inch figure.
+_MAX_NUMBERS = 12  # Items whose probabilities are written into the cells: 144 numbers.
+_DARKEST = 0.35  # Grey of the most probable cell, so that black marks are seen on it.
+_DARK_SHARE = 10  # The darkest cell holds ten times an even share 1 / M of the probability or more.
 
 
 def utility_bands(
@@ -33,9 +49,14 @@ def utility_bands(
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If a shape does not fit, a value is not finite or the feature does not increase.
     """
+    feature = _increasing("feature", _array("feature", feature, ("M",)))
+    draws = _array("draws", draws, ("S", len(feature)))
+    truth = None if truth is None else _array("truth", truth, (len(feature),))
     ax = _axes(ax)
-    feature, draws = np.asarray(feature), np.asarray(draws)
     low, quarter, median, three_quarters, high = np.quantile(
         draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
     )
@@ -49,6 +70,93 @@ def utility_bands(
     return ax
 
 
+def choice_intervals(
+    mean: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    choice: ArrayLike | None = None,
+    pairs: Iterable[tuple] | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws a person's choice probabilities with intervals, the largest at the top.
+
+    Takes one person's row of a `ChoiceProbability`, without the padding. A mean may lie outside of
+    its interval: one draw in twenty-five at 1 and the others at 0 is enough.
+
+    Args:
+        mean: Posterior means of the probability that left is preferred, with shape (N,).
+        lower: Posterior 5 % quantiles with shape (N,).
+        upper: Posterior 95 % quantiles with shape (N,).
+        choice: Observed choices with shape (N,): 1 puts a filled marker at the right edge (left
+            was preferred), 0 an open one at the left edge, and half a win each does both.
+        pairs: Names (left, right) of the items of each comparison, with length N.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If a shape does not fit, a value is not a probability, lower exceeds upper or a
+            choice lies outside {0, ½, 1}.
+    """
+    mean, lower, upper = _aligned(mean=mean, lower=lower, upper=upper)
+    for name, values in (("mean", mean), ("lower", lower), ("upper", upper)):
+        _require(name, values, (values >= 0) & (values <= 1), "lie between 0 and 1")
+    _require("lower", lower, lower <= upper, "not exceed upper")
+    choice = None if choice is None else _choices(choice, len(mean))
+    names = None if pairs is None else _pair_names(pairs, len(mean))
+    ax = _axes(ax, len(mean))
+    order = np.argsort(-mean, kind="stable")
+    _intervals(ax, mean[order], lower[order], upper[order], "posterior mean", "5–95 % interval")
+    ax.axvline(0.5, color="black", linestyle="--", linewidth=0.8)
+    ax.set_xlim(-0.04, 1.04)
+    label = "probability that the first is preferred"
+    if choice is not None:
+        _mark_choices(ax, choice[order])
+        label += "\nobserved: filled, the first was; open, the second"
+    ax.set_xlabel(label)
+    _name_rows(ax, names, order, "comparison")
+    return ax
+
+
+def rank_distribution(rank_prob: ArrayLike, names: Sequence, *, ax: Axes | None = None) -> Axes:
+    """Draws the probability of every rank of every item, the best expected rank at the top.
+
+    The darker a cell the more probable. Up to 12 items the probabilities are written into the
+    cells, those below .005 left out; with more, a dot is the expected rank and the bars beside it
+    are the ends of the 90 % interval. Two dark patches in a row are two kinds of people, or of
+    draws.
+
+    Args:
+        rank_prob: Probabilities with shape (M, M) of one person, or averaged over people: entry
+            [i, j] is the probability that item i is choice number j + 1.
+        names: Names of the items, with length M.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes; a colour bar is added to their figure.
+
+    Raises:
+        ValueError: If the table is not square, an entry is not a probability or a row or column
+            does not sum to 1.
+    """
+    rank_prob = _array("rank_prob", rank_prob, ("M", "M"))
+    _check_rank_prob(rank_prob)
+    names = _names("names", names, len(rank_prob))
+    ax = _axes(ax, len(rank_prob), least=4.5)
+    expected = rank_prob @ np.arange(1, len(rank_prob) + 1)
+    order = np.argsort(expected, kind="stable")
+    image = _heat_map(ax, rank_prob[order])
+    if len(rank_prob) <= _MAX_NUMBERS:
+        _write_numbers(ax, rank_prob[order], image)
+    else:
+        _mark_ranks(ax, expected[order], rank_prob[order])
+    ax.set_xlabel("rank (1: most preferred)")
+    _name_rows(ax, names, order, "item")
+    return ax
+
+
 def forest(
     median: ArrayLike,
     lower: ArrayLike,
@@ -59,41 +167,316 @@ def forest(
     reference: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws one interval a person, sorted by median from the bottom up.
+    """Draws one interval a person, the largest median at the top.
 
     Args:
-        median: Posterior medians with shape (U,); NaN leaves a person's line empty.
+        median: Posterior medians with shape (U,); NaN, in all three, leaves a person's line empty.
         lower: Lower ends of the intervals with shape (U,).
         upper: Upper ends with shape (U,).
-        names: Names of the people, for up to 60 people.
+        names: Names of the people, with length U.
         label: Label of the horizontal axis, with its unit.
         reference: Where to draw a vertical line, for example a population median.
         ax: Where to draw; a new figure if None.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If a shape does not fit, a value is infinite or NaN alone, or a median lies
+            outside of its interval.
     """
-    ax = _axes(ax)
-    median, lower, upper = (np.asarray(values, dtype=float) for values in (median, lower, upper))
-    order = np.argsort(median, kind="stable")
-    row = np.arange(len(median))
-    ax.hlines(row, lower[order], upper[order], color="0.6", linewidth=1)
-    ax.plot(median[order], row, "o", color="black", markersize=2)
+    median, lower, upper = _aligned(True, median=median, lower=lower, upper=upper)
+    return _sorted_intervals(median, lower, upper, names, label, "person", reference, ax)
+
+
+def ranking(
+    median: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    names: Sequence,
+    *,
+    label: str = "utility (nats)",
+    what: str = "item",
+    reference: float | None = 0.0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws one interval an item or coefficient, the largest median at the top.
+
+    Args:
+        median: Posterior medians with shape (M,), of utilities centred over the items, or of
+            coefficients.
+        lower: Lower ends of the intervals with shape (M,).
+        upper: Upper ends with shape (M,).
+        names: Names of the items or features, with length M.
+        label: Label of the horizontal axis, with its unit.
+        what: Label of the vertical axis, for example `"coefficient"`.
+        reference: Where to draw a vertical line: 0 is the mean item where utilities are centred.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If a shape does not fit, a value is not finite or a median lies outside of its
+            interval.
+    """
+    median, lower, upper = _aligned(median=median, lower=lower, upper=upper)
+    return _sorted_intervals(median, lower, upper, names, label, what, reference, ax)
+
+
+def _sorted_intervals(
+    median: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    names: Sequence | None,
+    label: str,
+    what: str,
+    reference: float | None,
+    ax: Axes | None,
+) -> Axes:
+    # Quantiles of equal draws that were interpolated in different ways differ in the last digits.
+    slack = 1e-6 * (1 + np.abs(median))
+    inside = (median >= lower - slack) & (median <= upper + slack)
+    _require("median", median, inside | np.isnan(median), "lie between lower and upper")
+    names = None if names is None else _names("names", names, len(median))
+    if reference is not None and not math.isfinite(reference):
+        raise ValueError(f"reference must be finite or None, got {reference}")
+    ax = _axes(ax, len(median))
+    order = np.argsort(-median, kind="stable")
+    _intervals(ax, median[order], lower[order], upper[order], "median", "interval")
     if reference is not None:
         ax.axvline(reference, color="tab:red", linestyle="--", linewidth=1)
-    if names is not None and len(median) <= 60:
-        ax.set_yticks(row, [str(names[i]) for i in order], fontsize=7)
-    else:
-        ax.set_yticks([])
-    ax.set_ylim(-1, len(median))
     ax.set_xlabel(label)
-    ax.set_ylabel("person")
+    _name_rows(ax, names, order, what)
     return ax
 
 
-def _axes(ax: Axes | None) -> Axes:
+def _axes(ax: Axes | None, rows: int | None = None, least: float = 2.0) -> Axes:
+    """Returns `ax`, or new axes whose height in inches suits the number of rows."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
 
-    return plt.subplots()[1]
+    if rows is None:
+        return plt.subplots()[1]
+    height = min(max(1 + _ROW_HEIGHT * rows, least), _MAX_HEIGHT)
+    return plt.subplots(figsize=(7, height), layout="tight")[1]
+
+
+def _intervals(
+    ax: Axes,
+    point: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    point_label: str,
+    interval_label: str,
+) -> None:
+    """Draws a line and a dot in each row, the first row at the top."""
+    rows = len(point)
+    width = np.clip(0.15 * _pitch(ax, rows), 0.4, 1.5)
+    ax.hlines(range(rows), lower, upper, color="0.6", linewidth=width, label=interval_label)
+    _dots(ax, point, point_label)
+    margin = max(0.75, 0.005 * rows)
+    ax.set_ylim(rows - 1 + margin, -margin)
+
+
+def _dots(ax: Axes, point: np.ndarray, label: str) -> None:
+    size = np.clip(0.35 * _pitch(ax, len(point)), 1.5, 4)
+    ax.plot(point, range(len(point)), "o", color="black", markersize=size, label=label)
+
+
+def _name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) -> None:
+    """Writes as many names as fit, from the top down."""
+    if names is None:
+        ax.set_yticks([])
+        ax.set_ylabel(what)
+        return
+    step = math.ceil(len(order) * _NAME_HEIGHT / _height(ax))
+    shown = range(0, len(order), step)
+    # Names are data: a dollar sign in one does not start a formula.
+    labels = [names[order[row]] for row in shown]
+    ax.set_yticks(shown, labels, fontsize=_FONT_SIZE, parse_math=False)
+    ax.set_ylabel(what if step == 1 else f"{what} (1 in {step} of {len(order):,} named)")
+
+
+def _height(ax: Axes) -> float:
+    return ax.bbox.height / ax.figure.dpi
+
+
+def _pitch(ax: Axes, rows: int) -> float:
+    """Returns the distance from row to row in points."""
+    return 72 * _height(ax) / rows
+
+
+def _mark_choices(ax: Axes, choice: np.ndarray) -> None:
+    row = np.arange(len(choice))
+    size = np.clip(0.4 * _pitch(ax, len(choice)), 1.5, 5)
+    style = {"linestyle": "none", "marker": "s", "markersize": size, "color": "black"}
+    left, right = choice > 0, choice < 1
+    ax.plot(np.ones(left.sum()), row[left], **style, label="first was preferred")
+    ax.plot(
+        np.zeros(right.sum()),
+        row[right],
+        **style,
+        fillstyle="none",
+        markeredgewidth=0.6,
+        label="second was preferred",
+    )
+
+
+def _heat_map(ax: Axes, table: np.ndarray) -> AxesImage:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    cmap = LinearSegmentedColormap.from_list("grey", ["1", str(_DARKEST)])
+    size, largest = len(table), table.max()
+    darkest = min(largest, _DARK_SHARE / size)
+    image = ax.imshow(
+        table,
+        cmap=cmap,
+        vmin=0,
+        vmax=darkest,
+        aspect="auto",
+        extent=(0.5, size + 0.5, size - 0.5, -0.5),  # Ranks count from 1, rows from 0.
+    )
+    if size <= _MAX_NUMBERS:
+        ax.set_xticks(range(1, size + 1))
+    # A bar as wide as its slot: a tight layout cuts off the label of a narrower one.
+    extend = "max" if darkest < largest else "neither"
+    style = {"fraction": 0.05, "aspect": 10, "extend": extend, "extendfrac": 0.02}
+    ax.figure.colorbar(image, ax=ax, label="probability", **style)
+    return image
+
+
+def _mark_ranks(ax: Axes, expected: np.ndarray, rank_prob: np.ndarray) -> None:
+    rows = range(len(expected))
+    size = np.clip(0.7 * _pitch(ax, len(rows)), 1.5, 6)
+    for level in (0.05, 0.95):
+        rank = _rank_quantile(rank_prob, level)
+        ax.plot(rank, rows, "|", color="black", markersize=size, label=f"{level:.0%} quantile")
+    _dots(ax, expected, "expected rank")
+
+
+def _write_numbers(ax: Axes, table: np.ndarray, image: AxesImage) -> None:
+    for row, column in np.argwhere(table >= 0.005):
+        value = table[row, column]
+        dark = image.norm(value) > 0.75
+        ax.text(
+            column + 1,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=_FONT_SIZE,
+            color="white" if dark else "black",
+        )
+
+
+def _rank_quantile(rank_prob: np.ndarray, level: float) -> np.ndarray:
+    """Returns the smallest rank whose cumulative probability reaches the level, (M,)."""
+    # Sums in float32 miss a level such as 19/20 by 1e-7.
+    return 1 + (rank_prob.cumsum(-1) >= level - 1e-6).argmax(-1)
+
+
+def _check_rank_prob(rank_prob: np.ndarray) -> None:
+    if rank_prob.shape[0] != rank_prob.shape[1]:
+        raise ValueError(f"rank_prob must be square, (M, M), got shape {rank_prob.shape}")
+    # Weights in float32 leave an entry or a sum a little off.
+    _require(
+        "rank_prob",
+        rank_prob,
+        (rank_prob >= -1e-6) & (rank_prob <= 1 + 1e-6),
+        "lie between 0 and 1",
+    )
+    for axis, what in ((1, "rows"), (0, "columns")):
+        total = rank_prob.sum(axis)
+        _require(f"the sums of rank_prob's {what}", total, np.abs(total - 1) < 1e-3, "be 1")
+
+
+def _aligned(missing: bool = False, **arrays: ArrayLike) -> list[np.ndarray]:
+    """Converts vectors of equal length; where `missing`, they may be NaN together."""
+    size, out = "N", []
+    for name, values in arrays.items():
+        out.append(_array(name, values, (size,), missing=missing))
+        size = len(out[0])
+    first = next(iter(arrays))
+    for name, values in zip(arrays, out, strict=True):
+        same = np.isnan(values) == np.isnan(out[0])
+        _require(name, values, same, f"be NaN exactly where {first} is")
+    return out
+
+
+def _array(
+    name: str, values: ArrayLike, shape: tuple[int | str, ...], *, missing: bool = False
+) -> np.ndarray:
+    """Converts to float64 and checks the shape, letters standing for any positive size."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double()
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {values!r:.60}") from error
+    fits = values.ndim == len(shape) and all(
+        size > 0 and (isinstance(expected, str) or size == expected)
+        for size, expected in zip(values.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must have shape ({wanted}) and not be empty, got {values.shape}")
+    finite = np.isfinite(values) | (np.isnan(values) if missing else False)
+    _require(name, values, finite, "be finite" + (" or NaN" if missing else ""))
+    return values
+
+
+def _increasing(name: str, values: np.ndarray) -> np.ndarray:
+    if len(values) < 2:
+        raise ValueError(f"{name} must have at least 2 values, got {len(values)}")
+    _require(name, values, np.diff(values, prepend=-np.inf) > 0, "increase")
+    return values
+
+
+def _choices(choice: ArrayLike, size: int) -> np.ndarray:
+    choice = _array("choice", choice, (size,))
+    _require("choice", choice, np.isin(choice, (0, 0.5, 1)), "be 0, 0.5 or 1")
+    return choice
+
+
+def _require(name: str, values: np.ndarray, good: np.ndarray, rule: str) -> None:
+    """Raises for the first value that is not good."""
+    if not good.all():
+        where = tuple(int(i) for i in np.argwhere(~good)[0])
+        place = where[0] if len(where) == 1 else where
+        raise ValueError(f"{name} must {rule}, got {values[where]} at {place}")
+
+
+def _names(argument: str, names: Sequence, size: int) -> list[str]:
+    """Converts names to one line each, cut to what an axis can hold."""
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
+    names = list(names)
+    if len(names) != size:
+        raise ValueError(f"{argument} must have length {size}, one a row, got {len(names)}")
+    return [_shorten(name, _MAX_NAME) for name in names]
+
+
+def _pair_names(pairs: Iterable[tuple], size: int) -> list[str]:
+    pairs = list(pairs)
+    for row, pair in enumerate(pairs):
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+            raise ValueError(f"pairs must hold (left, right) names, got {pair!r} at {row}")
+    if len(pairs) != size:
+        raise ValueError(f"pairs must have length {size}, one a comparison, got {len(pairs)}")
+    return [_join(str(left), str(right)) for left, right in pairs]
+
+
+def _join(left: str, right: str) -> str:
+    """Shortens the longer name of two first."""
+    half = _MAX_NAME // 2
+    return " over ".join(
+        _shorten(name, max(half, _MAX_NAME - len(other)))
+        for name, other in ((left, right), (right, left))
+    )
+
+
+def _shorten(name: object, length: int) -> str:
+    text = " ".join(str(name).split())
+    return text if len(text) <= length else text[: length - 1] + "…"
