@@ -407,6 +407,25 @@ class Preferences:
         for start in range(0, len(self), batch_size):
             yield self.batch(np.asarray(order[start : start + batch_size]))
 
+    def pooled(self, width: int = 64) -> Preferences:
+        """Deals all comparisons to imaginary people, `width` to each: for models without people.
+
+        A batch of them is not padded to the person with the most comparisons.
+        """
+        total = self.num_comparisons
+        offsets = np.append(np.arange(0, total, width), total)
+        return Preferences(
+            self.left,
+            self.right,
+            self.choice,
+            offsets,
+            items=self.items,
+            num_items=self.num_items,
+            item_names=self.item_names,
+            feature_names=self.feature_names,
+            ties=self.ties,
+        )
+
     def resample_pairs(self, counts: np.ndarray, rng: np.random.Generator) -> Batch:
         """Draws pairs at random from all comparisons, `counts[u]` for each of U imaginary people.
 
@@ -597,6 +616,10 @@ class Preferences:
         for names in (self.user_names, self.item_names, self.feature_names):
             digest.update(repr(names.tolist()).encode())
         return digest.hexdigest()
+
+    def components(self) -> np.ndarray:
+        """Labels the connected component of each item, from 0 for the largest; −1 if unused."""
+        return self._components()[0]
 
     def _components(self) -> tuple[np.ndarray, int]:
         """Labels the connected component of each item, largest first, −1 where never compared."""

@@ -269,9 +269,12 @@ class HeterogeneousBTL(nn.Module):
         self.check_items(batch.items)
         self.check_z(z)
         lead = z.shape[:-2]
-        pairwise = self.utility.pairwise(
-            self.standardise(batch.items), z.reshape(math.prod(lead), *z.shape[-2:])
-        )
+        items = self.standardise(batch.items)
+        flat = z.reshape(math.prod(lead), *z.shape[-2:])
+        if self.latent_dim:
+            pairwise = self.utility.pairwise(items, flat)
+        else:  # Everybody has the same utilities.
+            pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))
 
         def likelihood(choice: Tensor | None = None, output: str = "log_prob") -> Tensor:
             value = pairwise(batch.left, batch.right, choice, batch.mask, output=output)

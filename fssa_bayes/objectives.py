@@ -250,10 +250,10 @@ class PredictiveLikelihood(Objective):
 class Sleep(Objective):
     r"""Maximises :math:`E_{p(z, C)} \log q(z \mid C)` on people simulated from the fitted model.
 
-    Teaches the guide every context size from 0 to twice the largest in training; the pairs are
-    resampled from the training comparisons. It minimises KL(p(z|C) ‖ q(z|C)) on average, so the
-    guide comes to cover the model's posterior. Only the guide is updated: p(z) and the utility are
-    left bitwise as they were.
+    Teaches the guide every context size from 0 to twice a training person's, a person drawn at
+    random; the pairs are resampled from the training comparisons. It minimises KL(p(z|C) ‖ q(z|C))
+    on average, so the guide comes to cover the model's posterior. Only the guide is updated: p(z)
+    and the utility are left bitwise as they were.
 
     References:
         Hinton et al. (1995), The wake-sleep algorithm, Science 268.
@@ -267,10 +267,12 @@ class Sleep(Objective):
         self, model: HeterogeneousBTL, data: Preferences, rng: np.random.Generator
     ) -> Batch:
         """Draws the contexts of imaginary people; their choices are drawn by :meth:`loss`."""
-        largest = 2 * int(data.counts.max())
+        # Sizes follow the people's own: one person with thousands of comparisons among many with
+        # four must not set the scale of every step.
+        largest = 2 * rng.choice(data.counts, self.batch_size)
         # Half the people uniform in size, half log-uniform: small contexts are where people start.
-        uniform = rng.integers(0, largest + 1, self.batch_size)
-        log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2), self.batch_size))) - 1
+        uniform = rng.integers(0, largest + 1)
+        log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2)))) - 1
         sizes = np.where(rng.random(self.batch_size) < 0.5, uniform, log_uniform).astype(np.int64)
         return data.resample_pairs(sizes, rng).to(model.device)
 

@@ -10,7 +10,9 @@ posterior covariance of the complete-data score; both are averaged with importan
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -21,9 +23,10 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import propose, user_batches
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 
-__all__ = ["population_table"]
+__all__ = ["population_table", "ranking_table"]
 
 _MAX_PARAMETERS = 2000
+_NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
 
 
 def population_table(
@@ -74,11 +77,7 @@ def population_table(
     triangle, rotation = _canonical(utility.loading.detach().double())
     rank = triangle.shape[1]
     row, column = torch.tril_indices(len(mean), rank)
-    if len(mean) + len(row) > _MAX_PARAMETERS:
-        raise ValueError(
-            f"population() inverts a dense information matrix of at most {_MAX_PARAMETERS} "
-            f"parameters, got {len(mean) + len(row)}: reduce the features or latent_dim"
-        )
+    _check_size("population()", len(mean) + len(row))
     # Positions of the free parameters among the entries of (w0, L), row by row.
     free = torch.cat([torch.arange(len(mean)) * (rank + 1), row * (rank + 1) + 1 + column])
     outer, information = _moments(model, guide, data, rotation, num_samples, seed)
@@ -105,9 +104,7 @@ def population_table(
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
     inverse = _invert(information, expected_null=int(centre) * (1 + rank))
     inverse_outer = _invert(outer, expected_null=int(centre) * (1 + rank))
-    # What depends on a direction without information has no standard error.
-    seen = torch.einsum("pi,ij,jk->pk", jacobian, inverse, information)
-    unidentified = (jacobian - seen).square().sum(-1) > 0.05 * jacobian.square().sum(-1)
+    unidentified = _unidentified(jacobian, inverse, information)
     standard_error = {
         "se_hessian": inverse,
         "se_outer_product": inverse_outer,
@@ -118,6 +115,100 @@ def population_table(
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
         columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
     return pd.DataFrame(columns, index=_labels(data, rank))
+
+
+def ranking_table(
+    model: HeterogeneousBTL,
+    data: Preferences,
+    items: Sequence | None = None,
+    *,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ranks items by a homogeneous linear model, with standard errors clustered by person.
+
+    Args:
+        model: A fitted model with `latent_dim=0` and linear utility.
+        data: The comparisons the model was fitted to.
+        items: Names of the items to rank; all if None.
+        num_draws: Draws of the coefficients from the estimate's normal approximation, for ranks.
+        seed: Seed of the draws.
+
+    Returns:
+        One row an item (index `item`), the best first. Columns: `utility`, centred over the items
+        ranked, in nats; `standard_error`, the sandwich with people as clusters; `lower` and
+        `upper`, a 90 % interval; `rank`, from 1; `rank_lower` and `rank_upper`, the 5 % and 95 %
+        quantiles of the rank. Errors and intervals are NaN where the data do not identify an
+        item's place among those ranked, as across components of the comparison graph.
+
+    Raises:
+        ValueError: If the model is heterogeneous or not linear, an item is unknown, or there are
+            too many coefficients for a dense information matrix.
+
+    References:
+        White (1982), Maximum likelihood estimation of misspecified models.
+    """
+    if not isinstance(model.utility, LinearUtility) or model.latent_dim:
+        raise ValueError(
+            "ranking() needs utility='linear' and latent_dim=0, whose maximum of the likelihood "
+            f"has a standard error, got utility={model.config['utility']!r} and "
+            f"latent_dim={model.latent_dim}"
+        )
+    _check_size("ranking()", model.num_features)
+    names = data.item_names if items is None else pd.Index(items)
+    position = data.item_names.get_indexer(names)
+    if len(names) == 0 or (position < 0).any():
+        unknown = list(names[position < 0][:1])
+        raise ValueError(f"items must be known names, at least one, got {unknown}")
+    rotation = torch.zeros(0, 0, dtype=torch.float64)
+    outer, information = _moments(model, None, data, rotation, 1, seed)
+    # A constant, of all items' utilities or of one feature, has no effect on any choice.
+    constant = 1 if data.items is None else int((data.items.std(0) == 0).sum())
+    inverse = _invert(information, expected_null=constant)
+
+    if data.items is None:
+        design = torch.eye(data.num_items, dtype=torch.float64)[position]
+    else:
+        design = model.standardise(data.items[position].to(model.device)).double().cpu()
+    design = design - design.mean(0)
+    utility = design @ model.utility.mean.detach().double().cpu()
+    # A square root of the sandwich covariance, whatever its rank.
+    eigenvalues, vectors = torch.linalg.eigh(inverse @ outer @ inverse)
+    root = design @ (vectors * eigenvalues.clamp(min=0).sqrt())
+    error = root.square().sum(-1).sqrt()
+    noise = torch.randn(
+        root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
+    )
+    ranks = 1 + (-utility.unsqueeze(-1) - root @ noise).argsort(0).argsort(0).double()
+    table = pd.DataFrame(
+        {
+            "utility": utility,
+            "standard_error": error,
+            "lower": utility - _NORMAL_95 * error,
+            "upper": utility + _NORMAL_95 * error,
+            "rank": (-utility).argsort().argsort() + 1,
+            "rank_lower": ranks.quantile(0.05, -1, interpolation="nearest"),
+            "rank_upper": ranks.quantile(0.95, -1, interpolation="nearest"),
+        },
+        index=names.rename("item"),
+    )
+    unknown = _unidentified(design, inverse, information).numpy()
+    table.loc[unknown, ["standard_error", "lower", "upper", "rank_lower", "rank_upper"]] = np.nan
+    return table.sort_values("rank")
+
+
+def _check_size(what: str, parameters: int) -> None:
+    if parameters > _MAX_PARAMETERS:
+        raise ValueError(
+            f"{what} inverts a dense information matrix of at most {_MAX_PARAMETERS} "
+            f"parameters, got {parameters}: reduce the features or latent_dim"
+        )
+
+
+def _unidentified(jacobian: Tensor, inverse: Tensor, information: Tensor) -> Tensor:
+    """Tells which quantities depend on a direction without information: they have no error."""
+    seen = torch.einsum("pi,ij,jk->pk", jacobian, inverse, information)
+    return (jacobian - seen).square().sum(-1) > 0.05 * jacobian.square().sum(-1)
 
 
 def _labels(data: Preferences, rank: int) -> pd.MultiIndex:
@@ -151,6 +242,8 @@ def _moments(
     size = model.num_features * (1 + rotation.shape[1])
     outer = torch.zeros(size, size, dtype=torch.float64)
     information = torch.zeros(size, size, dtype=torch.float64)
+    # Sums do not depend on the order of people; sorted by size, little is padded.
+    data = data.subset(np.argsort(data.counts, kind="stable"))
     with seeded(seed):
         for batch in user_batches(data, 4 * num_samples, model.device):
             draws = propose(model, guide, batch, num_samples)

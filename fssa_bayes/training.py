@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import log_predictive, propose
+from fssa_bayes.importance import log_predictive, propose, user_batches
 from fssa_bayes.io import Checkpoints, flatten, unflatten
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.objectives import MaximumLikelihood, Objective, Sleep, split_mask
@@ -31,7 +31,8 @@ _CHECKS = 25  # Evaluations on the held-out people during a stage.
 _PATIENCE = 6  # Evaluations without an improvement before a stage ends.
 _LEAST_GAIN = 1e-4  # Nats a person by which an L-BFGS iteration must improve on the best one.
 _WARM_UP = 0.05  # Share of the steps in which the learning rate rises.
-_MAX_HELD_OUT = 512  # Held-out people scored at once.
+_MAX_HELD_OUT = 512  # Held-out people scored.
+_HELD_OUT_DRAWS = 512
 
 
 @dataclass(frozen=True)
@@ -336,10 +337,8 @@ def _maximise(fitter: Fitter, leg: Leg, steps: int, progress: _Progress) -> int:
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype
     model.double()
-    batches = [_double(batch.to(model.device)) for batch in leg.training.batches(16_384)]
-    unseen = (
-        [_double(b.to(model.device)) for b in leg.held_out.batches(16_384)] if leg.held_out else []
-    )
+    batches = _pooled_batches(leg.training, model)
+    unseen = _pooled_batches(leg.held_out, model) if leg.held_out else []
     best_score, best_step, best_vector, step = -math.inf, 0, None, 0
 
     def set_parameters(vector: np.ndarray) -> None:
@@ -350,6 +349,7 @@ def _maximise(fitter: Fitter, leg: Leg, steps: int, progress: _Progress) -> int:
         model.zero_grad()
         total = 0.0
         for batch in batches:
+            # The loss is a mean over the batch's imaginary people.
             loss = stage.loss(model, None, batch) * (batch.num_users / len(leg.training))
             loss.backward()
             total += loss.item()
@@ -464,37 +464,38 @@ def _validation_score(
     seed: int,
 ) -> float:
     """Scores the first held-out people by the stage's objective, with the same draws each time."""
-    batch = held_out.batch(range(min(len(held_out), _MAX_HELD_OUT))).to(model.device)
+    particles = getattr(stage, "num_particles", 1)
+    shown = held_out.subset(range(min(len(held_out), _MAX_HELD_OUT)))
     with seeded(seed), torch.no_grad():
-        return -stage.loss(model, guide, batch).item()
+        losses = [
+            batch.num_users * stage.loss(model, guide, batch).item()
+            for batch in user_batches(shown, particles, model.device)
+        ]
+    return -sum(losses) / len(shown)
 
 
 def _held_out_scores(
     model: HeterogeneousBTL, guide: NeuralProcessGuide | None, held_out: Preferences, stage: str
 ) -> list[dict]:
     """Scores unseen choices of held-out people, for the raw guide and the corrected posterior."""
-    batch = held_out.batch(range(min(len(held_out), _MAX_HELD_OUT))).to(model.device)
+    shown = held_out.subset(range(min(len(held_out), _MAX_HELD_OUT)))
+    losses: dict[str, list[Tensor]] = {"raw": [], "corrected": []}
     with seeded(0), torch.no_grad():
-        context_mask, target_mask = split_mask(batch.mask)
-        draws = propose(model, guide, batch.replace(mask=context_mask), 512)
-        margin = model.choice(batch.replace(mask=target_mask), draws.z).margin
-        from_guide = len(draws.log_ratio)
-        versions = {
-            "raw": (margin[:from_guide], torch.zeros_like(draws.log_ratio).log_softmax(0)),
-            "corrected": (margin, draws.log_weights.log_softmax(0)),
-        }
-        rows = []
-        for version, (version_margin, log_weights) in versions.items():
-            score = log_predictive(version_margin, log_weights, batch.choice)
-            person = -(score * target_mask).sum(-1) / target_mask.sum(-1)
-            rows.append(
-                {
-                    "stage": stage,
-                    "posterior": version,
-                    "log_loss": person.mean().item(),
-                    "standard_error": person.std().item() / math.sqrt(len(person)),
-                }
-            )
+        for batch in user_batches(shown, _HELD_OUT_DRAWS, model.device):
+            context_mask, target_mask = split_mask(batch.mask)
+            draws = propose(model, guide, batch.replace(mask=context_mask), _HELD_OUT_DRAWS)
+            margin = model.choice(batch.replace(mask=target_mask), draws.z).margin
+            equal = torch.zeros_like(draws.log_ratio).log_softmax(0)
+            for name, log_weights in (("raw", equal), ("corrected", draws.log_weights)):
+                log_weights = log_weights.log_softmax(0)
+                score = log_predictive(margin[: len(log_weights)], log_weights, batch.choice)
+                losses[name].append(-(score * target_mask).sum(-1) / target_mask.sum(-1))
+    rows = []
+    for name, parts in losses.items():
+        loss = torch.cat(parts)
+        mean, error = loss.mean().item(), loss.std().item() / math.sqrt(len(loss))
+        row = {"stage": stage, "posterior": name, "log_loss": mean, "standard_error": error}
+        rows.append(row)
     return rows
 
 
@@ -509,6 +510,11 @@ def _compare_with_sleep(scores: pd.DataFrame) -> None:
             "is misspecified for these people",
             stacklevel=5,
         )
+
+
+def _pooled_batches(data: Preferences, model: HeterogeneousBTL) -> list[Batch]:
+    """Lists the comparisons, which need no people, in double precision."""
+    return [_double(batch.to(model.device)) for batch in data.pooled().batches(16_384)]
 
 
 def _double(batch: Batch) -> Batch:
