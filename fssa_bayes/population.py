@@ -162,9 +162,8 @@ def ranking_table(
         raise ValueError(f"items must be known names, at least one, got {unknown}")
     rotation = torch.zeros(0, 0, dtype=torch.float64)
     outer, information = _moments(model, None, data, rotation, 1, seed)
-    # A constant, of all items' utilities or of one feature, has no effect on any choice.
-    constant = 1 if data.items is None else int((data.items.std(0) == 0).sum())
-    inverse = _invert(information, expected_null=constant)
+    # What the data say nothing about is left out, and shows as NaN.
+    inverse = _invert(information, expected_null=len(information))
 
     if data.items is None:
         design = torch.eye(data.num_items, dtype=torch.float64)[position]
@@ -192,7 +191,7 @@ def ranking_table(
         },
         index=names.rename("item"),
     )
-    unknown = _unidentified(design, inverse, information).numpy()
+    unknown = _unidentified(design, inverse, information, share=1e-6).numpy()
     table.loc[unknown, ["standard_error", "lower", "upper", "rank_lower", "rank_upper"]] = np.nan
     return table.sort_values("rank")
 
@@ -205,10 +204,12 @@ def _check_size(what: str, parameters: int) -> None:
         )
 
 
-def _unidentified(jacobian: Tensor, inverse: Tensor, information: Tensor) -> Tensor:
-    """Tells which quantities depend on a direction without information: they have no error."""
+def _unidentified(
+    jacobian: Tensor, inverse: Tensor, information: Tensor, share: float = 0.05
+) -> Tensor:
+    """Tells which quantities depend on directions without information by more than a share."""
     seen = torch.einsum("pi,ij,jk->pk", jacobian, inverse, information)
-    return (jacobian - seen).square().sum(-1) > 0.05 * jacobian.square().sum(-1)
+    return (jacobian - seen).square().sum(-1) > share * jacobian.square().sum(-1)
 
 
 def _labels(data: Preferences, rank: int) -> pd.MultiIndex:

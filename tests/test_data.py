@@ -544,3 +544,39 @@ def test_summary_prints_what_it_counts() -> None:
 def test_items_are_shared_where_two_people_meet(second: tuple[int, int], shared: bool) -> None:
     data = Preferences([0, second[0]], [1, second[1]], [1, 0], [0, 1, 2], num_items=4)
     assert data.items_are_shared == shared
+
+
+def test_digest_tells_data_apart(make_data: Callable[..., Preferences]) -> None:
+    data = make_data()
+    same, other_names = make_data(), make_data()
+    other_names.user_names = pd.Index(list("abcde"))
+    different = [
+        make_data(seed=1),
+        data.swap(),
+        data.subset([0, 1, 2, 4]),
+        data.with_choices(1 - data.choice),
+        other_names,
+        make_data(num_features=None),
+    ]
+    assert same.digest() == data.digest()
+    assert len({data.digest(), *(other.digest() for other in different)}) == 7
+
+
+@pytest.mark.parametrize("width", [1, 4, 11, 50])
+def test_pooled_data_hold_the_same_comparisons(
+    width: int, make_data: Callable[..., Preferences]
+) -> None:
+    data = make_data()  # 11 comparisons
+    pooled = data.pooled(width)
+    assert pooled.counts.sum() == 11
+    assert (pooled.counts[:-1] == width).all()
+    assert 1 <= pooled.counts[-1] <= width
+    assert pooled.num_comparisons == 11
+    assert torch.equal(pooled.items, data.items)
+    for name in ("left", "right", "choice"):
+        assert np.array_equal(getattr(pooled, name), getattr(data, name))
+
+
+def test_components_are_labelled_from_the_largest() -> None:
+    data = Preferences([0, 3, 4, 6], [1, 4, 5, 7], [1, 0, 1, 0], [0, 2, 4], num_items=9)
+    assert data.components().tolist() == [1, 1, -1, 0, 0, 0, 2, 2, -1]

@@ -25,6 +25,7 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.datasets import two_mode
+from fssa_bayes.population import ranking_table
 
 
 def simulate(people: int = 300, comparisons: int = 12, seed: int = 0) -> Preferences:
@@ -331,6 +332,96 @@ def test_constant_and_collinear_features_have_no_standard_error() -> None:
     assert error.isna().to_dict() == {"size": True, "price": False, "one": True, "double": True}
     alone = fit(HeterogeneousBTL(2, 0, utility="linear"), None, data, progress_bar=False)
     assert error["price"] == pytest.approx(alone.population()["se_hessian"]["mean", "price"], 1e-3)
+
+
+def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarray]:
+    """A homogeneous fit with the sandwich covariance of its coefficients, computed by hand."""
+    data = simulate(people=80, comparisons=9)
+    model = HeterogeneousBTL(2, 0, utility="linear")
+    fit(model, None, data, progress_bar=False)
+    features = data.items.double().numpy()
+    difference = features[data.left] - features[data.right]
+    beta = (model.utility.mean / model.feature_scale).detach().double().numpy()
+    prob = 1 / (1 + np.exp(-difference @ beta))
+    hessian = (difference * (prob * (1 - prob))[:, None]).T @ difference
+    score = ((data.choice - prob)[:, None] * difference).reshape(80, 9, 2).sum(1)
+    inverse = np.linalg.inv(hessian)
+    return data, model, beta, inverse @ (score.T @ score) @ inverse
+
+
+def test_ranking_has_errors_clustered_by_person() -> None:
+    data, model, beta, covariance = clustered_fit()
+    items = [3, 7, 1, 20]
+    table = ranking_table(model, data, items, num_draws=20_000)
+    design = data.items[items].double().numpy()
+    design = design - design.mean(0)
+    utility = design @ beta
+    error = np.sqrt(np.einsum("md,de,me->m", design, covariance, design))
+    assert table.index.tolist() == [items[i] for i in np.argsort(-utility)]
+    assert table["rank"].tolist() == [1, 2, 3, 4]
+    table = table.loc[items]
+    np.testing.assert_allclose(table["utility"], utility, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table["standard_error"], error, rtol=1e-3)
+    np.testing.assert_allclose(table["upper"] - utility, 1.644854 * error, rtol=1e-3)
+    # Ranks of draws made another way, their quantiles on whole ranks.
+    draws = utility + np.random.default_rng(1).multivariate_normal(beta * 0, covariance, 20_000) @ (
+        design.T
+    )
+    ranks = 1 + (-draws).argsort(-1).argsort(-1)
+    for name, level in (("rank_lower", 0.05), ("rank_upper", 0.95)):
+        expected = np.quantile(ranks, level, axis=0)
+        share = (ranks <= expected).mean(0)
+        clear = np.abs(share - level) > 0.01  # Where the level falls between two ranks.
+        assert clear.any()
+        np.testing.assert_array_equal(table[name][clear], expected[clear])
+
+
+def test_ranking_of_items_without_features_is_that_of_population() -> None:
+    rng = np.random.default_rng(0)
+    left = rng.integers(5, size=400)
+    right = (left + rng.integers(1, 5, size=400)) % 5
+    data = Preferences(left, right, rng.integers(2, size=400), np.arange(0, 401, 8), num_items=6)
+    model = HeterogeneousBTL(6, 0, utility="linear")
+    result = fit(model, None, data, progress_bar=False)
+    compared = [0, 1, 2, 3, 4]
+    table = result.ranking(compared).loc[compared]
+    # Nobody compared item 5, so that nothing is known of a ranking with it.
+    assert result.ranking().drop(columns=["utility", "rank"]).isna().all(axis=None)
+    assert (table["standard_error"] > 0.05).all()
+    shown = Preferences(left, right, data.choice, data.offsets, num_items=5)
+    other = HeterogeneousBTL(5, 0, utility="linear")
+    expected = fit(other, None, shown, progress_bar=False).population().loc["mean"]
+    np.testing.assert_allclose(table["utility"], expected["estimate"], atol=1e-4)
+    np.testing.assert_allclose(table["standard_error"], expected["se_sandwich"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"utility": "bilinear"}, {"utility": "linear"}])
+def test_ranking_needs_a_homogeneous_linear_model(options: dict) -> None:
+    data = simulate(people=10)
+    model = HeterogeneousBTL(2, 0 if options["utility"] == "bilinear" else 1, **options)
+    with pytest.raises(ValueError, match="needs utility='linear' and latent_dim=0"):
+        ranking_table(model, data)
+
+
+def test_ranking_names_unknown_items() -> None:
+    data, model, *_ = clustered_fit()
+    with pytest.raises(ValueError, match=r"items must be known names, at least one, got \['x'\]"):
+        ranking_table(model, data, [1, "x"])
+    with pytest.raises(ValueError, match=r"items must be known names, at least one, got \[\]"):
+        ranking_table(model, data, [])
+
+
+def test_one_person_with_very_many_comparisons_does_not_pad_the_others() -> None:
+    """20,000 x 20,000 padded margins would need 3 GB; the maximum is that of the pooled choices."""
+    rng = np.random.default_rng(0)
+    counts = np.append(np.ones(20_000, dtype=int), 20_000)
+    choice = rng.random(40_000) < 0.7
+    left = np.zeros(40_000, dtype=int)
+    data = Preferences(left, left + 1, choice, np.append(0, np.cumsum(counts)), num_items=2)
+    model = HeterogeneousBTL(2, 0, utility="linear")
+    fit(model, None, data, progress_bar=False)
+    margin = (model.utility.mean[0] - model.utility.mean[1]).item()
+    assert margin == pytest.approx(np.log(choice.mean() / (1 - choice.mean())), abs=1e-5)
 
 
 def _arrays(data: Preferences) -> tuple:

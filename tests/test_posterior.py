@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
+from fssa_bayes.importance import user_batches
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.posterior import _weighted_quantiles
 
@@ -252,3 +253,44 @@ def test_nan_parameters_are_an_error_not_a_number(data) -> None:
         model.utility.mean[0] = torch.nan
     with pytest.raises(FloatingPointError, match="posterior of user"):
         Posterior(model, guide, data, num_samples=50)
+
+
+def test_differences_are_correlations_and_spreads_of_utilities(pair, data) -> None:
+    posterior = Posterior(*pair, data, num_samples=200, seed=1)
+    items, users = list("abcdf"), ["w3", "w6", "w24"]
+    table = posterior.differences(items, users)
+    utility = posterior.utility(items, users).double().numpy()
+    average = utility.mean((0, 1))
+    direction = [[np.corrcoef(row, average)[0, 1] for row in draw] for draw in utility]
+    for name, values in (("direction", direction), ("scale", utility.std(-1))):
+        for suffix, level in (("", 0.5), ("_lower", 0.05), ("_upper", 0.95)):
+            expected = np.quantile(values, level, axis=0)
+            np.testing.assert_allclose(table[name + suffix], expected, atol=1e-5)
+    assert table.index.tolist() == users
+    assert table["comparisons"].tolist() == [3, 6, 24]
+    with pytest.raises(ValueError, match="items must be at least 3 to compare people by, got 2"):
+        posterior.differences(["a", "b"])
+
+
+def test_batches_of_people_are_bounded_by_their_padding() -> None:
+    """One person with very many comparisons costs a batch of their own, and no more."""
+    counts = np.full(3000, 4)
+    counts[700] = 5000
+    left = np.zeros(counts.sum(), dtype=int)
+    data = Preferences(left, left + 1, left, np.append(0, np.cumsum(counts)), num_items=2)
+    shapes = [batch.mask.shape for batch in user_batches(data, 100, torch.device("cpu"))]
+    assert sum(users for users, _ in shapes) == 3000
+    assert sum(width == 5000 for _, width in shapes) == 1
+    assert all(100 * users * max(width, 16) <= 2**18 or users == 1 for users, width in shapes)
+    assert len(shapes) < 25
+
+
+def test_a_guide_without_the_posterior_is_named(pair, data) -> None:
+    model, guide = pair
+    guide.objectives = ["NeuralProcessELBO", "Sleep"]
+    try:
+        with pytest.warns(UserWarning, match="fitted by NeuralProcessELBO"):
+            Posterior(model, guide, data, num_samples=50)
+        Posterior(model, guide, data, num_samples=50, correct=None)
+    finally:
+        guide.objectives = []
