@@ -58,6 +58,9 @@ class LinearUtility(nn.Module):
         """Binds the kernel's utility inputs for z with shape (S, U, K)."""
         if items.dtype == torch.int64:
             return partial(kernels.pairwise_gather, self(items, z))
+        if z.shape[-1] + 1 < items.shape[-1]:  # x·w0 + (xΛ)·z has fewer products than x·β.
+            user_factors = torch.cat([torch.ones_like(z[..., :1]), z], -1)
+            return partial(kernels.pairwise_bilinear, self.item_factors(items), user_factors)
         return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
 
 

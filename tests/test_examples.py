@@ -6,23 +6,31 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import arviz
 import numpy as np
 import pandas as pd
 import pytest
 
+from fssa_bayes import load
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command: str) -> str:
-    result = subprocess.run(
+def attempt(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def run(*command: str) -> str:
+    result = attempt(*command)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -71,6 +79,123 @@ def test_mixed_logit(tmp_path: Path, train_choices: Path) -> None:
     assert len(pd.read_csv(tmp_path / "willingness_to_pay.csv")) == 30
 
 
+@pytest.fixture
+def votes(tmp_path: Path) -> Path:
+    """Votes of 40 people of two opposite tastes, with awkward names, ties and missing cells."""
+    rng = np.random.default_rng(0)
+    names = np.array(["007", "12", 'a "quoted" one', "one, with a comma", "ü | ß", "$x^2$"])
+    left = rng.integers(6, size=600)
+    right = (left + rng.integers(1, 6, size=600)) % 6
+    taste = np.where(np.arange(600) // 15 % 2, 1.5, -1.5)
+    wins = rng.random(600) < 1 / (1 + np.exp(-taste * (left - right)))
+    verdict = np.where(rng.random(600) < 0.1, "equal", np.where(wins, "a1", "a2"))
+    table = pd.DataFrame(
+        {"rater no.": np.arange(600) // 15, "A": names[left], "B": names[right], "verdict": verdict}
+    )
+    table.loc[[3, 50], "A"] = None
+    table.loc[[4], "verdict"] = None
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    features = pd.DataFrame({"item": names, "place": np.arange(6.0), "same": 1.0})
+    features.to_csv(tmp_path / "features.csv", index=False)
+    return tmp_path / "votes.csv"
+
+
+ANALYSE = (
+    *("--user", "rater no.", "--left", "A", "--right", "B", "--choice", "verdict"),
+    *("--choice-labels", "a1=left,a2=right,equal=tie", "--ties", "half"),
+    *("--steps", "60", "--draws", "100"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("featured", [True, False])
+def test_analyse_csv(featured: bool, tmp_path: Path, votes: Path) -> None:
+    out = tmp_path / "results"
+    items = ("--items", str(tmp_path / "features.csv")) if featured else ()
+    command = ("examples/analyse_csv.py", str(votes), *ANALYSE, *items, "--out", str(out))
+    printed = run(*command)
+    summary = (out / "summary.md").read_text()
+    for finding in ("rows read             600", "3 of 600 rows", "people differ"):
+        assert finding in printed
+        assert finding in summary
+    assert ("1 features are the same for all items" in summary) == featured
+    assert "one, with a comma" in summary
+    assert r"ü \| ß" in summary
+    assert {path.name for path in out.iterdir()} == {
+        "model", "people.csv", "people.png", "person.png", "posterior.nc", "ranking.csv",
+        "ranking.png", "ranks.png", "summary.md",
+    }  # fmt: skip
+    people = pd.read_csv(out / "people.csv", index_col="user")
+    assert len(people) == 40
+    ranks = pd.read_csv(out / "ranking.csv", dtype={"item": str})
+    assert "007" in set(ranks["item"])
+    exported = arviz.from_netcdf(out / "posterior.nc")
+    assert exported.posterior["z"].shape[2] == 8
+    model, guide = load(out / "model")
+    assert model.latent_dim == 2
+    assert guide.objectives == ["ImportanceWeightedELBO", "Sleep"]
+
+    process = attempt(*command)
+    assert process.returncode == 1
+    assert "--out must not exist yet" in process.stderr
+    printed = run(*command, "--overwrite", "--model", str(out / "model"))
+    assert "fitted before" in printed
+    assert not list(tmp_path.glob("results.*"))
+
+
+@pytest.mark.slow
+def test_analyse_csv_goes_on_where_it_was_stopped(tmp_path: Path, votes: Path) -> None:
+    command = ("examples/analyse_csv.py", str(votes), *ANALYSE, "--steps", "400")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(*command, "--out", str(whole))
+    process = subprocess.Popen(
+        [sys.executable, *command, "--out", str(stopped)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    checkpoint = tmp_path / "stopped.part" / "checkpoint"
+    while process.poll() is None and not list(checkpoint.glob("state-00000002")):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() != 0
+    assert not stopped.exists()
+    run(*command, "--out", str(stopped))
+    for name in ("model/model.safetensors", "people.csv", "ranking.csv"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_analyse_csv_names_what_is_wrong(tmp_path: Path, votes: Path) -> None:
+    for change, message in (
+        (("--left", "C"), "'C'"),
+        (("--choice-labels", "a1=left,a2=right"), "equal"),
+        (("--items", str(tmp_path / "nothing.csv")), "nothing.csv"),
+        (("--delimiter", ";"), "delimiter"),
+    ):
+        command = ("examples/analyse_csv.py", str(votes), *ANALYSE, *change)
+        process = attempt(*command, "--out", str(tmp_path / "results"))
+        assert process.returncode == 1
+        assert process.stderr.startswith("error: ")
+        assert message in process.stderr
+        assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+def test_choosing(tmp_path: Path) -> None:
+    run(
+        "examples/choosing.py",
+        *("--users", "60", "--test-users", "40", "--steps", "5", "--draws", "50"),
+        *("--out", str(tmp_path)),
+    )
+    table = pd.read_csv(tmp_path / "which_objective.csv", index_col=0)
+    assert len(table) == 6
+    assert (table["less than the best"] <= 0).all()
+    dimensions = pd.read_csv(tmp_path / "how_many_latent_dimensions.csv", index_col=0)
+    assert dimensions.index.tolist() == [0, 1, 2, 3, 5]
+    assert dimensions.loc[0, "variance / truth"] == 0
+
+
 @pytest.mark.slow
 def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
     path = tmp_path / "rows.json"
@@ -80,7 +205,7 @@ def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
     )
     document = json.loads(path.read_text())
     assert {row["benchmark"] for row in document["rows"]} == {
-        "data", "two_mode", "train_choice", "recovery",
+        "data", "two_mode", "train_choice", "recovery", "inference", "training", "scale",
     }  # fmt: skip
     assert document["environment"]["seeds"] == [0]
     known = [row for row in document["rows"] if row["median"] is not None]
