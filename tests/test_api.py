@@ -1,0 +1,50 @@
+"""The README's page of public names: complete, and each name in the example it points to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fssa_bayes
+from fssa_bayes import kernels, plots
+from fssa_bayes.datasets import table
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8").split("## API")[1].split("\n## ")[0]
+ROWS = [line for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def row_of(name: str) -> str:
+    rows = [row for row in ROWS if f"`{name}`" in row]
+    assert len(rows) == 1, f"{name} must stand in one row of the README's API page"
+    return rows[0]
+
+
+@pytest.mark.parametrize("name", fssa_bayes.__all__)
+def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> None:
+    links = re.findall(r"\]\((examples/\w+\.py)\)", row_of(name))
+    assert links
+    for link in links:
+        assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
+
+
+@pytest.mark.parametrize("module", [plots, kernels, table], ids=lambda module: module.__name__)
+def test_functions_of_a_listed_module_are_named(module) -> None:
+    row = row_of(module.__name__)
+    for name in set(module.__all__) - {"Table"}:
+        assert f"`{name}`" in row
+
+
+@pytest.mark.parametrize("name", fssa_bayes.__all__)
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    summary = getattr(fssa_bayes, name).__doc__.strip().splitlines()[0]
+    assert summary.endswith((".", ",", ":"))
+    assert len(summary) > 20
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([\w./]+)\)", text):
+        assert (ROOT / link).exists(), link
