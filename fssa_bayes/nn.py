@@ -41,14 +41,14 @@ class MLP(nn.Sequential):
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
         for index, (width_in, width_out) in enumerate(pairwise(widths)):
-            layers += [nn.ReLU()] if index else []
+            layers += [nn.ReLU(inplace=True)] if index else []
             layers.append(_linear(width_in, width_out))
         super().__init__(*layers)
 
 
 def tower(num_features: int, *widths: int) -> nn.Sequential:
     """Builds an MLP whose first layer takes item features or item positions."""
-    return nn.Sequential(ItemLinear(num_features, widths[0]), nn.ReLU(), MLP(*widths))
+    return nn.Sequential(ItemLinear(num_features, widths[0]), nn.ReLU(inplace=True), MLP(*widths))
 
 
 def _linear(width_in: int, width_out: int) -> nn.Linear:
@@ -164,7 +164,8 @@ class GatedHypernet(nn.Module):
     def forward(self, passive: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Returns shift and log-scale (*, U, transformed_dim) for a context ((U, C), (U, 1))."""
         summary, gate = context
-        hidden = F.relu(self.passive(passive) + self.context(summary))
+        # In place: with many draws, passes over (S, U, H) are what a coupling costs.
+        hidden = self.passive(passive).add_(self.context(summary)).relu_()
         shift, log_scale = (gate * self.output(hidden)).chunk(2, -1)
         return shift, log_scale
 
