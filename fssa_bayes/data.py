@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 from torch import Tensor
 
 __all__ = ["Batch", "Preferences", "Summary"]
@@ -623,6 +622,8 @@ class Preferences:
 
     def _components(self) -> tuple[np.ndarray, int]:
         """Labels the connected component of each item, largest first, −1 where never compared."""
+        from scipy import sparse
+
         edges = sparse.coo_array(
             (np.ones(self.num_comparisons, dtype=np.int8), (self.left, self.right)),
             shape=(self.num_items, self.num_items),
