@@ -114,8 +114,7 @@ class NeuralProcessGuide(nn.Module):
         self.model.check_items(batch.items)
         pairs = _Pairs(batch, self.direction.weight.dtype)
         items = self.model.standardise(batch.items)
-        with torch.no_grad():
-            factors = self.model.utility.item_factors(items)
+        factors = self.model.item_factors(batch.items, keep=True).detach()
         elements = self._embed(items, factors, pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, batch.num_comparisons)
         base = self._base(elements, summary, factors, pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import pyro
@@ -19,6 +20,10 @@ from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.nn import MLP, flip_between, tower
 
 __all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
+
+
+# Item factors on their way from a guide to its model; outside of the model, which may be copied.
+_KEPT: WeakKeyDictionary[HeterogeneousBTL, tuple] = WeakKeyDictionary()
 
 
 class LinearUtility(nn.Module):
@@ -54,13 +59,13 @@ class LinearUtility(nn.Module):
             return self.mean[items] + z @ self.loading[items].T
         return self.coefficients(z) @ items.T
 
-    def pairwise(self, items: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
         if items.dtype == torch.int64:
             return partial(kernels.pairwise_gather, self(items, z))
         if z.shape[-1] + 1 < items.shape[-1]:  # x·w0 + (xΛ)·z has fewer products than x·β.
             user_factors = torch.cat([torch.ones_like(z[..., :1]), z], -1)
-            return partial(kernels.pairwise_bilinear, self.item_factors(items), user_factors)
+            return partial(kernels.pairwise_bilinear, factors, user_factors)
         return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
 
 
@@ -93,9 +98,9 @@ class BilinearUtility(nn.Module):
         """Returns φ(x) with shape (M, F)."""
         return self.item_tower(items)
 
-    def pairwise(self, items: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
-        return partial(kernels.pairwise_bilinear, self.item_tower(items), self.user_tower(z))
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
+        return partial(kernels.pairwise_bilinear, factors, self.user_tower(z))
 
 
 class MLPUtility(nn.Module):
@@ -123,10 +128,10 @@ class MLPUtility(nn.Module):
         """Returns the items' part of the hidden layer, with shape (M, H)."""
         return self.item_tower(items)
 
-    def pairwise(self, items: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
         user = z @ self.user_layer.T
-        return partial(kernels.pairwise_mlp, self.item_tower(items), user, self.weight)
+        return partial(kernels.pairwise_mlp, factors, user, self.weight)
 
 
 class ModuleUtility(nn.Module):
@@ -150,8 +155,8 @@ class ModuleUtility(nn.Module):
         """Returns utilities (*, U, M) of items (M, D) for z with shape (*, U, K)."""
         return self.module(items, z.unsqueeze(-2))
 
-    def pairwise(self, items: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for z with shape (S, U, K)."""
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
+        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
         return partial(self._gather, items, z)
 
     def _gather(self, items: Tensor, z: Tensor, left: Tensor, right: Tensor, *args, **kwargs):
@@ -275,7 +280,7 @@ class HeterogeneousBTL(nn.Module):
         items = self.standardise(batch.items)
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         if self.latent_dim:
-            pairwise = self.utility.pairwise(items, flat)
+            pairwise = self.utility.pairwise(items, self.item_factors(batch.items), flat)
         else:  # Everybody has the same utilities.
             pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))
 
@@ -315,6 +320,26 @@ class HeterogeneousBTL(nn.Module):
         self.check_items(items)
         self.check_z(z)
         return self.utility(self.standardise(items), z)
+
+    def item_factors(self, items: Tensor, *, keep: bool = False) -> Tensor:
+        """Returns the utility's factors of items (M, D) or (M,), with shape (M, F).
+
+        A guide looks at the factors just before the model needs them for the same items. With
+        `keep` they stay for that next call, which takes them away: so they are computed once, and
+        no graph is used twice.
+        """
+        kept_for, factors = _KEPT.pop(self, (None, None))
+        if kept_for is None or kept_for[0] is not items or kept_for[1:] != self._factor_state():
+            factors = self.utility.item_factors(self.standardise(items))
+        if keep:
+            _KEPT[self] = (items, *self._factor_state()), factors
+        return factors
+
+    def _factor_state(self) -> tuple:
+        """Tells apart parameters, and ways of differentiating by them, that factors depend on."""
+        tensors = [*self.utility.parameters(), self.feature_mean, self.feature_scale]
+        versions = [(id(x), x._version, x.requires_grad) for x in tensors]
+        return torch.is_grad_enabled(), versions
 
     def standardise(self, items: Tensor) -> Tensor:
         """Centres and scales features (M, D); positions (M,) pass unchanged."""

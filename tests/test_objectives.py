@@ -308,14 +308,18 @@ def test_sleep_leaves_the_model_bitwise_alone(
 
 
 def test_sleep_asks_training_questions_of_every_number(make_data: MakeData) -> None:
-    data = make_data([2, 3, 1], num_items=30, num_features=1)
+    counts = [2, 3, 1]
+    data = make_data(counts, num_items=30, num_features=1)
     model, _ = known_pair(slope=1.0)
     rng = np.random.default_rng(0)
     batch = Sleep(batch_size=3000).draw_batch(model, data, rng)
     sizes, frequency = batch.num_comparisons.unique(return_counts=True)
-    # Half uniform on 0 … 6, half the whole part of a log-uniform number in [1, 8), less 1.
-    edges = torch.arange(1.0, 9.0).log() / math.log(8)
-    expected = 3000 * (0.5 / 7 + 0.5 * edges.diff())
+    # For a person with n: half uniform on 0 … 2 n, half the whole part of a log-uniform number in
+    # [1, 2 n + 2), less 1; and each of the three people as often.
+    expected = torch.zeros(7)
+    for largest in (2 * n for n in counts):
+        edges = torch.arange(1.0, largest + 3).log() / math.log(largest + 2)
+        expected[: largest + 1] += 1000 * (0.5 / (largest + 1) + 0.5 * edges.diff())
     assert sizes.tolist() == list(range(7))
     assert ((frequency - expected).abs() < 4 * expected.sqrt()).all()
     features = data.items[:, 0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, importance
 from fssa_bayes.importance import user_batches
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.posterior import _weighted_quantiles
@@ -281,7 +281,8 @@ def test_batches_of_people_are_bounded_by_their_padding() -> None:
     shapes = [batch.mask.shape for batch in user_batches(data, 100, torch.device("cpu"))]
     assert sum(users for users, _ in shapes) == 3000
     assert sum(width == 5000 for _, width in shapes) == 1
-    assert all(100 * users * max(width, 16) <= 2**18 or users == 1 for users, width in shapes)
+    limit = importance._CHUNK
+    assert all(100 * users * max(width, 16) <= limit or users == 1 for users, width in shapes)
     assert len(shapes) < 25
 
 
