@@ -122,7 +122,9 @@ def _problem(name: str, people: int, args: argparse.Namespace) -> Problem:
         )
     torch.manual_seed(seed)
     model = HeterogeneousBTL(data.num_features, latent_dim=2, utility=name)
-    guide = NeuralProcessGuide(model)
+    # The families that the README recommends for either utility.
+    family = "multivariate_normal" if name == "linear" else "flow"
+    guide = NeuralProcessGuide(model, family)
     stages = [ImportanceWeightedELBO(steps=steps), Sleep(steps=steps)]
     options = {"learning_rate": 5e-3, "validation": None, "progress_bar": False}
     fit(model, guide, data, objective=stages, seed=seed, **options)

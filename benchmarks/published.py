@@ -1,15 +1,16 @@
 """A training step written the way the method was published, to compare ours with.
 
 The comparisons are a table with one row each, the features of both items in its cells. For every
-person of a batch the rows are looked up, every cell becomes a tensor, and tensors are stacked into
-pairs, people and the batch. The encoder takes [chosen, rejected] concatenated; the decoder takes
-[h(x), z] concatenated, for both items of every pair; both outcomes' log-probabilities are computed
-and the observed one is picked. Where the published code costs more for other reasons it is not
-followed: its rows are loaded twice, for context and target, its encoder attends, its decoder
-normalises batches, and its z is as wide as its hidden layers.
+person of a batch the rows are looked up, once for the context and once more for the targets; every
+cell becomes a tensor, and tensors are stacked into pairs, people and the batch. The encoder takes
+[chosen, rejected] concatenated, for the context and for the targets; the decoder takes [h(x), z]
+concatenated, z as wide as the hidden layers, for both items of every pair, and normalises over the
+batch; both outcomes' log-probabilities are computed and the observed one is picked; the divergence
+of q(z | context) from q(z | targets) is added. Of the two published encoders this is the one that
+averages over pairs, the cheaper one.
 
 References:
-    Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
+    Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998, and its code.
 """
 
 from __future__ import annotations
@@ -64,19 +65,23 @@ class PublishedModel(nn.Module):
 
     Args:
         num_features: Number of item features D.
-        latent_dim: Number of latent dimensions K.
-        hidden_dim: Width H of all layers.
+        hidden_dim: Width H of all layers, and of z.
     """
 
-    def __init__(self, num_features: int, latent_dim: int, hidden_dim: int) -> None:
+    def __init__(self, num_features: int, hidden_dim: int) -> None:
         super().__init__()
         self.pair = MLP(2 * num_features, hidden_dim, hidden_dim)
-        self.summary = MLP(hidden_dim, hidden_dim, 2 * latent_dim)
+        self.summary = MLP(hidden_dim, hidden_dim, 2 * hidden_dim)
         self.item = MLP(num_features, hidden_dim, hidden_dim)
-        self.decoder = MLP(hidden_dim + latent_dim, hidden_dim, 1)
+        self.decoder = nn.Sequential(
+            nn.Linear(2 * hidden_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, 1, bias=False),
+        )
 
     def encode(self, pairs: Tensor, choices: Tensor) -> Normal:
-        """Returns q(z | context) for pairs (U, N, 2, D) with choices (U, N)."""
+        """Returns q(z | pairs) for pairs (U, N, 2, D) with choices (U, N)."""
         left_wins = choices[..., None] == 1
         chosen = torch.where(left_wins, pairs[:, :, 0], pairs[:, :, 1])
         rejected = torch.where(left_wins, pairs[:, :, 1], pairs[:, :, 0])
@@ -85,19 +90,19 @@ class PublishedModel(nn.Module):
         return Normal(loc, F.softplus(scale))
 
     def decode(self, pairs: Tensor, z: Tensor) -> Tensor:
-        """Returns the utilities (U, N, 2) of pairs (U, N, 2, D) to people with z (U, K)."""
+        """Returns the utilities (U, N, 2) of pairs (U, N, 2, D) to people with z (U, H)."""
         hidden = self.item(pairs)
         z = z[:, None, None].expand(*hidden.shape[:-1], -1)
-        return self.decoder(torch.cat([hidden, z], -1)).squeeze(-1)
+        both = torch.cat([hidden, z], -1)
+        return self.decoder(both.flatten(0, -2)).view(both.shape[:-1])
 
-    def forward(self, pairs: Tensor, choices: Tensor, num_context: int) -> Tensor:
-        """Returns the negative evidence lower bound per person, in nats."""
-        context = torch.randperm(choices.shape[1])[:num_context]
-        posterior = self.encode(pairs[:, context], choices[:, context])
-        left, right = self.decode(pairs, posterior.rsample()).unbind(-1)
+    def forward(self, context: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns the loss per person, for contexts and targets as (pairs, choices)."""
+        from_context, from_target = self.encode(*context), self.encode(*target)
+        pairs, choices = target
+        left, right = self.decode(pairs, from_context.rsample()).unbind(-1)
         both = torch.stack([F.logsigmoid(left - right), F.logsigmoid(right - left)], -1)
         observed = (choices == 0).long()
         loss = F.cross_entropy(both.reshape(-1, 2), observed.flatten(), reduction="none")
-        prior = Normal(torch.zeros_like(posterior.loc), 1.0)
-        divergence = kl_divergence(posterior, prior).sum(-1)
-        return (loss.view_as(choices).sum(-1) + divergence).mean()
+        divergence = kl_divergence(from_context, from_target).sum(-1)
+        return (loss.view_as(choices).mean(-1) + divergence).mean()

@@ -48,31 +48,33 @@ def test_published_rows_are_the_batch(load, data: Preferences) -> None:
 def test_published_encoder_sees_who_was_chosen(load, data: Preferences) -> None:
     """Turning a pair round together with its choice changes nothing; the choice alone does."""
     torch.manual_seed(0)
-    model = load("published").PublishedModel(3, 2, 8)
+    model = load("published").PublishedModel(3, 8)
     pairs, choices = load("published").Table(data).batch(np.arange(3))
     turned = model.encode(pairs.flip(2), 1 - choices)
     torch.testing.assert_close(turned.loc, model.encode(pairs, choices).loc)
     assert not torch.allclose(model.encode(pairs, 1 - choices).loc, turned.loc, atol=1e-3)
 
 
-def test_published_loss_by_hand(load, data: Preferences) -> None:
-    """With z certain the bound is the log-likelihood less a known divergence."""
+def test_published_loss_by_hand(load, data: Preferences, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With z at its mean the loss is that of the targets, item by item, and a known divergence."""
     torch.manual_seed(0)
-    model = load("published").PublishedModel(3, 2, 8)
-    loc = torch.tensor([0.3, -0.7])
-    raw_scale = -30.0  # Its softplus is 9.4e-14.
-    with torch.no_grad():
-        model.summary[-1].weight.zero_()
-        model.summary[-1].bias.copy_(torch.tensor([*loc, raw_scale, raw_scale]))
+    model = load("published").PublishedModel(3, 8).eval()  # Batch statistics are 0 and 1.
     pairs, choices = load("published").Table(data).batch(np.arange(3))
+    context = pairs[:, :2], choices[:, :2]
+    monkeypatch.setattr(torch.distributions.Normal, "rsample", lambda self: self.loc)
+    first, second = model.encode(*context), model.encode(pairs, choices)
     utility = torch.empty(3, 4, 2)
     for index in np.ndindex(3, 4, 2):
-        utility[index] = model.decoder(torch.cat([model.item(pairs[index]), loc]))
+        both = torch.cat([model.item(pairs[index]), first.loc[index[0]]])
+        utility[index] = model.decoder(both.unsqueeze(0)).squeeze()
     margin = (2 * choices - 1) * (utility[..., 0] - utility[..., 1])
-    log_prob = torch.nn.functional.logsigmoid(margin)
-    divergence = -2 * raw_scale - 1 + loc.square().sum() / 2
-    expected = divergence - log_prob.sum(-1).mean()
-    torch.testing.assert_close(model(pairs, choices, 2), expected, rtol=1e-6, atol=0)
+    loss = -torch.nn.functional.logsigmoid(margin).mean(-1)
+    ratio = (first.scale / second.scale).square()
+    distance = ((first.loc - second.loc) / second.scale).square()
+    divergence = 0.5 * (ratio - ratio.log() - 1 + distance).sum(-1)
+    assert divergence.min() > 1e-4
+    expected = (loss + divergence).mean()
+    torch.testing.assert_close(model(context, (pairs, choices)), expected, rtol=1e-5, atol=0)
 
 
 def hold(megabytes: int) -> tuple[float, float]:
