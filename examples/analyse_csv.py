@@ -27,8 +27,6 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +54,18 @@ CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # As far as half the people have more choic
 MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
 MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
 STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
+
+
+MIN_PEOPLE = 5
+MIN_JUDGES = 10  # People whose scores can have a standard error worth the name.
+RESULTS = {
+    *("model", "people.csv", "people.png", "person.png", "posterior.nc"),
+    *("ranking.csv", "ranking.png", "ranks.png", "summary.md"),
+}
+EMPIRICAL_BAYES = (
+    "Intervals for a person are empirical-Bayes: they hold the population at its estimate, and are "
+    "too narrow where few people inform many parameters."
+)
 
 
 @dataclass
@@ -94,223 +104,255 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     torch.set_num_threads(1)
     matplotlib.use("Agg")
-    folder = working_folder(args)
-    report = Report(folder)
-    report.say(f"# Paired comparisons in {args.path.name}")
-    data = read(args, report)
-
-    train, test = data.split_users(args.test_size, seed=args.seed)
-    utility = args.utility or ("linear" if data.items is None else "bilinear")
-    average = fit_average(train, utility, args)
-    if args.model is None:
-        model, guide = fit_people(train, utility, args, folder / "checkpoint")
-        origin = f"{args.latent_dim} latent dimensions, {args.steps} steps of each objective"
-    else:
-        model, guide = load(args.model)
-        origin = f"the individual model loaded from {args.model}, fitted before"
-    compare(model, guide, average, test, report, args)
-    rank(data, report, args)
-    describe_differences(model, guide, data, report, args)
-    export(model, guide, test, report, args)
-
+    check_output(args)
+    report = Report(args.part)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        warnings.filterwarnings("ignore", "the largest context has")  # pareto_k is the judge.
+        warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ people have no target")  # Said below.
+        report.say(f"# Paired comparisons in {args.path.name}")
+        data = read(args, report)
+        args.part.mkdir(parents=True, exist_ok=True)
+        train, test = data.split_users(args.test_size, seed=args.seed)
+        model, guide, origin = fit_people(train, args)
+        average = fit_average(train, model.config["utility"], args)
+        gain = compare(model, guide, average, test, report, args)
+        rank(data, report, args)
+        describe_differences(model, guide, data, gain, report, args)
+        export(model, guide, test, report, args)
     report.title("What was done")
     report.say(
-        f"Models fitted to {len(train):,} people, scored on {len(test):,} others; utility "
-        f"{utility!r}; {origin}; seed {args.seed}, {time.perf_counter() - start:.0f} s. "
-        "Intervals for a person are empirical-Bayes: the population is fixed at its estimate."
+        f"The average person's model was fitted to {len(train):,} people. Individual model: "
+        f"{origin}. Seed {args.seed}, {time.perf_counter() - start:.0f} s.\n\n{EMPIRICAL_BAYES}"
     )
-    save(folder / "model", model, guide, overwrite=True)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        report.say(f"\n- Warning: {message}.")
+    save(args.part / "model", model, guide, overwrite=True)
     report.write()
-    finish(folder, args)
+    finish(args)
 
 
 # ---------------------------------------------------------------------- data
 
 
 def read(args: argparse.Namespace, report: Report) -> Preferences:
-    """Reads the file, and puts its warnings into words."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        read = table.read(
-            args.path,
-            user=args.user,
-            left=args.left,
-            right=args.right,
-            choice=args.choice,
-            choice_labels=args.choice_labels,
-            items=args.items,
-            users=args.users,
-            ties=args.ties,
-            delimiter=args.delimiter,
-        )
+    """Reads the file and says what is in it."""
+    read = table.read(
+        args.path,
+        user=args.user,
+        left=args.left,
+        right=args.right,
+        choice=args.choice,
+        choice_labels=args.choice_labels,
+        items=args.items,
+        users=args.users,
+        ties=args.ties,
+        delimiter=args.delimiter,
+    )
     report.title("The data")
-    report.say("```")
-    report.say(f"{'rows read':<22}{read.rows:,}")
-    report.say(str(read.data.summary()))
-    report.say("```")
-    notes = [str(warning.message) for warning in caught]
-    if read.data.items is not None and (constant := int((read.data.items.std(0) == 0).sum())):
-        notes.append(f"{constant} features are the same for all items and say nothing")
-    for note in notes:
-        report.say(f"\n- Note: {note}.")
+    report.say(f"```\n{'rows read':<22}{read.rows:,}\n{read.data.summary()}\n```")
+    for column, count in read.missing.items():
+        report.say(f"\n- {count} rows were left out: nothing in column {column!r}.")
+    if len(read.data) < MIN_PEOPLE:
+        raise ValueError(
+            f"{args.path} must have at least {MIN_PEOPLE} people, some to fit and some to judge "
+            f"by, got {len(read.data)}"
+        )
     return read.data
 
 
 # ---------------------------------------------------------------------- models
 
 
-def fit_average(train: Preferences, utility: str, args: argparse.Namespace) -> FitResult:
+def fit_average(data: Preferences, utility: str, args: argparse.Namespace) -> FitResult:
     """Fits the homogeneous model: everybody is the average person."""
     torch.manual_seed(args.seed)
-    model = HeterogeneousBTL(train.num_features, 0, utility=utility)
-    validation = None if utility == "linear" else 0.1
-    with quiet("feature .* is the same for all items"):
-        return fit(model, None, train, validation=validation, seed=args.seed, progress_bar=False)
+    model = HeterogeneousBTL(data.num_features, 0, utility=utility)
+    validation = None if utility == "linear" else held_out_share(data)
+    return fit(model, None, data, validation=validation, seed=args.seed, progress_bar=False)
+
+
+def held_out_share(data: Preferences) -> float | None:
+    """Networks are stopped early by people held out, if there are enough."""
+    return 0.1 if len(data) >= 20 else None
 
 
 def fit_people(
-    train: Preferences, utility: str, args: argparse.Namespace, checkpoint: Path
-) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    """Fits the heterogeneous model, in which everybody has a latent factor of their own."""
+    train: Preferences, args: argparse.Namespace
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide, str]:
+    """Fits the model in which everybody has a latent factor of their own, or loads it."""
+    if args.model is not None:
+        if args.utility or args.latent_dim:
+            raise ValueError("--utility and --latent-dim are those of --model: leave them out")
+        model, guide = load(args.model)
+        return model, guide, f"loaded from {args.model}"
+    utility = args.utility or ("linear" if train.items is None else "bilinear")
+    width = args.latent_dim or 2
     torch.manual_seed(args.seed)
-    model = HeterogeneousBTL(train.num_features, args.latent_dim, utility=utility)
+    model = HeterogeneousBTL(train.num_features, width, utility=utility)
     guide = NeuralProcessGuide(model)
-    batch_size = int(np.clip(STEP_SIZE / train.counts.mean(), 8, 64))
-    with quiet("feature .* is the same for all items"):
-        fit(
-            model,
-            guide,
-            train,
-            objective=[ImportanceWeightedELBO(16), Sleep()],
-            steps=args.steps,
-            batch_size=batch_size,
-            refit=False,
-            seed=args.seed,
-            checkpoint=checkpoint,
-        )
-    return model, guide
+    result = fit(
+        model,
+        guide,
+        train,
+        objective=[ImportanceWeightedELBO(16), Sleep()],
+        steps=args.steps,
+        batch_size=int(np.clip(STEP_SIZE / train.counts.mean(), 8, 64)),
+        validation=None if utility == "linear" else held_out_share(train),
+        refit=False,
+        seed=args.seed,
+        checkpoint=args.part / "checkpoint",
+    )
+    origin = f"utility {utility!r}, {width} latent dimensions, fitted to the same people"
+    return model, guide, f"{origin}; {convergence(result)}"
+
+
+def convergence(result: FitResult) -> str:
+    """Tells whether the loss of the first stage still fell at its end, beyond its noise."""
+    first = result.history["stage"] == result.history["stage"].iloc[0]
+    loss = result.history.loc[first, "loss"].to_numpy()
+    before, after = np.array_split(loss[-2 * max(2, len(loss) // 5) :], 2)
+    change = after.mean() - before.mean()
+    error = math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in (before, after)))
+    falls = "was still falling: more --steps may help" if change < -2 * error else "had settled"
+    return (
+        f"{len(loss)} steps, over the last fifth of which the loss {falls} "
+        f"({change:+.2f} ± {error:.2f} nats a person)"
+    )
 
 
 def posterior(model, guide, context: Preferences, args: argparse.Namespace) -> Posterior:
-    with quiet("the largest context has"):  # pareto_k, which is reported, is the judge of that.
-        return Posterior(model, guide, context, args.draws, seed=args.seed)
-
-
-@contextmanager
-def quiet(message: str) -> Iterator[None]:
-    """Silences a warning that the report puts into words of its own."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message, UserWarning)
-        yield
+    return Posterior(model, guide, context, args.draws, seed=args.seed)
 
 
 # ---------------------------------------------------------------------- findings
 
 
-def compare(model, guide, average: FitResult, test: Preferences, report, args) -> None:
-    """Scores unseen choices of the people left out, after more and more known choices."""
+def compare(model, guide, average: FitResult, test: Preferences, report, args) -> float:
+    """Scores unseen choices of the people left out, and returns how sure the gain's sign is."""
     sizes = context_sizes(test)
-    longest, target = split(test, args)
+    longest, target = test.split_context(sizes[-1], seed=args.seed)
     base = Posterior(average.model, None, longest, 1).log_score(target).numpy()
     rows = []
     for size in sizes:
         known = longest if size == sizes[-1] else longest.split_context(size, seed=args.seed)[0]
         person = posterior(model, guide, known, args)
         difference = person.log_score(target).numpy() - base
-        error = difference.std(ddof=1) / math.sqrt(len(difference))
-        high = (person.pareto_k > 0.7).float().mean().item()
-        rows.append((size, base.mean(), difference.mean(), error, high))
+        error = np.nan
+        if len(difference) > 1:
+            error = difference.std(ddof=1) / math.sqrt(len(difference))
+        doubtful = (person.pareto_k > 0.7).float().mean().item()
+        rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "its standard error", "share k > .7"]
     report.title("Do people differ in ways that can be predicted?")
+    who = "who took no part in the fit" if args.model is None else "left out of the average's fit"
     report.say(
-        f"Mean log score of {target.num_comparisons:,} unseen choices of {len(target):,} people "
-        f"who took no part in the fit ({len(test) - len(target):,} others have no more than "
-        f"{sizes[-1]} choices), nats per choice: higher is better, guessing scores −0.693. "
-        "*Gain* is the individual model's score less the average person's; its standard error is "
+        f"Log score of {target.num_comparisons:,} unseen choices of {len(target):,} people {who} "
+        f"({len(test) - len(target):,} others have no more than {sizes[-1]} choices): the mean "
+        "over people of each one's mean, nats per choice; higher is better, guessing scores −0.693."
+        " *Gain* is the individual model's score less the average person's; its standard error is "
         "over people. *k > .7* is the share of people for whom the approximation is in doubt.\n"
     )
+    if args.model is not None:
+        report.say(
+            f"People of this file may have been part of the fit of {args.model}: then the "
+            "gain flatters it.\n"
+        )
     report.tabulate(pd.DataFrame(rows, columns=columns), 4)
-    report.say("\n" + verdict(*rows[-1][:1], *rows[-1][2:4]))
+    size, _, gain, error, _ = rows[-1]
+    report.say("\n" + verdict(size, gain, error, len(target)))
+    return gain / error if len(target) >= MIN_JUDGES else np.nan
 
 
 def context_sizes(test: Preferences) -> list[int]:
     return [n for n in CONTEXT_SIZES if n == 0 or np.mean(test.counts > n) >= 0.5]
 
 
-def split(test: Preferences, args: argparse.Namespace) -> tuple[Preferences, Preferences]:
-    """Splits into the largest context and the rest; people without a rest are left out."""
-    with quiet("[0-9]+ of [0-9]+ people have no target"):
-        return test.split_context(context_sizes(test)[-1], seed=args.seed)
-
-
-def verdict(size: int, gain: float, error: float) -> str:
+def verdict(size: int, gain: float, error: float, people: int) -> str:
     after = f"After {size} known choices of a person the individual model"
     amount = f"by {abs(gain):.4f} ± {error:.4f} nats a choice"
+    if people < MIN_JUDGES:
+        return f"**Too few to judge by: {people}** (gain {gain:+.4f} nats a choice)."
     if gain > 2 * error:
-        return f"{after} predicts better {amount}: people differ, and a few choices tell how."
+        return f"**{after} predicts better {amount}: people differ, and a few choices tell how.**"
     if gain < -2 * error:
-        return f"{after} predicts worse {amount}: here the average person is the better bet."
+        return f"**{after} predicts worse {amount}: the average person is the better bet.**"
     return (
-        f"{after} cannot be told from the average person (gain {gain:+.4f} ± {error:.4f} nats a "
-        "choice): these data do not show differences that a few choices would reveal."
+        f"**{after} cannot be told from the average person** (gain {gain:+.4f} ± {error:.4f} nats "
+        "a choice): these data do not show differences that a few choices would reveal."
     )
 
 
 def rank(data: Preferences, report: Report, args: argparse.Namespace) -> None:
-    """Ranks items for the average person, with errors clustered by person."""
-    items = common_items(data, data.num_items)
+    """Ranks items for the average person, with errors clustered by person, group by group."""
     average = fit_average(data, "linear", args)
-    order = average.ranking(items, seed=args.seed)
+    labels = data.components()
+    position = np.flatnonzero(labels >= 0)
+    groups = labels[position]
+    order = average.ranking(data.item_names[position], groups=groups, seed=args.seed)
     order.to_csv(report.folder / "ranking.csv")
     report.title("Ranking for the average person")
     report.say(
-        f"Homogeneous linear BTL fitted to all {len(data):,} people: utilities in nats, centred "
-        f"over {len(order):,} items, with standard errors clustered by person; intervals of ranks "
-        "are 90 %, from the same normal approximation. All items are in `ranking.csv`.\n"
+        f"Homogeneous linear BTL fitted to all {len(data):,} people: utilities in nats, with "
+        "standard errors clustered by person; intervals of ranks are 90 %, from the same normal "
+        "approximation. All items are in `ranking.csv`.\n"
     )
+    if groups.max() > 0:
+        report.say(
+            f"The items fall into {groups.max() + 1} groups that were never compared with each "
+            "other; each is centred and ranked by itself. Shown is the largest, of "
+            f"{np.sum(groups == 0)} items.\n"
+        )
+    shown = order[order["group"] == 0]
     columns = ["utility", "standard_error", "rank", "rank_lower", "rank_upper"]
-    report.tabulate(order[columns].head(10), 2)
+    report.tabulate(shown[columns].head(10), 2)
+    top = shown.head(40)
     report.picture(
         "ranking.png",
-        ranking(
-            order["utility"].head(40),
-            order["lower"].head(40),
-            order["upper"].head(40),
-            list(order.index[:40]),
-        ),
+        ranking(top["utility"], top["lower"], top["upper"], list(top.index)),
         "Utilities of the leading items to the average person with 90 % intervals",
     )
 
 
-def describe_differences(model, guide, data: Preferences, report, args) -> None:
+def describe_differences(model, guide, data: Preferences, certainty: float, report, args) -> None:
     """Describes how much people differ, and who does."""
     report.title("How much do people differ?")
+    if not certainty > 2:
+        report.say(
+            "What follows is what the individual model believes. The comparison above does not "
+            "show that it predicts anything: take it as a description, not as a finding.\n"
+        )
     within, between = disagreement(model, data, args)
+    ties = "; a tie counts as half a win each way" if (data.choice == 0.5).any() else ""
     report.say(
-        f"On a pair of this file, the model has the same person contradict themselves with "
-        f"probability {within:.3f} when asked twice, and two people disagree with probability "
-        f"{between:.3f}: taste accounts for {between - within:.3f}, inconsistency for the rest."
+        f"On a pair of this file, the model has one person answer differently when asked twice "
+        f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
+        f"over the fitted population{ties}). The difference, {between - within:.3f}, is taste."
     )
     everybody = posterior(model, guide, data, args)
     items = common_items(data, MAX_ITEMS)
+    if len(items) < 3:
+        report.say("\nTwo items are too few to compare people by.")
+        return
     people = everybody.differences(items)
     people["pareto_k"] = everybody.pareto_k.numpy()
     people.to_csv(report.folder / "people.csv")
     doubtful = (people["pareto_k"] > 0.7).mean()
     report.say(
-        f"\nEverybody's posterior given all of their choices, over the {len(items)} items compared "
-        "most often. *Direction* is the correlation of a person's utilities with the average "
-        "person's, *scale* their standard deviation in nats: a small scale means that choices are "
-        "hard to predict, from indifference or from carelessness. The approximation is in doubt "
-        f"(k > .7) for {doubtful:.0%} of them. All are in `people.csv`."
+        f"\nEverybody's posterior given all of their choices, over the {len(items)} items of the "
+        "largest group compared most often. *Direction* is the correlation of a person's utilities "
+        "with the average person's, *scale* their standard deviation in nats: a small scale means "
+        "that choices are hard to predict, from indifference or from carelessness. Medians and "
+        f"90 % intervals; all people are in `people.csv`. {EMPIRICAL_BAYES} The approximation is "
+        f"in doubt (k > .7) for {doubtful:.0%} of them."
     )
     for title, order in (
-        ("differ most in direction", people.sort_values("direction_upper")),
-        ("choose most consistently", people.sort_values("scale_lower", ascending=False)),
-        ("choose least consistently", people.sort_values("scale_upper")),
+        ("who differ most in direction", people.sort_values("direction_upper")),
+        ("who choose most consistently", people.sort_values("scale_lower", ascending=False)),
+        ("who choose least consistently", people.sort_values("scale_upper")),
     ):
-        report.say(f"\nPeople who {title} (90 % intervals):\n")
-        report.tabulate(order.drop(columns="pareto_k").head(5), 2)
+        report.say(f"\nPeople {title}:\n")
+        report.tabulate(order.drop(columns="pareto_k").head(5), 3)
     draw_people(people, report)
     draw_a_person(model, guide, data, report, args)
 
@@ -331,10 +373,8 @@ def disagreement(model, data: Preferences, args: argparse.Namespace) -> tuple[fl
 def common_items(data: Preferences, number: int) -> list:
     """Names the items compared most often, within the largest component of the comparisons."""
     uses = np.bincount(np.concatenate([data.left, data.right]), minlength=data.num_items)
-    labels = data.components()
-    known = labels == 0 if data.items is None else labels >= 0
     order = np.argsort(-uses, kind="stable")
-    return list(data.item_names[order[known[order]][:number]])
+    return list(data.item_names[order[data.components()[order] == 0][:number]])
 
 
 def draw_people(people: pd.DataFrame, report: Report) -> None:
@@ -346,7 +386,8 @@ def draw_people(people: pd.DataFrame, report: Report) -> None:
     for ax, name, label in zip(axes, ("direction", "scale"), labels, strict=True):
         columns = [shown[name + suffix] for suffix in ("", "_lower", "_upper")]
         forest(*columns, list(shown.index), label=label, reference=people[name].median(), ax=ax)
-    caption = f"{len(shown)} of {len(people):,} people: posterior median and 90 % interval"
+    which = "all" if len(shown) == len(people) else f"{len(shown)} at random of the {len(people):,}"
+    caption = f"{which} people: posterior median and 90 % interval, the population held fixed"
     figure.suptitle(f"{caption}; dashed: median person", fontsize=10)
     report.picture("people.png", axes[0], caption)
 
@@ -363,27 +404,33 @@ def draw_a_person(model, guide, data: Preferences, report: Report, args) -> None
     report.picture(
         "person.png",
         choice_intervals(*fields, one.choice[shown], zip(*names, strict=True)),
-        f"Choices of {name}: probability that the first is preferred, with 90 % interval",
+        f"Choices of person {name}: probability that the first is preferred, with 90 % interval, "
+        "the population held fixed; both markers: a tie",
     )
     items = common_items(data, 12)
     report.picture(
         "ranks.png",
         rank_distribution(person.rank_prob(items)[0], items),
-        f"Where {name} would rank the {len(items)} items compared most often",
+        f"Where person {name} would rank the {len(items)} items compared most often, the "
+        "population held fixed",
     )
 
 
 def export(model, guide, test: Preferences, report: Report, args: argparse.Namespace) -> None:
     """Writes the posteriors of the people left out, for ArviZ."""
-    context, target = split(test, args)
-    size = context.counts.max()
+    context, target = test.split_context(context_sizes(test)[-1], seed=args.seed)
     exported = posterior(model, guide, context, args).to_inference_data(target)
-    exported.to_netcdf(str(report.folder / "posterior.nc"))
+    path = report.folder / "posterior.nc"
+    try:
+        exported.to_netcdf(str(path))
+    except Exception as error:  # HDF5 says "disk full" in many words, none of them an OSError.
+        raise OSError(f"{path} could not be written, is the disk full? {error}") from error
     report.title("Files")
     report.say(
-        f"- `posterior.nc`: posteriors of {len(context)} people who took no part in the fit, given "
-        f"{size} of their choices, and predictions of the rest: `arviz.from_netcdf`.\n"
-        "- `model/`: the fitted model: `model, guide = fssa_bayes.load(...)`.\n"
+        f"- `posterior.nc`: posteriors of the {len(context)} people scored above, given "
+        f"{context.counts.max()} of their choices, and predictions of the rest: "
+        "`arviz.from_netcdf`.\n"
+        "- `model/`: the individual model: `model, guide = fssa_bayes.load(...)`.\n"
         "- `ranking.csv`, `people.csv`: the tables above, whole."
     )
 
@@ -391,21 +438,27 @@ def export(model, guide, test: Preferences, report: Report, args: argparse.Names
 # ---------------------------------------------------------------------- the command
 
 
-def working_folder(args: argparse.Namespace) -> Path:
-    """Makes the folder that becomes `--out` once everything is in it."""
-    if args.out.exists() and not args.overwrite:
+def check_output(args: argparse.Namespace) -> None:
+    """Names the folder that becomes `--out` once everything is in it, and sees that it can."""
+    args.out = args.out.resolve()
+    args.part = args.out.with_name(args.out.name + ".part")
+    if not args.out.exists():
+        return
+    if not args.overwrite:
         raise FileExistsError(f"--out must not exist yet, got {args.out}: pass --overwrite")
-    folder = args.out.with_name(args.out.name + ".part")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    found = {path.name for path in args.out.iterdir()} if args.out.is_dir() else {args.out.name}
+    if foreign := sorted(found - RESULTS):
+        raise FileExistsError(
+            f"--overwrite replaces nothing but earlier results, got {args.out} with {foreign[:3]}"
+        )
 
 
-def finish(folder: Path, args: argparse.Namespace) -> None:
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+def finish(args: argparse.Namespace) -> None:
+    shutil.rmtree(args.part / "checkpoint", ignore_errors=True)
     previous = args.out.with_name(args.out.name + ".previous")
     if args.out.exists():
         args.out.rename(previous)
-    folder.rename(args.out)
+    args.part.rename(args.out)
     shutil.rmtree(previous, ignore_errors=True)
     print(f"\nAll of it is in {args.out}; begin with {args.out / 'summary.md'}")
 
@@ -443,10 +496,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ties", choices=("drop", "half"), default="drop")
     parser.add_argument("--delimiter", help="character between cells; by the file's name if absent")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
     parser.add_argument("--utility", choices=("bilinear", "linear", "mlp"))
     parser.add_argument("--model", type=Path, help="a model saved before, to use without a fit")
-    parser.add_argument("--latent-dim", type=int, default=2)
+    parser.add_argument("--latent-dim", type=int, help="latent dimensions; 2 if absent")
     parser.add_argument("--steps", type=int, default=600, help="steps of each objective")
     parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
     parser.add_argument("--test-size", type=float, default=0.2, help="share of people left out")
@@ -464,4 +517,13 @@ if __name__ == "__main__":
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if arguments.debug:
             raise
-        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
+        lines = [f"error: {error}", *getattr(error, "__notes__", [])]
+        part = getattr(arguments, "part", None)
+        if part is not None and (part / "checkpoint").exists():
+            lines.append(
+                f"{part} holds what was done so far: the same command goes on from there; "
+                "delete it to begin afresh"
+            )
+        elif part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+        sys.exit("\n".join(lines))

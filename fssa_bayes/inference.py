@@ -145,13 +145,20 @@ class FitResult:
         return export(model, guide, data, draw, target=target, items=items, **options)
 
     def ranking(
-        self, items: Sequence | None = None, *, num_draws: int = 1000, seed: int = 0
+        self,
+        items: Sequence | None = None,
+        *,
+        groups: Sequence | None = None,
+        num_draws: int = 1000,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """Ranks items by a homogeneous linear model, with standard errors clustered by person.
 
         See :func:`fssa_bayes.population.ranking_table` for columns, errors and sources.
         """
-        return ranking_table(self.model, self.data, items, num_draws=num_draws, seed=seed)
+        return ranking_table(
+            self.model, self.data, items, groups=groups, num_draws=num_draws, seed=seed
+        )
 
 
 def fit(

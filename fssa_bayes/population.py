@@ -122,6 +122,7 @@ def ranking_table(
     data: Preferences,
     items: Sequence | None = None,
     *,
+    groups: Sequence | None = None,
     num_draws: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -131,15 +132,18 @@ def ranking_table(
         model: A fitted model with `latent_dim=0` and linear utility.
         data: The comparisons the model was fitted to.
         items: Names of the items to rank; all if None.
+        groups: A label for each of the items, which are then centred and ranked within their
+            group, as where groups were never compared with each other.
         num_draws: Draws of the coefficients from the estimate's normal approximation, for ranks.
         seed: Seed of the draws.
 
     Returns:
-        One row an item (index `item`), the best first. Columns: `utility`, centred over the items
-        ranked, in nats; `standard_error`, the sandwich with people as clusters; `lower` and
-        `upper`, a 90 % interval; `rank`, from 1; `rank_lower` and `rank_upper`, the 5 % and 95 %
-        quantiles of the rank. Errors and intervals are NaN where the data do not identify an
-        item's place among those ranked, as across components of the comparison graph.
+        One row an item (index `item`), the best first, group by group. Columns: `group` where there
+        are groups; `utility`, centred over the items ranked, in nats; `standard_error`, the
+        sandwich with people as clusters; `lower` and `upper`, a 90 % interval; `rank`, from 1;
+        `rank_lower` and `rank_upper`, the 5 % and 95 % quantiles of the rank. Errors and intervals
+        are NaN where the data do not identify an item's place among those ranked, as across
+        components of the comparison graph.
 
     Raises:
         ValueError: If the model is heterogeneous or not linear, an item is unknown, or there are
@@ -160,6 +164,8 @@ def ranking_table(
     if len(names) == 0 or (position < 0).any():
         unknown = list(names[position < 0][:1])
         raise ValueError(f"items must be known names, at least one, got {unknown}")
+    if groups is not None and len(groups) != len(names):
+        raise ValueError(f"groups must have one label an item, {len(names)}, got {len(groups)}")
     rotation = torch.zeros(0, 0, dtype=torch.float64)
     outer, information = _moments(model, None, data, rotation, 1, seed)
     # What the data say nothing about is left out, and shows as NaN.
@@ -169,7 +175,11 @@ def ranking_table(
         design = torch.eye(data.num_items, dtype=torch.float64)[position]
     else:
         design = model.standardise(data.items[position].to(model.device)).double().cpu()
-    design = design - design.mean(0)
+    members = [np.arange(len(names))]
+    if groups is not None:
+        members = list(pd.Series(groups).groupby(groups, sort=False).indices.values())
+    for rows in members:
+        design[rows] -= design[rows].mean(0)
     utility = design @ model.utility.mean.detach().double().cpu()
     # A square root of the sandwich covariance, whatever its rank.
     eigenvalues, vectors = torch.linalg.eigh(inverse @ outer @ inverse)
@@ -178,14 +188,18 @@ def ranking_table(
     noise = torch.randn(
         root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
     )
-    ranks = 1 + (-utility.unsqueeze(-1) - root @ noise).argsort(0).argsort(0).double()
+    draws = torch.cat([utility.unsqueeze(-1), utility.unsqueeze(-1) + root @ noise], -1)
+    ranks = torch.empty_like(draws)
+    for rows in members:
+        ranks[rows] = 1 + (-draws[rows]).argsort(0).argsort(0).double()
+    rank, ranks = ranks[:, 0].long(), ranks[:, 1:]
     table = pd.DataFrame(
         {
             "utility": utility,
             "standard_error": error,
             "lower": utility - _NORMAL_95 * error,
             "upper": utility + _NORMAL_95 * error,
-            "rank": (-utility).argsort().argsort() + 1,
+            "rank": rank,
             "rank_lower": ranks.quantile(0.05, -1, interpolation="nearest"),
             "rank_upper": ranks.quantile(0.95, -1, interpolation="nearest"),
         },
@@ -193,7 +207,10 @@ def ranking_table(
     )
     unknown = _unidentified(design, inverse, information, share=1e-6).numpy()
     table.loc[unknown, ["standard_error", "lower", "upper", "rank_lower", "rank_upper"]] = np.nan
-    return table.sort_values("rank")
+    if groups is None:
+        return table.sort_values("rank")
+    table.insert(0, "group", np.asarray(groups))
+    return table.iloc[np.concatenate([rows[rank[rows].argsort()] for rows in members])]
 
 
 def _check_size(what: str, parameters: int) -> None:

@@ -115,10 +115,10 @@ def test_analyse_csv(featured: bool, tmp_path: Path, votes: Path) -> None:
     command = ("examples/analyse_csv.py", str(votes), *ANALYSE, *items, "--out", str(out))
     printed = run(*command)
     summary = (out / "summary.md").read_text()
-    for finding in ("rows read             600", "3 of 600 rows", "people differ"):
+    for finding in ("rows read             600", "2 rows were left out", "people differ"):
         assert finding in printed
         assert finding in summary
-    assert ("1 features are the same for all items" in summary) == featured
+    assert ("feature 'same' is the same for all items (1 such" in summary) == featured
     assert "one, with a comma" in summary
     assert r"ü \| ß" in summary
     assert {path.name for path in out.iterdir()} == {
@@ -139,8 +139,12 @@ def test_analyse_csv(featured: bool, tmp_path: Path, votes: Path) -> None:
     assert process.returncode == 1
     assert "--out must not exist yet" in process.stderr
     printed = run(*command, "--overwrite", "--model", str(out / "model"))
-    assert "fitted before" in printed
+    assert f"loaded from {out / 'model'}" in printed
     assert not list(tmp_path.glob("results.*"))
+    (out / "thesis.txt").write_text("years of work")
+    process = attempt(*command, "--overwrite")
+    assert "--overwrite replaces nothing but earlier results" in process.stderr
+    assert (out / "thesis.txt").exists()
 
 
 @pytest.mark.slow
@@ -172,6 +176,7 @@ def test_analyse_csv_names_what_is_wrong(tmp_path: Path, votes: Path) -> None:
         (("--choice-labels", "a1=left,a2=right"), "equal"),
         (("--items", str(tmp_path / "nothing.csv")), "nothing.csv"),
         (("--delimiter", ";"), "delimiter"),
+        (("--user", "A"), "four columns"),
     ):
         command = ("examples/analyse_csv.py", str(votes), *ANALYSE, *change)
         process = attempt(*command, "--out", str(tmp_path / "results"))
@@ -179,6 +184,31 @@ def test_analyse_csv_names_what_is_wrong(tmp_path: Path, votes: Path) -> None:
         assert process.stderr.startswith("error: ")
         assert message in process.stderr
         assert "Traceback" not in process.stderr
+        assert not (tmp_path / "results.part").exists()
+
+
+@pytest.mark.slow
+def test_analyse_csv_of_few_people_and_separate_groups(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(6), 12)
+    group = rng.integers(2, size=72)  # Items 0 and 1, or 2 to 4.
+    left = np.where(group == 0, rng.integers(2, size=72), rng.integers(2, 5, size=72))
+    right = np.where(group == 0, 1 - left, 2 + (left - 2 + rng.integers(1, 3, size=72)) % 3)
+    table = pd.DataFrame({"u": person, "l": left, "r": right, "c": rng.integers(2, size=72)})
+    table.to_csv(tmp_path / "few.csv", index=False)
+    columns = ("--user", "u", "--left", "l", "--right", "r", "--choice", "c")
+    command = ("examples/analyse_csv.py", str(tmp_path / "few.csv"), *columns, *ANALYSE[-4:])
+    printed = run(*command, "--out", str(tmp_path / "few"))
+    assert "Too few to judge by" in printed
+    assert "2 groups that were never compared" in printed
+    assert "take it as a description, not as a finding" in printed
+    ranks = pd.read_csv(tmp_path / "few" / "ranking.csv")
+    assert ranks.groupby("group")["rank"].apply(list).tolist() == [[1, 2, 3], [1, 2]]
+    assert ranks["standard_error"].notna().all()
+
+    table[person < 3].to_csv(tmp_path / "few.csv", index=False)
+    process = attempt(*command, "--out", str(tmp_path / "fewer"))
+    assert "must have at least 5 people" in process.stderr
 
 
 @pytest.mark.slow

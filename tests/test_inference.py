@@ -7,6 +7,7 @@ import math
 import sys
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -374,6 +375,26 @@ def test_ranking_has_errors_clustered_by_person() -> None:
         clear = np.abs(share - level) > 0.01  # Where the level falls between two ranks.
         assert clear.any()
         np.testing.assert_array_equal(table[name][clear], expected[clear])
+
+
+def test_groups_are_ranked_each_by_itself() -> None:
+    data, model, *_ = clustered_fit()
+    items, groups = [3, 7, 1, 20, 5, 9], list("abaabb")
+    table = ranking_table(model, data, items, groups=groups, num_draws=20_000)
+    assert table["group"].tolist() == list("aaabbb")
+    for label in "ab":
+        own = [item for item, group in zip(items, groups, strict=True) if group == label]
+        alone = ranking_table(model, data, own, num_draws=20_000)
+        part = table[table["group"] == label].drop(columns="group")
+        assert part.index.tolist() == alone.index.tolist()
+        columns = ["utility", "standard_error", "lower", "upper", "rank"]
+        pd.testing.assert_frame_equal(part[columns], alone[columns])
+        assert (part[["rank_lower", "rank_upper"]] - alone[["rank_lower", "rank_upper"]]).abs().max(
+            axis=None
+        ) <= 1  # Other draws.
+        assert part["rank_upper"].max() <= 3
+    with pytest.raises(ValueError, match="groups must have one label an item, 2, got 1"):
+        ranking_table(model, data, [1, 2], groups=["a"])
 
 
 def test_ranking_of_items_without_features_is_that_of_population() -> None:

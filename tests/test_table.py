@@ -476,3 +476,19 @@ def test_many_rows(write: Write) -> None:
     assert read.data.num_comparisons == len(kept) == 80_000
     expected = sorted(map(tuple, kept.astype(str).assign(win=kept["win"].astype(float)).to_numpy()))
     assert sorted(comparisons(read.data)) == expected
+
+
+def test_whole_numbers_that_were_written_with_a_point_are_names_without(tmp_path: Path) -> None:
+    """A program that met an empty cell writes the numbers of that column as 0.0, 1.0, …"""
+    (tmp_path / "votes.csv").write_text("u,l,r,c\n1,0.0,1,left\n1,,2,right\n2,2.0,0,left\n")
+    (tmp_path / "items.csv").write_text("item,size\n0,1.5\n1,2.5\n2,0.5\n")
+    with pytest.warns(UserWarning, match="1 of 3 rows"):
+        found = table.read(
+            tmp_path / "votes.csv",
+            user="u", left="l", right="r", choice="c", items=tmp_path / "items.csv",
+        )  # fmt: skip
+    assert found.data.item_names.tolist() == ["0", "1", "2"]
+    assert found.data.left.tolist() == [0, 2]
+    (tmp_path / "mixed.csv").write_text("u,l,r,c\n1,1.0,1.5,left\n2,1.5,1.0,left\n")
+    found = table.read(tmp_path / "mixed.csv", user="u", left="l", right="r", choice="c")
+    assert set(found.data.item_names) == {"1.0", "1.5"}

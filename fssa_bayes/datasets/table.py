@@ -1,8 +1,8 @@
 """Paired comparisons, item features and user covariates in files: csv, tsv, parquet and npz.
 
 A name is text, whatever file it stands in: 007 stays "007", and the 7 of a parquet or npz file,
-integer or not, is the "7" of a csv file. Text files are UTF-8 and may be compressed (.gz, .bz2,
-.xz, .zip); their delimiter is a tab for .tsv and .tab, else a comma, and never guessed.
+integer or not, is the "7" of a csv file, also where every cell reads like 7.0. Text files are UTF-8
+and may be compressed (.gz, .bz2, .xz, .zip); their delimiter is a tab for .tsv and .tab, else a comma, and never guessed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import warnings
 import zipfile
 import zlib
@@ -32,6 +33,7 @@ __all__ = ["Table", "read", "read_items", "read_users"]
 _MISSING_CHOICES = ("na", "n/a", "<na>", "nan", "null", "none")
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 _DELIMITERS = ",;\t|"
+_WHOLE = re.compile(r"-?[0-9]+\.0")
 # A cell may hold a whole conversation; the csv module stops at 131,072 characters by default.
 _LONGEST_CELL = 2**31 - 1
 _DAMAGE = (
@@ -570,14 +572,21 @@ _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": _open_
 
 
 def _text(source: str | os.PathLike[str], column: pd.Series) -> pd.Series:
-    """Turns a column into text, whole numbers without a point, empty cells into ''."""
+    """Turns a column into text, whole numbers without a point, empty cells into ''.
+
+    A column of 7.0 and 12.0 alone is one of whole numbers that had an empty cell when a program
+    wrote it.
+    """
     try:
         codes, values = pd.factorize(column)
     except TypeError as error:
         raise ValueError(
             f"{source} must hold one word or number in each cell of column {column.name!r}: {error}"
         ) from error
-    names = np.array([*map(_name, values), ""], dtype=object)  # Code -1, for missing, is the last.
+    texts = [_name(value) for value in values]
+    if all(_WHOLE.fullmatch(text) for text in texts if text):
+        texts = [text.removesuffix(".0") for text in texts]
+    names = np.array([*texts, ""], dtype=object)  # Code -1, for missing, is the last.
     return pd.Series(names[codes], index=column.index, dtype=object, name=column.name)
 
 
