@@ -2,7 +2,8 @@
 
 A name is text, whatever file it stands in: 007 stays "007", and the 7 of a parquet or npz file,
 integer or not, is the "7" of a csv file, also where every cell reads like 7.0. Text files are UTF-8
-and may be compressed (.gz, .bz2, .xz, .zip); their delimiter is a tab for .tsv and .tab, else a comma, and never guessed.
+and may be compressed (.gz, .bz2, .xz, .zip); their delimiter is a tab for .tsv and .tab, else a
+comma, and never guessed.
 """
 
 from __future__ import annotations
