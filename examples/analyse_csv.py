@@ -297,6 +297,11 @@ def rank(data: Preferences, report: Report, args: argparse.Namespace) -> None:
         "standard errors clustered by person; intervals of ranks are 90 %, from the same normal "
         "approximation. All items are in `ranking.csv`.\n"
     )
+    if data.items is not None:
+        report.say(
+            f"Utility is linear in the items' {data.num_features} features: an item's place rests "
+            "on them, not on its own comparisons alone.\n"
+        )
     if groups.max() > 0:
         report.say(
             f"The items fall into {groups.max() + 1} groups that were never compared with each "
