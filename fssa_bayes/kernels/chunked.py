@@ -180,7 +180,8 @@ def backward(
         else:
             y = _oriented_margin(decoder, bias, block, form)
             g = _probability(y, oriented, block, out=y).mul_(part)
-        decoder.pull(block, g)
+        if any(needs[:3]):
+            decoder.pull(block, g)
         if needs[3]:
             grad_bias += oriented.signed(g.sum(-1, keepdim=True), block).sum()
     return *decoder.finish(), grad_bias
