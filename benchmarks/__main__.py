@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.harness import environment
 
-NAMES = ("data", "two_mode", "train_choice", "recovery")
+NAMES = ("data", "two_mode", "train_choice", "recovery", "kernels")
 
 
 def main(argv: list[str] | None = None) -> None:
