@@ -377,9 +377,12 @@ def _posterior(args: argparse.Namespace) -> Iterator[Row]:
 
 def _in_a_process(code: str) -> float:
     """Runs a program that may ask for its `peak` memory in MB, and returns what it prints."""
+    # Not ru_maxrss, which starts at the peak of the process that started this one.
     peak = (
-        "import resource\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "def peak():\n"
+        "    with open('/proc/self/status') as file:\n"
+        "        line, = (line for line in file if line.startswith('VmHWM'))\n"
+        "    return int(line.split()[1]) / 1024\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", peak + code]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

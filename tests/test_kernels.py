@@ -88,6 +88,7 @@ def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts every axis of the smallest problem into several blocks."""
     monkeypatch.setattr(chunked, "_MARGINS", 6)
     monkeypatch.setattr(chunked, "_HIDDEN", 30)
+    monkeypatch.setattr(chunked, "_ROWS", 60)
     monkeypatch.setattr(chunked, "_LEAST_COMPARISONS", 2)
 
 
