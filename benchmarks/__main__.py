@@ -14,7 +14,10 @@ import torch
 
 from benchmarks.harness import environment
 
-NAMES = ("data", "two_mode", "train_choice", "recovery", "inference", "training", "scale")
+NAMES = (
+    *("data", "two_mode", "train_choice", "recovery"),
+    *("inference", "training", "scale", "kernels"),
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes import kernels
+from fssa_bayes.kernels import chunked
 
 INDEX = torch.tensor([[0, 1]])
 
@@ -39,6 +41,12 @@ OPERATIONS = {
         lambda s, u, m, g: [normal(s, 1, m, generator=g)],
         lambda table, s, u, i: table[s, 0, i],
         lambda margin: [torch.tensor([[[0.0, -margin]]])],
+    ),
+    "many items": Operation(
+        kernels.pairwise_gather,
+        lambda s, u, m, g: [normal(s, u, m + 70, generator=g)],
+        lambda table, s, u, i: table[s, u, i],
+        lambda margin: [torch.tensor([[[margin, 0.0, *[1.0] * 70]]])],
     ),
     "bilinear": Operation(
         kernels.pairwise_bilinear,
@@ -72,6 +80,16 @@ SIZES = {  # draws, users, comparisons, items
     "empty contexts": (2, 3, 0, 4),
 }
 every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
+every_backend = pytest.mark.parametrize("backend", [None, "reference", "chunked"])
+
+
+@pytest.fixture
+def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts every axis of the smallest problem into several blocks."""
+    monkeypatch.setattr(chunked, "_MARGINS", 6)
+    monkeypatch.setattr(chunked, "_HIDDEN", 30)
+    monkeypatch.setattr(chunked, "_ROWS", 60)
+    monkeypatch.setattr(chunked, "_LEAST_COMPARISONS", 2)
 
 
 class Problem(NamedTuple):
@@ -116,10 +134,12 @@ def log_prob(margin: float, choice: float) -> float:
 
 
 @every_operation
+@every_backend
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("position_bias", [0.0, -0.8])
+@pytest.mark.usefixtures("tiny_blocks")
 def test_agrees_with_a_loop(
-    operation: Operation, size: tuple[int, int, int, int], position_bias: float
+    operation: Operation, backend: str | None, size: tuple[int, int, int, int], position_bias: float
 ) -> None:
     p = problem(operation, *size)
     margin = margins(operation, p, position_bias)
@@ -132,41 +152,48 @@ def test_agrees_with_a_loop(
         ({"reduce": False}, expected),
         ({}, expected.sum(-1)),
     ):
-        result = p.run(operation, position_bias=position_bias, **options)
+        result = p.run(operation, backend=backend, position_bias=position_bias, **options)
         torch.testing.assert_close(result, torch.from_numpy(truth), rtol=1e-12, atol=1e-12)
 
 
 @every_operation
-def test_missing_mask_means_all(operation: Operation) -> None:
+@every_backend
+def test_missing_mask_means_all(operation: Operation, backend: str | None) -> None:
     p = problem(operation, 3, 2, 4, 5)
-    everything = p._replace(mask=torch.ones_like(p.mask)).run(operation)
-    assert torch.equal(p._replace(mask=None).run(operation), everything)
+    everything = p._replace(mask=torch.ones_like(p.mask)).run(operation, backend=backend)
+    assert torch.equal(p._replace(mask=None).run(operation, backend=backend), everything)
 
 
 @every_operation
-def test_gradients_agree_with_finite_differences(operation: Operation) -> None:
+@every_backend
+def test_gradients_agree_with_finite_differences(operation: Operation, backend: str | None) -> None:
     p = problem(operation, 2, 3, 4, 5)
     variables = [tensor.requires_grad_() for tensor in p.inputs]
     variables.append(torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
 
     def run(*tensors: Tensor) -> Tensor:
-        return p._replace(inputs=tensors[:-1]).run(operation, position_bias=tensors[-1])
+        return p._replace(inputs=tensors[:-1]).run(
+            operation, backend=backend, position_bias=tensors[-1]
+        )
 
     assert torch.autograd.gradcheck(run, variables)
     assert torch.autograd.gradgradcheck(run, variables)
 
 
 @every_operation
+@every_backend
 @pytest.mark.parametrize("choice", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("margin", [-1e4, -40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0, 1e4])
 def test_single_precision_is_exact_at_the_edges(
-    operation: Operation, margin: float, choice: float
+    operation: Operation, backend: str | None, margin: float, choice: float
 ) -> None:
     """No clamp, no rounding of log(1 + exp) to 0: value and gradient keep their digits."""
     bias = torch.zeros((), requires_grad=True)
     left, right = INDEX[:, :1], INDEX[:, 1:]
     y = torch.full_like(left, choice, dtype=torch.float32)
-    result = operation.run(*operation.at_margin(margin), left, right, y, position_bias=bias)
+    result = operation.run(
+        *operation.at_margin(margin), left, right, y, position_bias=bias, backend=backend
+    )
     result.sum().backward()
     tail = math.exp(-abs(margin)) / (1 + math.exp(-abs(margin)))  # sigmoid(-|m|)
     sigmoid = 1 - tail if margin > 0 else tail
@@ -176,10 +203,11 @@ def test_single_precision_is_exact_at_the_edges(
 
 
 @every_operation
+@every_backend
 @pytest.mark.parametrize("index", [-7, 10**9])
 @pytest.mark.parametrize("options", [{}, {"reduce": False}, {"output": "margin"}])
 def test_garbage_under_the_mask_changes_nothing(
-    operation: Operation, index: int, options: dict
+    operation: Operation, backend: str | None, index: int, options: dict
 ) -> None:
     p = problem(operation, 3, 4, 6, 5)
     results = []
@@ -192,40 +220,200 @@ def test_garbage_under_the_mask_changes_nothing(
                 right=p.right.masked_fill(~p.mask, index),
                 choice=p.choice.masked_fill(~p.mask, torch.nan),
             )
-        result = dirty.run(operation, **options)
+        result = dirty.run(operation, backend=backend, **options)
         results.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
     for clean, dirty in zip(*results, strict=True):
         assert torch.equal(clean, dirty)  # which a NaN would fail as well
 
 
 @every_operation
-def test_wider_padding_changes_nothing(operation: Operation) -> None:
+@every_backend
+def test_wider_padding_changes_nothing(operation: Operation, backend: str | None) -> None:
     p = problem(operation, 3, 4, 6, 5)
     wide = [torch.nn.functional.pad(tensor, (0, 5)) for tensor in p[1:]]
-    torch.testing.assert_close(Problem(p.inputs, *wide).run(operation), p.run(operation))
+    torch.testing.assert_close(
+        Problem(p.inputs, *wide).run(operation, backend=backend), p.run(operation, backend=backend)
+    )
 
 
-@pytest.mark.parametrize("name", ["gather", "bilinear", "mlp"])
+@every_backend
+@pytest.mark.parametrize("name", ["gather", "many items", "bilinear", "mlp"])
 @pytest.mark.parametrize("place", ["user", "choice"])
-def test_nan_stays_with_its_user(name: str, place: str) -> None:
+def test_nan_stays_with_its_user(name: str, place: str, backend: str | None) -> None:
     operation = OPERATIONS[name]
     p = problem(operation, 3, 4, 6, 5)
     if place == "user":
         p.inputs[min(1, len(p.inputs) - 1)][:, 1] = torch.nan
+        p.inputs[min(1, len(p.inputs) - 1)][:, 3] = torch.nan  # has no comparisons
     else:
         p.choice[1, 0] = torch.nan
     expected = torch.tensor([False, True, False, False]).expand(3, 4)
-    assert torch.equal(p.run(operation).isnan(), expected)
+    assert torch.equal(p.run(operation, backend=backend).isnan(), expected)
 
 
 @every_operation
-def test_swapping_sides_and_choice_changes_nothing(operation: Operation) -> None:
+@every_backend
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("form", [{}, {"reduce": False}, {"output": "margin"}])
+def test_what_is_not_finite_is_never_hidden(
+    operation: Operation, backend: str | None, value: float, form: dict
+) -> None:
+    """A NaN anywhere leaves nothing finite; under an infinity what is finite is the limit."""
+    for place in range(len(operation.inputs(1, 1, 2, torch.Generator()))):
+        p = problem(operation, 2, 3, 4, 5)
+        results = []
+        for number in (value, value if math.isnan(value) else math.copysign(1e60, value)):
+            inputs = [tensor.clone() for tensor in p.inputs]
+            inputs[place].view(-1)[1] = number
+            inputs = [tensor.requires_grad_() for tensor in inputs]
+            side = backend if number == value or math.isnan(value) else "reference"
+            result = p._replace(inputs=inputs).run(operation, backend=side, **form)
+            # A margin's gradient may be finite where the margin is not.
+            gradients = () if form.get("output") else torch.autograd.grad(result.sum(), inputs)
+            results.append([result, *gradients])
+        for found, limit in zip(*results, strict=True):
+            seen = found.isfinite()
+            torch.testing.assert_close(found[seen], limit[seen])
+        if math.isnan(value):
+            assert results[0][0].isnan().any()
+            assert not gradients or gradients[place].isnan().any()
+
+
+@every_operation
+@pytest.mark.parametrize("form", [{}, {"reduce": False}, {"output": "margin"}])
+@pytest.mark.usefixtures("tiny_blocks")
+def test_blocks_add_up(operation: Operation, form: dict) -> None:
+    """Value and every gradient, against the reference, with every axis cut into blocks."""
+    p = problem(operation, 5, 7, 11, 13)
+    variables = [tensor.requires_grad_() for tensor in p.inputs]
+    bias = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for backend in ("reference", "chunked"):
+        value = p.run(operation, backend=backend, position_bias=bias, **form)
+        weight = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view(value.shape)
+        results.append([value, *torch.autograd.grad((value * weight).sum(), [*variables, bias])])
+    for found, truth in zip(*results, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-11)
+
+
+@every_operation
+def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
+    """Expanded and transposed inputs, and the gradients of those alone that are asked for."""
+    p = problem(operation, 4, 3, 6, 5)
+    user = min(1, len(p.inputs) - 1)
+    for change in (
+        lambda t: t[:1].expand(4, *t.shape[1:]),
+        lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda t: torch.stack([t, t], -1)[..., 1],
+    ):
+        inputs = [change(t) if i == user else t for i, t in enumerate(p.inputs)]
+        for asked in range(len(inputs)):
+            results = []
+            for backend in ("reference", "chunked"):
+                mine = [t.detach().requires_grad_(i == asked) for i, t in enumerate(inputs)]
+                value = p._replace(inputs=mine).run(operation, backend=backend)
+                results.append([value, *torch.autograd.grad(value.square().sum(), mine[asked])])
+            for found, truth in zip(*results, strict=True):
+                torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+
+
+@every_operation
+def test_poisoned_memory_is_not_read(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left in fresh memory has no part in the result, nor has an earlier run."""
+    p = problem(operation, 3, 4, 6, 5)
+
+    def run() -> list[Tensor]:
+        inputs = [tensor.clone().requires_grad_() for tensor in p.inputs]
+        value = p._replace(inputs=inputs).run(operation, backend="chunked")
+        return [value, *torch.autograd.grad(value.square().sum(), inputs)]
+
+    first = run()
+    fresh = Tensor.new_empty
+
+    def poisoned(*args: object, **kwargs: object) -> Tensor:
+        return fresh(*args, **kwargs).fill_(torch.nan)
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+    for _ in range(2):
+        for found, truth in zip(run(), first, strict=True):
+            assert torch.equal(found, truth)
+
+
+@every_operation
+def test_single_precision_is_as_exact_as_it_can_be(operation: Operation) -> None:
+    p = problem(operation, 30, 20, 40, 50)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        inputs = [tensor.float().to(dtype).requires_grad_() for tensor in p.inputs]
+        value = p._replace(inputs=inputs).run(operation, backend="chunked")
+        results.append([value, *torch.autograd.grad(value.sum(), inputs)])
+    for truth, found in zip(*results, strict=True):
+        assert (found - truth).abs().max() < 2e-6 * truth.abs().max()
+
+
+@every_operation
+def test_custom_operator_is_sound(operation: Operation) -> None:
+    p = problem(operation, 3, 4, 5, 6)
+    tensors = [tensor.requires_grad_() for tensor in p.inputs]
+    item, user, weight = {1: (None, *tensors, None), 2: (*tensors, None)}.get(len(tensors), tensors)
+    index = [side.masked_fill(~p.mask, 0) for side in (p.left, p.right)]
+    bias = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    for form in ("sum", "each", "margin"):
+        choice = None if form == "margin" else p.choice
+        inputs = (item, user, weight, *index, choice, p.mask, bias, form, True)
+        torch.library.opcheck(torch.ops.fssa_bayes.chunked.default, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", ["gather", "bilinear", "mlp"])
+def test_whole_programs_compile(name: str) -> None:
+    operation = OPERATIONS[name]
+    p = problem(operation, 3, 4, 5, 6)
+    inputs = [tensor.requires_grad_() for tensor in p.inputs]
+    plain = p.run(operation, backend="chunked").exp()
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: p.run(operation).exp(), fullgraph=True)()
+    torch.testing.assert_close(compiled, plain)
+    expected = torch.autograd.grad(plain.sum(), inputs)
+    for found, truth in zip(torch.autograd.grad(compiled.sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(found, truth)
+
+
+def test_derivatives_that_are_not_offered_say_so() -> None:
+    p = problem(OPERATIONS["bilinear"], 3, 4, 5, 6)
+
+    def run(user: Tensor) -> Tensor:
+        return p._replace(inputs=[p.inputs[0], user]).run(OPERATIONS["bilinear"], backend="chunked")
+
+    with pytest.raises(RuntimeError, match="does not have vmap support"):
+        torch.func.vmap(run)(torch.stack([p.inputs[1]] * 2))
+    with (
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
+        pytest.raises(NotImplementedError, match="jvp"),
+    ):
+        torch.func.jvp(run, (p.inputs[1],), (p.inputs[1],))
+    hessian = torch.autograd.functional.hessian(lambda user: run(user).sum(), p.inputs[1])
+    assert hessian.abs().sum() > 0
+    torch.testing.assert_close(hessian.flatten(3).flatten(0, 2), hessian.flatten(3).flatten(0, 2).T)
+
+
+@every_operation
+@every_backend
+def test_swapping_sides_and_choice_changes_nothing(
+    operation: Operation, backend: str | None
+) -> None:
     p = problem(operation, 3, 4, 6, 5)
     swapped = p._replace(left=p.right, right=p.left, choice=1 - p.choice)
-    torch.testing.assert_close(swapped.run(operation), p.run(operation), rtol=1e-14, atol=1e-14)
-    biased = p.run(operation, position_bias=0.5)
-    assert not torch.allclose(swapped.run(operation, position_bias=0.5), biased)
-    torch.testing.assert_close(swapped.run(operation, position_bias=-0.5), biased)
+    torch.testing.assert_close(
+        swapped.run(operation, backend=backend),
+        p.run(operation, backend=backend),
+        rtol=1e-14,
+        atol=1e-14,
+    )
+    biased = p.run(operation, backend=backend, position_bias=0.5)
+    assert not torch.allclose(swapped.run(operation, backend=backend, position_bias=0.5), biased)
+    torch.testing.assert_close(swapped.run(operation, backend=backend, position_bias=-0.5), biased)
 
 
 @pytest.mark.parametrize(
@@ -246,37 +434,103 @@ def test_swapping_sides_and_choice_changes_nothing(operation: Operation) -> None
         ("bilinear", {"mask": torch.ones(4) > 0}, ValueError, r"mask must.*\(3, 4\).*\(4,\)"),
         ("gather", {"output": "prob"}, ValueError, r"output must be one of.*got 'prob'"),
         ("mlp", {"backend": "abacus"}, ValueError, r"backend must be None or.*got 'abacus'"),
-        ("gather", {0: torch.ones(3, 5)}, ValueError, r"utility must have shape.*got \(3, 5\)"),
         (
             "gather",
-            {0: torch.ones(2, 2, 5)},
+            {0: torch.ones(3, 5).double()},
+            ValueError,
+            r"utility must have shape.*got \(3, 5\)",
+        ),
+        (
+            "gather",
+            {0: torch.ones(2, 2, 5).double()},
             ValueError,
             r"utility must have 1 or U = 3.*\(2, 2, 5\)",
         ),
         (
             "bilinear",
-            {0: torch.ones(5)},
+            {0: torch.ones(5).double()},
             ValueError,
             r"item_factors must have shape \(M, K\).*\(5,\)",
         ),
-        ("bilinear", {1: torch.ones(3, 3)}, ValueError, r"user_factors must have shape.*\(3, 3\)"),
         (
             "bilinear",
-            {1: torch.ones(2, 1, 3)},
+            {1: torch.ones(3, 3).double()},
+            ValueError,
+            r"user_factors must have shape.*\(3, 3\)",
+        ),
+        (
+            "bilinear",
+            {1: torch.ones(2, 1, 3).double()},
             ValueError,
             r"user_factors must have U = 3.*\(2, 1, 3\)",
         ),
-        ("bilinear", {1: torch.ones(2, 3, 4)}, ValueError, r"user_factors must have the width 3"),
-        ("mlp", {0: torch.ones(2, 5, 1)}, ValueError, r"item_hidden must have shape.*\(2, 5, 1\)"),
-        ("mlp", {1: torch.ones(2, 3, 4)}, ValueError, r"user_hidden must have the width 5"),
-        ("mlp", {2: torch.ones(5, 1)}, ValueError, r"weight must have shape \(H,\), got \(5, 1\)"),
-        ("mlp", {2: torch.ones(4)}, ValueError, r"weight must have the width 5 of item_hidden"),
+        (
+            "bilinear",
+            {1: torch.ones(2, 3, 4).double()},
+            ValueError,
+            r"user_factors must have the width 3",
+        ),
+        (
+            "mlp",
+            {0: torch.ones(2, 5, 1).double()},
+            ValueError,
+            r"item_hidden must have shape.*\(2, 5, 1\)",
+        ),
+        (
+            "mlp",
+            {1: torch.ones(2, 3, 4).double()},
+            ValueError,
+            r"user_hidden must have the width 5",
+        ),
+        (
+            "mlp",
+            {2: torch.ones(5, 1).double()},
+            ValueError,
+            r"weight must have shape \(H,\), got \(5, 1\)",
+        ),
+        (
+            "mlp",
+            {2: torch.ones(4).double()},
+            ValueError,
+            r"weight must have the width 5 of item_hidden",
+        ),
+        ("gather", {0: torch.ones(2, 3, 5).int()}, TypeError, r"utility must be floating.*int32"),
+        ("mlp", {2: torch.ones(5).float()}, TypeError, r"weight must be torch.float64 as item_hid"),
+        (
+            "bilinear",
+            {1: torch.ones(2, 3, 3, device="meta", dtype=torch.float64).double()},
+            ValueError,
+            r"user_factors must be on cpu as item_factors is, got meta",
+        ),
+        (
+            "gather",
+            {"left": torch.ones(3, 4, device="meta").long()},
+            ValueError,
+            r"left must be on cpu as the utilities are, got meta",
+        ),
+        ("gather", {"left": torch.full((3, 4), 5)}, ValueError, r"left must be.*M - 1 = 4, got 5"),
+        ("mlp", {"right": torch.full((3, 4), -1)}, ValueError, r"right must be positions.*got -1"),
+        ("mlp", {"position_bias": torch.ones(1)}, ValueError, r"position_bias must be a scalar"),
+        ("mlp", {"reduce": "mean"}, TypeError, r"reduce must be True or False, got 'mean'"),
+        (
+            "gather",
+            {"backend": "chunked", 0: torch.ones(2, 3, 5).half()},
+            TypeError,
+            r"inputs must be float32 or float64 with backend='chunked', got torch.float16",
+        ),
+        (
+            "gather",
+            {"backend": "chunked", "choice": torch.ones(3, 4, requires_grad=True)},
+            ValueError,
+            r"choice must not require a gradient with backend='chunked'",
+        ),
     ],
 )
 def test_bad_inputs_are_refused(
     name: str, change: dict, error: type[Exception], match: str
 ) -> None:
     p = problem(OPERATIONS[name], 2, 3, 4, 5)
+    p = p._replace(mask=torch.ones_like(p.mask))
     inputs = [change.get(place, tensor) for place, tensor in enumerate(p.inputs)]
     named = {"left": p.left, "right": p.right, "choice": p.choice, "mask": p.mask}
     named |= {key: value for key, value in change.items() if isinstance(key, str)}

@@ -11,22 +11,49 @@ operation              inputs                                          utility o
 `pairwise_mlp`         item (M, H), user (S, U, H), weight (H,)        weight · relu(item + user)
 =====================  ==============================================  =========================
 
-Every choice of device and dtype runs `backend="reference"`: plain PyTorch, differentiable to any
-order. What stands under the mask, NaN included, has no effect; a NaN elsewhere makes the user's
-result NaN.
+What runs where, unless `backend=` says otherwise:
+
+==========  ==========================  =======================================================
+device      dtype                       backend
+==========  ==========================  =======================================================
+CPU         float32, float64            `"chunked"`: hand-written backward, bounded memory;
+                                        for few comparisons `"reference"`, with one log-sigmoid
+CUDA        float32                     `"triton"` where Triton is installed, else `"chunked"`
+CUDA        float64                     `"chunked"`
+any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order
+==========  ==========================  =======================================================
+
+A gradient that is itself to be differentiated (`create_graph=True`) is computed by the reference,
+with its memory; so is everything where the choices require a gradient. `torch.func.vmap` and
+forward-mode derivatives need `backend="reference"`; elsewhere PyTorch raises an error.
+
+What stands under the mask, NaN included, has no effect; a NaN elsewhere makes the user's result
+NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fssa_bayes.kernels import reference
+from fssa_bayes.kernels import chunked, reference
+from fssa_bayes.kernels._comparisons import (
+    Comparisons,
+    can_wait,
+    check_comparisons,
+    check_inputs,
+    check_positions,
+)
 
 __all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
 
-_BACKENDS = {"reference": reference}
-_OUTPUTS = ("log_prob", "margin")
+_BACKENDS = ("reference", "chunked", "triton")
+_EXACT = (torch.float32, torch.float64)
+# Below these numbers of margins (of hidden units for the mlp) the calls cost more than the work.
+_SMALL_MARGINS = 2**15
+_SMALL_HIDDEN = 2**17
 
 
 def pairwise_gather(
@@ -53,24 +80,26 @@ def pairwise_gather(
         position_bias: A scalar added to every margin, in nats.
         reduce: Whether to sum over a user's comparisons.
         output: `"log_prob"`, or `"margin"` for the margins themselves (never summed).
-        backend: `"reference"`, or None for the fastest that fits.
+        backend: `"reference"`, `"chunked"` or `"triton"`; None for what the table says.
 
     Returns:
         Log-likelihoods in nats with shape (S, U), or (S, U, N) with `reduce=False` or as margins.
         Masked entries are 0.
 
     Raises:
-        ValueError: If shapes or options do not fit.
-        TypeError: If an index is not int64 or a mask not Boolean.
+        ValueError: If shapes, devices, positions or options do not fit.
+        TypeError: If an index is not int64, a mask not Boolean, or the utility's inputs are not
+            of one floating-point dtype.
     """
-    _check_rank("utility", utility, 3, "(S, U, M) or (S, 1, M)")
-    mask = _check_comparisons(left, right, choice, mask, position_bias, output)
+    check_inputs({"utility": (utility, 3, "(S, U, M) or (S, 1, M)")})
+    comparisons = check_comparisons(
+        utility, left, right, choice, mask, position_bias, reduce, output
+    )
     if utility.shape[1] not in (1, left.shape[0]):
         raise ValueError(
             f"utility must have 1 or U = {left.shape[0]} users, got shape {tuple(utility.shape)}"
         )
-    run = _backend(backend).pairwise_gather
-    return run(utility, left, right, choice, mask, position_bias, reduce, output)
+    return _run(backend, None, utility, None, comparisons)
 
 
 def pairwise_bilinear(
@@ -94,13 +123,18 @@ def pairwise_bilinear(
 
     The other arguments, the result and the errors are those of :func:`pairwise_gather`.
     """
-    _check_rank("item_factors", item_factors, 2, "(M, K)")
-    _check_rank("user_factors", user_factors, 3, "(S, U, K)")
-    mask = _check_comparisons(left, right, choice, mask, position_bias, output)
+    check_inputs(
+        {
+            "item_factors": (item_factors, 2, "(M, K)"),
+            "user_factors": (user_factors, 3, "(S, U, K)"),
+        }
+    )
+    comparisons = check_comparisons(
+        user_factors, left, right, choice, mask, position_bias, reduce, output
+    )
     _check_users("user_factors", user_factors, left)
     _check_width("user_factors", user_factors, "item_factors", item_factors)
-    run = _backend(backend).pairwise_bilinear
-    return run(item_factors, user_factors, left, right, choice, mask, position_bias, reduce, output)
+    return _run(backend, item_factors, user_factors, None, comparisons)
 
 
 def pairwise_mlp(
@@ -126,28 +160,71 @@ def pairwise_mlp(
 
     The other arguments, the result and the errors are those of :func:`pairwise_gather`.
     """
-    _check_rank("item_hidden", item_hidden, 2, "(M, H)")
-    _check_rank("user_hidden", user_hidden, 3, "(S, U, H)")
-    _check_rank("weight", weight, 1, "(H,)")
-    mask = _check_comparisons(left, right, choice, mask, position_bias, output)
+    check_inputs(
+        {
+            "item_hidden": (item_hidden, 2, "(M, H)"),
+            "user_hidden": (user_hidden, 3, "(S, U, H)"),
+            "weight": (weight, 1, "(H,)"),
+        }
+    )
+    comparisons = check_comparisons(
+        user_hidden, left, right, choice, mask, position_bias, reduce, output
+    )
     _check_users("user_hidden", user_hidden, left)
     _check_width("user_hidden", user_hidden, "item_hidden", item_hidden)
     _check_width("weight", weight, "item_hidden", item_hidden)
-    run = _backend(backend).pairwise_mlp
-    return run(
-        item_hidden, user_hidden, weight, left, right, choice, mask, position_bias, reduce, output
+    return _run(backend, item_hidden, user_hidden, weight, comparisons)
+
+
+def _run(
+    backend: str | None,
+    item: Tensor | None,
+    user: Tensor,
+    weight: Tensor | None,
+    comparisons: Comparisons,
+) -> Tensor:
+    if backend is not None and backend not in _BACKENDS:
+        raise ValueError(f"backend must be None or one of {_BACKENDS}, got {backend!r}")
+    run = (
+        _fastest(user, weight, comparisons)
+        if backend is None
+        else _backend(backend, user, comparisons)
     )
+    try:
+        return run(item, user, weight, comparisons)
+    except (IndexError, RuntimeError):
+        # Looking at all positions first would cost small problems a tenth of their time.
+        if can_wait(user):
+            check_positions(comparisons, len(item) if item is not None else user.shape[-1])
+        raise
 
 
-def _backend(name: str | None):
-    if name is not None and name not in _BACKENDS:
-        raise ValueError(f"backend must be None or one of {tuple(_BACKENDS)}, got {name!r}")
-    return _BACKENDS[name or "reference"]
+def _fastest(
+    user: Tensor, weight: Tensor | None, comparisons: Comparisons
+) -> Callable[..., Tensor]:
+    choice = comparisons.choice
+    if user.dtype not in _EXACT or (choice is not None and choice.requires_grad):
+        return reference.run
+    hidden = 1 if weight is None else len(weight)
+    limit = _SMALL_MARGINS if weight is None else _SMALL_HIDDEN
+    if can_wait(user) and len(user) * comparisons.left.numel() * hidden < limit:
+        return reference.run_small
+    return chunked.operation
 
 
-def _check_rank(argument: str, tensor: Tensor, rank: int, shape: str) -> None:
-    if tensor.ndim != rank:
-        raise ValueError(f"{argument} must have shape {shape}, got {tuple(tensor.shape)}")
+def _backend(name: str, user: Tensor, comparisons: Comparisons) -> Callable[..., Tensor]:
+    if name == "reference":
+        return reference.run
+    if user.dtype not in _EXACT:
+        raise TypeError(
+            f"inputs must be float32 or float64 with backend={name!r}, got {user.dtype}"
+        )
+    if comparisons.choice is not None and comparisons.choice.requires_grad:
+        raise ValueError(
+            f"choice must not require a gradient with backend={name!r}: use 'reference', got one "
+            "that does"
+        )
+    return chunked.operation
 
 
 def _check_users(argument: str, tensor: Tensor, left: Tensor) -> None:
@@ -164,34 +241,3 @@ def _check_width(argument: str, tensor: Tensor, other: str, table: Tensor) -> No
             f"{argument} must have the width {table.shape[-1]} of {other}, "
             f"got shape {tuple(tensor.shape)}"
         )
-
-
-def _check_comparisons(
-    left: Tensor,
-    right: Tensor,
-    choice: Tensor | None,
-    mask: Tensor | None,
-    position_bias: Tensor | float,
-    output: str,
-) -> Tensor:
-    if isinstance(position_bias, Tensor) and position_bias.ndim:
-        raise ValueError(f"position_bias must be a scalar, got shape {tuple(position_bias.shape)}")
-    if output not in _OUTPUTS:
-        raise ValueError(f"output must be one of {_OUTPUTS}, got {output!r}")
-    _check_rank("left", left, 2, "(U, N)")
-    for argument, index in (("left", left), ("right", right)):
-        if index.dtype != torch.int64:
-            raise TypeError(f"{argument} must be int64, got {index.dtype}")
-    if mask is None:
-        mask = torch.ones_like(left, dtype=torch.bool)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be Boolean, got {mask.dtype}")
-    if choice is None and output == "log_prob":
-        raise ValueError("choice must be given for output='log_prob', got None")
-    for argument, tensor in (("right", right), ("choice", choice), ("mask", mask)):
-        if tensor is not None and tensor.shape != left.shape:
-            raise ValueError(
-                f"{argument} must have the shape {tuple(left.shape)} of left, "
-                f"got {tuple(tensor.shape)}"
-            )
-    return mask

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_log_prob", "pairwise_mlp"]
+from fssa_bayes.kernels._comparisons import Comparisons
+
+__all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_log_prob", "pairwise_mlp", "run"]
 
 
 def pairwise_log_prob(margin: Tensor, choice: Tensor) -> Tensor:
@@ -34,78 +36,77 @@ def pairwise_log_prob(margin: Tensor, choice: Tensor) -> Tensor:
     return choice * F.logsigmoid(margin) + (1 - choice) * F.logsigmoid(-margin)
 
 
-def pairwise_gather(
-    utility: Tensor,
-    left: Tensor,
-    right: Tensor,
-    choice: Tensor | None,
-    mask: Tensor,
-    position_bias: Tensor | float,
-    reduce: bool,
-    output: str,
-) -> Tensor:
-    """Looks up the utilities (S, U, M) of each comparison's two items."""
-    draws, users = utility.shape[0], left.shape[0]
-    utility = utility.expand(draws, users, -1)
-    index = torch.stack([left, right]).masked_fill(~mask, 0)
-    left_utility, right_utility = (utility.gather(-1, side.expand(draws, -1, -1)) for side in index)
-    return _finish(left_utility - right_utility, choice, mask, position_bias, reduce, output)
+def pairwise_gather(utility: Tensor, comparisons: Comparisons) -> Tensor:
+    """Looks up the utilities (S, U, M) or (S, 1, M) of each comparison's two items."""
+    draws, users = len(utility), len(comparisons.left)
+    if utility.shape[1] != users:
+        utility = utility.expand(draws, users, -1)
+    left = utility.gather(-1, comparisons.left.expand(draws, -1, -1))
+    right = utility.gather(-1, comparisons.right.expand(draws, -1, -1))
+    return _finish(left - right, comparisons)
 
 
 def pairwise_bilinear(
-    item_factors: Tensor,
-    user_factors: Tensor,
-    left: Tensor,
-    right: Tensor,
-    choice: Tensor | None,
-    mask: Tensor,
-    position_bias: Tensor | float,
-    reduce: bool,
-    output: str,
+    item_factors: Tensor, user_factors: Tensor, comparisons: Comparisons
 ) -> Tensor:
     """Multiplies the difference of two items' factors (M, K) by the user's factors (S, U, K)."""
-    difference = _take(item_factors, left, mask) - _take(item_factors, right, mask)
-    margin = torch.einsum("unk,suk->sun", difference, user_factors)
-    return _finish(margin, choice, mask, position_bias, reduce, output)
+    left, right = _take(item_factors, comparisons)
+    margin = torch.einsum("unk,suk->sun", left - right, user_factors)
+    return _finish(margin, comparisons)
 
 
 def pairwise_mlp(
-    item_hidden: Tensor,
-    user_hidden: Tensor,
-    weight: Tensor,
-    left: Tensor,
-    right: Tensor,
-    choice: Tensor | None,
-    mask: Tensor,
-    position_bias: Tensor | float,
-    reduce: bool,
-    output: str,
+    item_hidden: Tensor, user_hidden: Tensor, weight: Tensor, comparisons: Comparisons
 ) -> Tensor:
     """Applies w·relu(A + B) to both items, A from the item (M, H) and B from the user (S, U, H)."""
-    user_hidden = user_hidden.unsqueeze(-2)
-    left_utility = F.relu(_take(item_hidden, left, mask) + user_hidden) @ weight
-    right_utility = F.relu(_take(item_hidden, right, mask) + user_hidden) @ weight
-    return _finish(left_utility - right_utility, choice, mask, position_bias, reduce, output)
+    hidden = _take(item_hidden, comparisons).unsqueeze(1) + user_hidden.unsqueeze(-2)
+    left, right = F.relu(hidden) @ weight
+    return _finish(left - right, comparisons)
 
 
-def _take(table: Tensor, index: Tensor, mask: Tensor) -> Tensor:
-    """Looks up rows (U, N, H) of a table (M, H), zeros under the mask."""
-    # An embedding look-up, because its gradient is faster on a CPU than that of table[index].
-    rows = F.embedding(index.masked_fill(~mask, 0), table)
-    return rows.masked_fill(~mask.unsqueeze(-1), 0.0)
-
-
-def _finish(
-    margin: Tensor,
-    choice: Tensor | None,
-    mask: Tensor,
-    position_bias: Tensor | float,
-    reduce: bool,
-    output: str,
+def run(
+    item: Tensor | None, user: Tensor, weight: Tensor | None, comparisons: Comparisons
 ) -> Tensor:
-    # The margin is masked before it is used, so that a NaN under the mask has no gradient either.
-    margin = (margin + position_bias).masked_fill(~mask, 0.0)
-    if output == "margin":
+    """Evaluates the operation that has these inputs."""
+    if weight is not None:
+        return pairwise_mlp(item, user, weight, comparisons)
+    if item is not None:
+        return pairwise_bilinear(item, user, comparisons)
+    return pairwise_gather(user, comparisons)
+
+
+def _take(table: Tensor, comparisons: Comparisons) -> Tensor:
+    """Looks up rows (2, U, N, H) of a table (M, H), zeros under the mask."""
+    # An embedding look-up, because its gradient is faster on a CPU than that of table[index].
+    rows = F.embedding(torch.stack(comparisons[:2]), table)
+    if comparisons.mask is None:
+        return rows
+    return rows.masked_fill(~comparisons.mask.unsqueeze(-1), 0.0)
+
+
+def _finish(margin: Tensor, comparisons: Comparisons) -> Tensor:
+    _, _, choice, mask, bias, form = comparisons
+    margin = margin if bias is None else margin + bias
+    # Masked before it is used, so that a NaN under the mask has no gradient either.
+    margin = margin if mask is None else margin.masked_fill(~mask, 0.0)
+    if form == "margin":
         return margin
-    log_prob = pairwise_log_prob(margin, choice.masked_fill(~mask, 0.0)).masked_fill(~mask, 0.0)
-    return log_prob.sum(-1) if reduce else log_prob
+    choice = choice if mask is None else choice.masked_fill(~mask, 0.0)
+    return _sum(pairwise_log_prob(margin, choice), mask, form)
+
+
+def _sum(log_prob: Tensor, mask: Tensor | None, form: str) -> Tensor:
+    log_prob = log_prob if mask is None else log_prob.masked_fill(~mask, 0.0)
+    return log_prob.sum(-1) if form == "sum" else log_prob
+
+
+def run_small(
+    item: Tensor | None, user: Tensor, weight: Tensor | None, comparisons: Comparisons
+) -> Tensor:
+    """Evaluates a small problem, where every call of PyTorch counts: one log-sigmoid if it can."""
+    _, _, choice, mask, _, form = comparisons
+    sign = None if choice is None else choice.mul(2).sub_(1)
+    if sign is None or mask is not None or not bool(sign.all()):
+        return run(item, user, weight, comparisons)
+    margin = run(item, user, weight, comparisons._replace(form="margin"))
+    return _sum(F.logsigmoid(sign * margin), mask, form)

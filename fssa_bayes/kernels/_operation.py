@@ -1,0 +1,183 @@
+"""What a backend's two functions become: a differentiable operation, in eager mode and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fssa_bayes.kernels import reference
+from fssa_bayes.kernels._comparisons import Comparisons
+
+__all__ = ["Operation"]
+
+_INPUTS = (
+    "Tensor? item, Tensor user, Tensor? weight, Tensor left, Tensor right, Tensor? choice, "
+    "Tensor? mask, Tensor? bias, str form"
+)
+
+
+class Operation:
+    """Makes an operation of a backend's forward and backward.
+
+    Compiled programs see `torch.ops.fssa_bayes.<name>`, a custom operator whose backward is another
+    one. Eager ones call the same two functions through an autograd function, because a custom
+    operator written in Python costs .2 ms a call, more than many a likelihood. Where a gradient is
+    itself to be differentiated, it is computed by the reference.
+
+    Args:
+        name: Name of the operator.
+        forward: As :func:`fssa_bayes.kernels.chunked.forward`.
+        backward: As :func:`fssa_bayes.kernels.chunked.backward`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., tuple[Tensor, Tensor]],
+        backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
+    ) -> None:
+        self.name, self.forward, self.backward = name, forward, backward
+        self.forward_op, self.backward_op = self._register()
+
+    def __call__(
+        self,
+        item: Tensor | None,
+        user: Tensor,
+        weight: Tensor | None,
+        comparisons: Comparisons,
+    ) -> Tensor:
+        """Evaluates the operation for the inputs of a utility; see :mod:`fssa_bayes.kernels`."""
+        variables = (item, user, weight, comparisons.bias)
+        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in variables)
+        inputs = (item, user, weight, *comparisons, save)
+        if torch.compiler.is_compiling():
+            return self.forward_op(*inputs)[0]
+        return _Eager.apply(self, *inputs)[0]
+
+    def _register(self) -> tuple[Callable, Callable]:
+        forward_op = torch.library.custom_op(
+            f"fssa_bayes::{self.name}",
+            self.forward,
+            mutates_args=(),
+            schema=f"({_INPUTS}, bool save) -> (Tensor, Tensor)",
+        )
+        backward_op = torch.library.custom_op(
+            f"fssa_bayes::{self.name}_backward",
+            self.backward,
+            mutates_args=(),
+            schema=f"(Tensor grad, Tensor residual, {_INPUTS}, bool[] needs) "
+            "-> (Tensor, Tensor, Tensor, Tensor)",
+        )
+        forward_op.register_fake(_fake_forward)
+        backward_op.register_fake(_fake_backward)
+
+        def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+            return _pull_back(ctx, grad, backward_op)
+
+        forward_op.register_autograd(backward, setup_context=_save)
+        return forward_op, backward_op
+
+
+class _Eager(Function):
+    """Runs a backend's functions without the custom operator around them."""
+
+    @staticmethod
+    def forward(operation: Operation, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return operation.forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.operation = inputs[0]
+        ctx.mark_non_differentiable(output[1])
+        _save(ctx, inputs[1:], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        return None, *_pull_back(ctx, grad, ctx.operation.backward, needs)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, form, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.form = form
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _pull_back(
+    ctx: Any,
+    grad: Tensor | None,
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
+    needs: Sequence[bool] | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of item, user, weight and bias, with None for all other inputs."""
+    needs = ctx.needs_input_grad if needs is None else needs
+    needs = [needs[0], needs[1], needs[2], needs[7]]
+    if grad is None or not any(needs):
+        return (None,) * 10
+    residual, *inputs = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        grads = _differentiable_gradients(grad, inputs, ctx.form, needs)
+    else:
+        grads = backward(grad, residual, *inputs, ctx.form, needs)
+    item, user, weight, bias = (g if need else None for g, need in zip(grads, needs, strict=True))
+    return item, user, weight, None, None, None, None, bias, None, None
+
+
+def _differentiable_gradients(
+    grad: Tensor, inputs: list[Tensor | None], form: str, needs: list[bool]
+) -> list[Tensor | None]:
+    """Computes gradients by the reference, of which autograd knows the derivatives."""
+    item, user, weight, *rest = inputs
+    bias = rest[-1]
+    result = reference.run(item, user, weight, Comparisons(*rest, form))
+    variables = (item, user, weight, bias)
+    wanted = [tensor for tensor, need in zip(variables, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
+def _fake_forward(
+    item: Tensor | None,
+    user: Tensor,
+    weight: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    choice: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    form: str,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    draws, (users, comparisons) = user.shape[0], left.shape
+    if form == "sum":
+        result = user.new_empty(draws, users)
+    else:
+        result = user.new_empty(users, comparisons, draws).permute(2, 0, 1)
+    saves = save and weight is not None and form != "margin"
+    return result, user.new_empty((users, comparisons, draws) if saves else 0)
+
+
+def _fake_backward(
+    grad: Tensor,
+    residual: Tensor,
+    item: Tensor | None,
+    user: Tensor,
+    weight: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    choice: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    form: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    item_grad, user_grad, weight_grad = (
+        user.new_empty(0 if tensor is None or not need else tensor.shape)
+        for tensor, need in zip((item, user, weight), needs[:3], strict=True)
+    )
+    return item_grad, user_grad, weight_grad, user.new_empty(())

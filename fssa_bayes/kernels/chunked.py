@@ -1,0 +1,542 @@
+r"""The pairwise log-likelihoods in bounded memory, with a backward written by hand.
+
+Plain ATen on whole blocks of users, comparisons and draws; the derivation is in
+:mod:`fssa_bayes.kernels`. Three things make it fast on a CPU, where memory and not arithmetic is
+short:
+
+- A block is small enough for the cache, and its memory is used again for the next one.
+- Comparisons are oriented so that y = utility of the item not preferred − that of the preferred:
+  the log-probability is −log(1 + eʸ) and its derivative −σ(y), without a sign or a choice.
+- A logarithm costs as much as everything else together. Up to eight factors 1 + exp(−\|y\|) are
+  multiplied before one is taken.
+
+Within a block the axes are users, comparisons, draws, so that what all draws share is a scalar of
+the innermost loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fssa_bayes.kernels._operation import Operation
+
+__all__ = ["backward", "forward", "operation"]
+
+# Elements of a block: margins, and hidden units of both items. Within 20 % of the best from a half
+# to twice as many; a factor of 16 away costs a factor of three.
+_MARGINS = 2**18
+_HIDDEN = 2**20
+_ROWS = 2**22  # Rows of A and of B are looked up for so many numbers at once.
+_LEAST_COMPARISONS = 64  # Kept together before draws are, so that a user's draws are read once.
+_ONE_HOT_ITEMS = 64  # Up to here a product with one-hot rows is faster than a look-up.
+_DOUBLINGS = 3
+
+
+class Block(NamedTuple):
+    """Names a block of users, comparisons and draws."""
+
+    users: slice
+    comparisons: slice
+    draws: slice
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Numbers of users, comparisons and draws."""
+        users, comparisons, draws = (part.stop - part.start for part in self)
+        return users, comparisons, draws
+
+
+class Oriented(NamedTuple):
+    """Holds the comparisons with the preferred item last, so that margins need no sign.
+
+    Attributes:
+        pair: Positions of the item not preferred and of the preferred one, int64 with shape
+            (2, U, N); as they were, left before right, for margins.
+        sign: −1 where left was preferred, else 1, with shape (U, N); None for margins.
+        slack: The choice where it is neither 0 nor 1 (½, or NaN), else 0, with shape (U, N); None
+            if there is no such choice.
+        mask: True where there is a comparison, with shape (U, N); None if there is one everywhere.
+    """
+
+    pair: Tensor
+    sign: Tensor | None
+    slack: Tensor | None
+    mask: Tensor | None
+
+    def signed(self, value: Tensor, block: Block) -> Tensor:
+        """Multiplies by the sign, for a block (u, n, 1)."""
+        return value if self.sign is None else self.sign[block[:2]].unsqueeze(-1) * value
+
+    def fill(self, rows: Tensor, block: Block, value: float) -> Tensor:
+        """Fills the masked rows of a block (u, n, *), whatever stands there."""
+        if self.mask is not None:
+            masked = (~self.mask[block[:2]]).reshape(-1).nonzero().squeeze(-1)
+            rows.view(-1, rows.shape[-1]).index_fill_(0, masked, value)
+        return rows
+
+
+def forward(
+    item: Tensor | None,
+    user: Tensor,
+    weight: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    choice: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    form: str,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """Evaluates log-likelihoods or margins block by block.
+
+    Args:
+        item: The items' part of the utility, with shape (M, *); None for `gather`.
+        user: The users' part with shape (S, U, *), or utilities.
+        weight: The output layer with shape (H,); None but for `mlp`.
+        left: See :class:`~fssa_bayes.kernels._comparisons.Comparisons`, as for all up to `form`.
+        right: Positions of the right items.
+        choice: Choices.
+        mask: Mask.
+        bias: Position bias.
+        form: `"sum"`, `"each"` or `"margin"`.
+        save: Whether a backward is to follow.
+
+    Returns:
+        The result in its form, and what the backward cannot compute again cheaply: for `mlp` the
+        derivatives by the oriented margins with shape (U, N, S), negated; otherwise nothing.
+    """
+    oriented = _orient(left, right, choice, mask)
+    shape = (*left.shape, user.shape[0])
+    decoder = _choose(item, user, weight, oriented)
+    total = user.new_zeros(shape[0], shape[2])
+    each = user.new_empty(0 if form == "sum" else shape)
+    residual = user.new_empty(shape if save and weight is not None and form != "margin" else 0)
+    for block in decoder.blocks(shape):
+        y = _oriented_margin(decoder, bias, block, form)
+        if residual.numel():
+            _probability(y, oriented, block, out=residual[block])
+        if form == "margin":
+            each[block] = y
+        elif form == "each":
+            each[block] = _log_prob(y, oriented, block, decoder.scratch)
+        else:
+            total[block.users, block.draws] += _sum_log_prob(y, oriented, block, decoder.scratch)
+    return (total.T.contiguous() if form == "sum" else each.permute(2, 0, 1)), residual
+
+
+def backward(
+    grad: Tensor,
+    residual: Tensor,
+    item: Tensor | None,
+    user: Tensor,
+    weight: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    choice: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    form: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pulls the gradient of the result back to item, user, weight and bias, block by block.
+
+    Args:
+        grad: Gradient of the result, in the result's shape.
+        residual: What :func:`forward` saved, or nothing.
+        item: As for :func:`forward`, like all up to `form`.
+        user: The users' part.
+        weight: The output layer.
+        left: Positions of the left items.
+        right: Positions of the right items.
+        choice: Choices.
+        mask: Mask.
+        bias: Position bias.
+        form: `"sum"`, `"each"` or `"margin"`.
+        needs: Which of the four gradients are asked for; the others are empty, the bias's is 0.
+    """
+    oriented = _orient(left, right, choice, mask)
+    shape = (*left.shape, user.shape[0])
+    decoder = _choose(item, user, weight, oriented)
+    decoder.start(needs)
+    grad_bias = user.new_zeros(())
+    grad = grad.T.neg().contiguous().unsqueeze(1) if form == "sum" else grad.permute(1, 2, 0)
+    for block in decoder.blocks(shape):
+        part = grad[block.users, :, block.draws] if form == "sum" else grad[block]
+        part = -part if form == "each" else part
+        if form == "margin":
+            g = decoder.scratch.take("y", block.shape).copy_(part)
+            oriented.fill(g, block, 0.0)
+        elif residual.numel():
+            g = torch.mul(residual[block], part, out=decoder.scratch.take("y", block.shape))
+        else:
+            y = _oriented_margin(decoder, bias, block, form)
+            g = _probability(y, oriented, block, out=y).mul_(part)
+        if any(needs[:3]):
+            decoder.pull(block, g)
+        if needs[3]:
+            grad_bias += oriented.signed(g.sum(-1, keepdim=True), block).sum()
+    return *decoder.finish(), grad_bias
+
+
+def _orient(left: Tensor, right: Tensor, choice: Tensor | None, mask: Tensor | None) -> Oriented:
+    if choice is None:
+        return Oriented(torch.stack([left, right]), None, None, mask)
+    if mask is not None:
+        choice = choice.masked_fill(~mask, 1.0)
+    lost = choice == 0
+    slack = choice.masked_fill(choice == 1, 0.0)
+    return Oriented(
+        pair=torch.stack([torch.where(lost, left, right), torch.where(lost, right, left)]),
+        sign=2 * lost.to(choice.dtype) - 1,
+        slack=slack if bool(slack.any()) else None,
+        mask=mask,
+    )
+
+
+def _oriented_margin(decoder: _Decoder, bias: Tensor | None, block: Block, form: str) -> Tensor:
+    y = decoder.margin(block)
+    if bias is not None:
+        y += decoder.oriented.signed(bias, block)
+    # What is masked is certain: σ(−∞) = log(1 + e^−∞) = 0, whatever the margin was, a NaN too.
+    return decoder.oriented.fill(y, block, 0.0 if form == "margin" else -torch.inf)
+
+
+def _probability(y: Tensor, oriented: Oriented, block: Block, out: Tensor) -> Tensor:
+    r"""Evaluates σ(y) − slack, minus the derivative of the log-probability by y (u, n, s)."""
+    torch.sigmoid(y, out=out)
+    if oriented.slack is not None:
+        out -= oriented.slack[block[:2]].unsqueeze(-1)
+    return out
+
+
+def _log_prob(y: Tensor, oriented: Oriented, block: Block, scratch: _Scratch) -> Tensor:
+    r"""Evaluates slack·y − log(1 + eʸ) for margins y (u, n, s), which are overwritten."""
+    extra = _slack(y, oriented, block)
+    high, tail = _softplus_parts(y, scratch)
+    log_prob = tail.log1p_().add_(high).neg_()
+    if extra is not None:
+        log_prob.view(-1, y.shape[-1]).index_add_(0, *extra)
+    return log_prob
+
+
+def _sum_log_prob(y: Tensor, oriented: Oriented, block: Block, scratch: _Scratch) -> Tensor:
+    r"""Sums slack·y − log(1 + eʸ) over comparisons to (u, s), for y (u, n, s)."""
+    extra = _slack(y, oriented, block)
+    high, tail = _softplus_parts(y, scratch)
+    total = high.sum(1).add_(_sum_log1p(tail)).neg_()
+    if extra is not None:
+        total.index_add_(0, extra[0] // y.shape[1], extra[1])
+    return total
+
+
+def _slack(y: Tensor, oriented: Oriented, block: Block) -> tuple[Tensor, Tensor] | None:
+    """Returns the rows of y (u n, s) with slack, and slack·y there."""
+    if oriented.slack is None:
+        return None
+    slack = oriented.slack[block[:2]].reshape(-1)
+    rows = slack.nonzero().squeeze(-1)
+    return rows, y.view(-1, y.shape[-1])[rows] * slack[rows].unsqueeze(-1)
+
+
+def _softplus_parts(y: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
+    r"""Returns max(y, 0) and exp(−\|y\|): log(1 + eʸ) is the first plus log1p of the second."""
+    high = torch.clamp_min(y, 0.0, out=scratch.take("high", y.shape))
+    return high, y.sub_(high, alpha=2).exp_()
+
+
+def _sum_log1p(tail: Tensor) -> Tensor:
+    r"""Sums log(1 + e) over the second axis of e (u, n, s) in [0, 1], which is overwritten.
+
+    Products of up to eight factors come first. A product less one,
+    :math:`p \leftarrow a + b + ab`, keeps every digit of a small e.
+    """
+    for _ in range(_DOUBLINGS):
+        half = tail.shape[1] // 2
+        left, right = tail[:, :half], tail[:, tail.shape[1] - half :]
+        left.addcmul_(left, right).add_(right)
+        tail = tail[:, : tail.shape[1] - half]
+    return tail.log1p().sum(1)
+
+
+def _grid(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Block]:
+    """Divides users, comparisons and draws into blocks."""
+    users, comparisons, draws = (
+        _parts(size, step) for size, step in zip(shape, steps, strict=True)
+    )
+    for user in users:
+        for draw in draws:
+            for comparison in comparisons:
+                yield Block(user, comparison, draw)
+
+
+def _even_step(size: int, most: int) -> int:
+    """Returns a step of at most `most`, but at least 1, that leaves no small remainder."""
+    return math.ceil(size / max(1, math.ceil(size / max(most, 1))))
+
+
+def _parts(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, max(step, 1))]
+
+
+class _Scratch:
+    """Hands out the same memory for every block: fresh memory costs page faults."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.memory: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Returns memory of a shape, with whatever stands in it."""
+        size = math.prod(shape)
+        if name not in self.memory or len(self.memory[name]) < size:
+            self.memory[name] = self.like.new_empty(size)
+        return self.memory[name][:size].view(shape)
+
+
+class _Decoder:
+    """Computes the margins of a block, and pulls their gradient back.
+
+    Margins are the first item's utility less the second's, in the order of `oriented.pair`.
+    """
+
+    def __init__(
+        self, item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented
+    ) -> None:
+        self.item, self.user, self.weight, self.oriented = item, user, weight, oriented
+        self.scratch = _Scratch(user)
+
+    def blocks(self, shape: Sequence[int]) -> Iterator[Block]:
+        """Divides users, comparisons and draws into blocks."""
+        users, comparisons, draws = shape
+        together = max(1, min(comparisons, _LEAST_COMPARISONS))
+        draw_step = _even_step(draws, _MARGINS // together)
+        step = _even_step(comparisons, _MARGINS // max(draw_step, 1))
+        user_step = _even_step(users, _MARGINS // max(draw_step * step, 1))
+        return _grid(shape, (user_step, step, draw_step))
+
+    def margin(self, block: Block) -> Tensor:
+        """Returns margins (u, n, s), in memory that the next call overwrites."""
+        raise NotImplementedError
+
+    def start(self, needs: Sequence[bool]) -> None:
+        """Makes room for the gradients of item, user and weight that are asked for."""
+        self.needs = needs
+        tensors = (self.item, self.user, self.weight)
+        self.grad_item, self.grad_user, self.grad_weight = (
+            self.user.new_zeros(tensor.shape if need and tensor is not None else 0)
+            for tensor, need in zip(tensors, needs, strict=False)
+        )
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        """Adds the gradients for the gradient g (u, n, s) of the margins."""
+        raise NotImplementedError
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the gradients of item, user and weight."""
+        return self.grad_item, self.grad_user, self.grad_weight
+
+
+class _Shared(_Decoder):
+    """Looks margins up in utilities (S, 1, M) that all users share."""
+
+    def margin(self, block: Block) -> Tensor:
+        pair = self.oriented.pair[:, *block[:2]].reshape(2, -1)
+        table = self.user[block.draws, 0].T.contiguous()
+        y = torch.index_select(table, 0, pair[0], out=self._rows("y", block))
+        y -= torch.index_select(table, 0, pair[1], out=self._rows("second", block))
+        return y.view(block.shape)
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        pair, rows = self.oriented.pair[:, *block[:2]].reshape(2, -1), g.view(-1, g.shape[-1])
+        table = self.user.new_zeros(self.user.shape[-1], g.shape[-1])
+        table.index_add_(0, pair[0], rows).index_add_(0, pair[1], rows, alpha=-1)
+        self.grad_user[block.draws, 0] += table.T
+
+    def _rows(self, name: str, block: Block) -> Tensor:
+        users, comparisons, draws = block.shape
+        return self.scratch.take(name, (users * comparisons, draws))
+
+
+class _OneHot(_Decoder):
+    """Multiplies utilities (S, U, M), all finite, by a difference of one-hot rows."""
+
+    def margin(self, block: Block) -> Tensor:
+        user = self.user[block.draws, block.users].permute(1, 2, 0)
+        return torch.bmm(self._difference(block), user, out=self.scratch.take("y", block.shape))
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        part = torch.bmm(g.transpose(1, 2), self._difference(block))
+        self.grad_user[block.draws, block.users] += part.transpose(0, 1)
+
+    def _difference(self, block: Block) -> Tensor:
+        first, second = self.oriented.pair[:, *block[:2]].unsqueeze(-1)
+        rows = self.user.new_zeros(*block.shape[:2], self.user.shape[-1])
+        one = rows.new_ones(()).expand(first.shape)
+        return rows.scatter_add_(-1, first, one).scatter_add_(-1, second, -one)
+
+
+class _Gather(_Decoder):
+    """Looks margins up in utilities (S, U, M)."""
+
+    def margin(self, block: Block) -> Tensor:
+        user = self.user[block.draws, block.users]
+        first, second = (user.gather(-1, pair) for pair in self._pairs(block))
+        y = self.scratch.take("y", block.shape)
+        torch.sub(first, second, out=y.permute(2, 0, 1))
+        return y
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        part, g = self.grad_user[block.draws, block.users], g.permute(2, 0, 1).contiguous()
+        first, second = self._pairs(block)
+        part.scatter_add_(-1, first, g).scatter_add_(-1, second, -g)
+
+    def _pairs(self, block: Block) -> Tensor:
+        pair = self.oriented.pair[:, *block[:2]]
+        return pair.unsqueeze(1).expand(-1, block.shape[-1], -1, -1)
+
+
+class _Bilinear(_Decoder):
+    """Multiplies differences of item factors by user factors."""
+
+    def margin(self, block: Block) -> Tensor:
+        user = self.user[block.draws, block.users].permute(1, 2, 0)
+        return torch.bmm(self._difference(block), user, out=self.scratch.take("y", block.shape))
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        if self.needs[1]:
+            part = torch.bmm(g.transpose(1, 2), self._difference(block))
+            self.grad_user[block.draws, block.users] += part.transpose(0, 1)
+        if self.needs[0]:
+            pair = self.oriented.pair[:, *block[:2]].reshape(2, -1)
+            rows = torch.bmm(g, self.user[block.draws, block.users].transpose(0, 1))
+            # The gradient 0 of a masked margin times a NaN of its user is no gradient.
+            rows = self.oriented.fill(rows, block, 0.0).view(-1, rows.shape[-1])
+            self.grad_item.index_add_(0, pair[0], rows).index_add_(0, pair[1], rows, alpha=-1)
+
+    def _difference(self, block: Block) -> Tensor:
+        pair = self.oriented.pair[:, *block[:2]]
+        rows = self.item.index_select(0, pair.reshape(-1)).view(*pair.shape, -1)
+        return self.oriented.fill(rows[0].sub_(rows[1]), block, 0.0)
+
+
+class _MLP(_Decoder):
+    r"""Sums w·(relu(A + B) − relu(A' + B)) over hidden units.
+
+    With T = −B and l ≤ h the ordered A and A', the difference of the two relu is
+    :math:`\pm(h - \min(\max(T, l), h))`: one pass over hidden units instead of four.
+    """
+
+    def blocks(self, shape: Sequence[int]) -> Iterator[Block]:
+        users, comparisons, draws = shape
+        step = _even_step(comparisons, _LEAST_COMPARISONS)
+        draw_step = _even_step(draws, _MARGINS // max(step, 1))
+        rows = len(self.weight) * (2 * step + draw_step)
+        most = min(_MARGINS // max(step * draw_step, 1), _ROWS // max(rows, 1))
+        return _grid(shape, (_even_step(users, most), step, draw_step))
+
+    def margin(self, block: Block) -> Tensor:
+        _, rows, threshold = self._rows(block)
+        first, second = rows.chunk(2, 1)
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        slope = self.weight * torch.where(first > second, 1.0, -1.0).to(rows)
+        offset = (slope * high).sum(-1)
+        y = self.scratch.take("y", block.shape)
+        for users, draws in self._inner(block, 1):
+            part, bounds = threshold[users, :, draws], (low[users], high[users])
+            size = (*bounds[0].shape[:2], *part.shape[2:])
+            hidden = torch.clamp(part, *bounds, out=self.scratch.take("hidden", size)).flatten(0, 1)
+            total = torch.bmm(slope[users].view(len(hidden), 1, -1), hidden.transpose(1, 2))
+            y[users, :, draws] = total.view(size[:3])
+        return torch.sub(offset, y, out=y)
+
+    def start(self, needs: Sequence[bool]) -> None:
+        self.wanted = needs  # The weight's gradient is made of the two others.
+        super().start([needs[0] or needs[2], needs[1] or needs[2], needs[2]])
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        pair, rows, threshold = self._rows(block)
+        g = torch.cat([g, -g], 1)
+        by_draw = g.transpose(1, 2).contiguous()
+        per_item = torch.zeros_like(rows.squeeze(2))
+        per_user = torch.empty_like(threshold.squeeze(1))
+        for users, draws in self._inner(block, 2):
+            size = (len(per_item[users]), rows.shape[1], draws.stop - draws.start, rows.shape[-1])
+            active = self.scratch.take("hidden", size)
+            torch.gt(rows[users], threshold[users, :, draws], out=active)
+            part = g[users, :, draws]
+            if self.needs[0]:
+                total = torch.bmm(part.reshape(-1, 1, size[2]), active.flatten(0, 1))
+                per_item[users] += total.view(-1, *size[1::2])
+            if size[0] == 1:
+                total = torch.bmm(
+                    by_draw[users, draws].view(size[2], 1, -1), active[0].transpose(0, 1)
+                )
+                per_user[users, draws] = total.transpose(0, 1)
+            else:
+                per_user[users, draws] = active.mul_(part.unsqueeze(-1)).sum(1)
+        if self.needs[0]:
+            self.grad_item.index_add_(0, pair, per_item.flatten(0, 1))
+        if self.needs[1]:
+            self.grad_user[block.draws, block.users] += per_user.transpose(0, 1)
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        # So far without the weight: relu is homogeneous, hence its gradient is ΣA∘P + ΣB∘Q.
+        if self.needs[2]:
+            parts = ((self.item, self.grad_item), (self.user, self.grad_user))
+            self.grad_weight = sum(_columns(*part) for part in parts).to(self.user)
+        grads = zip((self.grad_item, self.grad_user), self.wanted, strict=False)
+        item, user = (grad.mul_(self.weight) if want else grad.new_empty(0) for grad, want in grads)
+        return item, user, self.grad_weight
+
+    def _rows(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the positions of the items (u 2n), A (u, 2n, 1, h) and T (u, 1, s, h)."""
+        pair = self.oriented.pair[:, *block[:2]].transpose(0, 1).reshape(-1)
+        size = (block.shape[0], 2 * block.shape[1], 1, len(self.weight))
+        threshold = self.user[block.draws, block.users].transpose(0, 1).neg()
+        # B = ∞ is the difference of two infinities. That of B = −∞ is one of zeros.
+        threshold = threshold.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.nan)
+        return pair, self.item.index_select(0, pair).view(size), threshold.unsqueeze(1)
+
+    def _inner(self, block: Block, items: int) -> Iterator[tuple[slice, slice]]:
+        """Divides a block by users and draws so that its hidden units stay in the cache."""
+        users, comparisons, draws = block.shape
+        each = items * comparisons * max(1, len(self.weight))
+        draw_step = _even_step(draws, _HIDDEN // each)
+        user_step = _even_step(users, _HIDDEN // (each * draw_step))
+        for user in _parts(users, user_step):
+            for draw in _parts(draws, draw_step):
+                yield user, draw
+
+
+def _columns(value: Tensor, grad: Tensor) -> Tensor:
+    """Sums value·grad (*, h) over all axes but the last, in double precision between blocks."""
+    total = grad.new_zeros(grad.shape[-1], dtype=torch.float64)
+    step = max(1, _MARGINS // max(1, grad[:1].numel()))
+    limit = torch.finfo(value.dtype).min  # −∞ has the gradient 0, and their product is 0.
+    for part, of in zip(value.split(step), grad.split(step), strict=True):
+        total += (part.clamp_min(limit) * of).flatten(0, -2).sum(0)
+    return total
+
+
+def _choose(
+    item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented
+) -> _Decoder:
+    if weight is not None:
+        return _MLP(item, user, weight, oriented)
+    if item is not None:
+        return _Bilinear(item, user, weight, oriented)
+    if user.shape[1] != oriented.pair.shape[1]:
+        return _Shared(item, user, weight, oriented)
+    exact = user.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
+    # Zero times what is not finite is not zero: an item that nobody is asked about must not count.
+    if exact and user.shape[-1] <= _ONE_HOT_ITEMS and bool(user.sum().isfinite()):
+        return _OneHot(item, user, weight, oriented)
+    return _Gather(item, user, weight, oriented)
+
+
+operation = Operation("chunked", forward, backward)
