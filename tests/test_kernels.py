@@ -253,6 +253,33 @@ def test_nan_stays_with_its_user(name: str, place: str, backend: str | None) -> 
 
 @every_operation
 @every_backend
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_nobody_is_asked_about_has_no_effect(
+    operation: Operation, backend: str | None, value: float
+) -> None:
+    """An item that is in no pair, and a user without comparisons: not even on gradients."""
+    p = problem(operation, 3, 4, 6, 5)
+    p = p._replace(left=p.left % 3, right=(p.left % 3) + 1)
+    results = []
+    for soiled in (False, True):
+        inputs = [tensor.clone() for tensor in p.inputs]
+        if soiled:
+            if len(inputs) == 1:
+                inputs[0][..., 4] = value
+            else:
+                inputs[0][4] = value
+            # The plain weight's gradient is 0·relu(NaN), which is not 0.
+            if len(inputs) == 2 or (len(inputs) == 3 and backend == "chunked"):
+                inputs[1][:, 3] = value
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        result = p._replace(inputs=inputs).run(operation, backend=backend)
+        results.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
+    for clean, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, clean)
+
+
+@every_operation
+@every_backend
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("form", [{}, {"reduce": False}, {"output": "margin"}])
 def test_what_is_not_finite_is_never_hidden(

@@ -517,9 +517,9 @@ def _columns(value: Tensor, grad: Tensor) -> Tensor:
     """Sums value·grad (*, h) over all axes but the last, in double precision between blocks."""
     total = grad.new_zeros(grad.shape[-1], dtype=torch.float64)
     step = max(1, _MARGINS // max(1, grad[:1].numel()))
-    limit = torch.finfo(value.dtype).min  # −∞ has the gradient 0, and their product is 0.
     for part, of in zip(value.split(step), grad.split(step), strict=True):
-        total += (part.clamp_min(limit) * of).flatten(0, -2).sum(0)
+        # What has no gradient has no part in it, infinite or NaN as it may be.
+        total += (part * of).masked_fill_(of == 0, 0.0).flatten(0, -2).sum(0)
     return total
 
 
