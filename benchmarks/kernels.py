@@ -293,15 +293,15 @@ def _errors(case: Case, device: str) -> Iterator[Row]:
 class NaiveBilinear(BilinearUtility):
     """Evaluates the bilinear utility of both items of every pair for every draw."""
 
-    def pairwise(self, items: Tensor, z: Tensor) -> Callable[..., Tensor]:
-        inputs = [self.item_tower(items), self.user_tower(z)]
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        inputs = [factors, self.user_tower(z)]
         return lambda *comparisons, output: naive(Problem(inputs, *comparisons))
 
 
 class NaiveMLP(MLPUtility):
     """Evaluates the network on every draw's [h(x), z], without splitting its first layer."""
 
-    def pairwise(self, items: Tensor, z: Tensor) -> Callable[..., Tensor]:
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         first, activation, rest = self.item_tower
         *lower, last = rest
         hidden = nn.Sequential(first, activation, *lower)(items)
