@@ -18,8 +18,7 @@ device      dtype                       backend
 ==========  ==========================  =======================================================
 CPU         float32, float64            `"chunked"`: hand-written backward, bounded memory;
                                         for few comparisons `"reference"`, with one log-sigmoid
-CUDA        float32                     `"triton"` where Triton is installed, else `"chunked"`
-CUDA        float64                     `"chunked"`
+CUDA        float32, float64            `"chunked"`
 any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order
 ==========  ==========================  =======================================================
 
@@ -49,7 +48,7 @@ from fssa_bayes.kernels._comparisons import (
 
 __all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
 
-_BACKENDS = ("reference", "chunked", "triton")
+_BACKENDS = ("reference", "chunked")
 _EXACT = (torch.float32, torch.float64)
 # Below these numbers of margins (of hidden units for the mlp) the calls cost more than the work.
 _SMALL_MARGINS = 2**15
@@ -80,7 +79,7 @@ def pairwise_gather(
         position_bias: A scalar added to every margin, in nats.
         reduce: Whether to sum over a user's comparisons.
         output: `"log_prob"`, or `"margin"` for the margins themselves (never summed).
-        backend: `"reference"`, `"chunked"` or `"triton"`; None for what the table says.
+        backend: `"reference"` or `"chunked"`; None for what the table says.
 
     Returns:
         Log-likelihoods in nats with shape (S, U), or (S, U, N) with `reduce=False` or as margins.
