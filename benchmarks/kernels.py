@@ -266,7 +266,7 @@ def _errors(case: Case, device: str) -> Iterator[Row]:
     """Largest error relative to the largest value, against the simple form in float64."""
     few = Case(
         case.operation,
-        min(case.draws, 8),
+        min(case.draws, 16),
         min(case.users, 64),
         case.comparisons,
         case.width,
