@@ -113,8 +113,8 @@ class NeuralProcessGuide(nn.Module):
         """Returns q(z | context), with batch shape (U,) and event shape (K,)."""
         self.model.check_items(batch.items)
         pairs = _Pairs(batch, self.direction.weight.dtype)
-        items = self.model.standardise(batch.items)
-        factors = self.model.item_factors(batch.items, keep=True).detach()
+        items, factors = self.model.prepare_items(batch.items, keep=True)
+        factors = factors.detach()
         elements = self._embed(items, factors, pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, batch.num_comparisons)
         base = self._base(elements, summary, factors, pairs)

@@ -22,7 +22,7 @@ from fssa_bayes.nn import MLP, flip_between, tower
 __all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
 
 
-# Item factors on their way from a guide to its model; outside of the model, which may be copied.
+# Items and factors on their way from a guide to its model; outside of it, as it may be copied.
 _KEPT: WeakKeyDictionary[HeterogeneousBTL, tuple] = WeakKeyDictionary()
 
 
@@ -277,11 +277,11 @@ class HeterogeneousBTL(nn.Module):
         self.check_items(batch.items)
         self.check_z(z)
         lead = z.shape[:-2]
-        items = self.standardise(batch.items)
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         if self.latent_dim:
-            pairwise = self.utility.pairwise(items, self.item_factors(batch.items), flat)
+            pairwise = self.utility.pairwise(*self.prepare_items(batch.items), flat)
         else:  # Everybody has the same utilities.
+            items = self.standardise(batch.items)
             pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))
 
         def likelihood(choice: Tensor | None = None, output: str = "log_prob") -> Tensor:
@@ -321,19 +321,21 @@ class HeterogeneousBTL(nn.Module):
         self.check_z(z)
         return self.utility(self.standardise(items), z)
 
-    def item_factors(self, items: Tensor, *, keep: bool = False) -> Tensor:
-        """Returns the utility's factors of items (M, D) or (M,), with shape (M, F).
+    def prepare_items(self, items: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns items (M, D) or (M,) standardised, and the utility's factors of them (M, F).
 
-        A guide looks at the factors just before the model needs them for the same items. With
-        `keep` they stay for that next call, which takes them away: so they are computed once, and
-        no graph is used twice.
+        A guide looks at both just before the model needs them for the same items. With `keep` they
+        stay for that next call, which takes them away: so they are computed once, and no graph is
+        used twice.
         """
-        kept_for, factors = _KEPT.pop(self, (None, None))
-        if kept_for is None or kept_for[0] is not items or kept_for[1:] != self._factor_state():
-            factors = self.utility.item_factors(self.standardise(items))
+        state = self._factor_state()
+        kept_items, kept_state, prepared = _KEPT.pop(self, (None, None, None))
+        if kept_items is not items or kept_state != state:
+            standardised = self.standardise(items)
+            prepared = standardised, self.utility.item_factors(standardised)
         if keep:
-            _KEPT[self] = (items, *self._factor_state()), factors
-        return factors
+            _KEPT[self] = items, state, prepared
+        return prepared
 
     def _factor_state(self) -> tuple:
         """Tells apart parameters, and ways of differentiating by them, that factors depend on."""

@@ -183,7 +183,8 @@ class Fitter:
         if self.checkpoints is None:
             return
         device = self.model.device
-        everything = _prefixed("now", self.parameters()) | _prefixed("start", self.start) | tensors
+        now = flatten(self.model, self.guide)  # Copied when it is written.
+        everything = _prefixed("now", now) | _prefixed("start", self.start) | tensors
         everything["rng.torch"] = torch.get_rng_state()
         if device.type == "cuda":
             everything["rng.cuda"] = torch.cuda.get_rng_state(device)

@@ -349,7 +349,7 @@ def test_item_factors_are_computed_once_for_guide_and_model(
     def gradients(keep: bool) -> list[torch.Tensor | None]:
         model.zero_grad()
         if keep:
-            model.item_factors(batch.items, keep=True)
+            model.prepare_items(batch.items, keep=True)
         model.choice(batch, z).log_prob(batch.choice).sum().backward()
         return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
@@ -363,11 +363,11 @@ def test_item_factors_are_computed_once_for_guide_and_model(
     assert len(calls) == 3
 
     with torch.no_grad():
-        model.item_factors(batch.items, keep=True)  # Without a graph: of no use for gradients.
+        model.prepare_items(batch.items, keep=True)  # Without a graph: of no use for gradients.
     torch.testing.assert_close(gradients(keep=False), expected)
-    model.item_factors(batch.items.clone(), keep=True)  # Other items.
+    model.prepare_items(batch.items.clone(), keep=True)  # Other items.
     torch.testing.assert_close(gradients(keep=False), expected)
-    model.item_factors(batch.items, keep=True)
+    model.prepare_items(batch.items, keep=True)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)  # Other parameters.
