@@ -434,6 +434,19 @@ class Preferences:
         mask = np.arange(counts.max(initial=0)) < counts[:, None]
         return self._assemble(rng.integers(self.num_comparisons, size=mask.shape), mask)
 
+    def imagine(self, comparison: np.ndarray) -> Preferences:
+        """Returns imaginary people who are asked the pairs of comparisons (U, N), given by number.
+
+        As with :meth:`resample_pairs`, their choices have no meaning until a simulation replaces
+        them; their names are numbers and they have no covariates.
+        """
+        users, width = comparison.shape
+        imagined = self._derive(
+            comparison.ravel(), np.arange(users + 1) * width, np.zeros(0, dtype=np.int64)
+        )
+        imagined.user_names, imagined.covariates = pd.RangeIndex(users, name="user"), None
+        return imagined
+
     def _assemble(self, comparison: np.ndarray, mask: np.ndarray) -> Batch:
         """Builds a batch from comparison numbers (U, N), with only the items that it needs."""
         pairs = np.stack([self.left[comparison[mask]], self.right[comparison[mask]]])

@@ -1,0 +1,129 @@
+"""One self-contained page of HTML: text, tables and figures in a single file, without network."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import Template
+
+import pandas as pd
+
+__all__ = ["Figure", "Section", "render"]
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
+       max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+p, li, figcaption { max-width: 45rem; overflow-wrap: break-word; }
+.lead { font-size: 1.1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+th, td { border-bottom: 1px solid #ccc; padding: .35rem .6rem .35rem 0; text-align: left;
+         vertical-align: top; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.verdict { white-space: nowrap; font-weight: bold; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { font-size: .9rem; color: #333; }
+footer { margin-top: 3rem; font-size: .85rem; color: #555; border-top: 1px solid #ccc; }
+@media (max-width: 40rem) {
+  .cards thead { display: none; }
+  .cards tr { display: block; border: 1px solid #999; border-radius: .3rem; margin: .8rem 0;
+              padding: .3rem .6rem; }
+  .cards td { display: block; border: 0; padding: .15rem 0; white-space: normal; }
+  .cards td::before { content: attr(data-label) ": "; color: #555; font-weight: normal; }
+}
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$body
+<footer>$footer</footer>
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Holds a picture.
+
+    Attributes:
+        png: The picture's file.
+        caption: What it shows and what to see in it.
+    """
+
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Holds a part of the page: a heading, paragraphs, a table and figures.
+
+    Attributes:
+        heading: The heading; empty for the opening.
+        text: Paragraphs.
+        table: A table, written whole, or None.
+        figures: Pictures.
+        cards: Whether each row of the table becomes a card on a narrow screen; else it scrolls.
+    """
+
+    heading: str
+    text: Sequence[str] = ()
+    table: pd.DataFrame | None = None
+    figures: Sequence[Figure] = ()
+    cards: bool = False
+
+
+def render(title: str, sections: Sequence[Section], footer: str) -> str:
+    """Writes the page; every text is escaped."""
+    body = "\n".join(_section(section) for section in sections)
+    return _PAGE.substitute(title=html.escape(title), body=body, footer=html.escape(footer))
+
+
+def _section(section: Section) -> str:
+    lead = "" if section.heading else ' class="lead"'
+    parts = [f"<h2>{html.escape(section.heading)}</h2>"] if section.heading else []
+    parts += [f"<p{lead}>{html.escape(text)}</p>" for text in section.text]
+    if section.table is not None:
+        parts.append(_table(section.table, section.cards))
+    parts += [_figure(figure) for figure in section.figures]
+    return "\n".join(parts)
+
+
+def _table(table: pd.DataFrame, cards: bool) -> str:
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
+    rows = []
+    for row in table.itertuples(index=False):
+        cells = zip(table.columns, row, strict=True)
+        rows.append("<tr>" + "".join(_cell(str(name), value) for name, value in cells) + "</tr>")
+    kind = ' class="cards"' if cards else ""
+    return (
+        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
+    )
+
+
+def _cell(name: str, value: object) -> str:
+    kind = "number" if isinstance(value, float) else "verdict" if name == "verdict" else ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    attributes = f' class="{kind}"' if kind else ""
+    return f'<td{attributes} data-label="{html.escape(name)}">{html.escape(text)}</td>'
+
+
+def _figure(figure: Figure) -> str:
+    caption = html.escape(figure.caption)
+    data = base64.b64encode(figure.png).decode("ascii")
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

@@ -1,0 +1,291 @@
+r"""Does a posterior cover people who are simulated from its own model?
+
+People are drawn from the fitted model, z from p(z), and asked pairs of the data. Were the posterior
+exact, the probability integral transform of a true value within its posterior would be uniform, at
+every number of known choices (Talts et al. 2018). All quantities are free of the gauge of z: margins
+of fixed pairs, the same for everybody; margins of pairs that are each person's own, whose ranks are
+those of their choice probabilities; and the log-likelihood of the context, which alone sees a
+posterior that has learnt too little from it (Modrák et al. 2023).
+
+These checks see whether the guide and its correction match the *fitted model*. They cannot see a
+wrong model, which passes on its own simulations: :mod:`fssa_bayes.report` therefore sets them beside
+checks on real people.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fssa_bayes import diagnostics
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.importance import draw_posterior, user_batches
+from fssa_bayes.inference import check_data, check_guide
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = ["LEVELS", "CalibrationStudy", "SimulatedPeople", "calibrate", "simulate_people"]
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Probabilities of the central intervals whose coverage is counted."""
+
+NUM_FIXED, NUM_OWN = 3, 2
+
+_QUANTITIES = (
+    *(f"difference of pair {pair + 1}" for pair in range(NUM_FIXED)),
+    *(f"probability of own pair {pair + 1}" for pair in range(NUM_OWN)),
+    "distance to a point (TARP)",
+    "log-likelihood of context",
+)
+
+
+@dataclass(frozen=True)
+class SimulatedPeople:
+    """Holds people drawn from a model.
+
+    Attributes:
+        context: What is known of them.
+        target: Pairs whose margins are the quantities of the study; nobody chose between them.
+        z: Their latent factors, with shape (U, K).
+    """
+
+    context: Preferences
+    target: Preferences
+    z: Tensor
+
+
+def simulate_people(
+    model: HeterogeneousBTL,
+    data: Preferences,
+    num_context: int,
+    num_users: int = 2000,
+    *,
+    seed: int = 0,
+) -> SimulatedPeople:
+    """Draws people from the model and asks them pairs of the data.
+
+    Args:
+        model: The model, whose people they are.
+        data: Whose pairs are resampled; its choices are not looked at.
+        num_context: Number of choices known of everybody.
+        num_users: Number of people U.
+        seed: Seed of pairs, people and choices.
+
+    Returns:
+        The people. Their target begins with pairs that are the same for all people and all sizes
+        of context, and ends with pairs of their own.
+    """
+    fixed = np.random.default_rng(seed).choice(data.num_comparisons, NUM_FIXED)
+    rng = np.random.default_rng((seed, num_context))
+    asked = rng.integers(data.num_comparisons, size=(num_users, num_context))
+    own = rng.integers(data.num_comparisons, size=(num_users, NUM_OWN))
+    target = np.concatenate([np.broadcast_to(fixed, (num_users, NUM_FIXED)), own], 1)
+    simulation = int(rng.integers(2**31))
+    context, z = model.simulate(data.imagine(asked), seed=simulation)
+    return SimulatedPeople(context, data.imagine(target), z)
+
+
+Weightings = tuple[Tensor, dict[str, Tensor]]
+"""Draws (S, U, K), and normalised log-weights (S, U) by the name of the posterior they make."""
+
+
+@dataclass(frozen=True)
+class CalibrationStudy:
+    """Holds transforms of simulated truths in their posteriors, by number of known choices.
+
+    G sizes of context, U people at each, Q quantities.
+
+    Attributes:
+        sizes: Numbers of known choices, (G,).
+        quantities: Names of the quantities, (Q,).
+        pit: Probability integral transforms with shape (G, U, Q), by name of the posterior:
+            `"corrected"`, the importance-weighted one, and `"guide"`, the guide's own draws, unless
+            other draws were studied. NaN for the log-likelihood of an empty context.
+        relative_ess: Effective sample size of the guide's draws as a share of their number, (G, U).
+        pareto_k: Pareto k-hat of the guide's draws, (G, U).
+        contraction: 1 − posterior over prior variance of a margin, the mean over the fixed pairs,
+            for the first posterior, (G, U).
+    """
+
+    sizes: tuple[int, ...]
+    quantities: tuple[str, ...]
+    pit: dict[str, Tensor]
+    relative_ess: Tensor
+    pareto_k: Tensor
+    contraction: Tensor
+
+    def coverage(self) -> pd.DataFrame:
+        """Counts how often central intervals hold the truth.
+
+        Returns:
+            One row for every posterior, size, quantity and level: `coverage`, the binomial
+            `standard_error` of an exact posterior, and `z`, their distance in standard errors.
+        """
+        rows = []
+        for posterior, size, quantity, pit in self._columns():
+            for level in LEVELS:
+                covered = ((pit - 0.5).abs() < level / 2).double().mean().item()
+                error = math.sqrt(level * (1 - level) / len(pit))
+                distance = (covered - level) / error
+                rows.append((posterior, size, quantity, level, covered, error, distance))
+        names = ["posterior", "contexts", "quantity", "level", "coverage", "standard_error", "z"]
+        return pd.DataFrame(rows, columns=names)
+
+    def _columns(self) -> Iterator[tuple[str, int, str, Tensor]]:
+        for posterior, pit in self.pit.items():
+            for size, people in zip(self.sizes, pit, strict=True):
+                for quantity, values in zip(self.quantities, people.unbind(-1), strict=True):
+                    if not values.isnan().any():
+                        yield posterior, size, quantity, values
+
+
+@torch.no_grad()
+def calibrate(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    *,
+    sizes: Sequence[int] = (0, 1, 2, 4, 8, 16),
+    num_users: int = 2000,
+    num_samples: int = 1000,
+    draw: Callable[[SimulatedPeople, int], Weightings] | None = None,
+    seed: int = 0,
+) -> CalibrationStudy:
+    """Studies the posteriors of people simulated from the model.
+
+    Args:
+        model: A fitted model with latent factor.
+        guide: Its guide; None where `draw` needs none.
+        data: Whose pairs are asked.
+        sizes: Numbers of known choices.
+        num_users: People simulated at each of them.
+        num_samples: Draws S of each person's posterior.
+        draw: Another way to a posterior, to be studied in the same manner: maps people and a seed
+            to draws (S, U, K) and normalised log-weights (S, U) by name.
+        seed: Seed of people and draws.
+
+    Returns:
+        The study.
+
+    Raises:
+        ValueError: If the data do not fit the model, or a number is out of range.
+
+    References:
+        Talts et al. (2018), Validating Bayesian inference algorithms with simulation-based
+        calibration, arXiv 1804.06788.
+        Modrák et al. (2023), Simulation-based calibration checking for Bayesian computation: the
+        choice of test quantities shapes sensitivity, arXiv 2211.02383.
+        Lemos et al. (2023), Sampling-based accuracy testing of posterior estimators for general
+        inference, arXiv 2302.03026.
+    """
+    check_data(model, data)
+    sizes = _check_sizes(model, sizes, num_users, num_samples)
+    if draw is None:
+        check_guide(model, guide)
+    parts = []
+    for size in sizes:
+        people = simulate_people(model, data, size, num_users, seed=seed)
+        weightings = draw or _Amortised(model, guide, num_samples)
+        z, log_weights = weightings(people, seed)
+        parts.append(_transform(model, people, z, log_weights, seed))
+        if draw is None:
+            parts[-1] |= {"relative_ess": weightings.draws.relative_ess}
+            parts[-1] |= {"pareto_k": weightings.draws.pareto_k}
+        else:
+            unknown = torch.full((num_users,), torch.nan)
+            parts[-1] |= {"relative_ess": unknown, "pareto_k": unknown}
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    summaries = {name: stacked.pop(name) for name in ("relative_ess", "pareto_k", "contraction")}
+    return CalibrationStudy(sizes, _QUANTITIES, stacked, **summaries)
+
+
+class _Amortised:
+    """Draws by guide and importance weights, which weigh the same draws in two ways."""
+
+    def __init__(
+        self, model: HeterogeneousBTL, guide: NeuralProcessGuide, num_samples: int
+    ) -> None:
+        self.model, self.guide, self.num_samples = model, guide, num_samples
+
+    def __call__(self, people: SimulatedPeople, seed: int) -> Weightings:
+        self.draws = draw_posterior(
+            self.model, self.guide, people.context, self.num_samples, seed=seed, correct="psis"
+        )
+        of_guide = torch.full_like(self.draws.log_weights, -math.inf)
+        from_guide = len(self.draws.log_ratio)
+        of_guide[:from_guide] = -math.log(from_guide)
+        return self.draws.z, {"corrected": self.draws.log_weights, "guide": of_guide}
+
+
+def _transform(
+    model: HeterogeneousBTL,
+    people: SimulatedPeople,
+    z: Tensor,
+    log_weights: dict[str, Tensor],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Computes the transforms of every posterior, and the contraction of the first, in batches."""
+    with seeded(seed):
+        elsewhere = model.prior(len(people.context)).sample().cpu()
+    first = next(iter(log_weights))
+    pit: dict[str, list[Tensor]] = {name: [] for name in log_weights}
+    variances, truths = [], []
+    start = 0
+    for target in user_batches(people.target, len(z), model.device):
+        chunk = slice(start, start + target.num_users)
+        start = chunk.stop
+        context = people.context.batch(range(chunk.start, chunk.stop)).to(model.device)
+        # The truth, somewhere else, and the draws: evaluated in the same way.
+        together = torch.cat([people.z[None, chunk], elsewhere[None, chunk], z[:, chunk]])
+        together = together.to(model.device)
+        margin = model.choice(target, together).margin.cpu()
+        log_prob = model.choice(context, together).log_prob(context.choice).cpu().unsqueeze(-1)
+        for name, weight in ((name, weight[:, chunk]) for name, weight in log_weights.items()):
+            share = weight.exp().unsqueeze(-1)
+            mean = (share * margin[2:]).sum(0)
+            # The point between the posterior and somewhere else depends on the context, without
+            # which the prior would pass (Lemos et al. 2023).
+            distance = (margin - (mean + margin[1]) / 2).norm(dim=-1, keepdim=True)
+            values = torch.cat([margin, distance, log_prob], -1)
+            pit[name].append(
+                diagnostics.weighted_pit(values[2:], weight, values[0], seed=seed + chunk.start)
+            )
+            if name == first:
+                variances.append((share * (margin[2:] - mean).square()).sum(0)[:, :NUM_FIXED])
+        truths.append(margin[0, :, :NUM_FIXED])
+    transforms = {name: torch.cat(parts) for name, parts in pit.items()}
+    if people.context.num_comparisons == 0:
+        for values in transforms.values():
+            values[:, -1] = torch.nan
+    between = torch.cat(truths).var(0).clamp(min=torch.finfo(torch.float32).tiny)
+    return transforms | {"contraction": 1 - (torch.cat(variances) / between).mean(-1)}
+
+
+def _check_sizes(
+    model: HeterogeneousBTL, sizes: Sequence[int], num_users: int, num_samples: int
+) -> tuple[int, ...]:
+    if model.latent_dim == 0:
+        raise ValueError(
+            "model must have latent_dim of at least 1 to be studied, got 0: everybody has the same "
+            "utilities and nothing is inferred from a person's choices"
+        )
+    sizes = tuple(int(size) for size in sizes)
+    if not sizes or min(sizes) < 0 or len(set(sizes)) < len(sizes):
+        raise ValueError(f"sizes must be different numbers of known choices from 0, got {sizes}")
+    if num_users < 100:
+        raise ValueError(
+            f"num_users must be at least 100, fewer show no miscalibration, got {num_users}"
+        )
+    if num_samples < 100:
+        raise ValueError(
+            f"num_samples must be at least 100, for transforms that are nearly continuous, got "
+            f"{num_samples}"
+        )
+    return sizes

@@ -1,0 +1,244 @@
+r"""Do predictions hold for people the model has never seen?
+
+Simulated people cannot show that a model is wrong; real ones can. For every number of known choices
+the unseen ones are scored, their probabilities kept for a reliability diagram, and each person's
+number of agreements with the average person is set against its predictive distribution, which is
+too narrow where people differ more than the model thinks.
+
+Score tests ask in which direction the data would change the fitted model. With :math:`\ell_u(s)`
+the log marginal likelihood of a person when every margin m becomes :math:`m + (s - 1)\,\delta`,
+
+.. math:: \frac{d \ell_u}{d s}(1) = E_{z \mid y_u} \sum_n (y_{un} - \sigma(m_{un}))\,\delta_{un},
+
+whose expectation is zero for people from the model (Fisher's identity), so that the mean over
+people, divided by its standard error, is standard normal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fssa_bayes import diagnostics
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.importance import log_predictive, user_batches
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.posterior import Posterior
+
+__all__ = ["HeldOut", "predict_held_out", "score_tests"]
+
+_LEAST_PEOPLE = 20  # Fewer give no standard error worth printing.
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Holds predictions of unseen choices at one number of known choices.
+
+    U people with N unseen choices at most, NaN in padding.
+
+    Attributes:
+        num_context: Number of known choices.
+        prob: Probability that left is preferred, (U, N).
+        choice: What was chosen, (U, N).
+        log_score: Log-probability of each choice in nats, (U, N).
+        baseline: The same where nothing is known of the person, (U, N).
+        pit: Transform of each person's agreements with the average person in their predictive
+            distribution, randomised, (U,).
+    """
+
+    num_context: int
+    prob: Tensor
+    choice: Tensor
+    log_score: Tensor
+    baseline: Tensor
+    pit: Tensor
+
+    def gain(self) -> tuple[float, float]:
+        """Returns how much knowing the person gains a comparison, in nats, with its standard error.
+
+        The mean over people of each person's mean, so that the standard error is clustered by
+        person.
+        """
+        gain = (self.log_score - self.baseline).nanmean(-1)
+        return gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()
+
+
+def predict_held_out(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    data: Preferences,
+    *,
+    sizes: Sequence[int] = (0, 1, 2, 4, 8, 16),
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> list[HeldOut]:
+    """Predicts the unseen choices of people from the first few.
+
+    Args:
+        model: A fitted model.
+        guide: Its guide.
+        data: People who took no part in the fit.
+        sizes: Numbers of known choices; those that leave fewer than 20 people with something to
+            predict are left out.
+        num_samples: Draws S of each person's posterior.
+        seed: Seed of splits and draws.
+
+    Returns:
+        The predictions, one entry a size.
+
+    Raises:
+        ValueError: If the data do not fit the model, or no size leaves enough people.
+    """
+    predictions = []
+    for size in sizes:
+        enough = data.counts > size
+        if enough.sum() >= _LEAST_PEOPLE:
+            context, target = data.subset(enough).split_context(size, seed=seed)
+            predictions.append(_predict(model, guide, size, context, target, num_samples, seed))
+    if not predictions:
+        raise ValueError(
+            f"data must have {_LEAST_PEOPLE} people with more than min(sizes) = {min(sizes)} "
+            f"comparisons, got {len(data)} people with at most {data.counts.max()}"
+        )
+    return predictions
+
+
+def _predict(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    size: int,
+    context: Preferences,
+    target: Preferences,
+    num_samples: int,
+    seed: int,
+) -> HeldOut:
+    nothing, _ = target.split_context(0, seed=seed)
+    known = Posterior(model, guide, context, num_samples, seed=seed)
+    unknown = Posterior(model, guide, nothing, num_samples, seed=seed)
+    average = unknown.choice_prob(target).mean
+    whole = target.batch()
+    tables = {name: torch.full_like(average, torch.nan) for name in ("log_score", "baseline")}
+    pit = torch.empty(len(target))
+    with seeded(seed):
+        for name, posterior in (("log_score", known), ("baseline", unknown)):
+            for people, batch, margin, log_weights in _margins(posterior, target):
+                score = log_predictive(margin, log_weights, batch.choice)
+                width = batch.mask.shape[1]
+                tables[name][people, :width] = score.masked_fill(~batch.mask, torch.nan).cpu()
+                if name == "log_score":
+                    liked = (average[people, :width] > 0.5).to(batch.choice) * 2 - 1
+                    # Half a win each was never drawn by a model without ties.
+                    weight = liked * (batch.mask & (batch.choice != 0.5))
+                    drawn = torch.bernoulli(torch.sigmoid(margin)) - 0.5
+                    agreed = ((batch.choice - 0.5) * weight).sum(-1, keepdim=True)
+                    pit[people] = diagnostics.weighted_pit(
+                        (drawn * weight).sum(-1, keepdim=True).cpu(),
+                        log_weights.cpu(),
+                        agreed.cpu(),
+                        seed=seed + people.start,
+                    ).squeeze(-1)
+    return HeldOut(
+        size,
+        prob=known.choice_prob(target).mean,
+        choice=whole.choice.masked_fill(~whole.mask, torch.nan),
+        pit=pit,
+        **tables,
+    )
+
+
+@torch.no_grad()
+def _margins(
+    posterior: Posterior, target: Preferences
+) -> Iterator[tuple[slice, Batch, Tensor, Tensor]]:
+    """Iterates over margins (S, U, N) and normalised log-weights (S, U), some people at a time."""
+    model, (z, log_weights) = posterior.model, posterior.proposals
+    start = 0
+    for batch in user_batches(target, len(z), model.device):
+        people = slice(start, start + batch.num_users)
+        start = people.stop
+        margin = model.choice(batch, z[:, people].to(model.device)).margin
+        yield people, batch, margin, log_weights[:, people].to(model.device)
+
+
+_DIRECTIONS = (
+    "difference between people",
+    "consistency of choices",
+    "left over right",
+    "lapses",
+)
+
+
+def score_tests(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    data: Preferences,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Tests in which directions people who took no part in the fit contradict the model.
+
+    Directions δ of a margin m, whose mean over the population is :math:`\bar m`: people differ
+    more (:math:`m - \bar m`), choices are more consistent (m), left is preferred (1). For lapses
+    the log-likelihood is differentiated by the probability of a choice made at random.
+
+    Args:
+        model: A fitted model.
+        guide: Its guide.
+        data: People who took no part in the fit.
+        num_samples: Draws S of each person's posterior given all their choices.
+        seed: Seed of the draws.
+
+    Returns:
+        One row a direction (index `direction`): `score`, the mean over people in nats per unit of
+        s; `standard_error`, clustered by person; `z`, their ratio; `p`, two-sided (one-sided for
+        lapses, which cannot be negative).
+
+    Raises:
+        ValueError: If the data do not fit the model or there are fewer than 20 people.
+
+    References:
+        Rao (1948), Large sample tests of statistical hypotheses concerning several parameters.
+        Commenges & Jacqmin-Gadda (1997), Generalized score test of homogeneity based on correlated
+        random effects models, JRSS B 59(1).
+    """
+    if len(data) < _LEAST_PEOPLE:
+        raise ValueError(
+            f"data must have at least {_LEAST_PEOPLE} people for a test, got {len(data)}"
+        )
+    posterior = Posterior(model, guide, data, num_samples, seed=seed)
+    with seeded(seed), torch.no_grad():
+        strangers = model.prior(256).sample()
+    scores = []
+    for _, batch, margin, log_weights in _margins(posterior, data):
+        average = _mean_margin(model, batch, strangers)
+        sign = 2 * batch.choice - 1
+        residual = batch.choice - torch.sigmoid(margin)
+        # (½ − p) / p for the probability p of what was chosen: e^{−m} / 2 − ½ for left.
+        slip = 0.5 * torch.exp(-sign * margin) - 0.5
+        terms = (residual * (margin - average), residual * margin, residual, slip)
+        person = [(term * batch.mask).sum(-1) for term in terms]
+        weights = log_weights.exp().unsqueeze(-1)
+        scores.append((weights * torch.stack(person, -1)).sum(0))
+    score = torch.cat(scores).double().cpu().numpy()
+    error = score.std(0, ddof=1) / np.sqrt(len(score))
+    z = score.mean(0) / error
+    p = 2 * stats.norm.sf(np.abs(z))
+    p[-1] = stats.norm.sf(z[-1])
+    index = pd.Index(_DIRECTIONS, name="direction")
+    columns = {"score": score.mean(0), "standard_error": error, "z": z, "p": p}
+    return pd.DataFrame(columns, index=index)
+
+
+def _mean_margin(model: HeterogeneousBTL, batch: Batch, z: Tensor) -> Tensor:
+    """Averages margins over people z (S, K) from the population, to shape (U, N)."""
+    everybody = z.unsqueeze(1).expand(-1, batch.num_users, -1)
+    return model.choice(batch, everybody).margin.mean(0)
