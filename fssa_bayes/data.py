@@ -1,9 +1,10 @@
 r"""Paired comparisons of many people: storage, splits and batches.
 
 The convention, stated once: a *comparison* shows a person two items, `left` and `right`; its
-`choice` is 1 if left was preferred, 0 if right was, and ½ for half a win each (a tie proper needs
-a model with ties). The *margin* is utility(left) − utility(right), in nats, and the
-log-likelihood of a choice y at margin m is :math:`y\,m - \log(1 + e^m)`.
+`choice` is 1 if left was preferred, 0 if right was, and ½ for half a win each (or for a tie proper:
+data remember which, by `ties="half"` or `"keep"`, and the latter need a model with ties). The
+*margin* is utility(left) − utility(right), in nats, and the log-likelihood of a choice y at margin
+m is :math:`y\,m - \log(1 + e^m)`; `distributions.py` adds ties, a position bias and lapses.
 """
 
 from __future__ import annotations
@@ -94,13 +95,14 @@ class Summary:
         features: Number of features of an item, or None where items have none.
         comparisons: Number of comparisons.
         per_user: Smallest, median and largest number of comparisons of a person.
-        half_wins: Comparisons with choice ½.
+        half_wins: Comparisons with choice ½ that count as half a win each.
         dropped_ties: Ties that `ties="drop"` removed.
         duplicates: Comparisons of a pair that the same person had answered before, the same way.
         contradictions: Pairs that one person answered in different ways.
         unused_items: Items that nobody compared.
         component_sizes: Sizes of the connected components of the comparison graph, largest first,
             unused items left out.
+        ties: Comparisons with choice ½ that are ties proper, kept by `ties="keep"`.
     """
 
     users: int
@@ -114,6 +116,7 @@ class Summary:
     contradictions: int
     unused_items: int
     component_sizes: tuple[int, ...]
+    ties: int = 0
 
     def __str__(self) -> str:
         low, median, high = self.per_user
@@ -126,6 +129,7 @@ class Summary:
             ("comparisons", f"{self.comparisons:,}"),
             ("per person", f"{low:,} to {high:,}, median {median:g}"),
             ("half wins", f"{self.half_wins:,}"),
+            ("ties kept", f"{self.ties:,}"),
             ("ties dropped", f"{self.dropped_ties:,}"),
             ("repeated answers", f"{self.duplicates:,}"),
             ("contradicted pairs", f"{self.contradictions:,}"),
@@ -580,10 +584,16 @@ class Preferences:
         swapped.choice = np.where(which, 1 - self.choice, self.choice)
         return swapped
 
-    def with_choices(self, choice: np.ndarray) -> Preferences:
-        """Returns the same people and pairs with other choices, with shape (R,)."""
+    def with_choices(self, choice: np.ndarray, *, ties: str | None = None) -> Preferences:
+        """Returns the same people and pairs with other choices, with shape (R,).
+
+        `ties` says what a choice of ½ means in them, `"half"` or `"keep"`; as before if None.
+        """
+        if ties not in (None, "half", "keep"):
+            raise ValueError(f"ties must be None, 'half' or 'keep', got {ties!r}")
         changed = self._derive(np.arange(self.num_comparisons), self.offsets, np.arange(len(self)))
         changed.choice = _choices(choice, self.num_comparisons)
+        changed.ties = self.ties if ties is None else ties
         return changed
 
     def _derive(self, rows: np.ndarray, offsets: np.ndarray, people: np.ndarray) -> Preferences:
@@ -611,12 +621,13 @@ class Preferences:
             features=None if self.items is None else self.num_features,
             comparisons=self.num_comparisons,
             per_user=(int(counts.min()), float(np.median(counts)), int(counts.max())),
-            half_wins=int((self.choice == 0.5).sum()),
+            half_wins=0 if self.ties == "keep" else int((self.choice == 0.5).sum()),
             dropped_ties=self.dropped_ties,
             duplicates=duplicates,
             contradictions=contradictions,
             unused_items=unused,
             component_sizes=tuple(int(size) for size in np.bincount(labels[labels >= 0])),
+            ties=int((self.choice == 0.5).sum()) if self.ties == "keep" else 0,
         )
 
     def digest(self) -> str:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import Draws, user_batches
 from fssa_bayes.inference_data import Group, build, coordinate
-from fssa_bayes.kernels.reference import pairwise_log_prob
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 
 if TYPE_CHECKING:
@@ -131,18 +131,19 @@ class _Exporter:
             z = prior.sample((len(self.draws.z),)).cpu()
         return Group(self._latent(z), self.coords)
 
+    @torch.no_grad()
     def observed(self) -> tuple[Group, Group, Group]:
         """Returns the choices, choices simulated from the posterior and log-likelihoods."""
         data, count = self.context, len(self.draws.z)
         log_prob = np.empty((1, count, data.num_comparisons), dtype=np.float32)
         total = np.empty((1, count, len(data)), dtype=np.float32)
-        simulated = np.empty(log_prob.shape, dtype=np.int8)
+        simulated = np.empty(log_prob.shape, dtype=_choice_dtype(self.model))
         with seeded(self.seeds[1]):
-            for people, columns, batch, margin in _margins(self.model, self.draws.z, data):
-                value = pairwise_log_prob(margin, batch.choice) * batch.mask
+            for people, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, data):
+                value = likelihood.log_prob_each(batch.choice)
                 total[0, :, people] = value.sum(-1).cpu()
                 log_prob[0, :, columns] = value[:, batch.mask].cpu()
-                simulated[0, :, columns] = _simulate(margin[:, batch.mask])
+                simulated[0, :, columns] = likelihood.sample()[:, batch.mask].cpu()
         dims, coords = (*_DRAW, "comparison"), self._coords(data)
         likelihood = {"choice": (dims, log_prob), "per_user": ((*_DRAW, "user"), total)}
         observed = Group({"choice": (("comparison",), data.choice)}, coords)
@@ -168,16 +169,22 @@ class _Exporter:
             variables["feature_scale"] = ("feature",), self.model.feature_scale.cpu().numpy()
         return Group(variables, self._coords(data, used))
 
+    @torch.no_grad()
     def predictions(self, target: Preferences) -> dict[str, Group]:
         """Returns probabilities and simulated choices of unseen comparisons, and their pairs."""
         prob = np.empty((1, len(self.draws.z), target.num_comparisons), dtype=np.float32)
-        simulated = np.empty(prob.shape, dtype=np.int8)
-        with seeded(self.seeds[2]):
-            for _, columns, batch, margin in _margins(self.model, self.draws.z, target):
-                prob[0, :, columns] = margin[:, batch.mask].sigmoid().cpu()
-                simulated[0, :, columns] = _simulate(margin[:, batch.mask])
+        simulated = np.empty(prob.shape, dtype=_choice_dtype(self.model))
         dims = (*_DRAW, "comparison")
         variables = {"prob": (dims, prob), "choice": (dims, simulated)}
+        if self.model.has_ties:
+            variables["prob_tie"] = dims, np.empty_like(prob)
+        with seeded(self.seeds[2]):
+            for _, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, target):
+                prob[0, :, columns] = likelihood.mean[:, batch.mask].cpu()
+                simulated[0, :, columns] = likelihood.sample()[:, batch.mask].cpu()
+                if self.model.has_ties:
+                    prob_tie = likelihood.outcomes.tie.exp()
+                    variables["prob_tie"][1][0, :, columns] = prob_tie[:, batch.mask].cpu()
         pairs, used = self._pairs(target)
         return {
             "predictions": Group(variables, self._coords(target)),
@@ -298,8 +305,9 @@ def _check_size(
     width = 2 * model.latent_dim + num_items + 3
     width += 2 * model.num_features if _has_coefficients(model, context) else 0
     rows = context.num_comparisons + (0 if target is None else target.num_comparisons)
-    # A comparison has a float32 (log-likelihood or probability) and an int8 (simulated choice).
-    size = count * (4 * width * len(context) + 5 * rows)
+    # A comparison has a float32 (log-likelihood or probability) and an int8 (simulated choice);
+    # with ties float32 holds choices, and there is a second probability.
+    size = count * (4 * width * len(context) + (12 if model.has_ties else 5) * rows)
     if size > _MAX_BYTES:
         raise ValueError(
             f"the export would need {size / 2**30:.1f} GiB for {count} draws of {len(context)} "
@@ -309,22 +317,22 @@ def _check_size(
         )
 
 
-@torch.no_grad()
-def _margins(
+def _likelihoods(
     model: HeterogeneousBTL, z: Tensor, data: Preferences
-) -> Iterator[tuple[slice, slice, Batch, Tensor]]:
-    """Yields margins (S, u, N) of a few people at a time, with the columns they are stored in."""
+) -> Iterator[tuple[slice, slice, Batch, BradleyTerry]]:
+    """Yields likelihoods (S, u, N) of a few people at a time, with the columns they belong in."""
     start = 0
     for batch in user_batches(data, len(z), model.device):
         stop = start + batch.num_users
-        margin = model.choice(batch, z[:, start:stop].to(model.device)).margin
+        likelihood = model.choice(batch, z[:, start:stop].to(model.device))
         columns = slice(data.offsets[start], data.offsets[stop])
-        yield slice(start, stop), columns, batch, margin
+        yield slice(start, stop), columns, batch, likelihood
         start = stop
 
 
-def _simulate(margin: Tensor) -> np.ndarray:
-    return torch.bernoulli(margin.sigmoid()).to(torch.int8).cpu().numpy()
+def _choice_dtype(model: HeterogeneousBTL) -> type:
+    """Returns the smallest type that holds a simulated choice: ties are ½."""
+    return np.float32 if model.has_ties else np.int8
 
 
 def _attributes(
@@ -344,6 +352,8 @@ def _attributes(
         "utility": model.config["utility"],
         "latent_dim": model.latent_dim,
         "prior": model.config["prior"],
+        "ties": model.config["ties"],
+        **{name: parameter.item() for name, parameter in model.answer_parameters().items()},
         "guide": None if guide is None else guide.posterior_family,
         "correct": correct,
         "seed": seed,

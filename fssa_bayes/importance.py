@@ -15,11 +15,11 @@ from functools import cached_property
 import numpy as np
 import pyro
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL
@@ -308,19 +308,18 @@ def estimate_log_marginal_likelihood(
         num_samples = drawn
 
 
-def log_predictive(margin: Tensor, log_weights: Tensor, choice: Tensor) -> Tensor:
+def log_predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> Tensor:
     r"""Evaluates the log-probability of each choice, averaged over draws of z.
 
     Args:
-        margin: Margins in nats with shape (S, U, N).
+        outcomes: Log-probabilities of the outcomes, each with shape (S, U, N).
         log_weights: Normalised log-weights with shape (S, U).
         choice: Choices with shape (U, N).
 
     Returns:
-        :math:`y \log \bar p + (1 - y) \log(1 - \bar p)` in nats with shape (U, N), where
-        :math:`\bar p` is the weighted mean of σ(margin).
+        :math:`\log \bar p(y)` in nats with shape (U, N), where :math:`\bar p` is the weighted mean
+        of an outcome's probability; half a win each scores
+        :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`.
     """
     log_weights = log_weights.unsqueeze(-1)
-    log_left = (log_weights + F.logsigmoid(margin)).logsumexp(0)
-    log_right = (log_weights + F.logsigmoid(-margin)).logsumexp(0)
-    return choice * log_left + (1 - choice) * log_right
+    return outcomes.map(lambda x: (log_weights + x).logsumexp(0)).log_prob(choice)

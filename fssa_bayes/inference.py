@@ -320,9 +320,22 @@ def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
                 "the model was first fitted to: are the units the same?",
                 stacklevel=3,
             )
-    if data.ties == "keep" and (data.choice == 0.5).any():
+    check_ties(model, data)
+
+
+def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Raises an error where a choice of ½ means one thing in the data and another to the model."""
+    number = int((data.choice == 0.5).sum())
+    if number and data.ties == "keep" and not model.has_ties:
         raise ValueError(
-            "data keeps ties, and the model has none: read the data with ties='half' or 'drop'"
+            f"data keeps ties ({number} of {data.num_comparisons} comparisons), and the model has "
+            "none: build it with ties='davidson', or read the data with ties='half' or 'drop'"
+        )
+    if number and data.ties != "keep" and model.has_ties:
+        raise ValueError(
+            f"data counts ties as half a win each ({number} of {data.num_comparisons} "
+            "comparisons), and the model has ties proper: read the data with ties='keep', or build "
+            "the model with ties=None"
         )
 
 
@@ -355,6 +368,12 @@ def _check_training_data(
         raise ValueError(
             "a heterogeneous model needs at least 2 people to tell how they differ, got 1: "
             "use latent_dim=0"
+        )
+    if model.has_ties and not (data.choice == 0.5).any():
+        dropped = f", {data.dropped_ties} having been dropped" if data.dropped_ties else ""
+        raise ValueError(
+            "data must have ties to fit a model with ties='davidson', got none in "
+            f"{data.num_comparisons} comparisons{dropped}: read them with ties='keep'"
         )
     constant = [] if data.items is None else data.feature_names[(data.items.std(0) == 0).numpy()]
     if len(constant):

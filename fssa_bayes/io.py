@@ -29,8 +29,10 @@ from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "flatten", "load", "save", "unflatten"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the files that this version of the library writes."""
+
+_READABLE = (1, FORMAT_VERSION)  # Version 1 knows neither ties, bias nor lapses.
 
 _CONFIG = "config.json"
 _TENSORS = "model.safetensors"
@@ -308,10 +310,10 @@ def _read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(
             f"{_CONFIG} in {where!r} is damaged ({error!r}): save the model again"
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in _READABLE:
         better = "a newer" if version > FORMAT_VERSION else "an older"
         raise ValueError(
-            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: load it with "
+            f"format_version must be one of {_READABLE}, got {version} in {where!r}: load it with "
             f"{better} fssa_bayes (it was written by {config.get('versions')})"
         )
     blob = (path / _TENSORS).read_bytes()

@@ -17,10 +17,13 @@ from fssa_bayes import kernels
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry
-from fssa_bayes.nn import MLP, flip_between, tower
+from fssa_bayes.nn import MLP, PRECISIONS, flip_between, product, tower
 
 __all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
 
+
+_START_TIE = math.log(0.5)  # A fifth of the answers between equals.
+_START_LAPSE = math.log(0.05 / 0.95)
 
 # Items and factors on their way from a guide to its model; outside of it, as it may be copied.
 _KEPT: WeakKeyDictionary[HeterogeneousBTL, tuple] = WeakKeyDictionary()
@@ -117,11 +120,12 @@ class MLPUtility(nn.Module):
         self.num_item_factors = hidden_dim
         self.item_tower = tower(num_features, hidden_dim, hidden_dim, hidden_dim)
         self.user_layer = nn.Parameter(torch.randn(hidden_dim, latent_dim))
+        self.precision = "highest"
         self.weight = nn.Parameter(torch.randn(hidden_dim) / hidden_dim**0.5)
 
     def forward(self, items: Tensor, z: Tensor) -> Tensor:
         """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
-        user = (z @ self.user_layer.T).unsqueeze(-2)
+        user = product(z, self.user_layer, self.precision).unsqueeze(-2)
         return torch.relu(self.item_tower(items) + user) @ self.weight
 
     def item_factors(self, items: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ class MLPUtility(nn.Module):
 
     def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
         """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        user = z @ self.user_layer.T
+        user = product(z, self.user_layer, self.precision)
         return partial(kernels.pairwise_mlp, factors, user, self.weight)
 
 
@@ -177,6 +181,11 @@ class HeterogeneousBTL(nn.Module):
     .. math:: p(z, y) = \prod_u p(z_u) \prod_n
         \mathrm{BradleyTerry}(y_{un} \mid r(x_{un}^{l}, z_u) - r(x_{un}^{r}, z_u)).
 
+    What an answer depends on beside the utilities is the same for everybody: with m the margin, to
+    which `position_bias` adds b, `ties="davidson"` makes P(left) : P(right) : P(tie) as
+    :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ, uniform over
+    the possible ones. log ν, b and logit λ are parameters, estimated with the rest.
+
     A Pyro program with one plate, `users`, and two sample sites: `z` with event shape (K,) and
     `choice` with event shape (N,). Its parameters are those of an ordinary module; :meth:`register`
     enters them into Pyro's parameter store for those who use `SVI`.
@@ -191,9 +200,21 @@ class HeterogeneousBTL(nn.Module):
         prior: `"normal"`, or `"flow"` for a learned p(z).
         hidden_dim: Width of the utility's networks.
         num_factors: Number of factors of the bilinear utility.
+        ties: `"davidson"` for a model in which ½ is a tie, for data read with `ties="keep"`; None
+            for one in which it is half a win each.
+        position_bias: Whether what stands on the left may have an advantage, in nats.
+        lapses: Whether answers may be careless.
+        matmul_precision: Precision of the matrix products in the networks of the bilinear and the
+            mlp utility, forward and backward: `"highest"`; `"tf32"`, on CUDA devices (elsewhere the
+            same as `"highest"`); or `"bf16"`, which rounds the factors to 8 digits. It concerns
+            float32 alone: sums, likelihoods and homogeneous fits, in double precision, do not
+            change.
 
     Attributes:
         config: The arguments it was built with; `"module"` stands for a utility of one's own.
+        log_tie: Davidson's log ν, or None.
+        bias: Advantage of the left in nats, or None.
+        lapse_logit: Logit of the lapse rate, or None.
         feature_names: Names of the features it was fitted to, or None.
 
     Raises:
@@ -202,6 +223,8 @@ class HeterogeneousBTL(nn.Module):
     References:
         Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
         McFadden & Train (2000), Mixed MNL models for discrete response.
+        Davidson (1970), On extending the Bradley-Terry model to accommodate ties in paired
+        comparison experiments, JASA 65.
 
     Example:
         >>> model = HeterogeneousBTL(num_features=4, latent_dim=2, utility="linear")
@@ -217,12 +240,19 @@ class HeterogeneousBTL(nn.Module):
         prior: str = "normal",
         hidden_dim: int = 64,
         num_factors: int = 16,
+        *,
+        ties: str | None = None,
+        position_bias: bool = False,
+        lapses: bool = False,
+        matmul_precision: str = "highest",
     ) -> None:
         super().__init__()
         _check_at_least("num_features", num_features, 1)
         _check_at_least("latent_dim", latent_dim, 0)
         _check_at_least("hidden_dim", hidden_dim, 1)
         _check_at_least("num_factors", num_factors, 1)
+        _check_answers(ties, position_bias, lapses)
+        _check_precision(matmul_precision, utility)
         self.num_features = num_features
         self.latent_dim = latent_dim
         self.config = {
@@ -232,6 +262,10 @@ class HeterogeneousBTL(nn.Module):
             "prior": prior,
             "hidden_dim": hidden_dim,
             "num_factors": num_factors,
+            "ties": ties,
+            "position_bias": position_bias,
+            "lapses": lapses,
+            "matmul_precision": matmul_precision,
         }
         if isinstance(utility, nn.Module):
             self.utility: nn.Module = ModuleUtility(utility)
@@ -247,6 +281,16 @@ class HeterogeneousBTL(nn.Module):
             )
         if prior not in ("normal", "flow"):
             raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
+        for module in self.utility.modules():
+            if hasattr(module, "precision"):
+                module.precision = matmul_precision
+        for name, start in (
+            ("log_tie", None if ties is None else _START_TIE),
+            ("bias", 0.0 if position_bias else None),
+            ("lapse_logit", _START_LAPSE if lapses else None),
+        ):
+            value = None if start is None else nn.Parameter(torch.tensor(start))
+            self.register_parameter(name, value)
         is_flow = prior == "flow" and latent_dim > 0
         self.prior_flow = nn.ModuleList(_prior_flow(latent_dim, hidden_dim) if is_flow else [])
         self.register_buffer("feature_mean", torch.zeros(num_features))
@@ -283,12 +327,16 @@ class HeterogeneousBTL(nn.Module):
         else:  # Everybody has the same utilities.
             items = self.standardise(batch.items)
             pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))
+        bias = 0.0 if self.bias is None else self.bias
 
-        def likelihood(choice: Tensor | None = None, output: str = "log_prob") -> Tensor:
-            value = pairwise(batch.left, batch.right, choice, batch.mask, output=output)
+        def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
+            value = pairwise(
+                batch.left, batch.right, choice, batch.mask, position_bias=bias, **options
+            )
             return value.reshape(lead + value.shape[1:])
 
-        return BradleyTerry(likelihood, batch.mask, z.shape[:-1])
+        parameters = {"log_tie": self.log_tie, "lapse_logit": self.lapse_logit}
+        return BradleyTerry(likelihood, batch.mask, z.shape[:-1], **parameters)
 
     def forward(self, batch: Batch, observe: bool = True) -> Tensor:
         """Runs the generative program; `observe=False` leaves the choices to be drawn."""
@@ -304,6 +352,25 @@ class HeterogeneousBTL(nn.Module):
     def register(self) -> None:
         """Enters the parameters into Pyro's parameter store; for use within `SVI`'s program."""
         pyro.module("model", self)
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether a choice of ½ is a tie, and not half a win each."""
+        return self.log_tie is not None
+
+    def answer_parameters(self) -> dict[str, nn.Parameter]:
+        """Lists log ν, position bias and logit of the lapse rate by name, those the model has."""
+        names = {
+            "log nu": self.log_tie,
+            "position bias": self.bias,
+            "lapse logit": self.lapse_logit,
+        }
+        return {name: value for name, value in names.items() if value is not None}
+
+    def population_parameters(self) -> list[nn.Parameter]:
+        """Lists the parameters that describe the population and learn faster than networks."""
+        of_utility = getattr(self.utility, "population_parameters", list)()
+        return [*of_utility, *self.answer_parameters().values()]
 
     # ------------------------------------------------------------------ utilities
 
@@ -407,7 +474,8 @@ class HeterogeneousBTL(nn.Module):
                 z = self.prior(batch.num_users).sample()
                 choices.append(self.choice(moved, z).sample()[moved.mask].cpu())
                 factors.append(z.cpu())
-        simulated = data.with_choices(torch.cat(choices).numpy())
+        ties = "keep" if self.has_ties else "half"
+        simulated = data.with_choices(torch.cat(choices).numpy(), ties=ties)
         return simulated, torch.cat(factors)
 
 
@@ -428,6 +496,24 @@ def _prior_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
             coupling.nn.layers[-1].weight.zero_()
             coupling.nn.layers[-1].bias.zero_()
     return [spline, *couplings]
+
+
+def _check_answers(ties: str | None, position_bias: bool, lapses: bool) -> None:
+    if ties not in (None, "davidson"):
+        raise ValueError(f"ties must be None or 'davidson', got {ties!r}")
+    for argument, value in (("position_bias", position_bias), ("lapses", lapses)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{argument} must be True or False, got {value!r}")
+
+
+def _check_precision(precision: str, utility: str | nn.Module) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision != "highest" and utility not in ("bilinear", "mlp"):
+        raise ValueError(
+            "matmul_precision must be 'highest' for a utility without networks of this package's, "
+            f"got {precision!r}"
+        )
 
 
 def _check_at_least(argument: str, value: int, least: int) -> None:

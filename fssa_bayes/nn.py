@@ -2,26 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pyro.distributions.transforms import Permute
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 __all__ = [
     "MLP",
+    "PRECISIONS",
     "DeepSet",
     "GatedHypernet",
     "ItemLinear",
+    "Linear",
     "SelfAttention",
     "flip_between",
+    "product",
     "tower",
 ]
 
+PRECISIONS = ("highest", "tf32", "bf16")
+"""Precisions of a matrix product in float32."""
 
-class ItemLinear(nn.Linear):
+
+def product(x: Tensor, weight: Tensor, precision: str = "highest") -> Tensor:
+    """Computes x Wᵀ for x (*, D) and a weight (H, D), and later its gradient, in some precision.
+
+    `"tf32"` is the same as `"highest"` but on a CUDA device, and so is everything that is not
+    float32. The global setting of PyTorch is left as it was found.
+    """
+    if precision == "highest" or x.dtype != torch.float32:
+        return F.linear(x, weight)
+    if precision == "bf16":
+        return F.linear(x.bfloat16(), weight.bfloat16()).float()
+    return _ProductTF32.apply(x, weight) if x.is_cuda else F.linear(x, weight)
+
+
+class _ProductTF32(Function):
+    """A product whose gradient, run when the caller is long gone, is in TF32 as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with _tf32():
+            return F.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        with _tf32():
+            of_x = grad @ weight if ctx.needs_input_grad[0] else None
+            of_weight = None
+            if ctx.needs_input_grad[1]:
+                of_weight = grad.flatten(0, -2).T @ x.flatten(0, -2)
+        return of_x, of_weight
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    """Allows TF32 for a moment; from PyTorch 2.9 on reading the older flag may be an error."""
+    setting = torch.backends.cuda.matmul
+    name, value = ("fp32_precision", "tf32")
+    if not hasattr(setting, name):
+        name, value = ("allow_tf32", True)
+    before = getattr(setting, name)
+    setattr(setting, name, value)
+    try:
+        yield
+    finally:
+        setattr(setting, name, before)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product may be computed in lower precision.
+
+    Attributes:
+        precision: One of :data:`PRECISIONS`.
+    """
+
+    precision = "highest"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns x Wᵀ + b with shape (*, H)."""
+        if self.precision == "highest":
+            return super().forward(x)
+        return product(x, self.weight, self.precision) + self.bias
+
+
+class ItemLinear(Linear):
     """Maps items to features, linearly: `x` with features (M, D), or positions int64 (M,).
 
     Positions stand for indicator features; the product with an indicator is a look-up, so no
@@ -52,7 +127,7 @@ def tower(num_features: int, *widths: int) -> nn.Sequential:
 
 
 def _linear(width_in: int, width_out: int) -> nn.Linear:
-    layer = nn.Linear(max(width_in, 1), width_out)
+    layer = Linear(max(width_in, 1), width_out)
     if width_in == 0:  # A layer without inputs is its bias.
         layer.weight = nn.Parameter(layer.weight[:, :0].detach())
     return layer

@@ -4,7 +4,9 @@ The coefficients of a person are β = w0 + Λz, z ~ N(0, I). Only w0 and ΛΛᵀ
 rotated to its lower-triangular form L and the free parameters are θ = (w0, tril L). By Fisher's
 identity the score of a person is the posterior mean of the complete-data score, and by Louis'
 identity the observed information is the posterior mean of the complete-data information less the
-posterior covariance of the complete-data score; both are averaged with importance weights.
+posterior covariance of the complete-data score; both are averaged with importance weights. The
+parameters of the answers (log ν of ties, position bias, logit of the lapse rate) follow θ, so that
+everybody's standard errors know that they are estimated.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import propose, user_batches
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
@@ -52,7 +55,9 @@ def population_table(
         `estimate`; `se_hessian`, from the observed information; `se_outer_product`, from the
         outer product of the people's scores, which most software for mixed logits prints; and
         `se_sandwich`, both together, robust to misspecification, with people as clusters. Terms
-        that the data do not identify (constant or collinear features) have NaN.
+        that the data do not identify (constant or collinear features) have NaN. A model with ties,
+        position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
+        its logit, on which an interval is more nearly symmetric.
 
     Raises:
         ValueError: If the utility is not linear, the prior not normal, or there are too many
@@ -81,26 +86,39 @@ def population_table(
     # Positions of the free parameters among the entries of (w0, L), row by row.
     free = torch.cat([torch.arange(len(mean)) * (rank + 1), row * (rank + 1) + 1 + column])
     outer, information = _moments(model, guide, data, rotation, num_samples, seed)
+    answers = _answers(model)
+    extra = len(mean) * (1 + rank) + torch.arange(len(answers))
+    free = torch.cat([free, extra])
     outer, information = outer[free][:, free], information[free][:, free]
+    size = len(mean) + len(row)
 
     scale = model.feature_scale.double().cpu()
     centre = data.items is None
 
     def quantities(theta: Tensor) -> Tensor:
-        loading = theta.new_zeros(len(mean), rank).index_put((row, column), theta[len(mean) :])
+        loading = theta.new_zeros(len(mean), rank).index_put((row, column), theta[len(mean) : size])
         location = theta[: len(mean)] / scale
         loading = loading / scale[:, None]
         if centre:
             location, loading = location - location.mean(), loading - loading.mean(0)
+        of_answers = theta[size:]
+        if model.lapse_logit is not None:
+            of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
         if rank == 0:
-            return location
+            return torch.cat([location, of_answers])
         covariance = loading @ loading.T
         sd = covariance.diagonal().sqrt()
         pair = torch.tril_indices(len(sd), len(sd), -1)
         correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
-        return torch.cat([location, sd, correlation])
+        return torch.cat([location, sd, correlation, of_answers])
 
-    theta = torch.cat([mean.cpu(), triangle.cpu()[row, column]])
+    theta = torch.cat(
+        [
+            mean.cpu(),
+            triangle.cpu()[row, column],
+            torch.tensor(list(answers.values()), dtype=torch.float64),
+        ]
+    )
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
     inverse = _invert(information, expected_null=int(centre) * (1 + rank))
     inverse_outer = _invert(outer, expected_null=int(centre) * (1 + rank))
@@ -114,7 +132,7 @@ def population_table(
     for name, covariance in standard_error.items():
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
         columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
-    return pd.DataFrame(columns, index=_labels(data, rank))
+    return pd.DataFrame(columns, index=_labels(data, rank, answers))
 
 
 def ranking_table(
@@ -170,6 +188,7 @@ def ranking_table(
     outer, information = _moments(model, None, data, rotation, 1, seed)
     # What the data say nothing about is left out, and shows as NaN.
     inverse = _invert(information, expected_null=len(information))
+    covariance = inverse @ outer @ inverse
 
     if data.items is None:
         design = torch.eye(data.num_items, dtype=torch.float64)[position]
@@ -181,8 +200,9 @@ def ranking_table(
     for rows in members:
         design[rows] -= design[rows].mean(0)
     utility = design @ model.utility.mean.detach().double().cpu()
+    design = torch.nn.functional.pad(design, (0, len(inverse) - design.shape[1]))
     # A square root of the sandwich covariance, whatever its rank.
-    eigenvalues, vectors = torch.linalg.eigh(inverse @ outer @ inverse)
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
     root = design @ (vectors * eigenvalues.clamp(min=0).sqrt())
     error = root.square().sum(-1).sqrt()
     noise = torch.randn(
@@ -229,7 +249,12 @@ def _unidentified(
     return (jacobian - seen).square().sum(-1) > share * jacobian.square().sum(-1)
 
 
-def _labels(data: Preferences, rank: int) -> pd.MultiIndex:
+def _answers(model: HeterogeneousBTL) -> dict[str, float]:
+    """Lists the estimates of log ν, position bias and logit of the lapse rate, in this order."""
+    return {name: value.item() for name, value in model.answer_parameters().items()}
+
+
+def _labels(data: Preferences, rank: int, answers: dict[str, float]) -> pd.MultiIndex:
     names = [str(name) for name in data.feature_names]
     rows = [("mean", name) for name in names]
     if rank:
@@ -237,6 +262,9 @@ def _labels(data: Preferences, rank: int) -> pd.MultiIndex:
         rows += [
             ("correlation", f"{names[i]}, {names[j]}") for i in range(len(names)) for j in range(i)
         ]
+    rows += [("answer", name) for name in answers]
+    if "lapse logit" in answers:
+        rows.append(("answer", "lapse rate"))
     return pd.MultiIndex.from_tuples(rows, names=["quantity", "term"])
 
 
@@ -257,7 +285,7 @@ def _moments(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Sums the outer products of people's scores, and their observed information."""
-    size = model.num_features * (1 + rotation.shape[1])
+    size = model.num_features * (1 + rotation.shape[1]) + len(_answers(model))
     outer = torch.zeros(size, size, dtype=torch.float64)
     information = torch.zeros(size, size, dtype=torch.float64)
     # Sums do not depend on the order of people; sorted by size, little is padded.
@@ -278,26 +306,68 @@ def _person_moments(
     model: HeterogeneousBTL, batch: Batch, z: Tensor, weights: Tensor, rotation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sums the moments over a batch, for z (S, U, K) with normalised weights (S, U)."""
-    likelihood = model.choice(batch, z)
-    probability = likelihood.mean.double()
+    first, second = _derivatives(model.choice(batch, z), batch.choice, model.bias is not None)
     difference = _differences(model, batch).double()
-    # d log p / d margin and − d² log p / d margin², both (S, U, N).
-    residual = (batch.choice - probability) * batch.mask
-    curvature = probability * (1 - probability) * batch.mask
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
 
-    gradient = torch.einsum("sun,und->sud", residual, difference)
+    gradient = torch.einsum("sun,und->sud", first[0], difference)
     score = torch.einsum("sud,suk->sudk", gradient, factors).flatten(-2)
+    score = torch.cat([score, *(value.sum(-1, keepdim=True) for value in first[1:])], -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
     outer = mean_score.T @ mean_score
     weighted = (score * weights.sqrt().unsqueeze(-1)).flatten(0, 1)
     # Complete-data information Σ d dᵀ ⊗ E[curvature · u uᵀ], as a product over comparisons.
-    factor_moment = torch.einsum("su,sun,suk,sul->unkl", weights, curvature, factors, factors)
+    factor_moment = torch.einsum("su,sun,suk,sul->unkl", weights, -second[0][0], factors, factors)
     complete = torch.einsum("und,une,unkl->dkel", difference, difference, factor_moment)
-    size = score.shape[-1]
-    information = complete.reshape(size, size) - weighted.T @ weighted + outer
+    size = difference.shape[-1] * factors.shape[-1]
+    information = outer - weighted.T @ weighted
+    information[:size, :size] += complete.reshape(size, size)
+    for i, row in enumerate(second[1:], size):
+        cross = torch.einsum("su,sun,und,suk->dk", weights, -row[0], difference, factors)
+        information[i, :size] += cross.flatten()
+        information[:size, i] += cross.flatten()
+        for j, value in enumerate(row[1:], size):
+            information[i, j] -= torch.einsum("su,sun->", weights, value)
     return outer, information
+
+
+@torch.enable_grad()
+def _derivatives(
+    likelihood: BradleyTerry, choice: Tensor, has_bias: bool
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Differentiates log p(y | m, answers) once and twice, for each comparison.
+
+    Returns:
+        First derivatives (S, U, N) by the margin and each parameter of the answers, in order, and
+        the symmetric table of the second ones; 0 under the mask.
+    """
+    mask = likelihood.mask_
+    margin = likelihood.margin.detach().double()
+    # A parameter is repeated for each comparison: what is summed later is seen one by one here.
+    parameters = {
+        name: value.detach().double().expand_as(margin)
+        for name, value in (("tie", likelihood.log_tie), ("lapse", likelihood.lapse_logit))
+        if value is not None
+    }
+    variables = {"margin": margin} | parameters
+    variables = {name: value.clone().requires_grad_() for name, value in variables.items()}
+    outcomes = Outcomes.of(*(variables.get(name) for name in ("margin", "tie", "lapse")))
+    choice = choice.double().masked_fill(~mask, 0.0)
+    total = outcomes.log_prob(choice).masked_fill(~mask, 0.0).sum()
+    first = torch.autograd.grad(total, list(variables.values()), create_graph=True)
+    second = [
+        torch.autograd.grad(
+            value.sum(), list(variables.values()), retain_graph=True, materialize_grads=True
+        )
+        for value in first
+    ]
+    # The bias stands after the ties; its derivatives are the margin's own.
+    order = [n for n in ("margin", "tie", "bias", "lapse") if n in variables or n == "bias"]
+    order = [n for n in order if n != "bias" or has_bias]
+    column = {"bias": 0} | {name: i for i, name in enumerate(variables)}
+    index = [column[name] for name in order]
+    return [first[i].detach() for i in index], [[second[i][j] for j in index] for i in index]
 
 
 def _differences(model: HeterogeneousBTL, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.export import centred_utilities, check_same_people, export, positions
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import (
@@ -39,16 +40,22 @@ _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 class ChoiceProbability:
     """Describes the posterior of the probability that left is preferred.
 
+    Probabilities are those of answers: position bias and lapses are part of them, and with ties
+    mean, tie and the probability of right sum to 1.
+
     Every field has shape (U, N), aligned with `target.batch()`, and is NaN in padding. Intervals
     are empirical-Bayes: the population parameters are fixed at their estimates.
 
     Attributes:
-        mean: Posterior mean of σ(margin), the probability to bet on.
-        lower: Posterior 5 % quantile of σ(margin).
+        mean: Posterior mean of P(left | z), the probability to bet on: σ(margin) without ties and
+            lapses.
+        lower: Posterior 5 % quantile of P(left | z).
         upper: Posterior 95 % quantile.
         epistemic: Mutual information of choice and z, in nats: what more choices of this person
             would teach.
-        aleatoric: Expected entropy of the choice given z, in nats: what they would not.
+        aleatoric: Expected entropy of the choice given z, in nats: what they would not. Both are
+            of two outcomes, or of three with ties.
+        tie: Posterior mean of P(tie | z); 0 in a model without ties.
     """
 
     mean: Tensor
@@ -56,6 +63,7 @@ class ChoiceProbability:
     upper: Tensor
     epistemic: Tensor
     aleatoric: Tensor
+    tie: Tensor
 
 
 class Posterior:
@@ -160,6 +168,7 @@ class Posterior:
 
     # ------------------------------------------------------------------ choices
 
+    @torch.no_grad()
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         """Describes each person's probability of preferring left.
 
@@ -172,25 +181,28 @@ class Posterior:
         """
         width = int(self._check_target(target).counts.max(initial=0))
         out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
-        for people, batch, margin, log_weights in self._margins(target):
+        for people, batch, likelihood, log_weights in self._likelihoods(target):
             weights = log_weights.exp().unsqueeze(-1)
-            prob = torch.sigmoid(margin)
+            prob, outcomes = likelihood.mean, likelihood.outcomes
             mean = (weights * prob).sum(0).clamp(0, 1)
-            lower, upper = _weighted_quantiles(margin, log_weights.exp(), (0.05, 0.95))
-            aleatoric = (weights * _entropy(margin)).sum(0)
-            total = torch.special.entr(mean) + torch.special.entr(1 - mean)
+            tie = torch.zeros_like(mean)
+            if outcomes.tie is not None:
+                tie = torch.minimum((weights * outcomes.tie.exp()).sum(0), 1 - mean)
+            aleatoric = (weights * outcomes.entropy()).sum(0)
+            total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
             values = (
                 mean,
-                torch.sigmoid(lower),
-                torch.sigmoid(upper),
+                *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
                 (total - aleatoric).clamp(min=0),
                 aleatoric,
+                tie,
             )
             for table, value in zip(out, values, strict=True):
                 columns = batch.mask.shape[1]
                 table[people, :columns] = value.masked_fill(~batch.mask, math.nan).cpu()
         return ChoiceProbability(*out)
 
+    @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
         """Scores each person's unseen choices by the log of the mean probability.
 
@@ -202,9 +214,9 @@ class Posterior:
             marginal for each choice, not joint. Higher is better; NaN without comparisons.
         """
         scores = [
-            (log_predictive(margin, log_weights, batch.choice) * batch.mask).sum(-1)
+            (log_predictive(likelihood.outcomes, log_weights, batch.choice) * batch.mask).sum(-1)
             / batch.num_comparisons
-            for _, batch, margin, log_weights in self._margins(self._check_target(target))
+            for _, batch, likelihood, log_weights in self._likelihoods(self._check_target(target))
         ]
         return torch.cat(scores).cpu()
 
@@ -213,14 +225,15 @@ class Posterior:
         check_same_people(self.context, target)
         return target
 
-    @torch.no_grad()
-    def _margins(self, target: Preferences) -> Iterator[tuple[slice, Batch, Tensor, Tensor]]:
+    def _likelihoods(
+        self, target: Preferences
+    ) -> Iterator[tuple[slice, Batch, BradleyTerry, Tensor]]:
         start = 0
         for batch in user_batches(target, self.num_samples, self.model.device):
             people = slice(start, start + batch.num_users)
             start = people.stop
             z, log_weights = (draws[:, people].to(self.model.device) for draws in self.proposals)
-            yield people, batch, self.model.choice(batch, z).margin, log_weights
+            yield people, batch, self.model.choice(batch, z), log_weights
 
     # ------------------------------------------------------------------ items
 
@@ -331,8 +344,8 @@ class Posterior:
         - `sample_stats`: `lp`, log p(z) p(C|z), and `log_q`, log q(z|C), of every draw; `pareto_k`
           and `relative_ess` of every person.
         - `observed_data`, `constant_data`: choices; pairs, features and covariates.
-        - `predictions`, `predictions_constant_data`: the probability `prob` that left is preferred
-          and simulated choices on the pairs of `target`.
+        - `predictions`, `predictions_constant_data`: the probability `prob` that left is preferred,
+          with ties that of one (`prob_tie`), and simulated choices on the pairs of `target`.
 
         `az.loo(..., var_name="choice")` leaves out one choice at a time and holds the population
         fixed. A homogeneous model has one draw, too few for it, and its log-likelihood is the
@@ -404,12 +417,6 @@ def _check_size(what: str, shape: tuple[int, int, int]) -> None:
             f"{what} would need {size / 2**30:.1f} GiB for a table of shape {shape}, more than "
             f"{_MAX_BYTES / 2**30:.0f} GiB: name fewer items= or users=, or take fewer draws"
         )
-
-
-def _entropy(margin: Tensor) -> Tensor:
-    """Entropy of a choice with log-odds `margin`, in nats, exact at both ends."""
-    size = margin.abs()
-    return torch.log1p(torch.exp(-size)) + size * torch.sigmoid(-size)
 
 
 def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:

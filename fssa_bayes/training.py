@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import log_predictive, propose, user_batches
 from fssa_bayes.io import Checkpoints, flatten, unflatten
@@ -431,8 +432,7 @@ def _groups(
     model: HeterogeneousBTL, parameters: list[nn.Parameter], rates: tuple[float, float]
 ) -> list[dict]:
     """Gives the parameters that describe the population a learning rate of their own."""
-    population = getattr(model.utility, "population_parameters", list)()
-    special = {id(p) for p in population}
+    special = {id(p) for p in model.population_parameters()}
     groups = [
         {"params": [p for p in parameters if id(p) not in special], "peak": rates[0]},
         {"params": [p for p in parameters if id(p) in special], "peak": rates[1]},
@@ -490,11 +490,14 @@ def _held_out_scores(
         for batch in user_batches(shown, _HELD_OUT_DRAWS, model.device):
             context_mask, target_mask = split_mask(batch.mask)
             draws = propose(model, guide, batch.replace(mask=context_mask), _HELD_OUT_DRAWS)
-            margin = model.choice(batch.replace(mask=target_mask), draws.z).margin
+            outcomes = model.choice(batch.replace(mask=target_mask), draws.z).outcomes
             equal = torch.zeros_like(draws.log_ratio).log_softmax(0)
-            for name, log_weights in (("raw", equal), ("corrected", draws.log_weights)):
-                log_weights = log_weights.log_softmax(0)
-                score = log_predictive(margin[: len(log_weights)], log_weights, batch.choice)
+            of_guide = Outcomes(*(None if x is None else x[: len(equal)] for x in outcomes))
+            for name, log_weights, seen in (
+                ("raw", equal, of_guide),
+                ("corrected", draws.log_weights.log_softmax(0), outcomes),
+            ):
+                score = log_predictive(seen, log_weights, batch.choice)
                 losses[name].append(-(score * target_mask).sum(-1) / target_mask.sum(-1))
     rows = []
     for name, parts in losses.items():

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from fssa_bayes.kernels._comparisons import Comparisons
 
-__all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_log_prob", "pairwise_mlp", "run"]
+__all__ = [
+    "outcome_log_probs",
+    "pairwise_bilinear",
+    "pairwise_gather",
+    "pairwise_log_prob",
+    "pairwise_mlp",
+    "run",
+]
+
+
+def outcome_log_probs(margin: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log σ(m) and log σ(−m), the log-probabilities of left and right, in nats."""
+    return F.logsigmoid(margin), F.logsigmoid(-margin)
 
 
 def pairwise_log_prob(margin: Tensor, choice: Tensor) -> Tensor:
@@ -33,7 +45,8 @@ def pairwise_log_prob(margin: Tensor, choice: Tensor) -> Tensor:
     References:
         Bradley & Terry (1952), Rank analysis of incomplete block designs.
     """
-    return choice * F.logsigmoid(margin) + (1 - choice) * F.logsigmoid(-margin)
+    left, right = outcome_log_probs(margin)
+    return choice * left + (1 - choice) * right
 
 
 def pairwise_gather(utility: Tensor, comparisons: Comparisons) -> Tensor:
