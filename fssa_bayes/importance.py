@@ -30,11 +30,13 @@ __all__ = [
     "Estimate",
     "Proposals",
     "check_draws",
+    "check_finite",
     "draw_posterior",
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
     "log_predictive",
     "propose",
+    "score_draws",
     "user_batches",
 ]
 
@@ -89,12 +91,16 @@ class Draws:
     @cached_property
     def pareto_k(self) -> Tensor:
         """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,)."""
+        if not len(self.log_ratio):  # None of the draws is the guide's.
+            return self.log_ratio.new_full(self.log_ratio.shape[1:], math.nan)
         _, pareto_k = pareto_smooth(self.log_ratio.double().T.numpy())
         return torch.from_numpy(pareto_k).float()
 
     @cached_property
     def relative_ess(self) -> Tensor:
         """Effective sample size of the guide's own draws as a share of their number, (U,)."""
+        if not len(self.log_ratio):
+            return self.log_ratio.new_full(self.log_ratio.shape[1:], math.nan)
         ratio = self.log_ratio.double()
         return (effective_sample_size(ratio) / len(ratio)).float()
 
@@ -232,7 +238,7 @@ def draw_posterior(
             batches.append([getattr(draws, field.name).cpu() for field in fields(Proposals)])
     z, log_weights, *others = (torch.cat(parts, 1) for parts in zip(*batches, strict=True))
     log_weights = log_weights.double()
-    _check_finite(z, log_weights, context)
+    check_finite(z, log_weights, context)
     weighted = correct is not None and model.latent_dim > 0
     if weighted:
         smoothed, _ = pareto_smooth(log_weights.T.numpy())
@@ -242,7 +248,23 @@ def draw_posterior(
     return Draws(z, log_weights, *others, weighted)
 
 
-def _check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
+@torch.no_grad()
+@pyro.validation_enabled(False)
+def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tensor) -> Tensor:
+    """Evaluates log q(z|C) of draws (S, U, K) from elsewhere, with shape (S, U); NaN if None."""
+    if guide is None:
+        return torch.full(z.shape[:2], math.nan)
+    scores, start = [], 0
+    for batch in user_batches(context, len(z), guide.model.device):
+        stop = start + batch.num_users
+        draws = z[:, start:stop].to(guide.model.device)
+        scores.append(guide.posterior(batch.clean()).log_prob(draws).cpu())
+        start = stop
+    return torch.cat(scores, 1)
+
+
+def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
+    """Raises a FloatingPointError unless every person has finite draws z and a finite weight."""
     broken = ~(torch.isfinite(log_weights).any(0) & ~torch.isnan(log_weights).any(0))
     broken |= ~torch.isfinite(z).all(-1).all(0)
     if broken.any():

@@ -309,21 +309,30 @@ class HeterogeneousBTL(nn.Module):
 
     def push_forward(self, base: dist.TorchDistribution) -> dist.TorchDistribution:
         """Maps a distribution of the prior's standard normal variable to one of z."""
-        if not len(self.prior_flow):
-            return base
-        spline, *couplings = self.prior_flow
-        return dist.TransformedDistribution(
-            base, [spline, *flip_between(couplings, self.latent_dim, self.device)]
-        )
+        transforms = self.prior_transforms()
+        return dist.TransformedDistribution(base, transforms) if transforms else base
 
-    def choice(self, batch: Batch, z: Tensor) -> BradleyTerry:
-        """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K)."""
+    def prior_transforms(self) -> list:
+        """Lists the maps that take the prior's standard normal variable to z, in order."""
+        if not len(self.prior_flow):
+            return []
+        spline, *couplings = self.prior_flow
+        return [spline, *flip_between(couplings, self.latent_dim, self.device)]
+
+    def choice(
+        self, batch: Batch, z: Tensor, prepared: tuple[Tensor, Tensor] | None = None
+    ) -> BradleyTerry:
+        """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
+
+        `prepared` is what :meth:`prepare_items` returned for the batch's items, for a caller that
+        asks about the same items again and again.
+        """
         self.check_items(batch.items)
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         if self.latent_dim:
-            pairwise = self.utility.pairwise(*self.prepare_items(batch.items), flat)
+            pairwise = self.utility.pairwise(*(prepared or self.prepare_items(batch.items)), flat)
         else:  # Everybody has the same utilities.
             items = self.standardise(batch.items)
             pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))

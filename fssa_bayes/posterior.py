@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry
+from fssa_bayes.exact import ExactPosterior
 from fssa_bayes.export import centred_utilities, check_same_people, export, positions
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import (
@@ -23,6 +24,7 @@ from fssa_bayes.importance import (
     check_draws,
     draw_posterior,
     log_predictive,
+    score_draws,
     user_batches,
 )
 from fssa_bayes.inference import check_data, check_guide
@@ -129,6 +131,53 @@ class Posterior:
         self.seed = seed
         self.correct = correct
         self._draws = draw_posterior(model, guide, context, num_samples, seed=seed, correct=correct)
+
+    @classmethod
+    def from_draws(
+        cls,
+        model: HeterogeneousBTL,
+        context: Preferences,
+        exact: ExactPosterior,
+        guide: NeuralProcessGuide | None = None,
+        *,
+        seed: int = 0,
+    ) -> Posterior:
+        """Wraps a gold standard, so that everything a posterior can say can be said of it.
+
+        Args:
+            model: The model that `exact` was computed for.
+            context: The context that it was computed for.
+            exact: The points or draws.
+            guide: A guide whose log-density of the draws is to be exported, or None.
+            seed: Seed of what is drawn from it, such as equally weighted draws of grid points.
+
+        Returns:
+            A posterior whose draws are those of `exact`; `pareto_k` and `relative_ess`, which judge
+            a guide, are NaN.
+
+        Raises:
+            ValueError: If model, context, guide and draws do not belong together.
+        """
+        check_data(model, context)
+        check_same_people(context, exact.context)
+        if exact.context is not context and exact.context.digest() != context.digest():
+            raise ValueError("exact must be of this context, got one of other choices or items")
+        model.check_z(exact.z)
+        if guide is not None:
+            check_guide(model, guide)
+        posterior = cls.__new__(cls)
+        posterior.model, posterior.guide, posterior.context = model, guide, context
+        posterior.num_samples = len(exact.z)
+        posterior.seed, posterior.correct = seed, exact.method
+        posterior._draws = Draws(
+            z=exact.z,
+            log_weights=exact.log_weights,
+            log_ratio=exact.log_joint[:0],
+            log_guide=score_draws(guide, context, exact.z),
+            log_joint=exact.log_joint,
+            weighted=exact.method == "grid",
+        )
+        return posterior
 
     def __repr__(self) -> str:
         return (

@@ -22,6 +22,7 @@ ORDER = [
     {"objectives", "population", "export"},
     {"training"},
     {"inference"},
+    {"exact"},
     {"posterior"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
