@@ -13,6 +13,7 @@ from fssa_bayes.objectives import (
     Sleep,
 )
 from fssa_bayes.posterior import Posterior
+from fssa_bayes.report import Report, diagnose
 
 __all__ = [
     "ELBO",
@@ -24,7 +25,9 @@ __all__ = [
     "Posterior",
     "PredictiveLikelihood",
     "Preferences",
+    "Report",
     "Sleep",
+    "diagnose",
     "fit",
     "load",
     "save",

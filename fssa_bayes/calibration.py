@@ -1,21 +1,22 @@
 r"""Does a posterior cover people who are simulated from its own model?
 
 People are drawn from the fitted model, z from p(z), and asked pairs of the data. Were the posterior
-exact, the probability integral transform of a true value within its posterior would be uniform, at
-every number of known choices (Talts et al. 2018). All quantities are free of the gauge of z: margins
-of fixed pairs, the same for everybody; margins of pairs that are each person's own, whose ranks are
-those of their choice probabilities; and the log-likelihood of the context, which alone sees a
-posterior that has learnt too little from it (Modrák et al. 2023).
+exact, the probability integral transform of a true value in its posterior would be uniform, at
+every number of known choices (Talts et al. 2018). All quantities are free of the gauge of z:
+margins of pairs that are the same for everybody; margins of pairs of each person's own, whose ranks
+are those of their choice probabilities; the distance to a point that depends on the context (TARP,
+Lemos et al. 2023); and the log-likelihood of the context, which alone sees a posterior that has
+learnt too little from it (Modrák et al. 2023).
 
 These checks see whether the guide and its correction match the *fitted model*. They cannot see a
-wrong model, which passes on its own simulations: :mod:`fssa_bayes.report` therefore sets them beside
-checks on real people.
+wrong model, which passes on its own simulations: :mod:`fssa_bayes.report` sets them beside checks
+on real people.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,14 @@ from fssa_bayes.importance import draw_posterior, user_batches
 from fssa_bayes.inference import check_data, check_guide
 from fssa_bayes.model import HeterogeneousBTL
 
-__all__ = ["LEVELS", "CalibrationStudy", "SimulatedPeople", "calibrate", "simulate_people"]
+__all__ = [
+    "LEVELS",
+    "CalibrationStudy",
+    "SimulatedPeople",
+    "calibrate",
+    "draw_model",
+    "simulate_people",
+]
 
 LEVELS = (0.5, 0.8, 0.95)
 """Probabilities of the central intervals whose coverage is counted."""
@@ -46,16 +54,62 @@ _QUANTITIES = (
 )
 
 
+@torch.no_grad()
+def draw_model(
+    items: Tensor,
+    latent_dim: int,
+    utility: str = "bilinear",
+    *,
+    spread: float = 2.0,
+    seed: int = 0,
+) -> HeterogeneousBTL:
+    """Draws a model to simulate people from, who differ by a stated amount.
+
+    Args:
+        items: Features of the items that people will be asked about, with shape (M, D).
+        latent_dim: Number of latent dimensions K.
+        utility: `"linear"`, `"bilinear"` or `"mlp"`.
+        spread: Standard deviation between people of utilities centred over the items, in nats.
+        seed: Seed of the parameters.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    if not spread > 0:
+        raise ValueError(f"spread must be positive, got {spread}")
+    with seeded(seed):
+        model = HeterogeneousBTL(items.shape[-1], latent_dim, utility)
+        if utility == "linear":
+            model.utility.mean.normal_(0.0, 0.5)
+        z = model.prior(1000).sample()
+    centred = model.item_utility(items, z)
+    centred = centred - centred.mean(-1, keepdim=True)
+    scale = spread / centred.var(0).mean().sqrt()
+    if utility == "linear":
+        model.utility.loading.mul_(scale)
+    elif utility == "mlp":
+        model.utility.weight.mul_(scale)
+    else:
+        for parameter in model.utility.user_tower[-1].parameters():
+            parameter.mul_(scale)
+    return model
+
+
 @dataclass(frozen=True)
 class SimulatedPeople:
     """Holds people drawn from a model.
 
     Attributes:
+        source: The model that they come from.
         context: What is known of them.
         target: Pairs whose margins are the quantities of the study; nobody chose between them.
-        z: Their latent factors, with shape (U, K).
+        z: Their latent factors in that model, with shape (U, K).
     """
 
+    source: HeterogeneousBTL
     context: Preferences
     target: Preferences
     z: Tensor
@@ -89,7 +143,7 @@ def simulate_people(
     target = np.concatenate([np.broadcast_to(fixed, (num_users, NUM_FIXED)), own], 1)
     simulation = int(rng.integers(2**31))
     context, z = model.simulate(data.imagine(asked), seed=simulation)
-    return SimulatedPeople(context, data.imagine(target), z)
+    return SimulatedPeople(model, context, data.imagine(target), z)
 
 
 Weightings = tuple[Tensor, dict[str, Tensor]]
@@ -121,29 +175,30 @@ class CalibrationStudy:
     pareto_k: Tensor
     contraction: Tensor
 
-    def coverage(self) -> pd.DataFrame:
-        """Counts how often central intervals hold the truth.
+    def test(self, posterior: str = "corrected", *, prob: float = 0.95) -> diagnostics.SbcResult:
+        """Tests the transforms for uniformity, together for all quantities and sizes.
+
+        Args:
+            posterior: Name of the posterior.
+            prob: Probability that an exact posterior is rejected nowhere.
 
         Returns:
-            One row for every posterior, size, quantity and level: `coverage`, the binomial
-            `standard_error` of an exact posterior, and `z`, their distance in standard errors.
+            The verdict for every size and quantity, and the joint one; see
+            :func:`fssa_bayes.diagnostics.sbc_test`.
         """
-        rows = []
-        for posterior, size, quantity, pit in self._columns():
-            for level in LEVELS:
-                covered = ((pit - 0.5).abs() < level / 2).double().mean().item()
-                error = math.sqrt(level * (1 - level) / len(pit))
-                distance = (covered - level) / error
-                rows.append((posterior, size, quantity, level, covered, error, distance))
-        names = ["posterior", "contexts", "quantity", "level", "coverage", "standard_error", "z"]
-        return pd.DataFrame(rows, columns=names)
+        return diagnostics.sbc_test(*self._long(posterior), names=self.quantities, prob=prob)
 
-    def _columns(self) -> Iterator[tuple[str, int, str, Tensor]]:
-        for posterior, pit in self.pit.items():
-            for size, people in zip(self.sizes, pit, strict=True):
-                for quantity, values in zip(self.quantities, people.unbind(-1), strict=True):
-                    if not values.isnan().any():
-                        yield posterior, size, quantity, values
+    def coverage(self, posterior: str = "corrected") -> pd.DataFrame:
+        """Counts how often central 50, 80 and 95 % intervals hold the truth.
+
+        One row for every size, quantity and level; see :func:`fssa_bayes.diagnostics.coverage`.
+        """
+        return diagnostics.coverage(*self._long(posterior), levels=LEVELS, names=self.quantities)
+
+    def _long(self, posterior: str) -> tuple[Tensor, Tensor]:
+        """Returns transforms with shape (G U, Q), and the size of every row's context."""
+        pit = self.pit[posterior]
+        return pit.flatten(0, 1), torch.tensor(self.sizes).repeat_interleave(pit.shape[1])
 
 
 @torch.no_grad()
@@ -155,10 +210,11 @@ def calibrate(
     sizes: Sequence[int] = (0, 1, 2, 4, 8, 16),
     num_users: int = 2000,
     num_samples: int = 1000,
+    source: HeterogeneousBTL | None = None,
     draw: Callable[[SimulatedPeople, int], Weightings] | None = None,
     seed: int = 0,
 ) -> CalibrationStudy:
-    """Studies the posteriors of people simulated from the model.
+    """Studies the posteriors of people simulated from the model, or from another one.
 
     Args:
         model: A fitted model with latent factor.
@@ -167,6 +223,8 @@ def calibrate(
         sizes: Numbers of known choices.
         num_users: People simulated at each of them.
         num_samples: Draws S of each person's posterior.
+        source: Model that the people come from, such as the truth of a simulation; the fitted one
+            if None. From another one even exact posteriors are not calibrated.
         draw: Another way to a posterior, to be studied in the same manner: maps people and a seed
             to draws (S, U, K) and normalised log-weights (S, U) by name.
         seed: Seed of people and draws.
@@ -191,7 +249,7 @@ def calibrate(
         check_guide(model, guide)
     parts = []
     for size in sizes:
-        people = simulate_people(model, data, size, num_users, seed=seed)
+        people = simulate_people(source or model, data, size, num_users, seed=seed)
         weightings = draw or _Amortised(model, guide, num_samples)
         z, log_weights = weightings(people, seed)
         parts.append(_transform(model, people, z, log_weights, seed))
@@ -242,11 +300,12 @@ def _transform(
         chunk = slice(start, start + target.num_users)
         start = chunk.stop
         context = people.context.batch(range(chunk.start, chunk.stop)).to(model.device)
-        # The truth, somewhere else, and the draws: evaluated in the same way.
-        together = torch.cat([people.z[None, chunk], elsewhere[None, chunk], z[:, chunk]])
-        together = together.to(model.device)
-        margin = model.choice(target, together).margin.cpu()
-        log_prob = model.choice(context, together).log_prob(context.choice).cpu().unsqueeze(-1)
+        # The truth, somewhere else, and the draws.
+        drawn = torch.cat([elsewhere[None, chunk], z[:, chunk]]).to(model.device)
+        pairs = (people.source, people.z[None, chunk].to(model.device)), (model, drawn)
+        margin = torch.cat([by.choice(target, at).margin for by, at in pairs]).cpu()
+        log_prob = [by.choice(context, at).log_prob(context.choice) for by, at in pairs]
+        log_prob = torch.cat(log_prob).cpu().unsqueeze(-1)
         for name, weight in ((name, weight[:, chunk]) for name, weight in log_weights.items()):
             share = weight.exp().unsqueeze(-1)
             mean = (share * margin[2:]).sum(0)
@@ -261,9 +320,6 @@ def _transform(
                 variances.append((share * (margin[2:] - mean).square()).sum(0)[:, :NUM_FIXED])
         truths.append(margin[0, :, :NUM_FIXED])
     transforms = {name: torch.cat(parts) for name, parts in pit.items()}
-    if people.context.num_comparisons == 0:
-        for values in transforms.values():
-            values[:, -1] = torch.nan
     between = torch.cat(truths).var(0).clamp(min=torch.finfo(torch.float32).tiny)
     return transforms | {"contraction": 1 - (torch.cat(variances) / between).mean(-1)}
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from fssa_bayes import diagnostics
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import log_predictive, user_batches
 from fssa_bayes.model import HeterogeneousBTL
@@ -111,6 +112,7 @@ def predict_held_out(
     return predictions
 
 
+@torch.no_grad()
 def _predict(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide,
@@ -129,15 +131,15 @@ def _predict(
     pit = torch.empty(len(target))
     with seeded(seed):
         for name, posterior in (("log_score", known), ("baseline", unknown)):
-            for people, batch, margin, log_weights in _margins(posterior, target):
-                score = log_predictive(margin, log_weights, batch.choice)
+            for people, batch, likelihood, log_weights in _likelihoods(posterior, target):
+                score = log_predictive(likelihood.outcomes, log_weights, batch.choice)
                 width = batch.mask.shape[1]
                 tables[name][people, :width] = score.masked_fill(~batch.mask, torch.nan).cpu()
                 if name == "log_score":
                     liked = (average[people, :width] > 0.5).to(batch.choice) * 2 - 1
-                    # Half a win each was never drawn by a model without ties.
-                    weight = liked * (batch.mask & (batch.choice != 0.5))
-                    drawn = torch.bernoulli(torch.sigmoid(margin)) - 0.5
+                    # Half a win each is never drawn by a model without ties.
+                    is_drawn = batch.mask & ((batch.choice != 0.5) | model.has_ties)
+                    weight, drawn = liked * is_drawn, likelihood.sample() - 0.5
                     agreed = ((batch.choice - 0.5) * weight).sum(-1, keepdim=True)
                     pit[people] = diagnostics.weighted_pit(
                         (drawn * weight).sum(-1, keepdim=True).cpu(),
@@ -154,18 +156,17 @@ def _predict(
     )
 
 
-@torch.no_grad()
-def _margins(
+def _likelihoods(
     posterior: Posterior, target: Preferences
-) -> Iterator[tuple[slice, Batch, Tensor, Tensor]]:
-    """Iterates over margins (S, U, N) and normalised log-weights (S, U), some people at a time."""
+) -> Iterator[tuple[slice, Batch, BradleyTerry, Tensor]]:
+    """Iterates over p(choices | z) and normalised log-weights (S, U), some people at a time."""
     model, (z, log_weights) = posterior.model, posterior.proposals
     start = 0
     for batch in user_batches(target, len(z), model.device):
         people = slice(start, start + batch.num_users)
         start = people.stop
-        margin = model.choice(batch, z[:, people].to(model.device)).margin
-        yield people, batch, margin, log_weights[:, people].to(model.device)
+        likelihood = model.choice(batch, z[:, people].to(model.device))
+        yield people, batch, likelihood, log_weights[:, people].to(model.device)
 
 
 _DIRECTIONS = (
@@ -176,6 +177,7 @@ _DIRECTIONS = (
 )
 
 
+@torch.no_grad()
 def score_tests(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide,
@@ -215,15 +217,16 @@ def score_tests(
             f"data must have at least {_LEAST_PEOPLE} people for a test, got {len(data)}"
         )
     posterior = Posterior(model, guide, data, num_samples, seed=seed)
-    with seeded(seed), torch.no_grad():
+    with seeded(seed):
         strangers = model.prior(256).sample()
     scores = []
-    for _, batch, margin, log_weights in _margins(posterior, data):
-        average = _mean_margin(model, batch, strangers)
-        sign = 2 * batch.choice - 1
-        residual = batch.choice - torch.sigmoid(margin)
-        # (½ − p) / p for the probability p of what was chosen: e^{−m} / 2 − ½ for left.
-        slip = 0.5 * torch.exp(-sign * margin) - 0.5
+    for _, batch, likelihood, log_weights in _likelihoods(posterior, data):
+        margin, average = likelihood.margin, _mean_margin(model, batch, strangers)
+        residual, log_prob = _residual(likelihood, batch.choice)
+        # The derivative by the share of answers at random, each of them as likely as another.
+        slip = torch.exp(-log_prob) / (3 if model.has_ties else 2) - 1
+        if not model.has_ties:  # Half a win each is no answer.
+            slip = slip * (batch.choice != 0.5)
         terms = (residual * (margin - average), residual * margin, residual, slip)
         person = [(term * batch.mask).sum(-1) for term in terms]
         weights = log_weights.exp().unsqueeze(-1)
@@ -236,6 +239,16 @@ def score_tests(
     index = pd.Index(_DIRECTIONS, name="direction")
     columns = {"score": score.mean(0), "standard_error": error, "z": z, "p": p}
     return pd.DataFrame(columns, index=index)
+
+
+def _residual(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns d log p(y) / d margin, y − σ(margin) in the plain model, and log p(y), (S, U, N)."""
+    with torch.enable_grad():
+        margin = likelihood.margin.detach().requires_grad_()
+        outcomes = Outcomes.of(margin, likelihood.log_tie, likelihood.lapse_logit)
+        log_prob = outcomes.log_prob(choice)
+        (residual,) = torch.autograd.grad(log_prob.sum(), margin)
+    return residual, log_prob.detach()
 
 
 def _mean_margin(model: HeterogeneousBTL, batch: Batch, z: Tensor) -> Tensor:
