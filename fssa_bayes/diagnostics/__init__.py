@@ -44,6 +44,7 @@ from fssa_bayes.diagnostics.scores import (
     block_bootstrap,
     brier_score,
     clustered_mean,
+    confidence_gap,
     log_score,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "brier_score",
     "choice_information",
     "clustered_mean",
+    "confidence_gap",
     "contraction",
     "coverage",
     "ecdf_band",
