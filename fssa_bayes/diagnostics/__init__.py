@@ -1,5 +1,32 @@
 """Can this posterior be believed? Tensors and callables in, numbers out, whatever made them."""
 
+from fssa_bayes.diagnostics.agreement import (
+    PARETO_K_THRESHOLD,
+    MomentErrors,
+    contraction,
+    effective_sample_size,
+    grid_mass,
+    importance_summary,
+    kl_to_grid,
+    moment_errors,
+    sliced_wasserstein,
+    total_variation,
+    weighted_moments,
+    z_score,
+)
+from fssa_bayes.diagnostics.corp import (
+    BrierDecomposition,
+    CalibrationError,
+    Reliability,
+    brier_decomposition,
+    expected_calibration_error,
+    reliability,
+)
+from fssa_bayes.diagnostics.information import (
+    Information,
+    choice_information,
+    outcome_information,
+)
 from fssa_bayes.diagnostics.ranks import (
     EcdfBand,
     SbcResult,
@@ -11,28 +38,24 @@ from fssa_bayes.diagnostics.ranks import (
     tarp,
     weighted_pit,
 )
-from fssa_bayes.diagnostics.corp import (
-    BrierDecomposition,
-    CalibrationError,
-    Reliability,
-    brier_decomposition,
-    expected_calibration_error,
-    reliability,
-)
 from fssa_bayes.diagnostics.scores import (
     Bootstrap,
     Score,
     block_bootstrap,
     brier_score,
     clustered_mean,
+    confidence_gap,
     log_score,
 )
 
 __all__ = [
+    "PARETO_K_THRESHOLD",
     "Bootstrap",
     "BrierDecomposition",
     "CalibrationError",
     "EcdfBand",
+    "Information",
+    "MomentErrors",
     "Reliability",
     "SbcResult",
     "Score",
@@ -40,14 +63,27 @@ __all__ = [
     "block_bootstrap",
     "brier_decomposition",
     "brier_score",
+    "choice_information",
     "clustered_mean",
+    "confidence_gap",
+    "contraction",
     "coverage",
     "ecdf_band",
+    "effective_sample_size",
     "expected_calibration_error",
+    "grid_mass",
+    "importance_summary",
     "interval_coverage",
+    "kl_to_grid",
     "log_score",
+    "moment_errors",
+    "outcome_information",
     "reliability",
     "sbc_test",
+    "sliced_wasserstein",
     "tarp",
+    "total_variation",
+    "weighted_moments",
     "weighted_pit",
+    "z_score",
 ]

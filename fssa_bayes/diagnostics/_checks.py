@@ -40,7 +40,7 @@ def as_tensor(
 ) -> Tensor:
     """Converts to a tensor without gradient and checks its shape, letters being any size."""
     if not isinstance(values, Tensor):
-        values = torch.from_numpy(np.ascontiguousarray(as_array(name, values)))
+        values = torch.from_numpy(as_array(name, values).copy())
     values = values.detach()
     if not values.is_floating_point():
         values = values.double()

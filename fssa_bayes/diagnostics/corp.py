@@ -287,7 +287,7 @@ class _Isotonic:
         """Returns the Brier score, miscalibration, discrimination and uncertainty."""
         choice = self.data.choice if choice is None else choice
         weight = weight / weight.sum()
-        x, curve, share = self.fit(choice, weight)
+        _, curve, share = self.fit(choice, weight)
         base = np.clip(weight @ choice, 0, 1)
         score = weight @ brier(self.data.prob, choice)
         # E[(y − c)²] = E[y] − 2 E[c y] + E[c²], and an isotonic fit has E[c y] = E[c²].
@@ -378,7 +378,7 @@ def expected_calibration_error(
 
 def _equal_bins(data: Comparisons, num_bins: int) -> np.ndarray:
     """Numbers the bin of each comparison, bins having about equal weight."""
-    prob, point = np.unique(data.prob, return_inverse=True)
+    _, point = np.unique(data.prob, return_inverse=True)
     total = np.bincount(point, data.weight)
     middle = total.cumsum() - total / 2
     bins = np.minimum((middle * num_bins).astype(int), num_bins - 1)

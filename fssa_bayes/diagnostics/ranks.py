@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from scipy.special import ndtri
+from scipy.special import bdtr, ndtri
 from torch import Tensor
 
 from fssa_bayes._random import seeded
@@ -222,13 +222,20 @@ def _points(num_values: int) -> np.ndarray:
 
 def _binomial_interval(num_values: int, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the smallest and largest count at each point with a two-sided p-value above level."""
-    low = stats.binom.ppf(level / 2, num_values, _points(num_values))
+    points = _points(num_values)
+    # By bisection on the distribution function: SciPy's quantiles fail at levels below 1e-10.
+    low, high = np.full(len(points), -1.0), np.full(len(points), float(num_values))
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        enough = bdtr(middle, num_values, points) > level / 2
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    low = high.astype(int)
     return low, num_values - low[::-1]
 
 
 def _probability_inside(num_values: int, level: float) -> float:
     """Computes the probability that the counts below all points lie in their intervals."""
-    low, high = (side.astype(int) for side in _binomial_interval(num_values, level))
+    low, high = _binomial_interval(num_values, level)
     rate = num_values / (len(low) + 1)
     step = stats.poisson.pmf(np.arange(num_values + 1), rate)
     mass, start = np.ones(1), 0

@@ -27,7 +27,15 @@ from fssa_bayes.diagnostics._checks import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Bootstrap", "Score", "block_bootstrap", "brier_score", "clustered_mean", "log_score"]
+__all__ = [
+    "Bootstrap",
+    "Score",
+    "block_bootstrap",
+    "brier_score",
+    "clustered_mean",
+    "confidence_gap",
+    "log_score",
+]
 
 _LEAST_BLOCKS = 10  # Fewer people give a bootstrap distribution too coarse for an interval.
 
@@ -137,6 +145,38 @@ def brier_score(
 def brier(prob: np.ndarray, choice: np.ndarray) -> np.ndarray:
     """Scores each comparison; ½ as the mean of a win's and a loss's score."""
     return (prob - choice) ** 2 + choice * (1 - choice)
+
+
+def confidence_gap(
+    prob: ArrayLike,
+    choice: ArrayLike,
+    user: ArrayLike | None = None,
+    *,
+    mask: ArrayLike | None = None,
+    average: str = "user",
+) -> Score:
+    r"""Averages confidence less accuracy: above 0 over-confident, below 0 under-confident.
+
+    Confidence is :math:`\max(p, 1 - p)`, accuracy whether the more probable item was chosen; half a
+    win is half right. It does not depend on which item stands left, and sees no bias towards one.
+
+    Args:
+        prob: Probability that left is preferred, with shape (U, N) or (n,).
+        choice: 1, ½ or 0, same shape.
+        user: The person of every comparison of a list, with shape (n,).
+        mask: True where a comparison is real.
+        average: `"user"` gives every person the same weight, `"comparison"` every comparison.
+
+    Returns:
+        The mean, between −½ and 1.
+
+    Raises:
+        ValueError: If shapes differ, a value is out of range or there are fewer than 2 people.
+    """
+    data = comparisons(prob, choice, user, mask, average, least_users=2)
+    # At ½ either item is as probable, and confidence less accuracy is 0 on average.
+    values = np.sign(data.prob - 0.5) * (data.prob - data.choice)
+    return _clustered(values, data.user, data.weight, data.num_users)
 
 
 def clustered_mean(
