@@ -23,6 +23,7 @@ ORDER = [
     {"training"},
     {"inference"},
     {"posterior"},
+    {"comparison", "predictive_checks"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
