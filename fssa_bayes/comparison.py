@@ -451,7 +451,7 @@ def heterogeneity_test(
         data: The comparisons.
         null: `"mixture"`, `"bootstrap"`, or `"auto"`: the mixture for a linear utility, a normal
             prior, at most 60 variances and covariances and five people for each.
-        num_null: Draws from the null distribution; 5,000 for the mixture, 19 for the bootstrap if
+        num_null: Draws from the null distribution; 2,000 for the mixture, 19 for the bootstrap if
             None. A bootstrap cannot have a p-value below 1 / (num_null + 1).
         seed: Seed of weights, fits, draws and simulations.
         num_samples: Number of draws of each person to begin with, for the likelihood.
@@ -513,7 +513,7 @@ def heterogeneity_test(
         interval = tuple(_half_chi_square(statistic + sign * 2 * error) for sign in (1, -1))
     else:
         method = "simulated mixture"
-        draws = boundary_draws(average, data, model.latent_dim, num_null or 5000, seed=seed)
+        draws = boundary_draws(average, data, model.latent_dim, num_null or 2000, seed=seed)
         p_value, interval = _p_value(draws, statistic, error, add=1)
     return HeterogeneityTest(
         log_likelihood=(values[0].item(), values[1].item()),
@@ -633,7 +633,7 @@ def _differences(model: HeterogeneousBTL, batch) -> Tensor:
     return items[batch.left] - items[batch.right]
 
 
-def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 300) -> Tensor:
+def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 100) -> Tensor:
     """Maximises 2 tr(SΣ) − vec(Σ)ᵀ I vec(Σ) over covariances of a rank, for S (B, D, D).
 
     Accelerated projected gradient ascent (Beck & Teboulle 2009). Below full rank the set is not
@@ -648,12 +648,15 @@ def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 300
 
     def ascend(sigma: Tensor, rank: int) -> Tensor:
         ahead, momentum = sigma, 1.0
-        for _ in range(steps):
+        for number in range(steps):
             gradient = linear - (ahead.flatten(1) @ quadratic).reshape(ahead.shape)
             new = _project(ahead + step * gradient, rank)
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - sigma)
+            settled = number % 10 == 9 and (value(new) - value(sigma)).abs().max() < 1e-5
             sigma, momentum = new, following
+            if settled:
+                break
         return sigma
 
     full = ascend(torch.zeros_like(linear), size)
