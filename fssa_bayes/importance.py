@@ -8,7 +8,7 @@ Draws come from the mixture :math:`m(z) = .8\,q(z \mid C) + .2\,p(z)`, so that n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -35,7 +35,9 @@ __all__ = [
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
     "log_predictive",
+    "person_log_marginal_likelihood",
     "propose",
+    "propose_over_populations",
     "score_draws",
     "user_batches",
 ]
@@ -195,6 +197,37 @@ def propose(
     return Proposals(z, log_weights, log_ratio, log_guide, log_joint)
 
 
+def propose_over_populations(
+    populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]],
+    batch: Batch,
+    num_samples: int,
+    guide_share: float = GUIDE_SHARE,
+) -> Proposals:
+    r"""Draws from every one of several populations, and weighs all draws together.
+
+    With θ drawn with the populations, the weights :math:`p(z)\,p(C|z,θ) / m_θ(z)` represent the
+    joint posterior of z and θ given C, for θ as likely beforehand as the populations are.
+
+    Args:
+        populations: Models, each with its guide.
+        batch: The people's contexts, on the models' device.
+        num_samples: Number of draws S of all populations together.
+        guide_share: Share of the draws that come from the guides.
+
+    Returns:
+        The proposals, population after population, where z has one column more, its last: the
+        position of the population that it belongs to.
+    """
+    sizes = [len(part) for part in np.array_split(np.arange(num_samples), len(populations))]
+    parts = []
+    for position, ((model, guide), size) in enumerate(zip(populations, sizes, strict=True)):
+        draws = propose(model, guide, batch, size, guide_share)
+        label = torch.full_like(draws.log_weights, position).unsqueeze(-1)
+        parts.append(replace(draws, z=torch.cat([draws.z, label.to(draws.z.dtype)], -1)))
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Proposals))
+    return Proposals(*(torch.cat(column) for column in columns))
+
+
 def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) -> None:
     """Raises a ValueError unless that many draws can be taken and corrected in that way."""
     if not isinstance(num_samples, int) or num_samples < 1:
@@ -213,6 +246,7 @@ def draw_posterior(
     *,
     seed: int,
     correct: str | None,
+    populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]] = (),
 ) -> Draws:
     """Draws from the posterior of every person, a few people at a time, and smooths the weights.
 
@@ -223,6 +257,8 @@ def draw_posterior(
         num_samples: Number of draws S of each person.
         seed: Seed of the draws.
         correct: `"psis"` for Pareto-smoothed importance weights, None for the guide's own draws.
+        populations: Draws of the population's parameters, see :func:`propose_over_populations`;
+            empty for those of `model` alone.
 
     Returns:
         The draws, weighted where they are corrected.
@@ -234,12 +270,15 @@ def draw_posterior(
     batches = []
     with seeded(seed):
         for batch in user_batches(context, num_samples, model.device):
-            draws = propose(model, guide, batch, num_samples, share)
+            if populations:
+                draws = propose_over_populations(populations, batch, num_samples, share)
+            else:
+                draws = propose(model, guide, batch, num_samples, share)
             batches.append([getattr(draws, field.name).cpu() for field in fields(Proposals)])
     z, log_weights, *others = (torch.cat(parts, 1) for parts in zip(*batches, strict=True))
     log_weights = log_weights.double()
     check_finite(z, log_weights, context)
-    weighted = correct is not None and model.latent_dim > 0
+    weighted = correct is not None and (model.latent_dim > 0 or len(populations) > 0)
     if weighted:
         smoothed, _ = pareto_smooth(log_weights.T.numpy())
         log_weights = torch.from_numpy(smoothed).T.float()
@@ -305,6 +344,31 @@ def estimate_log_marginal_likelihood(
     Each person's draws are doubled together until the standard error of the sum is below
     `target_error` or a person has `max_samples` draws. Draws of all rounds are used.
     """
+    values, variance, ess = person_log_marginal_likelihood(
+        model, guide, data, num_samples, target_error, max_samples
+    )
+    return Estimate(
+        value=values.sum().item(),
+        standard_error=variance.sum().sqrt().item(),
+        bias=-variance.sum().item() / 2,
+        min_ess=ess.min().item(),
+    )
+
+
+def person_log_marginal_likelihood(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    target_error: float,
+    max_samples: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimates log p(C) of each person, as :func:`estimate_log_marginal_likelihood` their sum.
+
+    Returns:
+        The estimates in nats, their Monte-Carlo variances and effective sample sizes, each in
+        double precision on the model's device with shape (U,).
+    """
     sums = None
     drawn = 0
     while True:
@@ -319,14 +383,8 @@ def estimate_log_marginal_likelihood(
         ess = torch.exp(2 * sums[0] - sums[1])
         total = 1 if model.latent_dim == 0 else drawn
         variance = (1 / ess - 1 / total).clamp(min=0)
-        estimate = Estimate(
-            value=(sums[0] - math.log(total)).sum().item(),
-            standard_error=variance.sum().sqrt().item(),
-            bias=-variance.sum().item() / 2,
-            min_ess=ess.min().item(),
-        )
-        if estimate.standard_error <= target_error or 2 * drawn > max_samples:
-            return estimate
+        if variance.sum().sqrt().item() <= target_error or 2 * drawn > max_samples:
+            return sums[0] - math.log(total), variance, ess
         num_samples = drawn
 
 

@@ -27,7 +27,13 @@ from fssa_bayes.importance import (
 from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.objectives import ImportanceWeightedELBO, MaximumLikelihood, Objective, Sleep
-from fssa_bayes.population import population_table, ranking_table
+from fssa_bayes.population import (
+    PopulationDraws,
+    population_draws,
+    population_table,
+    ranking_table,
+    remember_training_data,
+)
 from fssa_bayes.training import Fitter, plan
 
 if TYPE_CHECKING:
@@ -108,6 +114,48 @@ class FitResult:
         return population_table(
             self.model, self.guide, self.data, num_samples=num_samples, seed=seed
         )
+
+    def population_draws(
+        self, num: int = 50, num_samples: int = 1000, *, seed: int = 0
+    ) -> PopulationDraws:
+        """Draws the linear utility's population, for `Posterior(..., population=...)`.
+
+        See :func:`fssa_bayes.population.population_draws` for arguments, errors and sources.
+        """
+        return population_draws(
+            self.model, self.guide, self.data, num=num, num_samples=num_samples, seed=seed
+        )
+
+    def bootstrap(self, num: int = 20, *, seed: int = 0, **options: object) -> PopulationDraws:
+        """Refits the model to people drawn with replacement, for `Posterior(population=...)`.
+
+        For any utility. Every refit starts from this fit, so that fewer steps do; for a network
+        that could have ended elsewhere, the spread of the refits is too small for that reason.
+
+        Args:
+            num: Number of refits.
+            seed: Seed of the people drawn; refit r is fitted with seed + r.
+            **options: Arguments of :func:`fit`, such as `steps`, `objective` and `validation`.
+
+        Returns:
+            The populations.
+
+        Raises:
+            ValueError: If `num` is below 2, or as :func:`fit`.
+
+        References:
+            Efron & Tibshirani (1993), An introduction to the bootstrap, chapter 8.
+        """
+        if not isinstance(num, int) or num < 2:
+            raise ValueError(f"num must be an integer of at least 2, got {num!r}")
+        rng = np.random.default_rng(seed)
+        members = []
+        for refit in range(num):
+            people = self.data.subset(rng.integers(len(self.data), size=len(self.data)))
+            model, guide = copy.deepcopy((self.model, self.guide))
+            fit(model, guide, people, **{"seed": seed + refit, "progress_bar": False} | options)
+            members.append((model, guide))
+        return PopulationDraws(tuple(members), f"{num} refits to people drawn with replacement")
 
     def to_inference_data(
         self,
@@ -268,6 +316,7 @@ def fit(
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
     fitter.run()
+    remember_training_data(model, data)
     return FitResult(model, guide, data, pd.DataFrame(fitter.history), fitter.held_out())
 
 

@@ -1,4 +1,4 @@
-r"""Population estimates of the linear utility with standard errors.
+r"""Population estimates of the linear utility with standard errors, and draws of populations.
 
 The coefficients of a person are β = w0 + Λz, z ~ N(0, I). Only w0 and ΛΛᵀ are identified, so Λ is
 rotated to its lower-triangular form L and the free parameters are θ = (w0, tril L). By Fisher's
@@ -11,8 +11,11 @@ everybody's standard errors know that they are estimated.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -26,10 +29,21 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import propose, user_batches
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 
-__all__ = ["population_table", "ranking_table"]
+__all__ = [
+    "PopulationDraws",
+    "PopulationMixture",
+    "population_draws",
+    "population_table",
+    "ranking_table",
+    "remember_training_data",
+    "training_data",
+]
 
 _MAX_PARAMETERS = 2000
 _NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
+
+# The people that models of this session were fitted to; outside of them, as they may be copied.
+_TRAINING: WeakKeyDictionary[HeterogeneousBTL, Preferences] = WeakKeyDictionary()
 
 
 def population_table(
@@ -67,37 +81,19 @@ def population_table(
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    utility = model.utility
-    if not isinstance(utility, LinearUtility):
-        raise ValueError(
-            "population() needs utility='linear', whose coefficients are identified, got "
-            f"{type(utility).__name__}"
-        )
-    if len(model.prior_flow):
-        raise ValueError(
-            "population() needs prior='normal', under which mean and covariance describe the "
-            "coefficients, got prior='flow'"
-        )
-    mean = utility.mean.detach().double()
-    triangle, rotation = _canonical(utility.loading.detach().double())
-    rank = triangle.shape[1]
-    row, column = torch.tril_indices(len(mean), rank)
-    _check_size("population()", len(mean) + len(row))
-    # Positions of the free parameters among the entries of (w0, L), row by row.
-    free = torch.cat([torch.arange(len(mean)) * (rank + 1), row * (rank + 1) + 1 + column])
-    outer, information = _moments(model, guide, data, rotation, num_samples, seed)
-    answers = _answers(model)
-    extra = len(mean) * (1 + rank) + torch.arange(len(answers))
-    free = torch.cat([free, extra])
-    outer, information = outer[free][:, free], information[free][:, free]
-    size = len(mean) + len(row)
+    estimate = _estimate(model, guide, data, num_samples, seed, "population()")
+    outer, information = estimate.outer, estimate.information
+    num_features, rank = estimate.loading.shape
+    row, column = estimate.entries
+    size = num_features + len(row)
 
     scale = model.feature_scale.double().cpu()
     centre = data.items is None
 
     def quantities(theta: Tensor) -> Tensor:
-        loading = theta.new_zeros(len(mean), rank).index_put((row, column), theta[len(mean) : size])
-        location = theta[: len(mean)] / scale
+        loading = theta.new_zeros(num_features, rank)
+        loading = loading.index_put((row, column), theta[num_features:size])
+        location = theta[:num_features] / scale
         loading = loading / scale[:, None]
         if centre:
             location, loading = location - location.mean(), loading - loading.mean(0)
@@ -112,16 +108,10 @@ def population_table(
         correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
         return torch.cat([location, sd, correlation, of_answers])
 
-    theta = torch.cat(
-        [
-            mean.cpu(),
-            triangle.cpu()[row, column],
-            torch.tensor(list(answers.values()), dtype=torch.float64),
-        ]
-    )
+    theta = estimate.theta
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
-    inverse = _invert(information, expected_null=int(centre) * (1 + rank))
-    inverse_outer = _invert(outer, expected_null=int(centre) * (1 + rank))
+    inverse = _invert(information, expected_null=estimate.expected_null)
+    inverse_outer = _invert(outer, expected_null=estimate.expected_null)
     unidentified = _unidentified(jacobian, inverse, information)
     standard_error = {
         "se_hessian": inverse,
@@ -132,7 +122,143 @@ def population_table(
     for name, covariance in standard_error.items():
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
         columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
-    return pd.DataFrame(columns, index=_labels(data, rank, answers))
+    return pd.DataFrame(columns, index=_labels(data, rank, _answers(model)))
+
+
+@dataclass(frozen=True)
+class PopulationDraws:
+    """Holds draws of a population's parameters: what the training people leave open.
+
+    Made by :meth:`fssa_bayes.FitResult.population_draws` and
+    :meth:`fssa_bayes.FitResult.bootstrap`, for `Posterior(..., population=...)`.
+
+    Attributes:
+        members: Models with the parameters drawn, each with its guide (None for `latent_dim=0`).
+        method: How they were drawn, in words.
+    """
+
+    members: tuple[tuple[HeterogeneousBTL, NeuralProcessGuide | None], ...] = field(repr=False)
+    method: str
+
+    def __len__(self) -> int:
+        """Returns the number of populations."""
+        return len(self.members)
+
+
+class PopulationMixture:
+    """Evaluates draws of z whose last column tells which population each belongs to.
+
+    It stands where a model stands, for those who evaluate draws and do not fit.
+
+    Args:
+        models: Models that differ in their parameters.
+    """
+
+    def __init__(self, models: Sequence[HeterogeneousBTL]) -> None:
+        self.models = tuple(models)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.models[0].device
+
+    def choice(self, batch: Batch, z: Tensor) -> BradleyTerry:
+        """Returns p(choices | z) of draws (S, U, K + 1), with batch shape (S, U)."""
+        margin = self._mix(z, lambda model, draws: model.choice(batch, draws).margin)
+        parameters = {name: self._parameter(name, z) for name in ("log_tie", "lapse_logit")}
+        return BradleyTerry.from_margin(margin, batch.mask, **parameters)
+
+    def _parameter(self, name: str, z: Tensor) -> Tensor | None:
+        """Returns a parameter of the answers for every draw, (S, U, 1), or None."""
+        if getattr(self.models[0], name) is None:
+            return None
+        return self._mix(z, lambda model, draws: getattr(model, name).expand(*draws.shape[:-1], 1))
+
+    def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns the utilities (S, U, M), in nats, of items (M, D) or (M,)."""
+        return self._mix(z, lambda model, draws: model.item_utility(items, draws))
+
+    def _mix(self, z: Tensor, evaluate: Callable[[HeterogeneousBTL, Tensor], Tensor]) -> Tensor:
+        factors, label = z[..., :-1], z[..., -1]
+        out = None
+        for position, model in enumerate(self.models):
+            own = label == position
+            # Proposals lie population after population; only resampled draws mix in every row.
+            rows = own.any(-1)
+            if not rows.any():
+                continue
+            value = evaluate(model, factors[rows])
+            out = value.new_zeros(len(z), *value.shape[1:]) if out is None else out
+            out[rows] = torch.where(own[rows].unsqueeze(-1), value, out[rows])
+        return out
+
+
+def population_draws(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    *,
+    num: int = 50,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> PopulationDraws:
+    """Draws w0 and Λ of the linear utility from the normal approximation of their estimates.
+
+    The covariance is the sandwich, with people as clusters. Only ΛΛᵀ is identified: its triangular
+    factor is drawn and turned back, so that z means in every draw what it means in the model.
+    Directions that the data say nothing about stay at their estimates.
+
+    Args:
+        model: A fitted model with linear utility and normal prior.
+        guide: Its guide; None if `latent_dim` is 0. Every draw keeps it, as a proposal.
+        data: The comparisons the model was fitted to.
+        num: Number of populations.
+        num_samples: Draws of each training person's z, for the information.
+        seed: Seed of the draws.
+
+    Returns:
+        The populations.
+
+    Raises:
+        ValueError: If the utility is not linear, the prior not normal, or there are too many
+            parameters for a dense information matrix.
+
+    References:
+        White (1982), Maximum likelihood estimation of misspecified models.
+    """
+    _check_count(num)
+    estimate = _estimate(model, guide, data, num_samples, seed, "population_draws()")
+    inverse = _invert(estimate.information, expected_null=estimate.expected_null)
+    eigenvalues, vectors = torch.linalg.eigh(inverse @ estimate.outer @ inverse)
+    root = vectors * eigenvalues.clamp(min=0).sqrt()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
+    num_features = len(estimate.loading)
+    size = num_features + estimate.entries.shape[1]
+    members = []
+    for theta in estimate.theta + noise @ root.T:
+        loading = torch.zeros_like(estimate.loading)
+        loading[tuple(estimate.entries)] = theta[num_features:size]
+        twin, twin_guide = copy.deepcopy((model, guide))
+        with torch.no_grad():
+            twin.utility.mean.copy_(theta[:num_features])
+            twin.utility.loading.copy_(loading @ estimate.rotation.T)
+            for parameter, value in zip(
+                twin.answer_parameters().values(), theta[size:], strict=True
+            ):
+                parameter.copy_(value)
+        members.append((twin, twin_guide))
+    return PopulationDraws(tuple(members), "normal approximation with the sandwich covariance")
+
+
+def remember_training_data(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Notes which people a model was fitted to, as long as the model lives."""
+    _TRAINING[model] = data
+
+
+def training_data(model: HeterogeneousBTL) -> Preferences | None:
+    """Returns the people that a model was fitted to in this session, or None."""
+    return _TRAINING.get(model)
 
 
 def ranking_table(
@@ -231,6 +357,82 @@ def ranking_table(
         return table.sort_values("rank")
     table.insert(0, "group", np.asarray(groups))
     return table.iloc[np.concatenate([rows[rank[rows].argsort()] for rows in members])]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Holds the free parameters θ = (w0, tril L, of answers) and what is known of them.
+
+    Attributes:
+        theta: The estimates, with shape (P,).
+        loading: L with shape (D, R), on the CPU.
+        rotation: L = Λ · rotation, with shape (K, R).
+        entries: Rows and columns of the free entries of L, (2, ·).
+        outer: Sum of the outer products of people's scores, (P, P).
+        information: Observed information, (P, P).
+        expected_null: Number of directions that no data could identify.
+    """
+
+    theta: Tensor
+    loading: Tensor
+    rotation: Tensor
+    entries: Tensor
+    outer: Tensor
+    information: Tensor
+    expected_null: int
+
+
+def _estimate(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    seed: int,
+    what: str,
+) -> _Estimate:
+    """Collects estimates and information of a linear utility, or says why `what` cannot."""
+    utility = model.utility
+    if not isinstance(utility, LinearUtility):
+        raise ValueError(
+            f"{what} needs utility='linear', whose coefficients are identified, got "
+            f"{type(utility).__name__}"
+        )
+    if len(model.prior_flow):
+        raise ValueError(
+            f"{what} needs prior='normal', under which mean and covariance describe the "
+            "coefficients, got prior='flow'"
+        )
+    mean = utility.mean.detach().double()
+    triangle, rotation = _canonical(utility.loading.detach().double())
+    rank = triangle.shape[1]
+    entries = torch.tril_indices(len(mean), rank)
+    _check_size(what, len(mean) + entries.shape[1])
+    # Positions of the free parameters among the entries of (w0, L), row by row.
+    row, column = entries
+    answers = torch.tensor(list(_answers(model).values()), dtype=torch.float64)
+    free = torch.cat(
+        [
+            torch.arange(len(mean)) * (rank + 1),
+            row * (rank + 1) + 1 + column,
+            len(mean) * (1 + rank) + torch.arange(len(answers)),
+        ]
+    )
+    outer, information = _moments(model, guide, data, rotation, num_samples, seed)
+    triangle = triangle.cpu()
+    return _Estimate(
+        theta=torch.cat([mean.cpu(), triangle[row, column], answers]),
+        loading=triangle,
+        rotation=rotation.cpu(),
+        entries=entries,
+        outer=outer[free][:, free],
+        information=information[free][:, free],
+        expected_null=0 if data.items is not None else 1 + rank,
+    )
+
+
+def _check_count(num: int) -> None:
+    if not isinstance(num, int) or num < 2:
+        raise ValueError(f"num must be an integer of at least 2, got {num!r}")
 
 
 def _check_size(what: str, parameters: int) -> None:

@@ -29,6 +29,12 @@ from fssa_bayes.importance import (
 )
 from fssa_bayes.inference import check_data, check_guide
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import (
+    PopulationDraws,
+    PopulationMixture,
+    population_draws,
+    training_data,
+)
 
 if TYPE_CHECKING:
     from fssa_bayes.inference_data import InferenceData
@@ -46,7 +52,8 @@ class ChoiceProbability:
     mean, tie and the probability of right sum to 1.
 
     Every field has shape (U, N), aligned with `target.batch()`, and is NaN in padding. Intervals
-    are empirical-Bayes: the population parameters are fixed at their estimates.
+    are empirical-Bayes: the population parameters are fixed at their estimates, unless the
+    posterior was made with draws of them, `population="sampled"`.
 
     Attributes:
         mean: Posterior mean of P(left | z), the probability to bet on: σ(margin) without ties and
@@ -82,6 +89,15 @@ class Posterior:
         seed: Seed of the draws.
         correct: `"psis"` weighs the draws, by Pareto-smoothed importance weights, so that they
             represent the model's posterior; None takes the guide's draws as they are.
+        population: `"fixed"` holds the population's parameters at their estimates; `"sampled"`
+            draws 50 of them from the normal approximation with the sandwich covariance, for a
+            linear utility that was fitted in this session. Draws that were made before, by
+            `FitResult.population_draws` or `FitResult.bootstrap`, can be given themselves. Then
+            every posterior draw has a population of its own, and what a context says about the
+            population counts too.
+
+    Attributes:
+        population: The draws of the population, or None where it is held fixed.
 
     Raises:
         ValueError: If `context` does not fit the model or an option is out of range.
@@ -106,10 +122,12 @@ class Posterior:
         *,
         seed: int = 0,
         correct: str | None = "psis",
+        population: str | PopulationDraws = "fixed",
     ) -> None:
         check_data(model, context)
         check_guide(model, guide)
         check_draws(model, num_samples, correct)
+        self.population = _population(model, guide, population, num_samples, seed)
         largest = 0 if guide is None else int(guide.largest_context)
         if guide is not None and context.counts.max() > largest > 0:
             warnings.warn(
@@ -130,7 +148,12 @@ class Posterior:
         self.num_samples = num_samples
         self.seed = seed
         self.correct = correct
-        self._draws = draw_posterior(model, guide, context, num_samples, seed=seed, correct=correct)
+        members = () if self.population is None else self.population.members
+        self._draws = draw_posterior(
+            model, guide, context, num_samples, seed=seed, correct=correct, populations=members
+        )
+        # What evaluates the draws: where the population is drawn too, z carries its number.
+        self._model = PopulationMixture([m for m, _ in members]) if members else model
 
     @classmethod
     def from_draws(
@@ -167,6 +190,7 @@ class Posterior:
             check_guide(model, guide)
         posterior = cls.__new__(cls)
         posterior.model, posterior.guide, posterior.context = model, guide, context
+        posterior.population, posterior._model = None, model
         posterior.num_samples = len(exact.z)
         posterior.seed, posterior.correct = seed, exact.method
         posterior._draws = Draws(
@@ -190,7 +214,7 @@ class Posterior:
     @property
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The draws (S, U, K) before resampling and their normalised log-weights (S, U)."""
-        return self._draws.z, self._draws.log_weights
+        return self._without_population(self._draws.z), self._draws.log_weights
 
     @cached_property
     def _resampled(self) -> Draws:
@@ -198,8 +222,14 @@ class Posterior:
 
     @property
     def z(self) -> Tensor:
-        """Equally weighted draws with shape (S, U, K), resampled from the weighted ones."""
-        return self._resampled.z
+        """Equally weighted draws with shape (S, U, K), resampled from the weighted ones.
+
+        With populations from a bootstrap each draw is in the terms of its own refit.
+        """
+        return self._without_population(self._resampled.z)
+
+    def _without_population(self, z: Tensor) -> Tensor:
+        return z if self.population is None else z[..., :-1]
 
     @property
     def pareto_k(self) -> Tensor:
@@ -281,8 +311,9 @@ class Posterior:
         for batch in user_batches(target, self.num_samples, self.model.device):
             people = slice(start, start + batch.num_users)
             start = people.stop
-            z, log_weights = (draws[:, people].to(self.model.device) for draws in self.proposals)
-            yield people, batch, self.model.choice(batch, z), log_weights
+            z = self._draws.z[:, people].to(self.model.device)
+            log_weights = self._draws.log_weights[:, people].to(self.model.device)
+            yield people, batch, self._model.choice(batch, z), log_weights
 
     # ------------------------------------------------------------------ items
 
@@ -306,7 +337,8 @@ class Posterior:
         """
         table, people = self._items(items), self._people(users)
         _check_size("utility", (len(self.z), len(people), len(table)))
-        chunks = [utility for _, utility in centred_utilities(self.model, self.z, table, people)]
+        draws = centred_utilities(self._model, self._resampled.z, table, people)
+        chunks = [utility for _, utility in draws]
         return torch.cat(chunks, 1).cpu()
 
     def rank_prob(
@@ -329,8 +361,8 @@ class Posterior:
         count = len(table)
         _check_size("rank_prob", (len(people), count, count))
         out = torch.zeros(len(people), count, count)
-        z, weights = self.proposals[0], self.proposals[1].exp()
-        for where, utility in centred_utilities(self.model, z, table, people):
+        z, weights = self._draws.z, self._draws.log_weights.exp()
+        for where, utility in centred_utilities(self._model, z, table, people):
             rank = utility.argsort(-1, descending=True).argsort(-1).permute(1, 2, 0).cpu()
             weight = weights[:, people[where]].T.unsqueeze(1).expand_as(rank)
             out[where].scatter_add_(-1, rank, weight)
@@ -361,11 +393,11 @@ class Posterior:
         if len(table) < 3:
             raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
         total = torch.zeros(len(table), device=self.model.device)
-        for _, utility in centred_utilities(self.model, self.z, table, people):
+        for _, utility in centred_utilities(self._model, self._resampled.z, table, people):
             total += utility.mean(0).sum(0)
         average = total / total.norm()
         direction, scale = [], []
-        for _, utility in centred_utilities(self.model, self.z, table, people):
+        for _, utility in centred_utilities(self._model, self._resampled.z, table, people):
             size = utility.norm(dim=-1)
             direction.append((utility @ average / size).cpu())
             scale.append((size / math.sqrt(len(table))).cpu())
@@ -410,8 +442,14 @@ class Posterior:
             An `arviz.InferenceData`, or a `DataTree` from ArviZ 1.0 on.
 
         Raises:
-            ValueError: If target or items do not fit the context, or the export would exceed 4 GiB.
+            ValueError: If target or items do not fit the context, if the population was drawn
+                too, or if the export would exceed 4 GiB.
         """
+        if self.population is not None:
+            raise ValueError(
+                "to_inference_data() exports draws of one population: make the posterior with "
+                "population='fixed'"
+            )
         if target is not None:
             self._check_target(target)
         return export(
@@ -457,6 +495,45 @@ class Posterior:
         if users is None:
             return torch.arange(len(self.context))
         return positions("users", users, self.context.user_names)
+
+
+def _population(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    population: str | PopulationDraws,
+    num_samples: int,
+    seed: int,
+) -> PopulationDraws | None:
+    """Draws populations, or checks those that were given; None where the population is fixed."""
+    if isinstance(population, str) and population == "fixed":
+        return None
+    if isinstance(population, str) and population == "sampled":
+        people = training_data(model)
+        if people is None:
+            raise ValueError(
+                "population='sampled' needs the people that the model was fitted to, and it was "
+                "not fitted in this session: pass population=population_draws(model, guide, "
+                "people) of fssa_bayes.population"
+            )
+        if model.config["utility"] != "linear" or len(model.prior_flow):
+            raise ValueError(
+                "population='sampled' draws the coefficients of a linear utility with a normal "
+                "prior; for other models pass population=result.bootstrap()"
+            )
+        num = 50 if model.latent_dim == 0 else min(50, num_samples // 4)
+        population = population_draws(model, guide, people, num=max(2, num), seed=seed)
+    if not isinstance(population, PopulationDraws):
+        raise ValueError(
+            f"population must be 'fixed', 'sampled' or PopulationDraws, got {population!r}"
+        )
+    if any(member.config != model.config for member, _ in population.members):
+        raise ValueError("population must hold draws of this model, got those of another one")
+    if model.latent_dim and len(population) > num_samples:
+        raise ValueError(
+            f"num_samples must be at least the number of populations, {len(population)}, got "
+            f"{num_samples}"
+        )
+    return population
 
 
 def _check_size(what: str, shape: tuple[int, int, int]) -> None:

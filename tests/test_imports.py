@@ -24,6 +24,7 @@ ORDER = [
     {"inference"},
     {"exact"},
     {"posterior"},
+    {"comparison", "predictive_checks"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
