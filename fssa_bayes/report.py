@@ -37,6 +37,7 @@ from fssa_bayes.inference import check_data, check_guide, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.objectives import ImportanceWeightedELBO
 from fssa_bayes.posterior import Posterior
+from fssa_bayes.predictive_checks import predictive_checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -399,6 +400,30 @@ def _real_directions(study: _Study) -> tuple[list[Check], Section]:
     return checks, Section("Real people: where the model is wrong", text, table.reset_index())
 
 
+def _real_behaviour(study: _Study) -> tuple[list[Check], Section]:
+    table = predictive_checks(study.model, study.data, num_replicates=200, seed=study.seed)
+    tried = table[table["adjusted"].notna()]
+    if tried.empty:
+        raise _NotPossibleError("no two people share a pair, and nobody has two comparisons")
+    worst = tried["adjusted"].idxmin()
+    good = tried.loc[worst, "adjusted"] >= 0.05
+    check = Check(
+        "people simulated from the model behave alike",
+        f"{worst}: p = {tried.loc[worst, 'adjusted']:.2g}, {tried.loc[worst, 'verdict']}",
+        f"p ≥ .05, adjusted for {len(tried)} comparisons",
+        "pass" if good else "fail",
+        "nothing" if good else REFIT,
+        True,
+    )
+    text = (
+        "The choices of people held out beside those of 200 sets of people simulated from the "
+        "model and asked about the same pairs: how much people agree with each other, with "
+        "themselves, and in which directions they differ. No posterior is needed here. The error "
+        "of the estimated population counts as a difference.",
+    )
+    return [check], Section("Real people: behaviour", text, table.reset_index())
+
+
 _MEANING = {
     "difference between people": ("people differ more than the model says", "people differ less"),
     "consistency of choices": ("choices are more consistent than it says", "less consistent"),
@@ -673,6 +698,12 @@ _PARTS = (
         True,
         lambda study: 2 * study.seconds * len(study.data),
         _real_directions,
+    ),
+    _Part(
+        "real people: behaviour",
+        True,
+        lambda study: 20 * study.seconds * len(study.data),
+        _real_behaviour,
     ),
     _Part("simulated people: calibration", False, _seconds_of_simulated, _simulated),
     _Part(

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "fssa_bayes"
 
 # Each module may import those to its left, and nothing to its right.
 ORDER = [
-    {"_random", "kernels", "nn", "data", "inference_data", "diagnostics", "plots"},
-    {"distributions", "datasets"},
+    {"_random", "kernels", "nn", "data", "inference_data", "plots", "_page"},
+    {"distributions", "datasets", "diagnostics"},
     {"model"},
     {"guide"},
     {"importance", "io"},
@@ -24,7 +24,8 @@ ORDER = [
     {"inference"},
     {"exact"},
     {"posterior"},
-    {"comparison", "predictive_checks"},
+    {"comparison", "predictive_checks", "calibration", "held_out"},
+    {"report"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
