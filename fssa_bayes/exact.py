@@ -488,9 +488,10 @@ def _judge(
     margin = choice.margin[:, 0, _spaced(batch.choice.shape[1], _OWN_PAIRS)]
     centred = utility - utility.mean(-1, keepdim=True)
     quantities = torch.cat([centred, margin, likelihood, log_joint], -1).cpu().double().numpy()
-    # What varies by rounding alone has nothing to converge.
-    size = np.abs(quantities).max(0)
-    quantities = quantities[:, np.ptp(quantities, 0) > 1e-5 * (1 + size)]
+    # What varies by rounding alone has nothing to converge; the density, last, always has.
+    varies = np.ptp(quantities, 0) > 1e-5 * (1 + np.abs(quantities).max(0))
+    varies[-1] = True
+    quantities = quantities[:, varies]
     r_hat, bulk, tail = chain_diagnostics(quantities.reshape(*chains.z.shape[:2], -1))
     r_hat_z, _, _ = chain_diagnostics(chains.z)
     least = _LEAST_ESS * options.num_chains

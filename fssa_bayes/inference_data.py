@@ -132,9 +132,10 @@ def chain_diagnostics(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
     dims = ("chain", "draw", "quantity")
     dataset = xarray.Dataset({"x": (dims, np.asarray(draws[..., varies], dtype=np.float64))})
-    out[0, varies] = arviz.rhat(dataset)["x"].values
-    out[1, varies] = arviz.ess(dataset, method="bulk")["x"].values
-    out[2, varies] = arviz.ess(dataset, method="tail", prob=(0.05, 0.95))["x"].values
+    with np.errstate(divide="ignore", invalid="ignore"):  # A chain that stands still.
+        out[0, varies] = arviz.rhat(dataset)["x"].values
+        out[1, varies] = arviz.ess(dataset, method="bulk")["x"].values
+        out[2, varies] = arviz.ess(dataset, method="tail", prob=(0.05, 0.95))["x"].values
     return tuple(out)
 
 
