@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     InferenceData = arviz.InferenceData | xarray.DataTree
 
-__all__ = ["Group", "build", "coordinate", "pareto_smooth"]
+__all__ = ["Group", "build", "chain_diagnostics", "coordinate", "pareto_smooth", "read_group"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,57 @@ def coordinate(names: pd.Index) -> np.ndarray:
         strings = [repr(name) for name in names]
     # Objects, not a fixed width: one item named by a long text would widen all of them.
     return np.array(strings, dtype=object)
+
+
+def read_group(path: str | os.PathLike, group: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads the arrays and the attributes of one group of a netCDF file that `build` wrote.
+
+    Args:
+        path: The file.
+        group: Name of the group.
+
+    Returns:
+        Arrays by name, and attributes as they were written.
+
+    Raises:
+        OSError: If there is no such file or group.
+    """
+    import xarray
+
+    with xarray.open_dataset(path, group=group, engine="h5netcdf") as dataset:
+        arrays = {name: variable.values for name, variable in dataset.data_vars.items()}
+        return arrays, dict(dataset.attrs)
+
+
+def chain_diagnostics(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Computes R-hat and effective sample sizes of several quantities.
+
+    Args:
+        draws: Draws with shape (chains, draws, Q).
+
+    Returns:
+        Rank-normalised split R-hat, bulk and tail effective sample size (of the 5 % and 95 %
+        quantiles), each with shape (Q,); NaN where there are fewer than 4 draws a chain or where a
+        quantity does not vary.
+
+    References:
+        Vehtari et al. (2021), Rank-normalization, folding, and localization: an improved R-hat
+        for assessing convergence of MCMC, Bayesian Analysis 16(2).
+    """
+    varies = np.ptp(draws, axis=(0, 1)) > 0
+    out = np.full((3, draws.shape[-1]), np.nan)
+    if draws.shape[1] < 4 or not varies.any():
+        return tuple(out)
+    import arviz
+    import xarray
+
+    dims = ("chain", "draw", "quantity")
+    dataset = xarray.Dataset({"x": (dims, np.asarray(draws[..., varies], dtype=np.float64))})
+    with np.errstate(divide="ignore", invalid="ignore"):  # A chain that stands still.
+        out[0, varies] = arviz.rhat(dataset)["x"].values
+        out[1, varies] = arviz.ess(dataset, method="bulk")["x"].values
+        out[2, varies] = arviz.ess(dataset, method="tail", prob=(0.05, 0.95))["x"].values
+    return tuple(out)
 
 
 def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
