@@ -14,9 +14,9 @@ PACKAGE = ROOT / "fssa_bayes"
 
 # Each module may import those to its left, and nothing to its right.
 ORDER = [
-    {"_random", "kernels", "nn", "data", "inference_data", "plots", "_page"},
-    {"distributions", "datasets", "diagnostics"},
-    {"model"},
+    {"_random", "kernels", "nn", "data", "inference_data", "_page"},
+    {"distributions", "datasets", "diagnostics", "couplings"},
+    {"model", "plots"},
     {"guide"},
     {"importance", "io"},
     {"objectives", "population", "export"},

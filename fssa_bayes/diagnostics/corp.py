@@ -175,7 +175,8 @@ def reliability(
     which is right for one comparison a person and otherwise makes the band too narrow, to the
     extent that a person's residuals agree. (The interval of :func:`expected_calibration_error`
     allows for the dependence without it.) The *confidence* band resamples people and allows for
-    the dependence, but the bootstrap of an isotonic regression is no more than roughly right.
+    the dependence, but the bootstrap of an isotonic regression is no more than roughly right (a
+    band of 90 % held the truth 77 to 96 times in 100, the least near 0 and 1).
 
     Args:
         prob: Probability that left is preferred, with shape (U, N) or (n,).

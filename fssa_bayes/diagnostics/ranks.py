@@ -202,8 +202,8 @@ def ecdf_band(num_values: int, num_tests: int = 1, *, prob: float = 0.95) -> Ecd
 
     Example:
         >>> band = ecdf_band(2000, num_tests=36)
-        >>> round(float(band.upper.max()), 3)
-        0.044
+        >>> round(float(band.upper.max()), 2)
+        0.05
     """
     check_number("num_values", num_values, _LEAST_USERS)
     check_number("num_tests", num_tests, 1)

@@ -1,4 +1,4 @@
-"""Figures: arrays and an optional `ax` in, Axes out, readable in black and white.
+"""What people prefer: utilities, choice probabilities, ranks.
 
 Many rows stay legible: where no `ax` is given the figure grows with them up to a page, and where
 names no longer fit only every k-th is written, which the axis says.
@@ -11,7 +11,17 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+
+from fssa_bayes.plots._figure import (
+    FONT_SIZE,
+    MAX_NAME,
+    as_array,
+    check_increasing,
+    check_names,
+    new_axes,
+    require,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choice_intervals", "forest", "rank_distribution", "ranking", "utility_bands"]
 
-_FONT_SIZE = 7.0  # Points.
-_NAME_HEIGHT = 1.2 * _FONT_SIZE / 72  # Inches from one name to the next at single spacing.
-_ROW_HEIGHT = 0.17  # Inches a row of a new figure: names fit with a margin for the axes.
-_MAX_HEIGHT = 11.0  # Inches: the height of a page of letter paper.
-_MAX_NAME = 40  # Characters of a name: at 7 points a third of a 7-inch figure.
+_NAME_HEIGHT = 1.2 * FONT_SIZE / 72  # Inches from one name to the next at single spacing.
 _MAX_NUMBERS = 12  # Items whose probabilities are written into the cells: 144 numbers.
 _DARKEST = 0.35  # Grey of the most probable cell, so that black marks are seen on it.
 _DARK_SHARE = 10  # The darkest cell holds ten times an even share 1 / M of the probability or more.
@@ -53,10 +59,10 @@ def utility_bands(
     Raises:
         ValueError: If a shape does not fit, a value is not finite or the feature does not increase.
     """
-    feature = _increasing("feature", _array("feature", feature, ("M",)))
-    draws = _array("draws", draws, ("S", len(feature)))
-    truth = None if truth is None else _array("truth", truth, (len(feature),))
-    ax = _axes(ax)
+    feature = check_increasing("feature", as_array("feature", feature, ("M",)))
+    draws = as_array("draws", draws, ("S", len(feature)))
+    truth = None if truth is None else as_array("truth", truth, (len(feature),))
+    ax = new_axes(ax)
     low, quarter, median, three_quarters, high = np.quantile(
         draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
     )
@@ -102,11 +108,11 @@ def choice_intervals(
     """
     mean, lower, upper = _aligned(mean=mean, lower=lower, upper=upper)
     for name, values in (("mean", mean), ("lower", lower), ("upper", upper)):
-        _require(name, values, (values >= 0) & (values <= 1), "lie between 0 and 1")
-    _require("lower", lower, lower <= upper, "not exceed upper")
+        require(name, values, (values >= 0) & (values <= 1), "lie between 0 and 1")
+    require("lower", lower, lower <= upper, "not exceed upper")
     choice = None if choice is None else _choices(choice, len(mean))
     names = None if pairs is None else _pair_names(pairs, len(mean))
-    ax = _axes(ax, len(mean))
+    ax = new_axes(ax, len(mean))
     order = np.argsort(-mean, kind="stable")
     _intervals(ax, mean[order], lower[order], upper[order], "posterior mean", "5–95 % interval")
     ax.axvline(0.5, color="black", linestyle="--", linewidth=0.8)
@@ -141,10 +147,10 @@ def rank_distribution(rank_prob: ArrayLike, names: Sequence, *, ax: Axes | None 
         ValueError: If the table is not square, an entry is not a probability or a row or column
             does not sum to 1.
     """
-    rank_prob = _array("rank_prob", rank_prob, ("M", "M"))
+    rank_prob = as_array("rank_prob", rank_prob, ("M", "M"))
     _check_rank_prob(rank_prob)
-    names = _names("names", names, len(rank_prob))
-    ax = _axes(ax, len(rank_prob), least=4.5)
+    names = check_names("names", names, len(rank_prob))
+    ax = new_axes(ax, len(rank_prob), least=4.5)
     expected = rank_prob @ np.arange(1, len(rank_prob) + 1)
     order = np.argsort(expected, kind="stable")
     image = _heat_map(ax, rank_prob[order])
@@ -237,11 +243,11 @@ def _sorted_intervals(
     # Quantiles of equal draws that were interpolated in different ways differ in the last digits.
     slack = 1e-6 * (1 + np.abs(median))
     inside = (median >= lower - slack) & (median <= upper + slack)
-    _require("median", median, inside | np.isnan(median), "lie between lower and upper")
-    names = None if names is None else _names("names", names, len(median))
+    require("median", median, inside | np.isnan(median), "lie between lower and upper")
+    names = None if names is None else check_names("names", names, len(median))
     if reference is not None and not math.isfinite(reference):
         raise ValueError(f"reference must be finite or None, got {reference}")
-    ax = _axes(ax, len(median))
+    ax = new_axes(ax, len(median))
     order = np.argsort(-median, kind="stable")
     _intervals(ax, median[order], lower[order], upper[order], "median", "interval")
     if reference is not None:
@@ -249,18 +255,6 @@ def _sorted_intervals(
     ax.set_xlabel(label)
     _name_rows(ax, names, order, what)
     return ax
-
-
-def _axes(ax: Axes | None, rows: int | None = None, least: float = 2.0) -> Axes:
-    """Returns `ax`, or new axes whose height in inches suits the number of rows."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    if rows is None:
-        return plt.subplots()[1]
-    height = min(max(1 + _ROW_HEIGHT * rows, least), _MAX_HEIGHT)
-    return plt.subplots(figsize=(7, height), layout="tight")[1]
 
 
 def _intervals(
@@ -295,7 +289,7 @@ def _name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) 
     shown = range(0, len(order), step)
     # Names are data: a dollar sign in one does not start a formula.
     labels = [names[order[row]] for row in shown]
-    ax.set_yticks(shown, labels, fontsize=_FONT_SIZE, parse_math=False)
+    ax.set_yticks(shown, labels, fontsize=FONT_SIZE, parse_math=False)
     ax.set_ylabel(what if step == 1 else f"{what} (1 in {step} of {len(order):,} named)")
 
 
@@ -366,7 +360,7 @@ def _write_numbers(ax: Axes, table: np.ndarray, image: AxesImage) -> None:
             f"{value:.2f}",
             ha="center",
             va="center",
-            fontsize=_FONT_SIZE,
+            fontsize=FONT_SIZE,
             color="white" if dark else "black",
         )
 
@@ -381,7 +375,7 @@ def _check_rank_prob(rank_prob: np.ndarray) -> None:
     if rank_prob.shape[0] != rank_prob.shape[1]:
         raise ValueError(f"rank_prob must be square, (M, M), got shape {rank_prob.shape}")
     # Weights in float32 leave an entry or a sum a little off.
-    _require(
+    require(
         "rank_prob",
         rank_prob,
         (rank_prob >= -1e-6) & (rank_prob <= 1 + 1e-6),
@@ -389,73 +383,26 @@ def _check_rank_prob(rank_prob: np.ndarray) -> None:
     )
     for axis, what in ((1, "rows"), (0, "columns")):
         total = rank_prob.sum(axis)
-        _require(f"the sums of rank_prob's {what}", total, np.abs(total - 1) < 1e-3, "be 1")
+        require(f"the sums of rank_prob's {what}", total, np.abs(total - 1) < 1e-3, "be 1")
 
 
 def _aligned(missing: bool = False, **arrays: ArrayLike) -> list[np.ndarray]:
     """Converts vectors of equal length; where `missing`, they may be NaN together."""
     size, out = "N", []
     for name, values in arrays.items():
-        out.append(_array(name, values, (size,), missing=missing))
+        out.append(as_array(name, values, (size,), missing=missing))
         size = len(out[0])
     first = next(iter(arrays))
     for name, values in zip(arrays, out, strict=True):
         same = np.isnan(values) == np.isnan(out[0])
-        _require(name, values, same, f"be NaN exactly where {first} is")
+        require(name, values, same, f"be NaN exactly where {first} is")
     return out
 
 
-def _array(
-    name: str, values: ArrayLike, shape: tuple[int | str, ...], *, missing: bool = False
-) -> np.ndarray:
-    """Converts to float64 and checks the shape, letters standing for any positive size."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double()
-    try:
-        values = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers, got {values!r:.60}") from error
-    fits = values.ndim == len(shape) and all(
-        size > 0 and (isinstance(expected, str) or size == expected)
-        for size, expected in zip(values.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"{name} must have shape ({wanted}) and not be empty, got {values.shape}")
-    finite = np.isfinite(values) | (np.isnan(values) if missing else False)
-    _require(name, values, finite, "be finite" + (" or NaN" if missing else ""))
-    return values
-
-
-def _increasing(name: str, values: np.ndarray) -> np.ndarray:
-    if len(values) < 2:
-        raise ValueError(f"{name} must have at least 2 values, got {len(values)}")
-    _require(name, values, np.diff(values, prepend=-np.inf) > 0, "increase")
-    return values
-
-
 def _choices(choice: ArrayLike, size: int) -> np.ndarray:
-    choice = _array("choice", choice, (size,))
-    _require("choice", choice, np.isin(choice, (0, 0.5, 1)), "be 0, 0.5 or 1")
+    choice = as_array("choice", choice, (size,))
+    require("choice", choice, np.isin(choice, (0, 0.5, 1)), "be 0, 0.5 or 1")
     return choice
-
-
-def _require(name: str, values: np.ndarray, good: np.ndarray, rule: str) -> None:
-    """Raises for the first value that is not good."""
-    if not good.all():
-        where = tuple(int(i) for i in np.argwhere(~good)[0])
-        place = where[0] if len(where) == 1 else where
-        raise ValueError(f"{name} must {rule}, got {values[where]} at {place}")
-
-
-def _names(argument: str, names: Sequence, size: int) -> list[str]:
-    """Converts names to one line each, cut to what an axis can hold."""
-    if isinstance(names, str):
-        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
-    names = list(names)
-    if len(names) != size:
-        raise ValueError(f"{argument} must have length {size}, one a row, got {len(names)}")
-    return [_shorten(name, _MAX_NAME) for name in names]
 
 
 def _pair_names(pairs: Iterable[tuple], size: int) -> list[str]:
@@ -470,13 +417,8 @@ def _pair_names(pairs: Iterable[tuple], size: int) -> list[str]:
 
 def _join(left: str, right: str) -> str:
     """Shortens the longer name of two first."""
-    half = _MAX_NAME // 2
+    half = MAX_NAME // 2
     return " over ".join(
-        _shorten(name, max(half, _MAX_NAME - len(other)))
+        shorten(name, max(half, MAX_NAME - len(other)))
         for name, other in ((left, right), (right, left))
     )
-
-
-def _shorten(name: object, length: int) -> str:
-    text = " ".join(str(name).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
