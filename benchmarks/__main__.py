@@ -16,7 +16,8 @@ from benchmarks.harness import environment
 
 NAMES = (
     *("data", "two_mode", "train_choice", "recovery"),
-    *("inference", "training", "scale", "kernels", "population_uncertainty", "calibration"),
+    *("inference", "training", "scale", "kernels", "precision"),
+    *("refinement", "calibration", "population_uncertainty"),
 )
 
 

@@ -206,9 +206,10 @@ class HeterogeneousBTL(nn.Module):
         lapses: Whether answers may be careless.
         matmul_precision: Precision of the matrix products in the networks of the bilinear and the
             mlp utility, forward and backward: `"highest"`; `"tf32"`, on CUDA devices (elsewhere the
-            same as `"highest"`); or `"bf16"`, which rounds the factors to 8 digits. It concerns
-            float32 alone: sums, likelihoods and homogeneous fits, in double precision, do not
-            change.
+            same as `"highest"`); or `"bf16"`, which rounds to 8 binary digits, on a CPU too. It
+            concerns float32 networks alone: margins, likelihoods and homogeneous fits (in double
+            precision) are computed as ever. `python -m benchmarks precision` measures what it does
+            to posterior means.
 
     Attributes:
         config: The arguments it was built with; `"module"` stands for a utility of one's own.

@@ -492,7 +492,7 @@ def _moments(
     information = torch.zeros(size, size, dtype=torch.float64)
     # Sums do not depend on the order of people; sorted by size, little is padded.
     data = data.subset(np.argsort(data.counts, kind="stable"))
-    # A comparison has a margin a draw, of which a model without latent factor has one, and features.
+    # A comparison has features, and a margin for each draw: one without a latent factor.
     width = max(4 * num_samples if model.latent_dim else 4, size)
     with seeded(seed):
         for batch in user_batches(data, width, model.device):

@@ -482,3 +482,45 @@ def test_a_killed_fit_goes_on_with_its_answer_parameters(tmp_path: Path) -> None
         results.append(model.answer_parameters())
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
+
+
+# ---------------------------------------------------------------------- precision of products
+
+
+@pytest.mark.parametrize("utility", ["bilinear", "mlp"])
+def test_lower_precision_changes_utilities_a_little(utility: str, make_data: MakeData) -> None:
+    data, z = make_data((4, 3)), torch.randn(5, 2, 2)
+    results = {}
+    for precision in ("highest", "tf32", "bf16"):
+        torch.manual_seed(0)
+        model = HeterogeneousBTL(3, 2, utility=utility, matmul_precision=precision)
+        with torch.no_grad():
+            margin = model.choice(data.batch(), z).margin
+        r = model.item_utility(data.items, z)
+        results[precision] = margin, r.detach()
+        model.choice(data.batch(), z).log_prob(data.batch().choice).sum().backward()
+        assert all(p.grad is not None for p in model.utility.item_tower.parameters())
+    for exact, same, rough in zip(*results.values(), strict=True):
+        assert torch.equal(exact, same)
+        difference = (rough - exact).norm() / exact.norm()
+        assert 1e-4 < difference < 0.05
+
+
+def test_precision_of_what_has_no_networks_is_refused() -> None:
+    for options, match in [
+        ({"matmul_precision": "fp8"}, "must be one of .*'highest', 'tf32', 'bf16'.* got 'fp8'"),
+        ({"utility": "linear", "matmul_precision": "bf16"}, "must be 'highest' .* got 'bf16'"),
+        ({"utility": torch.nn.Identity(), "matmul_precision": "tf32"}, "must be 'highest'"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            HeterogeneousBTL(3, 2, **options)
+
+
+def test_homogeneous_fits_are_in_double_precision_whatever_is_asked(make_data: MakeData) -> None:
+    data, fitted = make_data((40, 30)), []
+    for precision in ("highest", "bf16"):
+        torch.manual_seed(0)
+        model = HeterogeneousBTL(3, 0, hidden_dim=4, matmul_precision=precision)
+        fit(model, None, data, steps=5, validation=None, progress_bar=False)
+        fitted.append(model.state_dict())
+    torch.testing.assert_close(*fitted, rtol=1e-5, atol=1e-6)

@@ -524,6 +524,14 @@ def test_summary_counts_by_hand() -> None:
     )
 
 
+def test_summary_tells_ties_from_half_wins() -> None:
+    data = Preferences([0, 1], [1, 0], [0.5, 1], [0, 2], num_items=2, ties="keep")
+    assert (data.summary().ties, data.summary().half_wins) == (1, 0)
+    other = data.with_choices([0.5, 0.5], ties="half")
+    assert (other.summary().ties, other.summary().half_wins) == (0, 2)
+    assert other.with_choices([0, 0.5]).ties == "half"
+
+
 def test_summary_prints_what_it_counts() -> None:
     lines = dict(line.split("  ", 1) for line in str(read().summary()).splitlines())
     assert {name: value.strip() for name, value in lines.items()} == {
@@ -533,6 +541,7 @@ def test_summary_prints_what_it_counts() -> None:
         "comparisons": "5",
         "per person": "2 to 3, median 2.5",
         "half wins": "1",
+        "ties kept": "0",
         "ties dropped": "0",
         "repeated answers": "0",
         "contradicted pairs": "0",

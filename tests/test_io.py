@@ -26,7 +26,7 @@ from fssa_bayes import (
     save,
 )
 
-KEPT = Path(__file__).parent / "data" / "format_1"
+KEPT = Path(__file__).parent / "data"
 
 CASES = {
     "bilinear": ({"utility": "bilinear", "num_factors": 5}, {"posterior": "flow"}),
@@ -111,7 +111,7 @@ def test_homogeneous_double_and_own_utilities_are_kept(data: Preferences, tmp_pa
 def test_files_are_json_and_safetensors_in_original_units(saved: Path, data: Preferences) -> None:
     assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
     config = json.loads((saved / "config.json").read_text())
-    assert config["format_version"] == 1
+    assert config["format_version"] == 2
     assert set(config["versions"]) == {"fssa_bayes", "torch", "pyro-ppl"}
     assert config["feature_names"] == [0, 1, 2]
     np.testing.assert_allclose(config["standardisation"]["mean"], data.items.mean(0), rtol=1e-6)
@@ -230,11 +230,11 @@ def test_one_changed_bit_is_refused(saved: Path) -> None:
         load(saved)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(0, "an older"), (2, "a newer")])
+@pytest.mark.parametrize(("version", "advice"), [(0, "an older"), (3, "a newer")])
 def test_other_format_versions_are_refused(version: int, advice: str, saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text()) | {"format_version": version}
     (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"format_version must be 1, got {version} .*{advice}"):
+    with pytest.raises(ValueError, match=f"must be one of .1, 2., got {version} .*{advice}"):
         load(saved)
 
 
@@ -248,18 +248,36 @@ def test_only_models_and_their_own_guides_are_saved(data: Preferences, tmp_path:
 
 def test_a_model_saved_in_format_1_still_loads() -> None:
     """The folder was written by version 0.1.0 and must load for as long as the format is read."""
-    model, guide = load(KEPT)
+    model, guide = load(KEPT / "format_1")
+    assert not model.answer_parameters()
     data = Preferences(
         [0, 1, 2], [1, 2, 0], [1, 0, 1], [0, 2, 3],
         items=[[0.1, 10.0], [0.4, -5.0], [-0.3, 2.0]], feature_names=["sweetness", "price"],
     )  # fmt: skip
-    expected = json.loads((KEPT / "expected.json").read_text())
+    expected = json.loads((KEPT / "format_1" / "expected.json").read_text())
     with torch.no_grad():
         z = torch.tensor(expected["z"])
         utility = model.item_utility(data.items, z)
         loc = guide.posterior(data.batch()).base_dist.mean
     np.testing.assert_allclose(utility, expected["utility"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(loc, expected["loc"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_saved_in_format_2_still_loads() -> None:
+    """With ties, position bias, lapses and a lower precision, which format 1 does not know."""
+    model, guide = load(KEPT / "format_2")
+    data = Preferences(
+        [0, 1, 2], [1, 2, 0], [1, 0.5, 1], [0, 2, 3], ties="keep",
+        items=[[0.1, 10.0], [0.4, -5.0], [-0.3, 2.0]], feature_names=["sweetness", "price"],
+    )  # fmt: skip
+    expected = json.loads((KEPT / "format_2" / "expected.json").read_text())
+    assert model.config["matmul_precision"] == "bf16"
+    with torch.no_grad():
+        batch = data.batch()
+        log_prob = model.choice(batch, torch.tensor(expected["z"])).log_prob(batch.choice)
+        loc = guide.posterior(batch).base_dist.mean
+    np.testing.assert_allclose(log_prob, expected["log_prob"], rtol=1e-2)  # bf16 has 8 bits.
+    np.testing.assert_allclose(loc, expected["loc"], rtol=1e-2, atol=1e-2)
 
 
 def test_the_guide_remembers_its_objective(data: Preferences, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ from fssa_bayes.nn import (
     DeepSet,
     GatedHypernet,
     ItemLinear,
+    Linear,
     SelfAttention,
+    _ProductTF32,
     flip_between,
+    product,
     tower,
 )
 
@@ -159,3 +162,84 @@ def test_flips_transform_both_halves_and_restore_the_order() -> None:
     flow = torch.distributions.ComposeTransform(flip_between(couplings, 3, torch.device("cpu")))
     z = torch.tensor([[10.0, 20.0, 30.0]])
     torch.testing.assert_close(flow(z), torch.tensor([[11.0, 22.0, 31.0]]))
+
+
+# ---------------------------------------------------------------------- precision
+
+
+def rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().double()
+
+
+def test_bf16_product_rounds_factors_and_result_alone() -> None:
+    """Every factor has 8 binary digits, sums have 24: half a unit of the last digit is left."""
+    x, weight = torch.randn(7, 3, 50), torch.randn(4, 50)
+    exact = rounded(x) @ rounded(weight).T
+    result = product(x, weight, "bf16")
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), exact, rtol=2**-8, atol=1e-5)
+    assert not torch.allclose(result.double(), x.double() @ weight.double().T, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["highest", "tf32", "bf16"])
+def test_double_precision_is_never_lowered(precision: str) -> None:
+    layer, x = Linear(5, 4).double(), torch.randn(3, 5, dtype=torch.float64)
+    expected = layer(x)
+    layer.precision = precision
+    torch.testing.assert_close(layer(x), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_gradients_in_bf16_are_close() -> None:
+    x, weight = torch.randn(6, 20, requires_grad=True), torch.randn(4, 20, requires_grad=True)
+    for exact, result in zip(
+        torch.autograd.grad(product(x, weight).square().sum(), (x, weight)),
+        torch.autograd.grad(product(x, weight, "bf16").square().sum(), (x, weight)),
+        strict=True,
+    ):
+        assert (result - exact).norm() < 0.02 * exact.norm()
+        assert not torch.equal(result, exact)
+
+
+def test_tf32_is_highest_on_a_cpu() -> None:
+    x, weight = torch.randn(6, 20), torch.randn(4, 20)
+    assert torch.equal(product(x, weight, "tf32"), product(x, weight))
+
+
+def test_tf32_product_has_its_gradients_and_leaves_the_setting_alone() -> None:
+    """On a CPU the setting has no effect, so that everything is exact."""
+
+    def settings() -> tuple:
+        matmul = torch.backends.cuda.matmul
+        new = getattr(matmul, "fp32_precision", None)
+        return torch.get_float32_matmul_precision(), matmul.allow_tf32, new
+
+    before = settings()
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_ProductTF32.apply, (x, weight))
+    with pytest.raises(RuntimeError):
+        _ProductTF32.apply(x, weight[:, :3])
+    result = _ProductTF32.apply(x, weight).square().sum()
+    (grad,) = torch.autograd.grad(result, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+    assert settings() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tf32_product_on_a_gpu_has_eleven_bits() -> None:
+    x = torch.randn(64, 512, device="cuda", requires_grad=True)
+    weight = torch.randn(256, 512, device="cuda", requires_grad=True)
+    exact = x.double() @ weight.double().T
+    errors = []
+    for precision in ("highest", "tf32", "bf16"):
+        result = product(x, weight, precision)
+        grads = torch.autograd.grad(result.square().sum(), (x, weight))
+        true = torch.autograd.grad(exact.square().sum(), (x, weight), retain_graph=True)
+        pairs = [(result.double(), exact), *zip(grads, true, strict=True)]
+        errors.append([((a - b).norm() / b.norm()).item() for a, b in pairs])
+    for high, middle, low in zip(*errors, strict=True):
+        assert high < 1e-5
+        assert 1e-5 < middle < 2**-10
+        assert 2**-11 < low < 2**-6
