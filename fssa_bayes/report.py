@@ -317,7 +317,14 @@ def _real_predictions(study: _Study) -> tuple[list[Check], Section]:
         )
     curve = diagnostics.reliability(last.prob, last.choice, mask=~last.prob.isnan())
     figure = _figure(
-        plots.reliability(curve),
+        plots.reliability(
+            curve.prob,
+            curve.recalibrated,
+            curve.weight,
+            grid=curve.grid,
+            lower=curve.consistency_lower,
+            upper=curve.consistency_upper,
+        ),
         f"Held-out people, {last.num_context} known choices: how often left was chosen (isotonic "
         "estimate) where it was given a probability. Calibrated forecasts stay in the band.",
     )
@@ -466,7 +473,47 @@ def _simulated(study: _Study) -> tuple[list[Check], Section]:
 
 
 def _calibration_figures(calibration: CalibrationStudy) -> list[Figure]:
-    return []
+    sizes, people = calibration.sizes, calibration.pareto_k.shape[1]
+    result = calibration.test("corrected").table
+    worst = sizes.index(int(result.loc[result["p_value"].idxmin(), "group"]))
+    pit = calibration.pit["corrected"]
+    band = diagnostics.ecdf_band(people, pit.shape[-1] * len(sizes))
+    levels = np.linspace(0.05, 0.95, 19)
+    distance = (pit[..., :-2] - 0.5).abs().flatten(1)
+    covered = np.stack([(distance < level / 2).double().mean(-1) for level in levels])
+    error = 2 * np.sqrt(levels * (1 - levels) / people)
+    size = np.repeat(sizes, people)
+    known = f"{sizes[worst]} known choices"
+    return [
+        _figure(
+            plots.sbc_ecdf_difference(
+                pit[worst], band.points, band.lower, band.upper, calibration.quantities
+            ),
+            f"Corrected posterior, {known}, where it is farthest from even: distribution of the "
+            "truth's place in the posterior, minus what an exact posterior shows. The band holds "
+            "for all quantities and sizes together.",
+        ),
+        _figure(
+            plots.coverage_curve(
+                levels,
+                covered,
+                (levels - error).clip(0),
+                (levels + error).clip(max=1),
+                [f"{size} known" for size in sizes],
+                band_name="exact posterior, ± 2 standard errors of one pair",
+            ),
+            "Corrected posterior: how often intervals for the margins of pairs hold the truth.",
+        ),
+        _figure(
+            plots.contraction(size, calibration.contraction.flatten()),
+            "What choices teach: share of the prior variance of a margin that is gone.",
+        ),
+        _figure(
+            plots.pareto_k(calibration.pareto_k.flatten(), size),
+            "Pareto k-hat of every simulated person: above .7 the guide misses part of the "
+            "posterior, and importance weights cannot be relied upon.",
+        ),
+    ]
 
 
 def _check_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
