@@ -1,0 +1,135 @@
+"""Predictions for real people, and score tests against derivatives of the exact likelihood."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, exact
+from fssa_bayes.calibration import draw_model
+from fssa_bayes.diagnostics import sbc_test
+from fssa_bayes.held_out import predict_held_out, score_tests
+
+
+@pytest.fixture(scope="module")
+def model(make_data) -> HeterogeneousBTL:
+    model = draw_model(make_data([3], num_items=30).items, 1, "linear", spread=1.5, seed=1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def guide(model: HeterogeneousBTL) -> NeuralProcessGuide:
+    torch.manual_seed(0)
+    return NeuralProcessGuide(model, posterior="normal", hidden_dim=8)
+
+
+@pytest.fixture(scope="module")
+def people(make_data, model: HeterogeneousBTL) -> Preferences:
+    return model.simulate(make_data([8] * 400, num_items=30), seed=2)[0]
+
+
+def log_evidence(model: HeterogeneousBTL, people: Preferences) -> np.ndarray:
+    return exact.grid(model, people).log_evidence.double().numpy()
+
+
+def test_scores_are_derivatives_of_the_log_marginal_likelihood(model, guide, people) -> None:
+    """Central differences of the evidence on a grid, by position bias and by scale of margins."""
+    scores = score_tests(model, guide, people, num_samples=4000)["score"]
+    step = 0.02
+    biased = HeterogeneousBTL(3, 1, "linear", position_bias=True)
+    biased.load_state_dict(model.state_dict(), strict=False)
+    ends = []
+    for change in (step, -step):
+        with torch.no_grad():
+            biased.bias.fill_(change)
+        ends.append(log_evidence(biased, people))
+    assert scores["left over right"] == pytest.approx(
+        (ends[0] - ends[1]).mean() / (2 * step), abs=0.01
+    )
+    for name, parts in (
+        ("consistency of choices", ("mean", "loading")),
+        ("difference between people", ("loading",)),
+    ):
+        ends = []
+        for factor in (1 + step, 1 - step):
+            scaled = copy.deepcopy(model)
+            with torch.no_grad():
+                for part in parts:
+                    getattr(scaled.utility, part).mul_(factor)
+            ends.append(log_evidence(scaled, people))
+        # The mean over the population is taken over 256 draws of z, another direction by that much.
+        assert scores[name] == pytest.approx((ends[0] - ends[1]).mean() / (2 * step), abs=0.03)
+
+
+def test_the_score_of_lapses_is_the_derivative_by_their_rate(model, guide, people) -> None:
+    score = score_tests(model, guide, people, num_samples=4000)["score"]["lapses"]
+    lapsing = HeterogeneousBTL(3, 1, "linear", lapses=True)
+    lapsing.load_state_dict(model.state_dict(), strict=False)
+    rate = 1e-3
+    with torch.no_grad():
+        lapsing.lapse_logit.fill_(np.log(rate / (1 - rate)))
+    slope = (log_evidence(lapsing, people) - log_evidence(model, people)).mean() / rate
+    assert score == pytest.approx(slope, abs=0.05)
+
+
+def test_a_right_model_is_not_contradicted(model, guide, people) -> None:
+    table = score_tests(model, guide, people)
+    assert (table["p"] > 0.01).all()
+    prediction = predict_held_out(model, guide, people, sizes=(0, 4))
+    pit = torch.cat([at.pit for at in prediction]).unsqueeze(-1)
+    assert not sbc_test(pit, np.repeat([0, 4], len(people)), prob=0.99).rejected
+
+
+def test_a_shrunken_model_is_contradicted_in_that_direction(model, guide, make_data) -> None:
+    people = model.simulate(make_data([12] * 1000, num_items=30), seed=3)[0]
+    smaller, its_guide = copy.deepcopy((model, guide))
+    with torch.no_grad():
+        smaller.utility.loading.mul_(0.8)
+    table = score_tests(smaller, its_guide, people)
+    assert table["z"]["difference between people"] > 4
+    larger, its_guide = copy.deepcopy((model, guide))
+    with torch.no_grad():
+        larger.utility.loading.mul_(1.25)
+    assert score_tests(larger, its_guide, people)["z"]["difference between people"] < -4
+
+
+def test_left_and_lapses_are_seen(model, guide, people) -> None:
+    rng = np.random.default_rng(0)
+    slips = rng.random(people.num_comparisons) < 0.2
+    random = np.where(slips, rng.integers(2, size=len(slips)), people.choice)
+    assert score_tests(model, guide, people.with_choices(random))["z"]["lapses"] > 2
+    leftish = np.where(slips, 1, people.choice)
+    assert score_tests(model, guide, people.with_choices(leftish))["z"]["left over right"] > 3
+
+
+def test_knowing_nothing_gains_nothing(model, guide, people) -> None:
+    (prediction,) = predict_held_out(model, guide, people, sizes=(0,))
+    assert prediction.gain() == (0.0, 0.0)
+
+
+def test_knowing_choices_gains_what_exact_posteriors_gain(model, guide, people) -> None:
+    (prediction,) = predict_held_out(model, guide, people, sizes=(4,), num_samples=4000)
+    from fssa_bayes import Posterior
+
+    context, target = people.split_context(4, seed=0)
+    nothing, _ = target.split_context(0, seed=0)
+    known, unknown = (
+        Posterior.from_draws(model, c, exact.grid(model, c)).log_score(target)
+        for c in (context, nothing)
+    )
+    assert prediction.gain()[0] == pytest.approx((known - unknown).mean().item(), abs=2e-3)
+
+
+def test_sizes_without_enough_people_are_left_out(model, guide, people) -> None:
+    predictions = predict_held_out(model, guide, people, sizes=(0, 7, 8, 100))
+    assert [at.num_context for at in predictions] == [0, 7]
+    with pytest.raises(ValueError, match="at most 8"):
+        predict_held_out(model, guide, people, sizes=(8,))
+
+
+def test_too_few_people_for_a_test(model, guide, people) -> None:
+    with pytest.raises(ValueError, match="at least 20 people"):
+        score_tests(model, guide, people.subset(range(10)))
