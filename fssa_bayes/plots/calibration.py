@@ -162,13 +162,14 @@ def sbc_ecdf_difference(
         difference = ecdf - points
         outside = (difference < lower - 1e-9) | (difference > upper + 1e-9)
         color, width = ("black", 1.6) if outside.any() else ("0.45", 1.0)
+        name = "observed" if name is None else name
         label = f"{name} (outside)" if outside.any() else name
         ax.plot(points, difference, line, color=color, linewidth=width, label=label)
         marked = np.flatnonzero(outside)[::_CROSSES]
         ax.plot(points[marked], difference[marked], "x", color="black", markersize=5)
     ax.set_xlim(0, 1)
     ax.set_xlabel("posterior probability below the truth")
-    ax.set_ylabel("ECDF − uniform")
+    ax.set_ylabel("ECDF − uniform (share of people)")
     _legend_above(ax, len(names) + 1)
     return ax
 
@@ -357,7 +358,7 @@ def pareto_k(
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
     k = as_float("pareto_k", pareto_k)
-    require("pareto_k", k, ~np.isnan(k), "not be NaN")
+    require("pareto_k", k, k > -np.inf, "be a number above minus infinity")
     k = as_array("pareto_k", np.where(np.isposinf(k), np.nan, k), ("U",), missing=True)
     size = None if size is None else _sizes(size, len(k))
     ax = new_axes(ax)
