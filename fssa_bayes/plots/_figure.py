@@ -16,6 +16,7 @@ __all__ = [
     "FONT_SIZE",
     "MAX_NAME",
     "as_array",
+    "as_float",
     "check_increasing",
     "check_names",
     "new_axes",
@@ -45,12 +46,7 @@ def as_array(
     name: str, values: ArrayLike, shape: tuple[int | str, ...], *, missing: bool = False
 ) -> np.ndarray:
     """Converts to float64 and checks the shape, letters standing for any positive size."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double()
-    try:
-        values = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers, got {values!r:.60}") from error
+    values = as_float(name, values)
     fits = values.ndim == len(shape) and all(
         size > 0 and (isinstance(expected, str) or size == expected)
         for size, expected in zip(values.shape, shape, strict=True)
@@ -61,6 +57,15 @@ def as_array(
     finite = np.isfinite(values) | (np.isnan(values) if missing else False)
     require(name, values, finite, "be finite" + (" or NaN" if missing else ""))
     return values
+
+
+def as_float(name: str, values: ArrayLike) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double()
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {values!r:.60}") from error
 
 
 def check_increasing(name: str, values: np.ndarray) -> np.ndarray:
