@@ -1,0 +1,204 @@
+"""The report: what it says of right and wrong models, what it skips, and the page it writes."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from fssa_bayes import (
+    HeterogeneousBTL,
+    ImportanceWeightedELBO,
+    NeuralProcessGuide,
+    Preferences,
+    Sleep,
+    diagnose,
+    fit,
+)
+from fssa_bayes._page import Figure, Section, render
+from fssa_bayes.calibration import draw_model
+from fssa_bayes.report import Report
+
+SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_refit() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fssa_bayes.report._REFIT_STEPS", 60)
+        yield
+
+
+@pytest.fixture(scope="module")
+def truth(make_data) -> HeterogeneousBTL:
+    return draw_model(make_data([3], num_items=30).items, 1, "linear", spread=1.5, seed=1)
+
+
+@pytest.fixture(scope="module")
+def guide(truth: HeterogeneousBTL, make_data) -> NeuralProcessGuide:
+    """A guide refined for the truth, so that what is wrong in a test is wrong by design."""
+    torch.manual_seed(0)
+    guide = NeuralProcessGuide(truth, hidden_dim=16)
+    people = make_data([10] * 60, num_items=30)
+    fit(truth, guide, people, objective=[Sleep(steps=300)], validation=None, progress_bar=False)
+    return guide
+
+
+@pytest.fixture(scope="module")
+def people(truth: HeterogeneousBTL, make_data) -> Preferences:
+    return truth.simulate(make_data([10] * 500, num_items=30), seed=5)[0]
+
+
+@pytest.fixture(scope="module")
+def report(truth, guide, people) -> Report:
+    return diagnose(truth, guide, people, train=people, **SMALL)
+
+
+def verdict(report: Report, name: str) -> str:
+    rows = report.table.set_index("check")["verdict"]
+    return rows[[check for check in rows.index if check.startswith(name)][0]]
+
+
+def test_a_right_model_passes_every_check(report: Report) -> None:
+    assert report.passed, report.table.to_string()
+    assert "skipped" not in set(report.table["verdict"])
+    assert "as far as people simulated from it can show" in report.summary[0]
+    assert "contradicts the model" in report.summary[1]
+
+
+def test_a_shrunken_model_passes_its_own_simulations_and_fails_real_people(
+    truth, guide, people
+) -> None:
+    smaller, its_guide = copy.deepcopy((truth, guide))
+    with torch.no_grad():
+        smaller.utility.loading.mul_(0.7)
+    report = diagnose(smaller, its_guide, people, **SMALL)
+    table = report.table
+    failed = table[table["verdict"] == "fail"]
+    assert verdict(report, "simulation-based calibration of the posterior") == "pass"
+    assert verdict(report, "score test: difference between people") == "fail"
+    assert set(failed["sees a wrong model"]) == {"yes"}
+    assert "does not fit the real people" in report.summary[1]
+    assert "people differ more than the model says" in "".join(failed["what to do"])
+
+
+def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people, monkeypatch) -> None:
+    """Weights that are not applied leave the guide's draws, here of an untrained guide."""
+    torch.manual_seed(0)
+    fresh = NeuralProcessGuide(truth, posterior="normal", hidden_dim=8)
+    with torch.no_grad():
+        for parameter in fresh.potential.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    from fssa_bayes import importance
+
+    monkeypatch.setattr(importance, "GUIDE_SHARE", 1.0)
+    report = diagnose(truth, fresh, people, **SMALL | {"num_samples": 100})
+    assert verdict(report, "effective share of the guide's draws") == "fail"
+    assert not report.passed
+    assert "refine the guide" in report.summary[0]
+
+
+def test_what_the_budget_does_not_allow_is_named(truth, guide, people) -> None:
+    report = diagnose(truth, guide, people, budget=1e-3, train=people, **SMALL)
+    assert set(report.table["verdict"]) == {"skipped"}
+    assert report.table["what to do"].str.contains("s needed, 0 s left").all()
+    assert report.summary[-1].startswith("Not checked: ")
+    assert report.passed
+
+
+def test_without_training_people_the_other_objective_is_skipped(truth, guide, people) -> None:
+    report = diagnose(truth, guide, people, **SMALL)
+    row = report.table[report.table["verdict"] == "skipped"]
+    assert row["check"].tolist() == ["real people: another objective"]
+    assert row["what to do"].item() == "pass train=, the people of the fit"
+
+
+def test_sizes_without_people_are_skipped_not_failed(truth, guide, people) -> None:
+    few = people.subset(range(12))
+    table = diagnose(truth, guide, few, **SMALL).table.set_index("check")
+    assert table["verdict"]["real people: predictions"] == "skipped"
+    assert "20 people" in table["what to do"]["real people: predictions"]
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_the_page_needs_nothing_but_itself(report: Report, tmp_path: Path) -> None:
+    path = report.write(tmp_path / "new" / "folder")
+    text = path.read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) >= 5
+    for attributes in pictures:
+        assert attributes["src"].startswith("data:image/png;base64,iVBOR")
+        assert len(attributes["alt"]) > 30
+    assert any(attributes.get("name") == "viewport" for _, attributes in page.tags)
+    checks = pd.read_csv(path.with_name("checks.csv"))
+    pd.testing.assert_frame_equal(checks, report.table)
+    assert {item.name for item in path.parent.iterdir()} == {"report.html", "checks.csv"}
+
+
+def test_the_same_seed_gives_the_same_report(truth, guide, people, report: Report) -> None:
+    state = torch.random.get_rng_state()
+    again = diagnose(truth, guide, people, train=people, **SMALL)
+    assert torch.equal(state, torch.random.get_rng_state())
+    pd.testing.assert_frame_equal(again.table, report.table)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(truth, guide, people, tmp_path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("kept")
+    with pytest.raises(OSError, match="file"):
+        diagnose(truth, guide, people, blocked, **SMALL)
+    assert blocked.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"budget": 0}, "budget must be"), ({"budget": float("nan")}, "budget must be")],
+)
+def test_options_are_checked(truth, guide, people, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diagnose(truth, guide, people, **options)
+
+
+def test_a_homogeneous_model_is_refused(people) -> None:
+    with pytest.raises(ValueError, match="latent_dim of at least 1"):
+        diagnose(HeterogeneousBTL(3, 0, "linear"), None, people)
+
+
+def test_text_is_escaped() -> None:
+    table = pd.DataFrame({"<b>": ["<script>alert(1)</script>"]})
+    section = Section("a < b", ["x & y"], table, [Figure(b"png", '"quoted"')])
+    page = render("<title>", [section], "<footer>")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert 'alt="&quot;quoted&quot;"' in page
+    assert "x &amp; y" in page
+
+
+def test_objectives_that_shrink_are_found_out(truth, people) -> None:
+    """A model whose differences between people are too small gains by another objective."""
+    smaller = copy.deepcopy(truth)
+    with torch.no_grad():
+        smaller.utility.loading.mul_(0.3)
+    guide = NeuralProcessGuide(smaller, hidden_dim=16)
+    stages = [ImportanceWeightedELBO(steps=5), Sleep(steps=200)]
+    fit(smaller, guide, people, objective=stages[1:], validation=None, progress_bar=False)
+    report = diagnose(smaller, guide, people, train=people, **SMALL)
+    assert verdict(report, "the fit continued") == "fail"
