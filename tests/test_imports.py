@@ -23,6 +23,7 @@ ORDER = [
     {"training"},
     {"inference"},
     {"exact"},
+    {"trust"},
     {"posterior"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
