@@ -16,7 +16,8 @@ on real people.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import draw_posterior, user_batches
 from fssa_bayes.inference import check_data, check_guide
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.posterior import Posterior
 
 __all__ = [
     "LEVELS",
@@ -146,8 +148,8 @@ def simulate_people(
     return SimulatedPeople(model, context, data.imagine(target), z)
 
 
-Weightings = tuple[Tensor, dict[str, Tensor]]
-"""Draws (S, U, K), and normalised log-weights (S, U) by the name of the posterior they make."""
+Weighted = dict[str, tuple[Tensor, Tensor]]
+"""By the name of a posterior, its draws (S, U, K) and their normalised log-weights (S, U)."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def calibrate(
     num_users: int = 2000,
     num_samples: int = 1000,
     source: HeterogeneousBTL | None = None,
-    draw: Callable[[SimulatedPeople, int], Weightings] | None = None,
+    draw: Callable[[SimulatedPeople, int], Weighted] | None = None,
     seed: int = 0,
 ) -> CalibrationStudy:
     """Studies the posteriors of people simulated from the model, or from another one.
@@ -226,7 +228,7 @@ def calibrate(
         source: Model that the people come from, such as the truth of a simulation; the fitted one
             if None. From another one even exact posteriors are not calibrated.
         draw: Another way to a posterior, to be studied in the same manner: maps people and a seed
-            to draws (S, U, K) and normalised log-weights (S, U) by name.
+            to draws (S, U, K) and normalised log-weights (S, U) by the posterior's name.
         seed: Seed of people and draws.
 
     Returns:
@@ -250,51 +252,75 @@ def calibrate(
     parts = []
     for size in sizes:
         people = simulate_people(source or model, data, size, num_users, seed=seed)
-        weightings = draw or _Amortised(model, guide, num_samples)
-        z, log_weights = weightings(people, seed)
-        parts.append(_transform(model, people, z, log_weights, seed))
         if draw is None:
-            parts[-1] |= {"relative_ess": weightings.draws.relative_ess}
-            parts[-1] |= {"pareto_k": weightings.draws.pareto_k}
+            posterior = _amortised(model, guide, people, num_samples, seed)
+            weighted = {
+                "corrected": posterior.proposals,
+                "guide": _guide_alone(model, guide, people, num_samples, seed),
+            }
+            about = {"relative_ess": posterior.relative_ess, "pareto_k": posterior.pareto_k}
         else:
-            unknown = torch.full((num_users,), torch.nan)
-            parts[-1] |= {"relative_ess": unknown, "pareto_k": unknown}
+            weighted = draw(people, seed)
+            about = dict.fromkeys(("relative_ess", "pareto_k"), torch.full((num_users,), math.nan))
+        parts.append(_transform(model, people, weighted, seed) | about)
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     summaries = {name: stacked.pop(name) for name in ("relative_ess", "pareto_k", "contraction")}
     return CalibrationStudy(sizes, _QUANTITIES, stacked, **summaries)
 
 
-class _Amortised:
-    """Draws by guide and importance weights, which weigh the same draws in two ways."""
+def _amortised(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    people: SimulatedPeople,
+    num_samples: int,
+    seed: int,
+) -> Posterior:
+    """Returns the posterior that a user would get, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return Posterior(model, guide, people.context, num_samples, seed=seed)
 
-    def __init__(
-        self, model: HeterogeneousBTL, guide: NeuralProcessGuide, num_samples: int
-    ) -> None:
-        self.model, self.guide, self.num_samples = model, guide, num_samples
 
-    def __call__(self, people: SimulatedPeople, seed: int) -> Weightings:
-        self.draws = draw_posterior(
-            self.model, self.guide, people.context, self.num_samples, seed=seed, correct="psis"
-        )
-        of_guide = torch.full_like(self.draws.log_weights, -math.inf)
-        from_guide = len(self.draws.log_ratio)
-        of_guide[:from_guide] = -math.log(from_guide)
-        return self.draws.z, {"corrected": self.draws.log_weights, "guide": of_guide}
+def _guide_alone(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    people: SimulatedPeople,
+    num_samples: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    draws = draw_posterior(model, guide, people.context, num_samples, seed=seed, correct=None)
+    return draws.z, draws.log_weights
 
 
 def _transform(
     model: HeterogeneousBTL,
     people: SimulatedPeople,
-    z: Tensor,
-    log_weights: dict[str, Tensor],
+    weighted: Weighted,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Computes the transforms of every posterior, and the contraction of the first, in batches."""
+    """Computes the transforms of every posterior, and the contraction of the first."""
     with seeded(seed):
         elsewhere = model.prior(len(people.context)).sample().cpu()
-    first = next(iter(log_weights))
-    pit: dict[str, list[Tensor]] = {name: [] for name in log_weights}
-    variances, truths = [], []
+    transforms = {}
+    for name, (z, log_weights) in weighted.items():
+        parts = _transform_batches(model, people, elsewhere, z, log_weights, seed)
+        pit, variance, truth = (torch.cat(part) for part in zip(*parts, strict=True))
+        transforms[name] = pit
+        if "contraction" not in transforms:
+            between = truth.var(0).clamp(min=torch.finfo(truth.dtype).tiny)
+            transforms["contraction"] = 1 - (variance / between).mean(-1)
+    return transforms
+
+
+def _transform_batches(
+    model: HeterogeneousBTL,
+    people: SimulatedPeople,
+    elsewhere: Tensor,
+    z: Tensor,
+    log_weights: Tensor,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields transforms (U, Q), and of fixed pairs posterior variances and true margins (U, F)."""
     start = 0
     for target in user_batches(people.target, len(z), model.device):
         chunk = slice(start, start + target.num_users)
@@ -306,22 +332,17 @@ def _transform(
         margin = torch.cat([by.choice(target, at).margin for by, at in pairs]).cpu()
         log_prob = [by.choice(context, at).log_prob(context.choice) for by, at in pairs]
         log_prob = torch.cat(log_prob).cpu().unsqueeze(-1)
-        for name, weight in ((name, weight[:, chunk]) for name, weight in log_weights.items()):
-            share = weight.exp().unsqueeze(-1)
-            mean = (share * margin[2:]).sum(0)
-            # The point between the posterior and somewhere else depends on the context, without
-            # which the prior would pass (Lemos et al. 2023).
-            distance = (margin - (mean + margin[1]) / 2).norm(dim=-1, keepdim=True)
-            values = torch.cat([margin, distance, log_prob], -1)
-            pit[name].append(
-                diagnostics.weighted_pit(values[2:], weight, values[0], seed=seed + chunk.start)
-            )
-            if name == first:
-                variances.append((share * (margin[2:] - mean).square()).sum(0)[:, :NUM_FIXED])
-        truths.append(margin[0, :, :NUM_FIXED])
-    transforms = {name: torch.cat(parts) for name, parts in pit.items()}
-    between = torch.cat(truths).var(0).clamp(min=torch.finfo(torch.float32).tiny)
-    return transforms | {"contraction": 1 - (torch.cat(variances) / between).mean(-1)}
+        share = log_weights[:, chunk].exp().unsqueeze(-1)
+        mean = (share * margin[2:]).sum(0)
+        # The point between the posterior and somewhere else depends on the context, without which
+        # the prior would pass (Lemos et al. 2023).
+        distance = (margin - (mean + margin[1]) / 2).norm(dim=-1, keepdim=True)
+        values = torch.cat([margin, distance, log_prob], -1)
+        pit = diagnostics.weighted_pit(
+            values[2:], log_weights[:, chunk], values[0], seed=seed + chunk.start
+        )
+        variance = (share * (margin[2:] - mean).square()).sum(0)
+        yield pit, variance[:, :NUM_FIXED], margin[0, :, :NUM_FIXED]
 
 
 def _check_sizes(

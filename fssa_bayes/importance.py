@@ -39,6 +39,7 @@ __all__ = [
     "propose",
     "propose_over_populations",
     "score_draws",
+    "thin",
     "user_batches",
 ]
 
@@ -79,6 +80,7 @@ class Draws:
         log_ratio: Log p(z) p(C|z) / q(z|C) of the draws from the guide alone, (S_q, U).
         log_guide: Log q(z|C) of every draw, (S, U).
         log_joint: Log p(z) p(C|z) of every draw, (S, U).
+        weight_k: Pareto k-hat of the weights before they were smoothed, (U,); NaN without weights.
         weighted: Whether the weights differ; False for the guide's own draws, for a model without
             latent factor and after resampling.
     """
@@ -88,6 +90,7 @@ class Draws:
     log_ratio: Tensor
     log_guide: Tensor
     log_joint: Tensor
+    weight_k: Tensor
     weighted: bool
 
     @cached_property
@@ -280,11 +283,55 @@ def draw_posterior(
     check_finite(z, log_weights, context)
     weighted = correct is not None and (model.latent_dim > 0 or len(populations) > 0)
     if weighted:
-        smoothed, _ = pareto_smooth(log_weights.T.numpy())
+        smoothed, weight_k = pareto_smooth(log_weights.T.numpy())
         log_weights = torch.from_numpy(smoothed).T.float()
     else:
+        weight_k = np.full(len(context), math.nan)
         log_weights = torch.zeros_like(log_weights).log_softmax(0).float()
-    return Draws(z, log_weights, *others, weighted)
+    return Draws(z, log_weights, *others, torch.from_numpy(weight_k).float(), weighted)
+
+
+def thin(draws: Draws, count: int, rng: np.random.Generator) -> Draws:
+    """Keeps `count` of a person's weighted draws, none of them twice, without changing any mean.
+
+    Draws of large weight keep it; of the others some are drawn, each with a probability in
+    proportion to its weight, and share the rest equally.
+
+    References:
+        Fearnhead & Clifford (2003), On-line inference for hidden Markov models via particle
+        filters, JRSS B 65(4).
+    """
+    index, log_weights = zip(
+        *(_thinned(person, count, rng) for person in draws.log_weights.double().exp().T.numpy()),
+        strict=True,
+    )
+    index = torch.from_numpy(np.stack(index, -1))
+    return replace(
+        draws,
+        z=draws.z.gather(0, index.unsqueeze(-1).expand(*index.shape, draws.z.shape[-1])),
+        log_weights=torch.from_numpy(np.stack(log_weights, -1)).float(),
+        log_guide=draws.log_guide.gather(0, index),
+        log_joint=draws.log_joint.gather(0, index),
+    )
+
+
+def _thinned(
+    weights: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses `count` of the weights (R,); returns their positions and new log-weights."""
+    order = np.argsort(-weights, kind="stable")
+    ordered = weights[order] / weights.sum()
+    rest = ordered[::-1].cumsum()[::-1]  # Mass from this draw on.
+    share = rest[:count] / (count - np.arange(count))
+    large = int(np.argmax(ordered[:count] <= share))
+    threshold = share[large]
+    points = (rng.random() + np.arange(count - large)) * threshold
+    small = large + np.searchsorted(ordered[large:].cumsum(), points, side="right")
+    small = np.minimum(small, len(weights) - 1)
+    chosen = np.concatenate([np.arange(large), small])
+    new = np.concatenate([ordered[:large], np.full(count - large, threshold)])
+    with np.errstate(divide="ignore"):
+        return order[chosen], np.log(new)
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ from fssa_bayes.population import (
     population_draws,
     training_data,
 )
+from fssa_bayes.trust import FALLBACKS, MOST_PARETO_K, context_surprise, fall_back
 
 if TYPE_CHECKING:
     from fssa_bayes.inference_data import InferenceData
@@ -95,17 +96,24 @@ class Posterior:
             `FitResult.population_draws` or `FitResult.bootstrap`, can be given themselves. Then
             every posterior draw has a population of its own, and what a context says about the
             population counts too.
+        fallback: What to do for people whose `pareto_k` is above .7, so that the guide misses part
+            of their posterior. `"draws"` takes 4, then 16 times as many draws from the mixture, in
+            milliseconds for each of them; `"nuts"` samples those whom that does not help, in
+            seconds or tens of seconds each; None does nothing. Draws are corrected only, so it does
+            nothing with `correct=None`, nor where the population is drawn.
 
     Attributes:
         population: The draws of the population, or None where it is held fixed.
+        method: How each person's draws were made, with shape (U,): `"guide"`, `"more draws"`,
+            `"nuts"`; after :meth:`from_draws` also `"grid"`.
 
     Raises:
         ValueError: If `context` does not fit the model or an option is out of range.
         FloatingPointError: If the model gives a person no finite posterior.
 
     Warns:
-        UserWarning: If a context is larger than any the guide was trained for, or if a guide fitted
-            by `NeuralProcessELBO` is corrected.
+        UserWarning: If a context is larger than any the guide was trained for, if a guide fitted by
+            `NeuralProcessELBO` is corrected, or if people are sampled by NUTS.
 
     References:
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
@@ -123,11 +131,14 @@ class Posterior:
         seed: int = 0,
         correct: str | None = "psis",
         population: str | PopulationDraws = "fixed",
+        fallback: str | None = "draws",
     ) -> None:
         check_data(model, context)
         check_guide(model, guide)
         check_draws(model, num_samples, correct)
         self.population = _population(model, guide, population, num_samples, seed)
+        if fallback not in FALLBACKS:
+            raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
         largest = 0 if guide is None else int(guide.largest_context)
         if guide is not None and context.counts.max() > largest > 0:
             warnings.warn(
@@ -149,11 +160,20 @@ class Posterior:
         self.seed = seed
         self.correct = correct
         members = () if self.population is None else self.population.members
-        self._draws = draw_posterior(
-            model, guide, context, num_samples, seed=seed, correct=correct, populations=members
-        )
         # What evaluates the draws: where the population is drawn too, z carries its number.
         self._model = PopulationMixture([m for m, _ in members]) if members else model
+        self.fallback = fallback if correct and model.latent_dim and not members else None
+        draws = draw_posterior(
+            model, guide, context, num_samples, seed=seed, correct=correct, populations=members
+        )
+        if self.fallback:
+            draws, self.method, self._reliable = fall_back(
+                model, guide, context, draws, how=self.fallback, seed=seed
+            )
+        else:
+            self.method = np.full(len(context), "guide", dtype=object)
+            self._reliable = None
+        self._draws = draws
 
     @classmethod
     def from_draws(
@@ -192,13 +212,16 @@ class Posterior:
         posterior.model, posterior.guide, posterior.context = model, guide, context
         posterior.population, posterior._model = None, model
         posterior.num_samples = len(exact.z)
-        posterior.seed, posterior.correct = seed, exact.method
+        posterior.seed, posterior.correct, posterior.fallback = seed, exact.method, None
+        posterior.method = np.full(len(context), exact.method, dtype=object)
+        posterior._reliable = exact.converged
         posterior._draws = Draws(
             z=exact.z,
             log_weights=exact.log_weights,
             log_ratio=exact.log_joint[:0],
             log_guide=score_draws(guide, context, exact.z),
             log_joint=exact.log_joint,
+            weight_k=torch.full((len(context),), math.nan),
             weighted=exact.method == "grid",
         )
         return posterior
@@ -244,6 +267,64 @@ class Posterior:
     def relative_ess(self) -> Tensor:
         """Effective sample size of the guide's own draws as a share of their number, (U,)."""
         return self._draws.relative_ess
+
+    @property
+    def reliable(self) -> Tensor:
+        """Whether each person's draws can be relied upon, Boolean with shape (U,).
+
+        Where the guide made them, `pareto_k` is at most .7. Where more draws were made, so is k-hat
+        of their weights, and 200 of them are effective. Chains and grids have converged.
+        """
+        if self._reliable is None:
+            self._reliable = self.pareto_k <= MOST_PARETO_K
+        return self._reliable
+
+    def context_surprise(
+        self,
+        num_simulations: int = 2000,
+        *,
+        num_samples: int = 250,
+        level: float = 0.05,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Asks whether each person's known choices look like those of anybody the model knows.
+
+        The log-probability of the context under the model, log p(C) with z integrated out, is
+        compared with that of people drawn from the model who are asked about the same pairs. A
+        person who answers at random where the model expects consistency, or who wants what nobody
+        in training wanted, has a context of small probability. One who is more consistent than the
+        model expects does not surprise. Choices of half a win each are left out.
+
+        Args:
+            num_simulations: Simulated contexts a person at most; most need fewer than 100.
+            num_samples: Draws of z by which the probability of a context is estimated.
+            level: Share of false alarms among the flags that is accepted.
+            seed: Seed of the simulation.
+
+        Returns:
+            One row a person (index `user`). Columns: `comparisons` known; `log_evidence`, log p(C)
+            in nats, with its `expected` value and `standard_deviation` over simulated contexts, of
+            which there were `simulations`; `tail_probability`, that of a context no more probable,
+            uniform for people of the model; `adjusted`, the same adjusted for the number of people
+            (Benjamini–Hochberg); `flag`, whether that is at most `level`. One of U people can be
+            flagged alone if `num_simulations` is at least U / `level`.
+
+        Raises:
+            ValueError: If an option is out of range.
+
+        References:
+            Besag & Clifford (1991), Sequential Monte Carlo p-values, Biometrika 78(2).
+            Benjamini & Hochberg (1995), Controlling the false discovery rate, JRSS B 57(1).
+        """
+        return context_surprise(
+            self.model,
+            self.guide,
+            self.context,
+            num_simulations=num_simulations,
+            num_samples=num_samples,
+            level=level,
+            seed=seed,
+        )
 
     # ------------------------------------------------------------------ choices
 

@@ -37,8 +37,7 @@ def study(model: HeterogeneousBTL, pairs: Preferences, change, sizes=(0, 4), **o
     """Studies a posterior that is `change(z, log_weights, people)` of the exact one."""
 
     def draw(people: SimulatedPeople, seed: int):
-        z, log_weights = change(*exactly(model, people), people)
-        return z, {"posterior": log_weights}
+        return {"posterior": change(*exactly(model, people), people)}
 
     return calibrate(model, None, pairs, sizes=sizes, num_users=USERS, draw=draw, **options)
 

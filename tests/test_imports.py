@@ -22,7 +22,7 @@ ORDER = [
     {"objectives", "population", "export"},
     {"training"},
     {"inference"},
-    {"exact"},
+    {"exact", "trust"},
     {"posterior"},
     {"comparison", "predictive_checks", "calibration", "held_out"},
     {"report"},
