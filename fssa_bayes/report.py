@@ -432,6 +432,45 @@ def _real_behaviour(study: _Study) -> tuple[list[Check], Section]:
     return [check], Section("Real people: behaviour", text, table.reset_index())
 
 
+def _real_surprises(study: _Study) -> tuple[list[Check], Section]:
+    posterior = study.posterior(study.data)
+    table = posterior.context_surprise(seed=study.seed)
+    flagged = table[table["flag"]]
+    expected = diagnostics.sbc_test(table[["tail_probability"]].to_numpy())
+    unreliable = posterior.context.user_names[~posterior.reliable.numpy()]
+    checks = [
+        Check(
+            "people whose choices look like nobody's",
+            f"{len(flagged)} of {len(table)} flagged"
+            + (f": {_some(flagged.index)}" if len(flagged) else ""),
+            "none, at most 5 % of the flags false",
+            "note" if len(flagged) else "pass",
+            "do not believe these people's posteriors: see posterior.context_surprise()"
+            if len(flagged)
+            else "nothing",
+            True,
+        ),
+        Check(
+            "people whose draws cannot be relied upon",
+            f"{len(unreliable)} of {len(table)}"
+            + (f": {_some(unreliable)}" if len(unreliable) else ""),
+            "none",
+            "note" if len(unreliable) else "pass",
+            'Posterior(..., fallback="nuts") for these' if len(unreliable) else "nothing",
+            False,
+        ),
+    ]
+    text = (
+        "For whom not to believe the posterior. A person is flagged whose choices have a smaller "
+        "probability under the model than those of people simulated from it on the same pairs. Of "
+        f"all {len(table)} people together these probabilities are spread with p = "
+        f"{expected.p_value:.2g}: evenly, if the model is right.",
+    )
+    columns = ["comparisons", "log_evidence", "expected", "standard_deviation", "adjusted"]
+    shown = table.sort_values("tail_probability").head(10)[columns].reset_index()
+    return checks, Section("Real people: whom the model does not know", text, shown)
+
+
 _MEANING = {
     "difference between people": ("people differ more than the model says", "people differ less"),
     "consistency of choices": ("choices are more consistent than it says", "less consistent"),
@@ -753,6 +792,12 @@ _PARTS = (
         lambda study: 10 * study.seconds * len(study.data),
         _real_behaviour,
     ),
+    _Part(
+        "real people: surprises",
+        True,
+        lambda study: 10 * study.seconds * len(study.data),
+        _real_surprises,
+    ),
     _Part("simulated people: calibration", False, _seconds_of_simulated, _simulated),
     _Part(
         "simulated people: exact posteriors",
@@ -786,6 +831,11 @@ def _covered(pit: torch.Tensor, level: float) -> str:
 
 def _rms(difference: torch.Tensor) -> float:
     return difference.square().nanmean().sqrt().item()
+
+
+def _some(names: pd.Index) -> str:
+    more = ", …" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more
 
 
 def _yes(answer: bool) -> str:

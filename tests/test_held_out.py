@@ -16,8 +16,7 @@ from fssa_bayes.held_out import predict_held_out, score_tests
 
 @pytest.fixture(scope="module")
 def model(make_data) -> HeterogeneousBTL:
-    model = draw_model(make_data([3], num_items=30).items, 1, "linear", spread=1.5, seed=1)
-    return model
+    return draw_model(make_data([3], num_items=30).items, 1, "linear", spread=1.5, seed=1)
 
 
 @pytest.fixture(scope="module")
