@@ -167,9 +167,14 @@ def read(args: argparse.Namespace, report: Report) -> Preferences:
 def fit_average(data: Preferences, utility: str, args: argparse.Namespace) -> FitResult:
     """Fits the homogeneous model: everybody is the average person."""
     torch.manual_seed(args.seed)
-    model = HeterogeneousBTL(data.num_features, 0, utility=utility)
+    model = HeterogeneousBTL(data.num_features, 0, utility=utility, ties=ties(data))
     validation = None if utility == "linear" else held_out_share(data)
     return fit(model, None, data, validation=validation, seed=args.seed, progress_bar=False)
+
+
+def ties(data: Preferences) -> str | None:
+    """Names the model of ties that the data need: none where they count as half a win each."""
+    return "davidson" if data.summary().ties else None
 
 
 def held_out_share(data: Preferences) -> float | None:
@@ -189,7 +194,7 @@ def fit_people(
     utility = args.utility or ("linear" if train.items is None else "bilinear")
     width = args.latent_dim or 2
     torch.manual_seed(args.seed)
-    model = HeterogeneousBTL(train.num_features, width, utility=utility)
+    model = HeterogeneousBTL(train.num_features, width, utility=utility, ties=ties(train))
     guide = NeuralProcessGuide(model)
     result = fit(
         model,
@@ -245,13 +250,15 @@ def compare(model, guide, average: FitResult, test: Preferences, report, args) -
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "its standard error", "share k > .7"]
     report.title("Do people differ in ways that can be predicted?")
+    guess = math.log(3 if model.has_ties else 2)
     who = "who took no part in the fit" if args.model is None else "left out of the average's fit"
     report.say(
         f"Log score of {target.num_comparisons:,} unseen choices of {len(target):,} people {who} "
         f"({len(test) - len(target):,} others have no more than {sizes[-1]} choices): the mean "
-        "over people of each one's mean, nats per choice; higher is better, guessing scores −0.693."
-        " *Gain* is the individual model's score less the average person's; its standard error is "
-        "over people. *k > .7* is the share of people for whom the approximation is in doubt.\n"
+        "over people of each one's mean, nats per choice; higher is better, guessing scores "
+        f"−{guess:.3f}. *Gain* is the individual model's score less the average person's; its "
+        "standard error is over people. *k > .7* is the share of people for whom the approximation "
+        "is in doubt.\n"
     )
     if args.model is not None:
         report.say(
@@ -297,6 +304,12 @@ def rank(data: Preferences, report: Report, args: argparse.Namespace) -> None:
         "standard errors clustered by person; intervals of ranks are 90 %, from the same normal "
         "approximation. All items are in `ranking.csv`.\n"
     )
+    if average.model.has_ties:
+        nu = average.model.log_tie.exp().item()
+        report.say(
+            f"Two items of the same utility tie with probability {nu / (2 + nu):.3f}, the less the "
+            f"further their utilities are apart (Davidson's ν = {nu:.3f}).\n"
+        )
     if data.items is not None:
         report.say(
             f"Utility is linear in the items' {data.num_features} features: an item's place rests "
@@ -328,11 +341,11 @@ def describe_differences(model, guide, data: Preferences, certainty: float, repo
             "show that it predicts anything: take it as a description, not as a finding.\n"
         )
     within, between = disagreement(model, data, args)
-    ties = "; a tie counts as half a win each way" if (data.choice == 0.5).any() else ""
+    half = "; a tie counts as half a win each way" if data.summary().half_wins else ""
     report.say(
         f"On a pair of this file, the model has one person answer differently when asked twice "
         f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
-        f"over the fitted population{ties}). The difference, {between - within:.3f}, is taste."
+        f"over the fitted population{half}). The difference, {between - within:.3f}, is taste."
     )
     everybody = posterior(model, guide, data, args)
     items = common_items(data, MAX_ITEMS)
@@ -369,10 +382,10 @@ def disagreement(model, data: Preferences, args: argparse.Namespace) -> tuple[fl
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         z = model.prior(1).sample((2000,))
-        prob = model.choice(pairs, z).mean.double().squeeze(1)
-    within = 2 * (prob * (1 - prob)).mean()
-    mean = prob.mean(0)
-    return within.item(), (2 * mean * (1 - mean)).mean().item()
+        outcomes = model.choice(pairs, z).outcomes
+    prob = torch.stack([x.exp().double().squeeze(1) for x in outcomes if x is not None])
+    same, same_of_two = (p.square().sum(0).mean().item() for p in (prob, prob.mean(1)))
+    return 1 - same, 1 - same_of_two
 
 
 def common_items(data: Preferences, number: int) -> list:
@@ -498,7 +511,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--choice-labels", type=_labels, help="a1=left,a2=right,equal=tie")
     parser.add_argument("--items", type=Path, help="item features: csv, parquet or npz")
     parser.add_argument("--users", type=Path, help="person covariates: csv, parquet or npz")
-    parser.add_argument("--ties", choices=("drop", "half"), default="drop")
+    parser.add_argument(
+        "--ties",
+        choices=("drop", "half", "keep"),
+        default="drop",
+        help="keep: a tie is an answer of its own, and the model has them",
+    )
     parser.add_argument("--delimiter", help="character between cells; by the file's name if absent")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")

@@ -40,6 +40,10 @@ class NeuralProcessGuide(nn.Module):
     prior, by construction, and contexts longer than any in training concentrate it further.
     Conditional couplings, gated by n / (n + 1), bend the normal where `posterior="flow"`.
 
+    A tie proper is shown to the encoder as both orders too, and it never sees which item stood on
+    the left. Under a model with a position bias q is therefore a proposal that forgets the sides,
+    and the posterior remembers them: importance weights, on by default, are exact in both.
+
     The encoder sees the items' features and what the model makes of them (its item factors,
     without gradient), so it need not learn the utility a second time.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -148,6 +149,25 @@ def test_analyse_csv(featured: bool, tmp_path: Path, votes: Path) -> None:
 
 
 @pytest.mark.slow
+def test_analyse_csv_keeps_ties(tmp_path: Path, votes: Path) -> None:
+    out = tmp_path / "results"
+    command = ("examples/analyse_csv.py", str(votes), *ANALYSE, "--ties", "keep")
+    printed = run(*command, "--out", str(out))
+    assert "guessing scores −1.099" in printed
+    assert "half a win" not in printed
+    # A tenth of the answers are ties, at random; the average person has no taste.
+    prob = float(re.search(r"same utility tie with probability (0\.\d+)", printed)[1])
+    assert prob == pytest.approx(0.1, abs=0.04)
+    model, _ = load(out / "model")
+    assert model.config["ties"] == "davidson"
+    exported = arviz.from_netcdf(out / "posterior.nc")
+    assert 0.02 < exported.predictions["prob_tie"].mean() < 0.2
+    process = attempt(*command[:-1], "half", "--model", str(out / "model"), "--out", str(out) + "2")
+    assert process.returncode == 1
+    assert "read the data with ties='keep'" in process.stderr
+
+
+@pytest.mark.slow
 def test_analyse_csv_goes_on_where_it_was_stopped(tmp_path: Path, votes: Path) -> None:
     command = ("examples/analyse_csv.py", str(votes), *ANALYSE, "--steps", "400")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -236,7 +256,7 @@ def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
     document = json.loads(path.read_text())
     assert {row["benchmark"] for row in document["rows"]} == {
         "data", "two_mode", "train_choice", "recovery", "inference", "training", "scale",
-        "kernels",
+        "kernels", "precision",
     }  # fmt: skip
     assert document["environment"]["seeds"] == [0]
     known = [row for row in document["rows"] if row["median"] is not None]
