@@ -309,6 +309,13 @@ def test_tarp_sees_the_prior_only_with_references_that_depend_on_the_data() -> N
     assert dg.tarp(people.z, None, people.true_z, references(exact, 0)).rejected
 
 
+def test_tarp_by_context_size_is_one_more_quantity() -> None:
+    good, bad = study(sizes=(1, 4)), study(sizes=(1, 4), scale=0.6, seed=1)
+    pit = torch.where(torch.from_numpy(good.size == 4), tarp(bad).pit, tarp(good).pit)
+    table = dg.sbc_test(pit.unsqueeze(-1), good.size, names=["TARP"]).table
+    assert table["rejected"].tolist() == [False, True]
+
+
 def test_tarp_divides_by_the_scale() -> None:
     people, points, unit = study(100), torch.zeros(300, 2), torch.tensor([1.0, 50.0])
     plain = dg.tarp(people.z, None, people.true_z, points)

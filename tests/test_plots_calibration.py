@@ -125,7 +125,7 @@ def test_the_legend_leaves_the_curves_free() -> None:
     ax = plots.sbc_ecdf_difference(pit, edges.points, edges.lower, edges.upper)
     ax.figure.canvas.draw()
     box = ax.get_legend().get_window_extent()
-    top = max(edges.upper.max(), *(np.max(line.get_ydata()) for line in ax.lines))
+    top = max(edges.upper.max(), *(np.max(line.get_ydata(), initial=0) for line in ax.lines))
     assert ax.transData.transform((0.5, top))[1] <= box.y0 + 1
 
 

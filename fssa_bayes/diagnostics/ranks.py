@@ -445,7 +445,7 @@ def interval_coverage(
 
     The intervals are closed and run from the (1 − level) / 2 to the (1 + level) / 2 quantile, as a
     reader sees them: at few draws they cover a little less than they say, by the order of 1 / S,
-    and where draws tie with the truth a little more.
+    and where draws tie with the truth more: the log-likelihood of an empty context always.
 
     Args:
         values: The quantities of every draw, with shape (S, U, Q).
@@ -542,6 +542,9 @@ def tarp(
     data, on nothing, or on randomness, but not on the truth or on these draws. With references
     that do not depend on the data the prior returned as posterior passes; so let them depend on
     it, as an estimate from the context does.
+
+    By context size: `pit` is one more quantity for :func:`sbc_test`, whose band then holds for it
+    and all others together, and for :func:`coverage`.
 
     Args:
         draws: Quantities of every draw, with shape (S, U, Q); in comparable units, or see `scale`.
