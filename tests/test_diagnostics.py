@@ -229,7 +229,7 @@ def test_the_test_rejects_where_the_band_is_left() -> None:
 
 
 def test_p_values_are_uniform() -> None:
-    pit = np.random.default_rng(2).random((100, 1000))
+    pit = np.random.default_rng(2).random((100, 500))
     p_value = dg.sbc_test(pit).table["p_value"].to_numpy()
     for level in (0.01, 0.05, 0.2, 0.5):
         error = math.sqrt(level * (1 - level) / len(p_value))
