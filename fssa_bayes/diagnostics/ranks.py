@@ -316,6 +316,10 @@ def sbc_test(
     - `"under-confident"`: the variance is too small, the posterior too wide.
     - `"misshapen"`: rejected, with both within two standard errors; `"none"`: not rejected.
 
+    The direction is that of the quantity. A log-likelihood of the context comes out biased by most
+    faults: below ½ where the posterior is too narrow and fits the choices better than the truth
+    does, above ½ where it is too wide, is the prior, or has not seen all choices.
+
     Args:
         pit: Transforms with shape (U, Q), as from :func:`weighted_pit`.
         groups: The context size of every user, with shape (U,); all users are one group if None.
