@@ -203,17 +203,38 @@ def test_the_band_holds_all_points_with_its_probability(num_values: int, num_tes
     assert outside > (0.1 if num_values > 100 else 0.05) / num_tests - 3 * error
 
 
-def test_the_band_of_a_published_case() -> None:
-    # Säilynoja et al. (2022) simulate the pointwise level; so does this, from its definition.
-    rng = np.random.default_rng(0)
-    count = rng.multinomial(250, np.full(100, 0.01), size=20_000).cumsum(1)[:, :-1]
-    points = np.arange(1, 100) / 100
-    table = np.arange(251)[:, None]
+def simulated_levels(num_values: int, num_simulations: int = 20_000) -> np.ndarray:
+    """Smallest pointwise p-value of uniform samples, from the definition."""
+    cells = min(num_values, 100)
+    points, table = np.arange(1, cells) / cells, np.arange(num_values + 1)[:, None]
     p_value = 2 * np.minimum(
-        stats.binom.cdf(table, 250, points), stats.binom.sf(table - 1, 250, points)
+        stats.binom.cdf(table, num_values, points), stats.binom.sf(table - 1, num_values, points)
     )
-    gamma = np.quantile(p_value[count, np.arange(99)].min(1), 0.05)
+    even = np.full(cells, 1 / cells)
+    counts = np.random.default_rng(0).multinomial(num_values, even, size=num_simulations)
+    return p_value[counts.cumsum(1)[:, :-1], np.arange(cells - 1)].min(1)
+
+
+def test_the_level_is_the_one_that_simulation_finds() -> None:
+    # Säilynoja et al. (2022) find it as a quantile over simulated samples.
+    gamma = np.quantile(simulated_levels(250), 0.05)
     assert dg.ecdf_band(250).level == pytest.approx(gamma, rel=0.06)
+
+
+def test_p_values_of_few_values_count_what_is_as_extreme() -> None:
+    # 20 values have few distinct ECDFs, so that p-values have large atoms.
+    simulated = simulated_levels(20)
+    for seed in range(30):
+        pit = np.random.default_rng(seed).random((20, 1))
+        points = np.arange(1, 20) / 20
+        count = (pit <= points).sum(0)
+        at_most, at_least = (
+            stats.binom.cdf(count, 20, points),
+            stats.binom.sf(count - 1, 20, points),
+        )
+        extreme = 2 * np.minimum(at_most, at_least).min()
+        expected = (simulated <= extreme + 1e-12).mean()
+        assert dg.sbc_test(pit).p_value == pytest.approx(expected, abs=0.015)
 
 
 def test_the_test_rejects_where_the_band_is_left() -> None:
@@ -229,7 +250,7 @@ def test_the_test_rejects_where_the_band_is_left() -> None:
 
 
 def test_p_values_are_uniform() -> None:
-    pit = np.random.default_rng(2).random((100, 1000))
+    pit = np.random.default_rng(2).random((100, 500))
     p_value = dg.sbc_test(pit).table["p_value"].to_numpy()
     for level in (0.01, 0.05, 0.2, 0.5):
         error = math.sqrt(level * (1 - level) / len(p_value))
@@ -307,6 +328,13 @@ def test_tarp_sees_the_prior_only_with_references_that_depend_on_the_data() -> N
     blind = torch.randn(people.true_z.shape, generator=torch.Generator().manual_seed(9))
     assert not dg.tarp(people.z, None, people.true_z, blind.double()).rejected
     assert dg.tarp(people.z, None, people.true_z, references(exact, 0)).rejected
+
+
+def test_tarp_by_context_size_is_one_more_quantity() -> None:
+    good, bad = study(sizes=(1, 4)), study(sizes=(1, 4), scale=0.6, seed=1)
+    pit = torch.where(torch.from_numpy(good.size == 4), tarp(bad).pit, tarp(good).pit)
+    table = dg.sbc_test(pit.unsqueeze(-1), good.size, names=["TARP"]).table
+    assert table["rejected"].tolist() == [False, True]
 
 
 def test_tarp_divides_by_the_scale() -> None:

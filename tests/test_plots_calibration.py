@@ -55,17 +55,17 @@ def test_reliability_draws_curve_band_and_forecasts() -> None:
     ax = plots.reliability(
         prob, recalibrated, weight, grid=[0.1, 0.9], lower=[0.0, 0.7], upper=[0.3, 0.95]
     )
-    curve = line(ax, "recalibrated (isotonic)")
+    curve = line(ax, "observed (isotonic)")
     np.testing.assert_array_equal(curve.get_xydata(), np.column_stack([prob, recalibrated]))
-    np.testing.assert_array_equal(line(ax, "calibrated").get_xydata(), [[0, 0], [1, 1]])
-    assert line(ax, "calibrated").get_linestyle() == "--"
+    (diagonal,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
     assert band(ax, 0.1) == (0.0, 0.3)
     heights = {bar.get_x(): bar.get_height() for bar in ax.patches if bar.get_height() > 0}
     assert list(heights) == pytest.approx([0.08, 0.48, 0.88])
     assert list(heights.values()) == pytest.approx([0.2, 0.12, 0.08])
     assert ax.get_xlabel() == "forecast probability that left is preferred"
     assert ax.get_ylabel() == "share in which left was preferred"
-    assert "forecasts (tallest bar 50%)" in legend(ax)
+    assert "forecasts (at most 50%)" in legend(ax)
 
 
 def test_reliability_takes_what_diagnostics_return() -> None:
@@ -119,13 +119,17 @@ def test_one_point_outside_is_marked() -> None:
     assert "observed (outside)" in legend(ax)
 
 
-def test_the_legend_leaves_the_curves_free() -> None:
+@pytest.mark.parametrize("width", [3.5, 8.0])
+def test_the_legend_leaves_the_curves_free(width: float) -> None:
     pit = np.random.default_rng(1).random((100, 6))
     edges = diagnostics.ecdf_band(100, 6)
-    ax = plots.sbc_ecdf_difference(pit, edges.points, edges.lower, edges.upper)
+    _, ax = plt.subplots(figsize=(width, 4), layout="tight")
+    plots.sbc_ecdf_difference(pit, edges.points, edges.lower, edges.upper, ax=ax)
     ax.figure.canvas.draw()
-    box = ax.get_legend().get_window_extent()
-    top = max(edges.upper.max(), *(np.max(line.get_ydata()) for line in ax.lines))
+    box, inner = ax.get_legend().get_window_extent(), ax.get_window_extent()
+    assert inner.x0 - 1 <= box.x0
+    assert box.x1 <= inner.x1 + 1
+    top = max(edges.upper.max(), *(np.max(line.get_ydata(), initial=0) for line in ax.lines))
     assert ax.transData.transform((0.5, top))[1] <= box.y0 + 1
 
 
@@ -168,10 +172,13 @@ def test_contraction_is_summarised_at_each_size() -> None:
     assert legend(two) == ["a", "b"]
 
 
-def test_many_sizes_are_named_by_powers_of_two() -> None:
-    ax = plots.contraction(np.arange(100), np.zeros(100))
+def test_many_sizes_are_put_together_by_powers_of_two() -> None:
+    size = np.arange(100)
+    ax = plots.contraction(size, np.where(size < 5, 0.1, 0.5))
     labels = [label.get_text() for label in ax.get_xticklabels()]
-    assert labels == ["0", "1", "2", "4", "8", "16", "32", "64", "128"]
+    assert labels == ["0", "1", "2", "≤4", "≤8", "≤16", "≤32", "≤64", "≤128"]
+    (curve,) = [line for line in ax.lines if len(line.get_xdata()) == 9]
+    np.testing.assert_allclose(curve.get_ydata(), [0.1] * 4 + [0.5] * 5)
 
 
 # Agreement

@@ -207,18 +207,18 @@ def reliability(
     curve = _Isotonic(data)
     value, recalibrated, weight = curve.fit(data.choice, data.weight)
     grid = _grid(value)
-
-    def resampled(choice: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        x, y, _ = curve.fit(choice, weight)
-        return np.interp(grid, x, y)
-
     counts = resample_counts(data.num_users, num_resamples, seed)
-    confidence = [resampled(data.choice, data.weight * row[data.user]) for row in counts]
+    refits = [curve.fit(data.choice, data.weight * row[data.user]) for row in counts]
+    confidence = [np.interp(grid, x, y) for x, y, _ in refits]
     draw = _simulator(data, prob, mask, simulate, seed)
     calibrated = [draw(resample) for resample in range(num_resamples)]
-    consistency = [resampled(choice, data.weight) for choice in calibrated]
+    fits = [curve.fit(choice, data.weight) for choice in calibrated]
+    consistency = [np.interp(grid, x, y) for x, y, _ in fits]
     observed = curve.parts(data.weight)[1]
-    by_chance = [curve.parts(data.weight, choice)[1] for choice in calibrated]
+    by_chance = [
+        curve.parts(data.weight, choice, fit)[1]
+        for choice, fit in zip(calibrated, fits, strict=True)
+    ]
     tails = ((1 - level) / 2, (1 + level) / 2)
     return Reliability(
         value,
@@ -284,11 +284,16 @@ class _Isotonic:
         curve = isotonic_regression(wins / total, weights=total).x
         return self.prob[seen], np.clip(curve, 0, 1), total / total.sum()
 
-    def parts(self, weight: np.ndarray, choice: np.ndarray | None = None) -> np.ndarray:
+    def parts(
+        self,
+        weight: np.ndarray,
+        choice: np.ndarray | None = None,
+        fit: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Returns the Brier score, miscalibration, discrimination and uncertainty."""
         choice = self.data.choice if choice is None else choice
         weight = weight / weight.sum()
-        _, curve, share = self.fit(choice, weight)
+        _, curve, share = self.fit(choice, weight) if fit is None else fit
         base = np.clip(weight @ choice, 0, 1)
         score = weight @ brier(self.data.prob, choice)
         # E[(y − c)²] = E[y] − 2 E[c y] + E[c²], and an isotonic fit has E[c y] = E[c²].

@@ -316,6 +316,10 @@ def sbc_test(
     - `"under-confident"`: the variance is too small, the posterior too wide.
     - `"misshapen"`: rejected, with both within two standard errors; `"none"`: not rejected.
 
+    The direction is that of the quantity. A log-likelihood of the context comes out biased by most
+    faults: below ½ where the posterior is too narrow and fits the choices better than the truth
+    does, above ½ where it is too wide, is the prior, or has not seen all choices.
+
     Args:
         pit: Transforms with shape (U, Q), as from :func:`weighted_pit`.
         groups: The context size of every user, with shape (U,); all users are one group if None.
@@ -445,7 +449,7 @@ def interval_coverage(
 
     The intervals are closed and run from the (1 − level) / 2 to the (1 + level) / 2 quantile, as a
     reader sees them: at few draws they cover a little less than they say, by the order of 1 / S,
-    and where draws tie with the truth a little more.
+    and where draws tie with the truth more: the log-likelihood of an empty context always.
 
     Args:
         values: The quantities of every draw, with shape (S, U, Q).
@@ -542,6 +546,9 @@ def tarp(
     data, on nothing, or on randomness, but not on the truth or on these draws. With references
     that do not depend on the data the prior returned as posterior passes; so let them depend on
     it, as an estimate from the context does.
+
+    By context size: `pit` is one more quantity for :func:`sbc_test`, whose band then holds for it
+    and all others together, and for :func:`coverage`.
 
     Args:
         draws: Quantities of every draw, with shape (S, U, Q); in comparable units, or see `scale`.

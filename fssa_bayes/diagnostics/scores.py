@@ -3,7 +3,8 @@
 Every score takes tables (U, N), whose rows are people, or lists (n,) with the `user` of every
 comparison. In a table padding is where `mask` is False or, without a mask, where the probability is
 NaN. A choice of ½, half a win each, counts as two comparisons of half the weight, one won and one
-lost: scores of ½ are the mean of the scores of both outcomes.
+lost: scores of ½ are the mean of the scores of both outcomes. (A model that gives ties a
+probability of their own has a log-score of its own: :func:`clustered_mean` averages that.)
 """
 
 from __future__ import annotations

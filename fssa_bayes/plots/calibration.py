@@ -43,7 +43,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HISTOGRAM_BINS = 25
 _HISTOGRAM_HEIGHT = 0.2  # Share of the axes that the tallest bar takes.
 _CROSSES = 3  # One in so many of the points outside of the band is marked.
-_MOST_TICKS = 12  # Context sizes that are named each.
+_MOST_TICKS = 12  # Context sizes that are shown each; more are put together by powers of two.
+_TWO_COLUMNS = 4.0  # Inches of width that a legend of two columns needs.
 
 
 def reliability(
@@ -54,7 +55,7 @@ def reliability(
     grid: ArrayLike | None = None,
     lower: ArrayLike | None = None,
     upper: ArrayLike | None = None,
-    band_name: str = "where calibrated forecasts fall, 90 %",
+    band_name: str = "if calibrated, 90 %",
     ax: Axes | None = None,
 ) -> Axes:
     """Draws a CORP reliability curve over its consistency band, with a histogram of the forecasts.
@@ -90,10 +91,10 @@ def reliability(
     ax = new_axes(ax)
     if band is not None:
         ax.fill_between(*band, color=_BAND, linewidth=0, label=band_name)
-    ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.8, label="calibrated")
+    ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.8)
     marker = "o" if len(prob) <= _HISTOGRAM_BINS else ""
     style = {"marker": marker, "markersize": 4, "linewidth": 1.5}
-    ax.plot(prob, recalibrated, color="black", label="recalibrated (isotonic)", **style)
+    ax.plot(prob, recalibrated, color="black", label="observed (isotonic)", **style)
     if weight is not None:
         _histogram(ax, prob, weight)
     ax.set_xlim(-0.02, 1.02)
@@ -109,7 +110,7 @@ def _histogram(ax: Axes, prob: np.ndarray, weight: np.ndarray) -> None:
     edges = np.linspace(0, 1, _HISTOGRAM_BINS + 1)
     share, _ = np.histogram(prob, edges, weights=weight)
     height = _HISTOGRAM_HEIGHT * share / share.max()
-    label = f"forecasts (tallest bar {share.max() / weight.sum():.0%})"
+    label = f"forecasts (at most {share.max() / weight.sum():.0%})"
     style = {"facecolor": "none", "edgecolor": "0.5", "linewidth": 0.6, "zorder": 1}
     ax.bar(edges[:-1], height, np.diff(edges), align="edge", label=label, **style)
 
@@ -233,7 +234,8 @@ def contraction(
 ) -> Axes:
     """Draws how much a posterior has contracted against how many choices are known.
 
-    The median over people with bars from the 5 % to the 95 % quantile, at each context size.
+    The median over people with bars from the 5 % to the 95 % quantile, at each context size; more
+    than 12 sizes are put together: 3 and 4 as ≤4, 5 to 8 as ≤8, and so on.
 
     Args:
         size: Number of known choices of every person, with shape (U,).
@@ -252,19 +254,22 @@ def contraction(
     require("contraction", contraction, contraction <= 1 + 1e-9, "not exceed 1")
     names = _quantity_names(names, contraction.shape[1])
     ax = new_axes(ax)
-    distinct = np.unique(size)
-    quantiles = [np.quantile(contraction[size == n], (0.05, 0.5, 0.95), axis=0) for n in distinct]
+    center, labels, index = _by_size(size)
+    quantiles = [
+        np.quantile(contraction[index == group], (0.05, 0.5, 0.95), axis=0)
+        for group in range(len(labels))
+    ]
     low, median, high = np.moveaxis(np.array(quantiles), 1, 0)
     # Bars of several quantities stand beside each other.
     apart = 0.06 * (np.arange(len(names)) - (len(names) - 1) / 2)
-    place = _place(distinct)[:, None] + apart
+    place = center[:, None] + apart
     for column, (name, color, line, marker) in enumerate(_styles(names)):
         x, y = place[:, column], median[:, column]
         ax.vlines(x, low[:, column], high[:, column], color=color, linewidth=1)
         ax.plot(x, y, color=color, linestyle=line, marker=marker, markersize=5, label=name)
     ax.axhline(0, color="black", linewidth=0.6)
-    _size_axis(ax, distinct)
-    ax.set_ylabel("contraction, 1 − posterior / prior variance\n(median and 90 % of people)")
+    _size_axis(ax, center, labels)
+    ax.set_ylabel("1 − posterior / prior variance\n(median and 90 % of people)")
     if names != [None]:
         _legend(ax, "lower right")
     return ax
@@ -325,7 +330,7 @@ def agreement(
     ax.set_aspect("equal", adjustable="box")
     ax.set_xlabel(f"{label}: {reference_name}")
     ax.set_ylabel(f"{label}: estimate")
-    _legend(ax, "upper left")
+    _legend(ax, "best")
     return ax
 
 
@@ -379,7 +384,7 @@ def pareto_k(
     if size is None:
         ax.set_xlabel("person, in order of k-hat")
     else:
-        _size_axis(ax, np.unique(size))
+        _size_axis(ax, *_by_size(size)[:2])
     return ax
 
 
@@ -391,13 +396,14 @@ def _legend(ax: Axes, place: str) -> None:
 
 
 def _legend_above(ax: Axes, entries: int) -> None:
-    """Makes room above the curves for a legend in two columns."""
-    rows = np.ceil(entries / 2)
+    """Makes room above the curves for a legend, in two columns if they fit."""
+    columns = 2 if ax.bbox.width / ax.figure.dpi > _TWO_COLUMNS else 1
+    rows = np.ceil(entries / columns)
     height = 72 * ax.bbox.height / ax.figure.dpi  # Points.
     share = min((14 * rows + 8) / height, 0.6)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + (high - low) * share / (1 - share))
-    ax.legend(loc="upper center", ncols=2, fontsize="small", frameon=False, borderaxespad=0.2)
+    ax.legend(loc="upper center", ncols=columns, fontsize="small", frameon=False, borderaxespad=0.2)
 
 
 def _styles(names: list) -> list[tuple[object, str, str, str]]:
@@ -424,11 +430,18 @@ def _spread(size: np.ndarray) -> np.ndarray:
     return _place(size) + jitter
 
 
-def _size_axis(ax: Axes, distinct: np.ndarray) -> None:
-    if len(distinct) > _MOST_TICKS:
-        powers = 2.0 ** np.arange(np.ceil(np.log2(distinct.max())) + 1)
-        distinct = np.concatenate([[0.0], powers])
-    ax.set_xticks(_place(distinct), [f"{n:g}" for n in distinct])
+def _by_size(size: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Returns the places and names of the context sizes, and the number of each person's."""
+    distinct, index = np.unique(size, return_inverse=True)
+    if len(distinct) <= _MOST_TICKS:
+        return _place(distinct), [f"{n:g}" for n in distinct], index
+    power, index = np.unique(np.ceil(_place(size)).astype(int), return_inverse=True)
+    labels = [str(p) if p < 3 else f"≤{2 ** (p - 1)}" for p in power]
+    return power.astype(float), labels, index
+
+
+def _size_axis(ax: Axes, center: np.ndarray, labels: list[str]) -> None:
+    ax.set_xticks(center, labels)
     ax.set_xlabel("known choices of the person (number)")
 
 
