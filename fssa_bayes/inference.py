@@ -167,7 +167,8 @@ class FitResult:
     ) -> InferenceData:
         """Exports the posteriors of the people of the fit, given all their comparisons, to ArviZ.
 
-        See :meth:`fssa_bayes.Posterior.to_inference_data` for groups, arguments and errors.
+        See :meth:`fssa_bayes.Posterior.to_inference_data` for groups, arguments and errors. The
+        draws are those of `Posterior(..., fallback=None)`.
 
         Args:
             target: Unseen comparisons of the same people, to be predicted, or None.

@@ -38,6 +38,7 @@ MOST_PARETO_K = 0.7
 
 _FACTORS = (4, 16)  # Times as many draws, one after the other,
 _LEAST_ESS = 200.0  # until as many are effective: an error of .02 for a probability known to ±.3.
+_CHUNK = 2**22  # Draws of all people that are held at once while they are thinned.
 _NUTS_CHAINS, _NUTS_SAMPLES = 4, 250
 
 _EXCEEDANCES = 10  # Simulations as surprising as the context, after which a person is let go.
@@ -81,10 +82,14 @@ def fall_back(
         people = np.flatnonzero(~reliable.numpy())
         if len(people) == 0:
             return draws, method, reliable
-        more, good = _draw_more(model, guide, context.subset(people), draws, factor, seed)
-        draws = _put(draws, people, more)
+        size = max(1, _CHUNK // (factor * len(draws.z)))
+        for start in range(0, len(people), size):
+            some = people[start : start + size]
+            seeds = np.random.SeedSequence([seed, factor, start])
+            more, good = _draw_more(model, guide, context.subset(some), draws, factor, seeds)
+            draws = _put(draws, some, more)
+            reliable[some] = good
         method[people] = "more draws"
-        reliable[people] = good
     people = np.flatnonzero(~reliable.numpy())
     if how == "nuts" and len(people):
         warnings.warn(
@@ -106,15 +111,15 @@ def _draw_more(
     people: Preferences,
     draws: Draws,
     factor: int,
-    seed: int,
+    seeds: np.random.SeedSequence,
 ) -> tuple[Draws, Tensor]:
     """Draws `factor` times as often, thins to as many as before, and judges the weights."""
-    seeds = np.random.SeedSequence([seed, factor]).generate_state(2)
+    first, second = map(int, seeds.generate_state(2))
     count = len(draws.z)
-    many = draw_posterior(model, guide, people, factor * count, seed=int(seeds[0]), correct="psis")
+    many = draw_posterior(model, guide, people, factor * count, seed=first, correct="psis")
     enough = effective_sample_size(many.log_weights.double()) >= _LEAST_ESS
     good = (many.weight_k <= MOST_PARETO_K) & enough
-    return thin(many, count, np.random.default_rng(seeds[1])), good
+    return thin(many, count, np.random.default_rng(second)), good
 
 
 def _sample(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fssa_bayes
-from fssa_bayes import diagnostics, kernels, plots
+from fssa_bayes import diagnostics, exact, kernels, plots
 from fssa_bayes.datasets import table
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "module", [diagnostics, plots, kernels, table], ids=lambda module: module.__name__
+    "module", [diagnostics, exact, plots, kernels, table], ids=lambda module: module.__name__
 )
 def test_functions_of_a_listed_module_are_named(module) -> None:
     row = row_of(module.__name__)

@@ -68,6 +68,22 @@ def test_quickstart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compare_with_nuts(tmp_path: Path) -> None:
+    options = [
+        *("--people", "2", "--users", "50", "--steps", "5", "--draws", "100"),
+        *("--chains", "2", "--samples", "8", "--warmup", "8", "--processes", "1"),
+        *("--cache", str(tmp_path / "cache"), "--out", str(tmp_path)),
+    ]
+    out = run("examples/compare_with_nuts.py", *options)
+    assert "2 chains of 8 + 8 a person" in out
+    assert (tmp_path / "compare_with_nuts.png").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "compare_with_nuts.csv", header=[0, 1], index_col=0)
+    assert table.index.tolist() == ["0", "1", "all"]
+    assert table["corrected", "rms Δprob"].between(0, 1).all()
+    assert len(list((tmp_path / "cache").glob("*.nc"))) == 2
+
+
+@pytest.mark.slow
 def test_mixed_logit(tmp_path: Path, train_choices: Path) -> None:
     out = run(
         "examples/mixed_logit.py",
