@@ -152,7 +152,8 @@ def leave_comparisons_out(
             value = _predictive(seen[0], log_weights, seen[1])
             values.append(value)
             shapes.append(pareto_k)
-            variances.append(_ratio_variance(seen, log_weights, value))
+            person = batch.mask.nonzero()[:, 0].cpu()
+            variances.append(_ratio_variance(seen, log_weights, value, person))
     return Elpd(
         values=torch.cat(values).numpy(),
         person=np.repeat(np.arange(len(data)), data.counts),
@@ -170,11 +171,18 @@ def _predictive(margin: Tensor, log_weights: Tensor, choice: Tensor) -> Tensor:
     return score.squeeze(-1)
 
 
-def _ratio_variance(seen: tuple[Tensor, Tensor], log_weights: Tensor, value: Tensor) -> Tensor:
-    """Estimates the variance (R,) of the log of a self-normalised mean, by the delta method."""
+def _ratio_variance(
+    seen: tuple[Tensor, Tensor], log_weights: Tensor, value: Tensor, person: Tensor
+) -> Tensor:
+    """Estimates the variance of people's sums of log self-normalised means, by the delta method.
+
+    A person's comparisons share their draws, so their errors add up draw by draw.
+    """
     margin, choice = seen
     relative = torch.exp(pairwise_log_prob(margin, choice) - value) - 1
-    return ((log_weights.exp() * relative) ** 2).sum(0)
+    influence = log_weights.exp() * relative
+    total = influence.new_zeros(len(influence), int(person.max()) + 1)
+    return total.index_add_(1, person, influence).square().sum(0)
 
 
 def score_users(
