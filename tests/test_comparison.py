@@ -85,7 +85,7 @@ def test_leave_one_out_matches_the_grid(half_wins: bool, pair, make_data, grid) 
             weights = (prior + log_prob.sum(-1) - log_prob[:, n]).softmax(0)
             prob = (weights * m[:, n].sigmoid()).sum()
             expected.append((y[n] * prob.log() + (1 - y[n]) * (1 - prob).log()).item())
-    np.testing.assert_allclose(np.exp(score.values), np.exp(expected), atol=0.01)
+    np.testing.assert_allclose(np.exp(score.values), np.exp(expected), atol=0.02)
     assert score.pareto_k.max() < 0.7
     # The total is as far off as it says, within three of its standard errors.
     assert abs(score.total - sum(expected)) < 3 * score.monte_carlo_error + 1e-3
