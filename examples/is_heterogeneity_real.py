@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
     for name, (model, _) in models.items():
         checks[name] = predictive_checks(model, report, args.replicates, seed=args.seed)
         print(f"\nThe {name} model, on the same {len(report)} people:")
-        show(checks[name].drop(columns=["tail_error", "units"]), 4)
+        show(checks[name].drop(columns="tail_error"), 4)
     path = args.out / "is_heterogeneity_real.png"
     plot(checks, choice.reported, choice.num_reported, path)
     print(f"\n{conclusion(test.p_value, choice, checks)}")
@@ -190,7 +190,8 @@ def plot(checks: dict[str, pd.DataFrame], reported: pd.DataFrame, people: int, p
     for (name, frame), marker, fill in zip(checks.items(), "os", ("white", "black"), strict=True):
         frame = frame.loc[shown]
         deviation = (frame["observed"] - frame["replicated"]) / frame["sd"]
-        left.plot(deviation, place, marker, color="black", mfc=fill, label=f"{name} model")
+        height = place + (0.15 if fill == "white" else -0.15)
+        left.plot(deviation, height, marker, color="black", mfc=fill, label=f"{name} model")
     left.axvspan(-2, 2, color="0.9", zorder=0)
     left.axvline(0, color="0.5", linewidth=0.8)
     left.set_xscale("symlog", linthresh=3)
