@@ -524,7 +524,7 @@ def heterogeneity_test(
         interval = tuple(_half_chi_square(statistic + sign * 2 * error) for sign in (1, -1))
     else:
         method = "simulated mixture"
-        draws = boundary_draws(average, data, model.latent_dim, num_null or 2000, seed=seed)
+        draws = _boundary_draws(average, data, model.latent_dim, num_null or 2000, seed=seed)
         p_value, interval = _p_value(draws, statistic, error, add=1)
     return HeterogeneityTest(
         log_likelihood=(values[0].item(), values[1].item()),
@@ -575,7 +575,7 @@ def _p_value(
 
 
 @torch.no_grad()
-def boundary_draws(
+def _boundary_draws(
     average: HeterogeneousBTL, data: Preferences, latent_dim: int, num: int, *, seed: int = 0
 ) -> np.ndarray:
     """Draws the likelihood ratio's limit if everybody is alike, for a linear utility.

@@ -103,6 +103,8 @@ class Posterior:
         distributions, Technometrics 37(2).
     """
 
+    population: PopulationDraws | None = None
+
     def __init__(
         self,
         model: HeterogeneousBTL,
@@ -142,8 +144,6 @@ class Posterior:
         self._draws = draw_posterior(
             model, guide, context, num_samples, seed=seed, correct=correct, populations=members
         )
-        # What evaluates the draws: where the population is drawn too, z carries its number.
-        self._model = PopulationMixture([m for m, _ in members]) if members else model
 
     def __repr__(self) -> str:
         return (
@@ -157,6 +157,13 @@ class Posterior:
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The draws (S, U, K) before resampling and their normalised log-weights (S, U)."""
         return self._without_population(self._draws.z), self._draws.log_weights
+
+    @cached_property
+    def _model(self) -> HeterogeneousBTL | PopulationMixture:
+        """What evaluates the draws: where the population is drawn too, z carries its number."""
+        if self.population is None:
+            return self.model
+        return PopulationMixture([model for model, _ in self.population.members])
 
     @cached_property
     def _resampled(self) -> Draws:

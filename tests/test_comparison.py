@@ -17,9 +17,9 @@ from fssa_bayes import (
 )
 from fssa_bayes.comparison import (
     Elpd,
+    _boundary_draws,
     _cone_maximum,
     _half_chi_square,
-    boundary_draws,
     choose_latent_dim,
     compare,
     heterogeneity_test,
@@ -206,7 +206,7 @@ def test_one_variance_has_the_even_mixture() -> None:
     data = people(300, 8, 0, spread=0.0)
     model, _ = linear(0)
     fit(model, None, data, progress_bar=False)
-    draws = boundary_draws(model, data, 1, 4000)
+    draws = _boundary_draws(model, data, 1, 4000)
     assert np.mean(draws == 0) == pytest.approx(0.5, abs=0.03)
     assert stats.kstest(draws[draws > 0], stats.chi2(1).cdf).pvalue > 0.01
     for statistic in (0.5, 3.0):
