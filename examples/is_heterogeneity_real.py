@@ -83,6 +83,7 @@ def main(args: argparse.Namespace) -> None:
         data,
         num_null=args.bootstrap if data.num_features > 10 or kind != "linear" else None,
         seed=args.seed,
+        num_samples=args.draws,
         fit_options=options,
     )
     print(test)
@@ -90,7 +91,13 @@ def main(args: argparse.Namespace) -> None:
     title("2. Do the differences help to predict people who were left out?")
     dims = range(args.latent_dim + 2)
     choice = choose_latent_dim(
-        build, data, dims, report_size=REPORT_SIZE, seed=args.seed, fit_options=options
+        build,
+        data,
+        dims,
+        report_size=REPORT_SIZE,
+        seed=args.seed,
+        num_samples=args.draws,
+        fit_options=options,
     )
     print("Chosen by leaving out people, three folds (nats):")
     show(choice.choosing)
@@ -107,7 +114,9 @@ def main(args: argparse.Namespace) -> None:
         stages = options if width else {"validation": None}
         fit(model, guide, train, seed=args.seed, progress_bar=False, **stages)
         models[name] = model, guide
-    scores = {name: leave_comparisons_out(*pair, report) for name, pair in models.items()}
+    scores = {
+        name: leave_comparisons_out(*pair, report, args.draws) for name, pair in models.items()
+    }
     print(f"The {len(report)} people left out, one choice left out at a time (nats):")
     show(compare(scores))
 
