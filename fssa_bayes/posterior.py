@@ -121,6 +121,8 @@ class Posterior:
         distributions, Technometrics 37(2).
     """
 
+    population: PopulationDraws | None = None
+
     def __init__(
         self,
         model: HeterogeneousBTL,
@@ -238,6 +240,13 @@ class Posterior:
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The draws (S, U, K) before resampling and their normalised log-weights (S, U)."""
         return self._without_population(self._draws.z), self._draws.log_weights
+
+    @cached_property
+    def _model(self) -> HeterogeneousBTL | PopulationMixture:
+        """What evaluates the draws: where the population is drawn too, z carries its number."""
+        if self.population is None:
+            return self.model
+        return PopulationMixture([model for model, _ in self.population.members])
 
     @cached_property
     def _resampled(self) -> Draws:

@@ -445,9 +445,10 @@ def _table(
     """Compares observed statistics (T,) with replicated ones (B, T)."""
     count = len(replicated)
     mean, sd = replicated.mean(0), replicated.std(0, ddof=1)
-    scale = np.where(sd > 0, sd, np.inf)
-    # The observed data join the replicates, as they would if the model were true.
-    deviation = np.abs(np.vstack([observed, replicated]) - mean) / scale
+    # The observed data are one of the replicates if the model is true, and are treated as one.
+    pool = np.vstack([observed, replicated])
+    spread = pool.std(0)
+    deviation = np.abs(pool - pool.mean(0)) / np.where(spread > 0, spread, np.inf)
     worst = deviation.max(-1)
     adjusted = (worst[None, :] >= deviation[0][:, None] - 1e-9).mean(-1)
     higher = (1 + (replicated >= observed - 1e-12).sum(0)) / (1 + count)

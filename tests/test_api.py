@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fssa_bayes
-from fssa_bayes import diagnostics, exact, kernels, plots
+from fssa_bayes import comparison, diagnostics, exact, kernels, plots, predictive_checks
 from fssa_bayes.datasets import table
 
 ROOT = Path(__file__).parents[1]
@@ -31,9 +31,10 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
         assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
 
 
-@pytest.mark.parametrize(
-    "module", [diagnostics, exact, plots, kernels, table], ids=lambda module: module.__name__
-)
+MODULES = [plots, kernels, table, diagnostics, exact, comparison, predictive_checks]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_functions_of_a_listed_module_are_named(module) -> None:
     row = row_of(module.__name__)
     for name in module.__all__:

@@ -96,6 +96,22 @@ def test_mixed_logit(tmp_path: Path, train_choices: Path) -> None:
     assert len(pd.read_csv(tmp_path / "willingness_to_pay.csv")) == 30
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["simulated", "train choices"])
+def test_is_heterogeneity_real(source: str, tmp_path: Path, train_choices: Path) -> None:
+    data = ("--data", str(train_choices)) if source == "train choices" else ("--people", "40")
+    out = run(
+        "examples/is_heterogeneity_real.py",
+        *(*data, "--steps", "8", "--replicates", "30", "--draws", "100", "--latent-dim", "1"),
+        *("--out", str(tmp_path)),
+    )
+    assert "no variance between people is the edge" in out.lower()
+    assert "3. Do a person's other choices" in out
+    assert "agreement on shared pairs" in out
+    assert "latent dimensions were chosen" in out
+    assert (tmp_path / "is_heterogeneity_real.png").stat().st_size > 10_000
+
+
 @pytest.fixture
 def votes(tmp_path: Path) -> Path:
     """Votes of 40 people of two opposite tastes, with awkward names, ties and missing cells."""
