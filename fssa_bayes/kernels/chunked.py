@@ -117,6 +117,7 @@ def forward(
     each = user.new_empty(0 if form == "sum" else shape)
     residual = user.new_empty(shape if save and weight is not None and form != "margin" else 0)
     for block in decoder.blocks(shape):
+        decoder.load(block)
         y = _oriented_margin(decoder, bias, block, form)
         if residual.numel():
             _probability(y, oriented, block, out=residual[block])
@@ -166,6 +167,7 @@ def backward(
     grad_bias = user.new_zeros(())
     grad = grad.T.neg().contiguous().unsqueeze(1) if form == "sum" else grad.permute(1, 2, 0)
     for block in decoder.blocks(shape):
+        decoder.load(block)
         part = grad[block.users, :, block.draws] if form == "sum" else grad[block]
         part = -part if form == "each" else part
         if form == "margin":
@@ -319,22 +321,47 @@ class _Decoder:
         user_step = _even_step(users, _MARGINS // max(draw_step * step, 1))
         return _grid(shape, (user_step, step, draw_step))
 
+    def load(self, block: Block) -> None:
+        """Reads what a block's margins and their gradients have in common."""
+
     def margin(self, block: Block) -> Tensor:
-        """Returns margins (u, n, s), in memory that the next call overwrites."""
+        """Returns the margins (u, n, s) of the block loaded, in memory used again by the next."""
         raise NotImplementedError
 
     def start(self, needs: Sequence[bool]) -> None:
         """Makes room for the gradients of item, user and weight that are asked for."""
         self.needs = needs
-        tensors = (self.item, self.user, self.weight)
-        self.grad_item, self.grad_user, self.grad_weight = (
-            self.user.new_zeros(tensor.shape if need and tensor is not None else 0)
-            for tensor, need in zip(tensors, needs, strict=False)
+        shapes = (
+            tensor.shape if need and tensor is not None else 0
+            for tensor, need in zip((self.item, self.user, self.weight), needs, strict=False)
         )
+        item, user, weight = shapes
+        self.grad_item, self.grad_weight = self.user.new_zeros(item), self.user.new_zeros(weight)
+        # Every user's is written by the block of the first comparisons, if there is one.
+        asked = self.oriented.pair.shape[-1] > 0
+        self.grad_user = self.user.new_empty(user) if asked else self.user.new_zeros(user)
 
     def pull(self, block: Block, g: Tensor) -> None:
-        """Adds the gradients for the gradient g (u, n, s) of the margins."""
+        """Adds the gradients for the gradient g (u, n, s) of the margins of the block loaded."""
         raise NotImplementedError
+
+    def copy_users(self, block: Block) -> Tensor:
+        """Copies a block's users (u, s, *): products read faster what lies together."""
+        rows = self.user[block.draws, block.users].transpose(0, 1)
+        return self.scratch.take("users", rows.shape).copy_(rows)
+
+    def add_user(self, block: Block, part: Tensor) -> None:
+        """Adds a block's part (u, s, *) of the users' gradient."""
+        total = self.grad_user[block.draws, block.users]
+        # Comparisons come one block after the other: the first is the first to write.
+        (total.copy_ if block.comparisons.start == 0 else total.add_)(part.transpose(0, 1))
+
+    def add_items(self, block: Block, rows: Tensor) -> None:
+        """Adds rows (u, n, *) to the gradient of the first items, less those of the second."""
+        pair = self.oriented.pair[:, *block[:2]].reshape(2, -1)
+        rows = rows.view(-1, rows.shape[-1])
+        # Not index_add_ with alpha = −1, which is four times slower than a change of sign.
+        self.grad_item.index_add_(0, pair[0], rows).index_add_(0, pair[1], rows.neg_())
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of item, user and weight."""
@@ -351,6 +378,10 @@ class _Shared(_Decoder):
         y -= torch.index_select(table, 0, pair[1], out=self._rows("second", block))
         return y.view(block.shape)
 
+    def start(self, needs: Sequence[bool]) -> None:
+        super().start(needs)
+        self.grad_user.zero_()
+
     def pull(self, block: Block, g: Tensor) -> None:
         pair, rows = self.oriented.pair[:, *block[:2]].reshape(2, -1), g.view(-1, g.shape[-1])
         table = self.user.new_zeros(self.user.shape[-1], g.shape[-1])
@@ -365,19 +396,21 @@ class _Shared(_Decoder):
 class _OneHot(_Decoder):
     """Multiplies utilities (S, U, M), all finite, by a difference of one-hot rows."""
 
+    def load(self, block: Block) -> None:
+        first, second = self.oriented.pair[:, *block[:2]].unsqueeze(-1)
+        size = (*block.shape[:2], self.user.shape[-1])
+        rows = self.scratch.take("difference", size).zero_()
+        one = rows.new_ones(()).expand(first.shape)
+        self.difference = rows.scatter_add_(-1, first, one).scatter_add_(-1, second, -one)
+
     def margin(self, block: Block) -> Tensor:
-        user = self.user[block.draws, block.users].permute(1, 2, 0)
-        return torch.bmm(self._difference(block), user, out=self.scratch.take("y", block.shape))
+        user = self.copy_users(block)
+        y = self.scratch.take("y", block.shape)
+        return torch.bmm(self.difference, user.transpose(1, 2), out=y)
 
     def pull(self, block: Block, g: Tensor) -> None:
-        part = torch.bmm(g.transpose(1, 2), self._difference(block))
-        self.grad_user[block.draws, block.users] += part.transpose(0, 1)
-
-    def _difference(self, block: Block) -> Tensor:
-        first, second = self.oriented.pair[:, *block[:2]].unsqueeze(-1)
-        rows = self.user.new_zeros(*block.shape[:2], self.user.shape[-1])
-        one = rows.new_ones(()).expand(first.shape)
-        return rows.scatter_add_(-1, first, one).scatter_add_(-1, second, -one)
+        part = self.scratch.take("users", (g.shape[0], g.shape[2], self.user.shape[-1]))
+        self.add_user(block, torch.bmm(g.transpose(1, 2), self.difference, out=part))
 
 
 class _Gather(_Decoder):
@@ -391,9 +424,12 @@ class _Gather(_Decoder):
         return y
 
     def pull(self, block: Block, g: Tensor) -> None:
-        part, g = self.grad_user[block.draws, block.users], g.permute(2, 0, 1).contiguous()
+        users, _, draws = block.shape
+        part = self.scratch.take("part", (draws, users, self.user.shape[-1])).zero_()
+        g = g.permute(2, 0, 1).contiguous()
         first, second = self._pairs(block)
         part.scatter_add_(-1, first, g).scatter_add_(-1, second, -g)
+        self.add_user(block, part.transpose(0, 1))
 
     def _pairs(self, block: Block) -> Tensor:
         pair = self.oriented.pair[:, *block[:2]]
@@ -403,25 +439,27 @@ class _Gather(_Decoder):
 class _Bilinear(_Decoder):
     """Multiplies differences of item factors by user factors."""
 
+    def load(self, block: Block) -> None:
+        first, second = self.oriented.pair[:, *block[:2]].reshape(2, -1)
+        size = (len(first), self.item.shape[-1])
+        rows = torch.index_select(self.item, 0, first, out=self.scratch.take("first", size))
+        rows -= torch.index_select(self.item, 0, second, out=self.scratch.take("second", size))
+        self.difference = self.oriented.fill(rows.view(*block.shape[:2], -1), block, 0.0)
+        self.factors = self.copy_users(block)
+
     def margin(self, block: Block) -> Tensor:
-        user = self.user[block.draws, block.users].permute(1, 2, 0)
-        return torch.bmm(self._difference(block), user, out=self.scratch.take("y", block.shape))
+        y = self.scratch.take("y", block.shape)
+        return torch.bmm(self.difference, self.factors.transpose(1, 2), out=y)
 
     def pull(self, block: Block, g: Tensor) -> None:
-        if self.needs[1]:
-            part = torch.bmm(g.transpose(1, 2), self._difference(block))
-            self.grad_user[block.draws, block.users] += part.transpose(0, 1)
         if self.needs[0]:
-            pair = self.oriented.pair[:, *block[:2]].reshape(2, -1)
-            rows = torch.bmm(g, self.user[block.draws, block.users].transpose(0, 1))
+            rows = self.scratch.take("second", self.difference.shape)
+            torch.bmm(g, self.factors, out=rows)
             # The gradient 0 of a masked margin times a NaN of its user is no gradient.
-            rows = self.oriented.fill(rows, block, 0.0).view(-1, rows.shape[-1])
-            self.grad_item.index_add_(0, pair[0], rows).index_add_(0, pair[1], rows, alpha=-1)
-
-    def _difference(self, block: Block) -> Tensor:
-        pair = self.oriented.pair[:, *block[:2]]
-        rows = self.item.index_select(0, pair.reshape(-1)).view(*pair.shape, -1)
-        return self.oriented.fill(rows[0].sub_(rows[1]), block, 0.0)
+            self.add_items(block, self.oriented.fill(rows, block, 0.0))
+        if self.needs[1]:
+            part = self.factors  # Not needed any more.
+            self.add_user(block, torch.bmm(g.transpose(1, 2), self.difference, out=part))
 
 
 class _MLP(_Decoder):
@@ -482,7 +520,7 @@ class _MLP(_Decoder):
         if self.needs[0]:
             self.grad_item.index_add_(0, pair, per_item.flatten(0, 1))
         if self.needs[1]:
-            self.grad_user[block.draws, block.users] += per_user.transpose(0, 1)
+            self.add_user(block, per_user)
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         # So far without the weight: relu is homogeneous, hence its gradient is ΣA∘P + ΣB∘Q.
