@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -83,13 +83,18 @@ every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=
 every_backend = pytest.mark.parametrize("backend", [None, "reference", "chunked"])
 
 
-@pytest.fixture
-def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cuts every axis of the smallest problem into several blocks."""
+@pytest.fixture(params=[1, 3])
+def tiny_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cuts every axis of the smallest problem into several blocks, on one thread and on three."""
+    monkeypatch.setattr(chunked, "_LEAST_PART", 1)
     monkeypatch.setattr(chunked, "_MARGINS", 6)
     monkeypatch.setattr(chunked, "_HIDDEN", 30)
     monkeypatch.setattr(chunked, "_ROWS", 60)
     monkeypatch.setattr(chunked, "_LEAST_COMPARISONS", 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Problem(NamedTuple):

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fssa_bayes.kernels._operation import Operation
+from fssa_bayes.kernels._workers import num_workers, run_in_parts
 
 __all__ = ["backward", "forward", "operation"]
 
@@ -35,6 +37,7 @@ _ROWS = 2**22  # Rows of A and of B are looked up for so many numbers at once.
 _LEAST_COMPARISONS = 64  # Kept together before draws are, so that a user's draws are read once.
 _ONE_HOT_ITEMS = 64  # Up to here a product with one-hot rows is faster than a look-up.
 _DOUBLINGS = 3
+_LEAST_PART = 2**17  # Margins, or hidden units, that are worth a thread.
 
 
 class Block(NamedTuple):
@@ -112,21 +115,26 @@ def forward(
     """
     oriented = _orient(left, right, choice, mask)
     shape = (*left.shape, user.shape[0])
-    decoder = _choose(item, user, weight, oriented)
+    first = _choose(item, user, weight, oriented)
     total = user.new_zeros(shape[0], shape[2])
     each = user.new_empty(0 if form == "sum" else shape)
     residual = user.new_empty(shape if save and weight is not None and form != "margin" else 0)
-    for block in decoder.blocks(shape):
-        decoder.load(block)
-        y = _oriented_margin(decoder, bias, block, form)
-        if residual.numel():
-            _probability(y, oriented, block, out=residual[block])
-        if form == "margin":
-            each[block] = y
-        elif form == "each":
-            each[block] = _log_prob(y, oriented, block, decoder.scratch)
-        else:
-            total[block.users, block.draws] += _sum_log_prob(y, oriented, block, decoder.scratch)
+
+    def evaluate(decoder: _Decoder) -> None:
+        for block in decoder.blocks():
+            decoder.load(block)
+            y = _oriented_margin(decoder, bias, block, form)
+            if residual.numel():
+                _probability(y, oriented, block, out=residual[block])
+            if form == "margin":
+                each[block] = y
+            elif form == "each":
+                each[block] = _log_prob(y, oriented, block, decoder.scratch)
+            else:
+                part = _sum_log_prob(y, oriented, block, decoder.scratch)
+                total[block.users, block.draws] += part
+
+    run_in_parts(evaluate, first.divide())
     return (total.T.contiguous() if form == "sum" else each.permute(2, 0, 1)), residual
 
 
@@ -161,28 +169,33 @@ def backward(
         needs: Which of the four gradients are asked for; the others are empty, the bias's is 0.
     """
     oriented = _orient(left, right, choice, mask)
-    shape = (*left.shape, user.shape[0])
-    decoder = _choose(item, user, weight, oriented)
-    decoder.start(needs)
-    grad_bias = user.new_zeros(())
+    first = _choose(item, user, weight, oriented)
+    first.start(needs)
     grad = grad.T.neg().contiguous().unsqueeze(1) if form == "sum" else grad.permute(1, 2, 0)
-    for block in decoder.blocks(shape):
-        decoder.load(block)
-        part = grad[block.users, :, block.draws] if form == "sum" else grad[block]
-        part = -part if form == "each" else part
-        if form == "margin":
-            g = decoder.scratch.take("y", block.shape).copy_(part)
-            oriented.fill(g, block, 0.0)
-        elif residual.numel():
-            g = torch.mul(residual[block], part, out=decoder.scratch.take("y", block.shape))
-        else:
-            y = _oriented_margin(decoder, bias, block, form)
-            g = _probability(y, oriented, block, out=y).mul_(part)
-        if any(needs[:3]):
-            decoder.pull(block, g)
-        if needs[3]:
-            grad_bias += oriented.signed(g.sum(-1, keepdim=True), block).sum()
-    return *decoder.finish(), grad_bias
+
+    def pull(decoder: _Decoder) -> Tensor:
+        grad_bias = user.new_zeros(())
+        for block in decoder.blocks():
+            decoder.load(block)
+            part = grad[block.users, :, block.draws] if form == "sum" else grad[block]
+            part = -part if form == "each" else part
+            if form == "margin":
+                g = decoder.scratch.take("y", block.shape).copy_(part)
+                oriented.fill(g, block, 0.0)
+            elif residual.numel():
+                g = torch.mul(residual[block], part, out=decoder.scratch.take("y", block.shape))
+            else:
+                y = _oriented_margin(decoder, bias, block, form)
+                g = _probability(y, oriented, block, out=y).mul_(part)
+            if any(needs[:3]):
+                decoder.pull(block, g)
+            if needs[3]:
+                grad_bias += oriented.signed(g.sum(-1, keepdim=True), block).sum()
+        return grad_bias
+
+    parts = first.divide()
+    grad_bias = sum(run_in_parts(pull, parts))
+    return *first.finish(parts[1:]), grad_bias
 
 
 def _orient(left: Tensor, right: Tensor, choice: Tensor | None, mask: Tensor | None) -> Oriented:
@@ -265,11 +278,9 @@ def _sum_log1p(tail: Tensor) -> Tensor:
     return tail.log1p().sum(1)
 
 
-def _grid(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Block]:
+def _grid(whole: Block, steps: Sequence[int]) -> Iterator[Block]:
     """Divides users, comparisons and draws into blocks."""
-    users, comparisons, draws = (
-        _parts(size, step) for size, step in zip(shape, steps, strict=True)
-    )
+    users, comparisons, draws = (_parts(axis, step) for axis, step in zip(whole, steps, strict=True))
     for user in users:
         for draw in draws:
             for comparison in comparisons:
@@ -281,8 +292,9 @@ def _even_step(size: int, most: int) -> int:
     return math.ceil(size / max(1, math.ceil(size / max(most, 1))))
 
 
-def _parts(size: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, size)) for start in range(0, size, max(step, 1))]
+def _parts(axis: slice, step: int) -> list[slice]:
+    starts = range(axis.start, axis.stop, max(step, 1))
+    return [slice(start, min(start + step, axis.stop)) for start in starts]
 
 
 class _Scratch:
@@ -306,20 +318,42 @@ class _Decoder:
     Margins are the first item's utility less the second's, in the order of `oriented.pair`.
     """
 
+    shares_users = False  # Whether all users have one gradient.
+
     def __init__(
         self, item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented
     ) -> None:
         self.item, self.user, self.weight, self.oriented = item, user, weight, oriented
         self.scratch = _Scratch(user)
+        self.grad_item = user.new_empty(0)
+        users, comparisons = oriented.pair.shape[1:]
+        self.whole = Block(slice(0, users), slice(0, comparisons), slice(0, len(user)))
 
-    def blocks(self, shape: Sequence[int]) -> Iterator[Block]:
+    def divide(self) -> list[_Decoder]:
+        """Divides users, or else draws, among threads: itself for the first, copies for others."""
+        users, comparisons, draws = self.whole.shape
+        threads = 1 if self.user.device.type != "cpu" else num_workers()
+        hidden = 1 if self.weight is None else len(self.weight)
+        threads = min(threads, users * comparisons * draws * hidden // _LEAST_PART)
+        axis = 0 if users >= threads and not self.shares_users else 2
+        step = _even_step(self.whole.shape[axis], -(-self.whole.shape[axis] // max(threads, 1)))
+        whole, decoders = self.whole, [self]
+        for part in _parts(whole[axis], step):
+            if part.start > whole[axis].start:
+                decoders.append(copy(self))
+                decoders[-1].scratch = _Scratch(self.user)
+                decoders[-1].grad_item = torch.zeros_like(self.grad_item)
+            decoders[-1].whole = whole._replace(**{Block._fields[axis]: part})
+        return decoders
+
+    def blocks(self) -> Iterator[Block]:
         """Divides users, comparisons and draws into blocks."""
-        users, comparisons, draws = shape
+        users, comparisons, draws = self.whole.shape
         together = max(1, min(comparisons, _LEAST_COMPARISONS))
         draw_step = _even_step(draws, _MARGINS // together)
         step = _even_step(comparisons, _MARGINS // max(draw_step, 1))
         user_step = _even_step(users, _MARGINS // max(draw_step * step, 1))
-        return _grid(shape, (user_step, step, draw_step))
+        return _grid(self.whole, (user_step, step, draw_step))
 
     def load(self, block: Block) -> None:
         """Reads what a block's margins and their gradients have in common."""
@@ -363,13 +397,17 @@ class _Decoder:
         # Not index_add_ with alpha = −1, which is four times slower than a change of sign.
         self.grad_item.index_add_(0, pair[0], rows).index_add_(0, pair[1], rows.neg_())
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the gradients of item, user and weight."""
+    def finish(self, others: Sequence[_Decoder]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the gradients of item, user and weight, with what the copies have added."""
+        for other in others:
+            self.grad_item += other.grad_item
         return self.grad_item, self.grad_user, self.grad_weight
 
 
 class _Shared(_Decoder):
     """Looks margins up in utilities (S, 1, M) that all users share."""
+
+    shares_users = True
 
     def margin(self, block: Block) -> Tensor:
         pair = self.oriented.pair[:, *block[:2]].reshape(2, -1)
@@ -469,13 +507,13 @@ class _MLP(_Decoder):
     :math:`\pm(h - \min(\max(T, l), h))`: one pass over hidden units instead of four.
     """
 
-    def blocks(self, shape: Sequence[int]) -> Iterator[Block]:
-        users, comparisons, draws = shape
+    def blocks(self) -> Iterator[Block]:
+        users, comparisons, draws = self.whole.shape
         step = _even_step(comparisons, _LEAST_COMPARISONS)
         draw_step = _even_step(draws, _MARGINS // max(step, 1))
         rows = len(self.weight) * (2 * step + draw_step)
         most = min(_MARGINS // max(step * draw_step, 1), _ROWS // max(rows, 1))
-        return _grid(shape, (_even_step(users, most), step, draw_step))
+        return _grid(self.whole, (_even_step(users, most), step, draw_step))
 
     def margin(self, block: Block) -> Tensor:
         _, rows, threshold = self._rows(block)
@@ -522,7 +560,8 @@ class _MLP(_Decoder):
         if self.needs[1]:
             self.add_user(block, per_user)
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(self, others: Sequence[_Decoder]) -> tuple[Tensor, Tensor, Tensor]:
+        super().finish(others)
         # So far without the weight: relu is homogeneous, hence its gradient is ΣA∘P + ΣB∘Q.
         if self.needs[2]:
             parts = ((self.item, self.grad_item), (self.user, self.grad_user))
@@ -546,8 +585,8 @@ class _MLP(_Decoder):
         each = items * comparisons * max(1, len(self.weight))
         draw_step = _even_step(draws, _HIDDEN // each)
         user_step = _even_step(users, _HIDDEN // (each * draw_step))
-        for user in _parts(users, user_step):
-            for draw in _parts(draws, draw_step):
+        for user in _parts(slice(0, users), user_step):
+            for draw in _parts(slice(0, draws), draw_step):
                 yield user, draw
 
 
