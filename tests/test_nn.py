@@ -13,6 +13,7 @@ from fssa_bayes.nn import (
     ItemLinear,
     SelfAttention,
     flip_between,
+    shed_denormals,
     tower,
 )
 
@@ -159,3 +160,20 @@ def test_flips_transform_both_halves_and_restore_the_order() -> None:
     flow = torch.distributions.ComposeTransform(flip_between(couplings, 3, torch.device("cpu")))
     z = torch.tensor([[10.0, 20.0, 30.0]])
     torch.testing.assert_close(flow(z), torch.tensor([[11.0, 22.0, 31.0]]))
+
+
+def test_shed_denormals_rounds_gradients_beyond_normal_numbers() -> None:
+    """What a normal number times a rounding error can express stays as it is, NaN included."""
+    gradient = torch.tensor([1.0, -1e-30, 1e-32, -1e-40, 0.0, torch.nan, torch.inf])
+    leaf = torch.ones(7, requires_grad=True)
+    for _ in range(2):  # The leaf itself keeps no hook.
+        value = shed_denormals(leaf)
+        (found,) = torch.autograd.grad(value, leaf, gradient)
+        expected = gradient.masked_fill(gradient.abs() < 1e-31, 0.0)
+        assert torch.equal(value, leaf)
+        assert torch.equal(found.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+    (plain,) = torch.autograd.grad(1.0 * leaf, leaf, gradient)
+    assert plain[3] != 0
+    double = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    tiny = torch.full((1,), 1e-200, dtype=torch.float64)
+    assert torch.autograd.grad(shed_denormals(double), double, tiny)[0] == 1e-200

@@ -280,7 +280,9 @@ def _sum_log1p(tail: Tensor) -> Tensor:
 
 def _grid(whole: Block, steps: Sequence[int]) -> Iterator[Block]:
     """Divides users, comparisons and draws into blocks."""
-    users, comparisons, draws = (_parts(axis, step) for axis, step in zip(whole, steps, strict=True))
+    users, comparisons, draws = (
+        _parts(axis, step) for axis, step in zip(whole, steps, strict=True)
+    )
     for user in users:
         for draw in draws:
             for comparison in comparisons:
