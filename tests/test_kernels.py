@@ -23,6 +23,7 @@ class Operation(NamedTuple):
     inputs: Callable[[int, int, int, torch.Generator], list[Tensor]]
     utility: Callable[..., float]
     at_margin: Callable[[float], list[Tensor]]
+    by_table: bool = False
 
 
 def normal(*shape: int, generator: torch.Generator) -> Tensor:
@@ -71,6 +72,8 @@ OPERATIONS = {
         ],
     ),
 }
+# The same, by utilities of all items: elsewhere the number of items decides.
+OPERATIONS["mlp table"] = OPERATIONS["mlp"]._replace(by_table=True)
 SIZES = {  # draws, users, comparisons, items
     "one of each": (1, 1, 1, 2),
     "one draw": (1, 3, 4, 5),
@@ -81,6 +84,14 @@ SIZES = {  # draws, users, comparisons, items
 }
 every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
 every_backend = pytest.mark.parametrize("backend", [None, "reference", "chunked"])
+
+
+@pytest.fixture(autouse=True)
+def table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computes an mlp item by item for the operation that says so, and for no other."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "operation" in parameters:
+        monkeypatch.setattr(chunked, "_TABLE_ITEMS", 1e9 * parameters["operation"].by_table)
 
 
 @pytest.fixture(params=[1, 3])

@@ -36,6 +36,7 @@ _HIDDEN = 2**20
 _ROWS = 2**22  # Rows of A and of B are looked up for so many numbers at once.
 _LEAST_COMPARISONS = 64  # Kept together before draws are, so that a user's draws are read once.
 _ONE_HOT_ITEMS = 64  # Up to here a product with one-hot rows is faster than a look-up.
+_TABLE_ITEMS = 1.5  # Items a comparison, up to which an mlp's utilities are computed item by item.
 _DOUBLINGS = 3
 _LEAST_PART = 2**17  # Margins, or hidden units, that are worth a thread.
 
@@ -524,7 +525,7 @@ class _MLP(_Decoder):
         slope = self.weight * torch.where(first > second, 1.0, -1.0).to(rows)
         offset = (slope * high).sum(-1)
         y = self.scratch.take("y", block.shape)
-        for users, draws in self._inner(block, 1):
+        for users, draws in self._inner(block, block.shape[1]):
             part, bounds = threshold[users, :, draws], (low[users], high[users])
             size = (*bounds[0].shape[:2], *part.shape[2:])
             hidden = torch.clamp(part, *bounds, out=self.scratch.take("hidden", size)).flatten(0, 1)
@@ -538,11 +539,20 @@ class _MLP(_Decoder):
 
     def pull(self, block: Block, g: Tensor) -> None:
         pair, rows, threshold = self._rows(block)
-        g = torch.cat([g, -g], 1)
+        per_item, per_user = self._pull_rows(block, rows, threshold, torch.cat([g, -g], 1))
+        if self.needs[0]:
+            self.grad_item.index_add_(0, pair, per_item.flatten(0, 1))
+        if self.needs[1]:
+            self.add_user(block, per_user)
+
+    def _pull_rows(
+        self, block: Block, rows: Tensor, threshold: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pulls the gradient g (u, r, s) of w·relu back to A (u, r, h) and B (u, s, h)."""
         by_draw = g.transpose(1, 2).contiguous()
-        per_item = torch.zeros_like(rows.squeeze(2))
+        per_item = g.new_zeros(g.shape[0], g.shape[1], rows.shape[-1])
         per_user = torch.empty_like(threshold.squeeze(1))
-        for users, draws in self._inner(block, 2):
+        for users, draws in self._inner(block, g.shape[1]):
             size = (len(per_item[users]), rows.shape[1], draws.stop - draws.start, rows.shape[-1])
             active = self.scratch.take("hidden", size)
             torch.gt(rows[users], threshold[users, :, draws], out=active)
@@ -557,10 +567,7 @@ class _MLP(_Decoder):
                 per_user[users, draws] = total.transpose(0, 1)
             else:
                 per_user[users, draws] = active.mul_(part.unsqueeze(-1)).sum(1)
-        if self.needs[0]:
-            self.grad_item.index_add_(0, pair, per_item.flatten(0, 1))
-        if self.needs[1]:
-            self.add_user(block, per_user)
+        return per_item, per_user
 
     def finish(self, others: Sequence[_Decoder]) -> tuple[Tensor, Tensor, Tensor]:
         super().finish(others)
@@ -576,20 +583,79 @@ class _MLP(_Decoder):
         """Returns the positions of the items (u 2n), A (u, 2n, 1, h) and T (u, 1, s, h)."""
         pair = self.oriented.pair[:, *block[:2]].transpose(0, 1).reshape(-1)
         size = (block.shape[0], 2 * block.shape[1], 1, len(self.weight))
+        return pair, self.item.index_select(0, pair).view(size), self._threshold(block)
+
+    def _threshold(self, block: Block) -> Tensor:
+        """Returns T = −B with shape (u, 1, s, h)."""
         threshold = self.user[block.draws, block.users].transpose(0, 1).neg()
         # B = ∞ is the difference of two infinities. That of B = −∞ is one of zeros.
         threshold = threshold.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.nan)
-        return pair, self.item.index_select(0, pair).view(size), threshold.unsqueeze(1)
+        return threshold.unsqueeze(1)
 
-    def _inner(self, block: Block, items: int) -> Iterator[tuple[slice, slice]]:
+    def _inner(self, block: Block, rows: int) -> Iterator[tuple[slice, slice]]:
         """Divides a block by users and draws so that its hidden units stay in the cache."""
-        users, comparisons, draws = block.shape
-        each = items * comparisons * max(1, len(self.weight))
+        users, _, draws = block.shape
+        each = rows * max(1, len(self.weight))
         draw_step = _even_step(draws, _HIDDEN // each)
         user_step = _even_step(users, _HIDDEN // (each * draw_step))
         for user in _parts(slice(0, users), user_step):
             for draw in _parts(slice(0, draws), draw_step):
                 yield user, draw
+
+
+class _MLPTable(_MLP):
+    r"""Sums w·relu(A + B) once for every item of a small table, all finite, and looks margins up.
+
+    Where T = −B, :math:`\mathrm{relu}(A + B) = \max(A, T) - T`, and T cancels in the margins.
+    """
+
+    def blocks(self) -> Iterator[Block]:
+        users, comparisons, draws = self.whole.shape
+        step = _even_step(comparisons, _MARGINS)
+        most = max(step, len(self.item), 1)
+        draw_step = _even_step(draws, _MARGINS // most)
+        rows = draw_step * len(self.weight)
+        user_step = min(_MARGINS // max(most * draw_step, 1), _ROWS // max(rows, 1))
+        return _grid(self.whole, (_even_step(users, user_step), step, draw_step))
+
+    def margin(self, block: Block) -> Tensor:
+        # No larger than the largest A, above which all is equal: large numbers cost digits.
+        threshold = torch.minimum(self._threshold(block), self.item.amax(0))
+        utility = self._table(block)
+        for users, draws in self._inner(block, len(self.item)):
+            part = threshold[users, :, draws]
+            size = (len(part), len(self.item), *part.shape[2:])
+            hidden = self.scratch.take("hidden", size)
+            torch.maximum(self.item.unsqueeze(1), part, out=hidden)
+            utility[users, :, draws] = (hidden.flatten(0, 2) @ self.weight).view(size[:3])
+        first, second = self._places(block)
+        size = (len(first), block.shape[2])
+        rows = utility.view(-1, size[1])
+        y = torch.index_select(rows, 0, first, out=self.scratch.take("y", size))
+        y -= torch.index_select(rows, 0, second, out=self.scratch.take("high", size))
+        return y.view(block.shape)
+
+    def pull(self, block: Block, g: Tensor) -> None:
+        per_utility = self._table(block).zero_()
+        rows, (first, second) = g.reshape(-1, g.shape[-1]), self._places(block)
+        places = per_utility.view(-1, g.shape[-1])
+        places.index_add_(0, first, rows).index_add_(0, second, rows.neg())
+        items = self.item.unsqueeze(1).expand(block.shape[0], *self.item.unsqueeze(1).shape)
+        parts = self._pull_rows(block, items, self._threshold(block), per_utility)
+        if self.needs[0]:
+            self.grad_item += parts[0].sum(0)
+        if self.needs[1]:
+            self.add_user(block, parts[1])
+
+    def _table(self, block: Block) -> Tensor:
+        """Returns memory for all items' utilities (u, m, s)."""
+        users, _, draws = block.shape
+        return self.scratch.take("table", (users, len(self.item), draws))
+
+    def _places(self, block: Block) -> Tensor:
+        """Returns the rows of the two items in a table (u m, s), with shape (2, u n)."""
+        users = torch.arange(block.shape[0], device=self.item.device).unsqueeze(-1)
+        return (self.oriented.pair[:, *block[:2]] + users * len(self.item)).reshape(2, -1)
 
 
 def _columns(value: Tensor, grad: Tensor) -> Tensor:
@@ -606,7 +672,9 @@ def _choose(
     item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented
 ) -> _Decoder:
     if weight is not None:
-        return _MLP(item, user, weight, oriented)
+        few = len(item) <= _TABLE_ITEMS * oriented.pair.shape[-1]
+        table = few and bool(item.sum().isfinite())
+        return (_MLPTable if table else _MLP)(item, user, weight, oriented)
     if item is not None:
         return _Bilinear(item, user, weight, oriented)
     if user.shape[1] != oriented.pair.shape[1]:
