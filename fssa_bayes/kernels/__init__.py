@@ -19,7 +19,8 @@ device      dtype                       backend
 CPU         float32, float64            `"chunked"`: hand-written backward, bounded memory;
                                         for few comparisons `"reference"`, with one log-sigmoid
 CUDA        float32, float64            `"chunked"`
-any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order
+any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order,
+                                        in all the memory that takes; no message says so
 ==========  ==========================  =======================================================
 
 A gradient that is itself to be differentiated (`create_graph=True`) is computed by the reference,
