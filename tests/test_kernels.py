@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fssa_bayes import kernels
 from fssa_bayes.kernels import chunked
+from fssa_bayes.kernels._workers import run_in_parts
 
 INDEX = torch.tensor([[0, 1]])
 
@@ -579,3 +581,30 @@ def test_bad_inputs_are_refused(
     named |= {key: value for key, value in change.items() if isinstance(key, str)}
     with pytest.raises(error, match=match):
         OPERATIONS[name].run(*inputs, **named)
+
+
+def test_workers_leave_threads_as_they_were() -> None:
+    """Each works on its own thread without gradients, results keep their order, errors arrive."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        parts = run_in_parts(
+            lambda part: (part, torch.get_num_threads(), torch.is_grad_enabled()), [2, 0, 1]
+        )
+        assert parts == [(2, 1, False), (0, 1, False), (1, 1, False)]
+        with ThreadPoolExecutor(1) as pool:
+            seen = pool.submit(torch.get_num_threads).result()
+        assert (torch.get_num_threads(), seen) == (3, 3)
+        with pytest.raises(ZeroDivisionError):
+            run_in_parts(lambda part: 1 / part, [1, 0])
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_operation
+@pytest.mark.usefixtures("tiny_blocks")
+def test_inference_mode_changes_nothing(operation: Operation) -> None:
+    p = problem(operation, 5, 7, 11, 13)
+    plain = p.run(operation, backend="chunked")
+    with torch.inference_mode():
+        assert torch.equal(p.run(operation, backend="chunked"), plain)

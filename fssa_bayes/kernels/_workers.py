@@ -52,6 +52,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(workers + 1)
 
     def prepare() -> None:
+        torch.get_num_threads()  # Whoever asks first is given the default, so that comes first.
         torch.set_num_threads(threads // workers)
         ready.wait(_SECONDS)
 
