@@ -53,6 +53,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="the train-choice csv file")
     parser.add_argument("--json", type=Path, help="where to write the rows")
+    parser.add_argument(
+        "--figure", type=Path, help="where kernels plots time against size; beside --json if not"
+    )
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:

@@ -13,7 +13,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-__all__ = ["Row", "environment", "spread"]
+__all__ = ["Row", "environment", "slope", "spread"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,17 @@ def spread(
         ratio_to,
         ratio,
     )
+
+
+def slope(
+    benchmark: str, case: str, implementation: str, metric: str, curve: dict[int, float]
+) -> Row:
+    """Fits log y against log x: 1 is linear; least and largest are between neighbouring sizes."""
+    x, y = np.log(list(curve)), np.log(list(curve.values()))
+    steps = np.diff(y) / np.diff(x)
+    fitted = float(np.polyfit(x, y, 1)[0])
+    low, high = float(steps.min()), float(steps.max())
+    return Row(benchmark, case, implementation, metric, "", fitted, low, high)
 
 
 def environment(args: argparse.Namespace) -> dict:

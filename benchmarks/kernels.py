@@ -15,12 +15,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import pyro
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import Row, spread
+from benchmarks.harness import Row, slope, spread
 from fssa_bayes import HeterogeneousBTL, ImportanceWeightedELBO, NeuralProcessGuide, kernels
 from fssa_bayes.datasets import two_mode
 from fssa_bayes.model import BilinearUtility, MLPUtility
@@ -116,6 +119,11 @@ def naive(p: Problem) -> Tensor:
         else:
             utility = F.linear(torch.cat([items, user], -1), p.inputs[2], *p.inputs[4:])
             utility = F.relu(utility) @ p.inputs[3]
+    return _pick(utility, p)
+
+
+def _pick(utility: Tensor, p: Problem) -> Tensor:
+    """Evaluates both outcomes' log-probabilities for utilities (S, U, N, 2), and picks one."""
     both = utility.log_softmax(-1)
     observed = (1 - p.choice).long().expand(both.shape[:-1]).unsqueeze(-1)
     return (both.gather(-1, observed).squeeze(-1) * p.mask).sum(-1)
@@ -149,6 +157,8 @@ def ours(p: Problem) -> Tensor:
 
 
 def _first_layer(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    if len(p.inputs) == 3:
+        return tuple(p.inputs)
     items, z, first, weight = p.inputs
     width = items.shape[-1]
     return items @ first[:, :width].T, z @ first[:, width:].T, weight
@@ -170,6 +180,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         yield from _errors(case, args.device)
     yield from _training(args)
     if args.device == "cpu":
+        yield from _busy(args)
         yield from _posterior(args)
     yield from _scaling(args)
 
@@ -201,7 +212,10 @@ def _times(case: Case, args: argparse.Namespace) -> Iterator[Row]:
             else:
                 torch.autograd.grad(function(p), p.inputs, grad)
 
-        times = measure({n: lambda f=f: step(f) for n, f in functions.items()}, repeats, args)
+        steps = {n: lambda f=f: step(f) for n, f in functions.items()}
+        if not args.quick:
+            yield from _first_calls(case, metric, steps)
+        times = measure(steps, repeats, args)
         for name, values in times.items():
             for other in ("naive", "simple") if name == "ours" else ("naive",):
                 ratio = statistics.median(times[other]) / statistics.median(values)
@@ -216,6 +230,16 @@ def _times(case: Case, args: argparse.Namespace) -> Iterator[Row]:
                     f"faster: {other}",
                     ratio,
                 )
+
+
+def _first_calls(case: Case, metric: str, steps: dict[str, Callable[[], None]]) -> Iterator[Row]:
+    """Seconds of the first call of all, in which programs are compiled."""
+    for name, step in steps.items():
+        start = time.perf_counter()
+        step()
+        if name.startswith("compiled"):
+            seconds = time.perf_counter() - start
+            yield spread("kernels", str(case), name, f"first {metric}", "s", [seconds])
 
 
 def measure(
@@ -291,7 +315,25 @@ def _errors(case: Case, device: str) -> Iterator[Row]:
 
 
 class NaiveBilinear(BilinearUtility):
-    """Evaluates the bilinear utility of both items of every pair for every draw."""
+    """Evaluates the bilinear utility as published: h(x) once an item, all else pair by pair.
+
+    The published decoder repeats z for both items of every pair, and every layer that sees z works
+    on the rows so repeated. Here these layers are ψ.
+    """
+
+    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        def log_prob(*comparisons: Tensor, output: str) -> Tensor:
+            p = Problem([factors, z], *comparisons)
+            index = torch.stack([p.left, p.right], -1)
+            rows = z[:, :, None, None].expand(*z.shape[:2], *index.shape[1:], -1)
+            user = self.user_tower(rows.reshape(-1, z.shape[-1])).view(*rows.shape[:-1], -1)
+            return _pick((factors[index].expand_as(user) * user).sum(-1), p)
+
+        return log_prob
+
+
+class NaiveProduct(BilinearUtility):
+    """Evaluates ψ once a draw, as ours does; naive is the product with φ alone."""
 
     def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         inputs = [factors, self.user_tower(z)]
@@ -316,15 +358,18 @@ def _training(args: argparse.Namespace) -> Iterator[Row]:
     data = two_mode.simulate(users, comparisons, seed=0).data
     batch = data.batch().to(args.device)
     objective = ImportanceWeightedELBO(num_particles=16)
-    for name, plain, slow in (
-        ("mlp", MLPUtility, NaiveMLP),
-        ("bilinear", BilinearUtility, NaiveBilinear),
+    for name, decoders in (
+        ("mlp", {"naive": NaiveMLP, "ours": MLPUtility}),
+        (
+            "bilinear",
+            {"naive": NaiveBilinear, "naive product": NaiveProduct, "ours": BilinearUtility},
+        ),
     ):
         model = HeterogeneousBTL(1, 2, utility=name, hidden_dim=width, num_factors=64)
         guide = NeuralProcessGuide(model)
         model, guide = model.to(args.device), guide.to(args.device)
-        parameters = objective.trained(model, guide)
-        optimiser = torch.optim.Adam(parameters)
+        # So slow that the model, and with it what is timed, stays the same.
+        optimiser = torch.optim.Adam(objective.trained(model, guide), lr=1e-5, fused=True)
 
         def step(
             utility: type[nn.Module],
@@ -337,22 +382,41 @@ def _training(args: argparse.Namespace) -> Iterator[Row]:
             objective.backward(model, guide, batch)
             optimiser.step()
 
-        functions = {"naive": lambda s=slow, f=step: f(s), "ours": lambda p=plain, f=step: f(p)}
-        times = measure(functions, 3 if args.quick else 15, args)
-        ratio = statistics.median(times["naive"]) / statistics.median(times["ours"])
-        for implementation, values in times.items():
+        functions = {n: lambda d=d, f=step: f(d) for n, d in decoders.items()}
+        with pyro.validation_enabled(False):  # As in a fit.
+            times = measure(functions, 3 if args.quick else 15, args)
+        case = f"{name} S16 U{users} N{comparisons} H{width}"
+        yield from _compared(case, "training step", times)
+
+
+def _compared(case: str, metric: str, times: dict[str, list[float]]) -> Iterator[Row]:
+    """Rows of times in ms, ours compared with every other and the others with the first."""
+    first, *others = (name for name in times if name != "ours")
+    for name, values in times.items():
+        for other in (first, *others) if name == "ours" else (first,):
+            ratio = statistics.median(times[other]) / statistics.median(values)
             milliseconds = [1e3 * value for value in values]
-            faster = ratio if implementation == "ours" else 1.0
             yield spread(
-                "kernels",
-                f"{name} S16 U{users} N{comparisons} H{width}",
-                implementation,
-                "training step",
-                "ms",
-                milliseconds,
-                "faster: naive",
-                faster,
+                *("kernels", case, name, metric, "ms"), milliseconds, f"faster: {other}", ratio
             )
+
+
+def _busy(args: argparse.Namespace) -> Iterator[Row]:
+    """Forward and backward while another process keeps a core busy."""
+    mlp, bilinear = Case("mlp", 16, 64, 20, 256, 2560), Case("bilinear", 64, 256, 50, 32, 25600)
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for case in (mlp,) if args.quick else (mlp, bilinear):
+            p = Problem.draw(case, args.device)
+            functions = {
+                name: lambda f=function, p=p: torch.autograd.grad(f(p).sum(), p.inputs)
+                for name, function in IMPLEMENTATIONS.items()
+            }
+            times = measure(functions, 3 if args.quick else 15, args)
+            yield from _compared(str(case), "forward and backward, busy", times)
+    finally:
+        burner.kill()
+        burner.wait()
 
 
 def _posterior(args: argparse.Namespace) -> Iterator[Row]:
@@ -389,21 +453,53 @@ def _in_a_process(code: str) -> float:
 
 
 def _scaling(args: argparse.Namespace) -> Iterator[Row]:
-    """Forward and backward of the mlp, with one of S, U and N over two orders of magnitude."""
-    start = Case("mlp", 8, 32, 8, 64, 512)
+    """Forward and backward of the mlp, with one of S, U and N over two orders of magnitude.
+
+    Without the first layer, whose cost is that of items and draws one by one.
+    """
+    start = Case("mlp", 8, 64, 16, 128, 4096)
     factors = (1, 4) if args.quick else (1, 3, 10, 30, 100)
+    curves: dict[str, dict[str, dict[int, float]]] = {}
     for axis in ("draws", "users", "comparisons"):
         for factor in factors:
             size = dict(vars(start)) | {axis: factor * getattr(start, axis)}
             p = Problem.draw(Case(**size), args.device)
-            step = {"ours": lambda p=p: torch.autograd.grad(ours(p).sum(), p.inputs)}
-            times = measure(step, 5, args)["ours"]
-            rows = size["draws"] * size["users"] * size["comparisons"]
-            yield spread(
-                "kernels",
-                f"mlp, {axis} x {factor}",
-                "ours",
-                "forward and backward",
-                "ns per comparison and draw",
-                [1e9 * value / rows for value in times],
-            )
+            p.inputs = [tensor.detach().requires_grad_() for tensor in _first_layer(p)]
+            functions = {
+                name: lambda f=IMPLEMENTATIONS[name], p=p: torch.autograd.grad(f(p).sum(), p.inputs)
+                for name in ("simple", "ours")
+                if name == "ours" or factor < 100  # The simple form takes 3 GB there.
+            }
+            for name, times in measure(functions, 5, args).items():
+                case, metric = f"mlp, {axis} x {factor}", "forward and backward"
+                milliseconds = [1e3 * value for value in times]
+                yield spread("kernels", case, name, metric, "ms", milliseconds)
+                curve = curves.setdefault(axis, {}).setdefault(name, {})
+                curve[size[axis]] = statistics.median(milliseconds)
+    for axis, lines in curves.items():
+        for name, curve in lines.items():
+            yield slope("kernels", f"mlp, {axis}", name, "slope of log time", curve)
+    figure = args.figure or (args.json and args.json.with_suffix(".png"))
+    if figure:
+        _draw(curves, start, figure)
+
+
+def _draw(curves: dict[str, dict[str, dict[int, float]]], start: Case, path: Path) -> None:
+    """Plots time against S, U and N on logarithmic axes, with a line of slope 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True)
+    symbols = {"draws": "S", "users": "U", "comparisons": "N"}
+    for axes, (axis, lines) in zip(panels, curves.items(), strict=True):
+        for (name, curve), style in zip(lines.items(), ("s--", "o-"), strict=True):
+            axes.loglog(list(curve), list(curve.values()), style, label=name)
+        sizes = np.array(list(curve))
+        last = curve[sizes[-1]] / sizes[-1]
+        axes.loglog(sizes, last * sizes, ":", color="black", label="slope 1")
+        fixed = [f"{s} = {getattr(start, n)}" for n, s in symbols.items() if n != axis]
+        axes.set(xlabel=f"{axis} {symbols[axis]}", title=", ".join(fixed))
+    panels[0].set_ylabel("forward and backward [ms]")
+    panels[0].legend(frameon=False)
+    figure.suptitle(f"mlp, H = {start.width}: time against size")
+    figure.savefig(path, dpi=150)

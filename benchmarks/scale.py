@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from benchmarks.harness import Row, spread
+from benchmarks.harness import Row, slope, spread
 from benchmarks.memory import in_fresh_process, peak_gigabytes
 from fssa_bayes import ELBO, HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
 
@@ -39,14 +39,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             yield spread("scale", f"{people:,} people", *names, [value])
     for (implementation, metric, unit), curve in curves.items():
         if min(curve.values()) > 0:
-            yield _slope(implementation, f"{metric}, {unit}", curve)
-
-
-def _slope(implementation: str, metric: str, curve: dict[int, float]) -> Row:
-    x, y = np.log(list(curve)), np.log(list(curve.values()))
-    steps = np.diff(y) / np.diff(x)
-    slope = np.polyfit(x, y, 1)[0]
-    return Row("scale", "slope", implementation, metric, "", slope, steps.min(), steps.max())
+            yield slope("scale", "slope", implementation, f"{metric}, {unit}", curve)
 
 
 def _stages(people: int, seed: int) -> list[Figure]:

@@ -17,7 +17,7 @@ from fssa_bayes import kernels
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry
-from fssa_bayes.nn import MLP, PRECISIONS, flip_between, product, tower
+from fssa_bayes.nn import MLP, PRECISIONS, flip_between, product, shed_denormals, tower
 
 __all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
 
@@ -103,7 +103,8 @@ class BilinearUtility(nn.Module):
 
     def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
         """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        return partial(kernels.pairwise_bilinear, factors, self.user_tower(z))
+        users = shed_denormals(self.user_tower(shed_denormals(z)))
+        return partial(kernels.pairwise_bilinear, shed_denormals(factors), users)
 
 
 class MLPUtility(nn.Module):
@@ -134,8 +135,8 @@ class MLPUtility(nn.Module):
 
     def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
         """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        user = product(z, self.user_layer, self.precision)
-        return partial(kernels.pairwise_mlp, factors, user, self.weight)
+        user = shed_denormals(product(shed_denormals(z), self.user_layer, self.precision))
+        return partial(kernels.pairwise_mlp, shed_denormals(factors), user, self.weight)
 
 
 class ModuleUtility(nn.Module):

@@ -24,6 +24,7 @@ __all__ = [
     "SelfAttention",
     "flip_between",
     "product",
+    "shed_denormals",
     "tower",
 ]
 
@@ -131,6 +132,21 @@ def _linear(width_in: int, width_out: int) -> nn.Linear:
     if width_in == 0:  # A layer without inputs is its bias.
         layer.weight = nn.Parameter(layer.weight[:, :0].detach())
     return layer
+
+
+def shed_denormals(tensor: Tensor) -> Tensor:
+    r"""Returns the tensor, with gradients below tiny/eps (1e-31 in float32) rounded to 0.
+
+    Draws are weighted, and weights fall off exponentially: where choices are nearly certain, many
+    gradients lie beyond the smallest normal number, and matrix products with these are several
+    times slower. In a training step that was a quarter of the time.
+    """
+    if not (tensor.requires_grad and torch.is_grad_enabled()):
+        return tensor
+    limits = torch.finfo(tensor.dtype)
+    alias = tensor.view_as(tensor)  # The caller's tensor keeps no hook.
+    alias.register_hook(lambda gradient: F.hardshrink(gradient, limits.tiny / limits.eps))
+    return alias
 
 
 class DeepSet(nn.Module):

@@ -97,5 +97,6 @@ def test_peak_is_that_of_the_process(load) -> None:
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_slope_is_the_power(load, power: float) -> None:
-    row = load("scale")._slope("x", "y", {n: 3 * n**power for n in (10, 1000, 20_000)})
+    curve = {n: 3 * n**power for n in (10, 1000, 20_000)}
+    row = load("harness").slope("scale", "slope", "x", "y", curve)
     assert (row.low, row.median, row.high) == pytest.approx((power,) * 3)

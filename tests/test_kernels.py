@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fssa_bayes import kernels
 from fssa_bayes.kernels import chunked
+from fssa_bayes.kernels._workers import run_in_parts
 
 INDEX = torch.tensor([[0, 1]])
 
@@ -23,6 +25,7 @@ class Operation(NamedTuple):
     inputs: Callable[[int, int, int, torch.Generator], list[Tensor]]
     utility: Callable[..., float]
     at_margin: Callable[[float], list[Tensor]]
+    by_table: bool = False
 
 
 def normal(*shape: int, generator: torch.Generator) -> Tensor:
@@ -71,6 +74,8 @@ OPERATIONS = {
         ],
     ),
 }
+# The same, by utilities of all items: elsewhere the number of items decides.
+OPERATIONS["mlp table"] = OPERATIONS["mlp"]._replace(by_table=True)
 SIZES = {  # draws, users, comparisons, items
     "one of each": (1, 1, 1, 2),
     "one draw": (1, 3, 4, 5),
@@ -83,13 +88,26 @@ every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=
 every_backend = pytest.mark.parametrize("backend", [None, "reference", "chunked"])
 
 
-@pytest.fixture
-def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cuts every axis of the smallest problem into several blocks."""
+@pytest.fixture(autouse=True)
+def table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computes an mlp item by item for the operation that says so, and for no other."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "operation" in parameters:
+        monkeypatch.setattr(chunked, "_TABLE_ITEMS", 1e9 * parameters["operation"].by_table)
+
+
+@pytest.fixture(params=[1, 3])
+def tiny_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cuts every axis of the smallest problem into several blocks, on one thread and on three."""
+    monkeypatch.setattr(chunked, "_LEAST_PART", 1)
     monkeypatch.setattr(chunked, "_MARGINS", 6)
     monkeypatch.setattr(chunked, "_HIDDEN", 30)
     monkeypatch.setattr(chunked, "_ROWS", 60)
     monkeypatch.setattr(chunked, "_LEAST_COMPARISONS", 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Problem(NamedTuple):
@@ -563,3 +581,30 @@ def test_bad_inputs_are_refused(
     named |= {key: value for key, value in change.items() if isinstance(key, str)}
     with pytest.raises(error, match=match):
         OPERATIONS[name].run(*inputs, **named)
+
+
+def test_workers_leave_threads_as_they_were() -> None:
+    """Each works on its own thread without gradients, results keep their order, errors arrive."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        parts = run_in_parts(
+            lambda part: (part, torch.get_num_threads(), torch.is_grad_enabled()), [2, 0, 1]
+        )
+        assert parts == [(2, 1, False), (0, 1, False), (1, 1, False)]
+        with ThreadPoolExecutor(1) as pool:
+            seen = pool.submit(torch.get_num_threads).result()
+        assert (torch.get_num_threads(), seen) == (3, 3)
+        with pytest.raises(ZeroDivisionError):
+            run_in_parts(lambda part: 1 / part, [1, 0])
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_operation
+@pytest.mark.usefixtures("tiny_blocks")
+def test_inference_mode_changes_nothing(operation: Operation) -> None:
+    p = problem(operation, 5, 7, 11, 13)
+    plain = p.run(operation, backend="chunked")
+    with torch.inference_mode():
+        assert torch.equal(p.run(operation, backend="chunked"), plain)

@@ -16,6 +16,7 @@ from fssa_bayes.nn import (
     _ProductTF32,
     flip_between,
     product,
+    shed_denormals,
     tower,
 )
 
@@ -243,3 +244,18 @@ def test_tf32_product_on_a_gpu_has_eleven_bits() -> None:
         assert high < 1e-5
         assert 1e-5 < middle < 2**-10
         assert 2**-11 < low < 2**-6
+def test_shed_denormals_rounds_gradients_beyond_normal_numbers() -> None:
+    """What a normal number times a rounding error can express stays as it is, NaN included."""
+    gradient = torch.tensor([1.0, -1e-30, 1e-32, -1e-40, 0.0, torch.nan, torch.inf])
+    leaf = torch.ones(7, requires_grad=True)
+    for _ in range(2):  # The leaf itself keeps no hook.
+        value = shed_denormals(leaf)
+        (found,) = torch.autograd.grad(value, leaf, gradient)
+        expected = gradient.masked_fill(gradient.abs() < 1e-31, 0.0)
+        assert torch.equal(value, leaf)
+        assert torch.equal(found.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+    (plain,) = torch.autograd.grad(1.0 * leaf, leaf, gradient)
+    assert plain[3] != 0
+    double = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    tiny = torch.full((1,), 1e-200, dtype=torch.float64)
+    assert torch.autograd.grad(shed_denormals(double), double, tiny)[0] == 1e-200

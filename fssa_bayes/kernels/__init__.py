@@ -19,7 +19,8 @@ device      dtype                       backend
 CPU         float32, float64            `"chunked"`: hand-written backward, bounded memory;
                                         for few comparisons `"reference"`, with one log-sigmoid
 CUDA        float32, float64            `"chunked"`
-any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order
+any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order,
+                                        in all the memory that takes; no message says so
 ==========  ==========================  =======================================================
 
 A gradient that is itself to be differentiated (`create_graph=True`) is computed by the reference,
@@ -28,6 +29,30 @@ forward-mode derivatives need `backend="reference"`; elsewhere PyTorch raises an
 
 What stands under the mask, NaN included, has no effect; a NaN elsewhere makes the user's result
 NaN.
+
+The fused forms. With m the margin of a comparison and y its choice, the log-probability is
+:math:`y\,m - \log(1 + e^m)`. For y of 0 or 1 turn the comparison so that
+:math:`\tilde m = (1 - 2y)\,m` is the utility of the item not preferred less that of the preferred;
+then it is :math:`-\log(1 + e^{\tilde m})`, and a half win is :math:`\tilde m / 2` more. Sums of
+:math:`\log(1 + e^{-|\tilde m|})` are logarithms of products of a few factors. The margin itself is
+
+- bilinear: :math:`(φ_l - φ_r) \cdot ψ`, the difference taken once for all draws;
+- mlp: :math:`\sum_h w_h\,(\mathrm{relu}(A_{lh} + B_h) - \mathrm{relu}(A_{rh} + B_h))`. As
+  relu(A + B) = max(A, −B) + B, the two terms B cancel: with T = −B and a ≤ b the ordered A of
+  the two items the bracket is ±(b − min(max(T, a), b)). [S, U, N, 2, H] is never stored.
+
+Their backward. The log-probability's derivative by m is y − σ(m): all that depends on the choice.
+Let g be that, times the gradient of the result, for draw s, person u and comparison n. Then
+
+- gather: g is added to the left item's entry and taken from the right one's;
+- bilinear: ψ has the gradient :math:`\sum_n g\,(φ_l - φ_r)`, φ of the left item
+  :math:`\sum_{su} g\,ψ`, of the right one minus that;
+- mlp: relu's derivative is 1[A + B > 0]. With :math:`P_{ih} = \sum_{su} g\,1[A_{ih} > T_h]`, signed
+  plus where i is the left item and minus where it is the right one, and Q the same sum over n for
+  each draw and person, the gradient of A is w∘P and that of B is w∘Q. Relu is homogeneous,
+  relu(x) = x·1[x > 0], so that of w is :math:`\sum A∘P + \sum B∘Q`, without another pass.
+
+A position bias has the gradient :math:`\sum g`.
 """
 
 from __future__ import annotations
