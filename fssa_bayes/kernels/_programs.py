@@ -367,6 +367,16 @@ def bilinear_backward(
 
 
 @triton.jit
+def _units(pointer, h, width, even: tl.constexpr):
+    """Looks up hidden units, 0 beyond the width; nothing is beyond if tiles divide it evenly."""
+    if even:
+        value = tl.load(pointer + h)
+    else:
+        value = tl.load(pointer + h, mask=h < width, other=0.0)
+    return value
+
+
+@triton.jit
 def mlp_forward(
     item,
     user_hidden,
@@ -388,6 +398,7 @@ def mlp_forward(
     user_s,
     user_u,
     form: tl.constexpr,
+    even: tl.constexpr,
     tile_s: tl.constexpr,
     tile_n: tl.constexpr,
     tile_h: tl.constexpr,
@@ -396,15 +407,15 @@ def mlp_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = ((tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s))[None, :]
     row, drawn = user * comparisons, s < draws
-    # Comparisons come first, so that a thread keeps all of a tile's and reads B once for them.
-    table = (user_hidden + user * user_u + s.to(tl.int64) * user_s)[:, :, None]
+    # Comparisons come first, so that a thread keeps all of a tile's and reads B once for them. The
+    # last draw again and item 0 stand for what is not there: a mask would cost every fourth cycle.
+    drawing = tl.minimum(s, draws - 1).to(tl.int64)
+    table = (user_hidden + user * user_u + drawing * user_s)[:, :, None]
     units = tl.arange(0, tile_h)[None, None, :]
     # B = ∞ is the difference of two infinities, which relu(A + B) = max(A, −B) + B would hide.
     spoilt = tl.zeros([1, tile_s, tile_h], dtype=item.dtype.element_ty)
     for start_h in range(0, width, tile_h):
-        h = start_h + units
-        inside = drawn[:, :, None] & (h < width)
-        b = tl.load(table + h, mask=inside, other=0.0)
+        b = _units(table, start_h + units, width, even)
         spoilt += tl.where(b == float("inf"), float("nan"), 0.0)
     spoil = tl.sum(spoilt, 2)
     total = tl.zeros([tile_s], dtype=item.dtype.element_ty)
@@ -412,21 +423,19 @@ def mlp_forward(
         n = start + tl.arange(0, tile_n)
         end = _end(lengths, user, comparisons)
         first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
-        first_row = (item + first * item_m)[:, None, None]
-        second_row = (item + second * item_m)[:, None, None]
+        first_row = (item + tl.where(valid, first, 0) * item_m)[:, None, None]
+        second_row = (item + tl.where(valid, second, 0) * item_m)[:, None, None]
         sums = tl.zeros([tile_n, tile_s, tile_h], dtype=item.dtype.element_ty)
         for start_h in range(0, width, tile_h):
             h = start_h + units
-            inside = drawn[:, :, None] & (h < width)
-            b = tl.load(table + h, mask=inside, other=0.0)
+            b = _units(table, h, width, even)
             # Finite, so that B = −∞ is the difference of two zeros.
             threshold = tl.minimum(-b, _LARGEST, propagate_nan=_KEEP_NAN)
-            inside = valid[:, None, None] & (h < width)
-            a = tl.load(first_row + h, mask=inside, other=0.0)
+            a = _units(first_row, h, width, even)
             high = tl.maximum(a, threshold, propagate_nan=_KEEP_NAN)
-            a = tl.load(second_row + h, mask=inside, other=0.0)
+            a = _units(second_row, h, width, even)
             high -= tl.maximum(a, threshold, propagate_nan=_KEEP_NAN)
-            sums += tl.load(weight + h, mask=h < width, other=0.0) * high
+            sums += _units(weight, h, width, even) * high
         margin = _biased(tl.sum(sums, 2) + spoil, bias, valid[:, None])
         y = margin
         if choice is not None:

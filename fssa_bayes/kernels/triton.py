@@ -191,7 +191,8 @@ def _evaluate(
             {"form": form, **tile},
         )
         return
-    item = _lined_up(item)
+    # Where there is no item at all, a row of NaN stands for those that are asked about.
+    item = _lined_up(item) if len(item) else item.new_full((1, item.shape[1]), torch.nan)
     sizes = (draws, users, comparisons, *item.shape, item.stride(0), *user.stride()[:2])
     if weight is None:
         tile = {"tile_s": 64, "tile_n": 32, "tile_k": _tile(item.shape[1], 64)}
@@ -202,12 +203,12 @@ def _evaluate(
             {"form": form, **tile},
         )
         return
-    tile = {"tile_s": _tile(draws, 64), "tile_n": 4, "tile_h": _tile(item.shape[1], 32)}
+    tile = {"tile_s": _tile(draws, 64), "tile_n": 4, "tile_h": 16}
     _launch(
         _programs.mlp_forward,
         users * triton.cdiv(draws, tile["tile_s"]),
         (item, user, weight.contiguous(), *pairs, out, residual, *sizes),
-        {"form": form, **tile},
+        {"form": form, "even": len(weight) % tile["tile_h"] == 0, **tile},
     )
 
 
