@@ -36,7 +36,7 @@ def _decay(margin):
     else:
         # The GPU's exp rounds size·log2(e), which loses as many units as size. Whole powers of two
         # are taken out first, with log(2) in two parts of which the first has nine bits.
-        size = tl.where(size > 1000.0, 1000.0, size)
+        size = tl.minimum(size, 1000.0, propagate_nan=_KEEP_NAN)
         whole = tl.floor(size * 1.4426950408889634 + 0.5)
         rest = (size - whole * 0.693359375) + whole * 2.1219444005469057e-4
         decay = tl.exp2(-whole) * tl.exp(-rest)
@@ -57,18 +57,19 @@ def _log1p(decay):
 
 @triton.jit
 def _log_prob(margin, decay, choice):
-    """Evaluates y·m − log(1 + exp m), with no rounding of what cancels."""
-    won, lost = tl.minimum(margin, 0.0), -tl.maximum(margin, 0.0)
-    certain = tl.where(choice == 1.0, won, tl.where(choice == 0.0, lost, choice * margin + lost))
+    """Evaluates y·min(m, 0) − (1 − y)·max(m, 0) − log(1 + exp(−|m|)), where nothing cancels."""
+    certain = choice * tl.minimum(margin, 0.0) - (1.0 - choice) * tl.maximum(margin, 0.0)
     return certain - _log1p(decay)
 
 
 @triton.jit
 def _slope(margin, decay, choice):
-    """Evaluates y − σ(m), the derivative of the log-probability, to all its digits."""
-    small, large = decay / (1.0 + decay), 1.0 / (1.0 + decay)
-    left, right = tl.where(margin < 0.0, small, large), tl.where(margin < 0.0, large, small)
-    return tl.where(choice == 1.0, right, tl.where(choice == 0.0, -left, choice - left))
+    """Evaluates y·σ(−m) − (1 − y)·σ(m), the derivative of the log-probability."""
+    large = 1.0 / (1.0 + decay)
+    small = decay * large
+    left = tl.where(margin < 0.0, small, large)
+    right = tl.where(margin < 0.0, large, small)
+    return choice * right - (1.0 - choice) * left
 
 
 @triton.jit
@@ -137,11 +138,11 @@ def gather_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = (tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s)
     row, drawn = user * comparisons, (s < draws)[:, None]
+    end = _end(lengths, user, comparisons)
     table = utility + user * utility_u + s.to(tl.int64)[:, None] * utility_s
     total = tl.zeros([tile_s], dtype=utility.dtype.element_ty)
-    for start in range(0, _end(lengths, user, comparisons), tile_n):
+    for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        end = _end(lengths, user, comparisons)
         first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
         inside = drawn & valid[None, :]
         margin = tl.load(table + first[None, :], mask=inside, other=0.0)
@@ -189,14 +190,14 @@ def gather_backward(
     user = (rest // blocks).to(tl.int64)
     s = (rest % blocks) * tile_s + tl.arange(0, tile_s)
     row, drawn = user * comparisons, (s < draws)[:, None]
+    end = _end(lengths, user, comparisons)
     m = column * tile_m + tl.arange(0, tile_m)
     table = utility + user * utility_u + s.to(tl.int64)[:, None] * utility_s
     given = grad + user * grad_u + s.to(tl.int64)[:, None] * grad_s
     total = tl.zeros([tile_s, tile_m], dtype=utility.dtype.element_ty)
     of_bias = tl.zeros([tile_s], dtype=utility.dtype.element_ty)
-    for start in range(0, _end(lengths, user, comparisons), tile_n):
+    for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        end = _end(lengths, user, comparisons)
         first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
         here = drawn & known[None, :]
         g = tl.load(given + n.to(tl.int64)[None, :] * grad_n, mask=here, other=0.0)
@@ -271,11 +272,11 @@ def bilinear_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = (tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s)
     row, drawn = user * comparisons, (s < draws)[:, None]
+    end = _end(lengths, user, comparisons)
     table = user_factors + user * user_u + s.to(tl.int64)[:, None] * user_s
     total = tl.zeros([tile_s], dtype=item.dtype.element_ty)
-    for start in range(0, _end(lengths, user, comparisons), tile_n):
+    for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        end = _end(lengths, user, comparisons)
         first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
         margin = _bilinear_margin(item, table, first, second, valid, drawn, factors, item_m, tile_k)
         margin = _biased(margin, bias, valid[None, :])
@@ -324,6 +325,7 @@ def bilinear_backward(
     column, local = tl.program_id(0) % columns, (tl.program_id(0) // columns).to(tl.int64)
     user = local + first_user
     row = user * comparisons
+    end = _end(lengths, user, comparisons)
     k = column * tile_k + tl.arange(0, tile_k)
     of_bias = tl.zeros([tile_s], dtype=item.dtype.element_ty)
     for start_s in range(0, draws, tile_s):
@@ -334,9 +336,8 @@ def bilinear_backward(
         inside = drawn & (k < factors)[None, :]
         own = tl.load(table + k[None, :], mask=inside, other=0.0)
         of_user = tl.zeros([tile_s, tile_k], dtype=item.dtype.element_ty)
-        for start in range(0, _end(lengths, user, comparisons), tile_n):
+        for start in range(0, end, tile_n):
             n = start + tl.arange(0, tile_n)
-            end = _end(lengths, user, comparisons)
             first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
             here = drawn & known[None, :]
             g = tl.load(given + n.to(tl.int64)[None, :] * grad_n, mask=here, other=0.0)
@@ -407,6 +408,7 @@ def mlp_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = ((tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s))[None, :]
     row, drawn = user * comparisons, s < draws
+    end = _end(lengths, user, comparisons)
     # Comparisons come first, so that a thread keeps all of a tile's and reads B once for them. The
     # last draw again and item 0 stand for what is not there: a mask would cost every fourth cycle.
     drawing = tl.minimum(s, draws - 1).to(tl.int64)
@@ -419,9 +421,8 @@ def mlp_forward(
         spoilt += tl.where(b == float("inf"), float("nan"), 0.0)
     spoil = tl.sum(spoilt, 2)
     total = tl.zeros([tile_s], dtype=item.dtype.element_ty)
-    for start in range(0, _end(lengths, user, comparisons), tile_n):
+    for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        end = _end(lengths, user, comparisons)
         first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
         first_row = (item + tl.where(valid, first, 0) * item_m)[:, None, None]
         second_row = (item + tl.where(valid, second, 0) * item_m)[:, None, None]
@@ -478,6 +479,7 @@ def mlp_backward(
     local = (tl.program_id(0) // columns).to(tl.int64)
     user = local + first_user
     row = user * comparisons
+    end = _end(lengths, user, comparisons)
     h = (tl.program_id(0) % columns) * tile_h + tl.arange(0, tile_h)
     wide = h < width
     w = tl.load(weight + h, mask=wide, other=0.0)
@@ -492,7 +494,7 @@ def mlp_backward(
             other=0.0,
         )
         of_user = tl.zeros([tile_s, tile_h], dtype=item.dtype.element_ty)
-        for n in range(0, _end(lengths, user, comparisons)):
+        for n in range(0, end):
             first, second, _known, valid = _pairs(left, right, mask, row, n, n + 1, items)
             reach = tl.where(valid, width, 0)
             g = tl.load(slope + (row + n) * draws + s, mask=s < draws, other=0.0)[:, None]

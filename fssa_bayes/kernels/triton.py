@@ -36,6 +36,8 @@ INTERPRETED = not isinstance(_programs.segment_sum, triton.JITFunction)
 
 _ROWS = 2**26  # Numbers in the rows of as many users as are taken at a time.
 _PIECE = 128  # Rows summed by one program.
+# With more stages the copies of loop bodies spill registers.
+_OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
 
 class Pairs(NamedTuple):
@@ -402,7 +404,7 @@ def _launch(
         return
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](*args, **tile, num_warps=warps, enable_fp_fusion=True)
+        kernel[(programs,)](*args, **tile, num_warps=warps, **_OPTIONS)
 
 
 operation = Operation("triton", forward, backward)
