@@ -370,11 +370,7 @@ def bilinear_backward(
 @triton.jit
 def _units(pointer, h, width, even: tl.constexpr):
     """Looks up hidden units, 0 beyond the width; nothing is beyond if tiles divide it evenly."""
-    if even:
-        value = tl.load(pointer + h)
-    else:
-        value = tl.load(pointer + h, mask=h < width, other=0.0)
-    return value
+    return tl.load(pointer + h) if even else tl.load(pointer + h, mask=h < width, other=0.0)
 
 
 @triton.jit
