@@ -33,7 +33,7 @@ FORMS = ({}, {"reduce": False}, {"output": "margin"})
 
 pytestmark = [
     # A test of what is not finite makes NaN, of which NumPy warns the interpreter.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
 ]
 
 
@@ -94,22 +94,20 @@ def test_agrees_with_a_loop_and_the_reference(
     p = problem(operation, *size)
     for form in FORMS:
         assert_same(p, operation, **form)
-        assert_same(p._replace(mask=None), operation, **form)
+    assert_same(p._replace(mask=None), operation)
 
 
 @programs
-@pytest.mark.parametrize("rows", [2**26, 3000])
 @pytest.mark.parametrize("name", ["gather", "shared", "bilinear", "mlp"])
-def test_more_than_one_tile_of_everything(
-    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every axis needs several tiles, items several pieces, and rows several turns."""
+def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every axis needs several tiles, items several pieces, and users several turns."""
     from fssa_bayes.kernels import triton
 
-    monkeypatch.setattr(triton, "_ROWS", rows)
+    monkeypatch.setattr(triton, "_ROWS", 1)
+    monkeypatch.setattr(triton, "_PIECE", 8)
     operation, g = DEVICE_OPERATIONS[name], torch.Generator().manual_seed(2)
-    draws, users, num, items, width = 67, 4, 70, 3, 70 if name == "bilinear" else 37
-    p = problem(operation, draws, users, num, items)
+    draws, users, items, width = 65, 3, 3, 70 if name == "bilinear" else 37
+    p = problem(operation, draws, users, 35 if name in ("bilinear", "mlp") else 66, items)
     shapes = {
         "gather": [(draws, users, 67)],
         "shared": [(draws, 1, 67)],
@@ -159,11 +157,8 @@ def test_single_precision_is_as_exact_as_it_can_be(operation: Operation) -> None
 @programs
 @every_operation
 def test_garbage_under_the_mask_changes_nothing(operation: Operation) -> None:
-    for index in (-7, 10**9):
-        for form in FORMS:
-            test_kernels.test_garbage_under_the_mask_changes_nothing(
-                operation, "triton", index, form
-            )
+    for index, form in zip((-7, 10**9, -7), FORMS, strict=True):
+        test_kernels.test_garbage_under_the_mask_changes_nothing(operation, "triton", index, form)
     test_kernels.test_wider_padding_changes_nothing(operation, "triton")
     test_kernels.test_swapping_sides_and_choice_changes_nothing(operation, "triton")
 
@@ -172,7 +167,7 @@ def test_garbage_under_the_mask_changes_nothing(operation: Operation) -> None:
 @every_operation
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_never_hidden(operation: Operation, value: float) -> None:
-    for form in FORMS:
+    for form in FORMS[::2]:
         test_kernels.test_what_is_not_finite_is_never_hidden(operation, "triton", value, form)
 
 
@@ -220,10 +215,9 @@ def test_what_is_not_in_the_table_is_nan_and_never_read(operation: Operation) ->
             assert hurt.cpu().equal(torch.tensor([False, True, False, False]).expand(3, 4))
             needs = [item is not None, True, weight is not None, True]
             grads = triton.backward(torch.ones_like(value), residual, *inputs, form, needs)
-            spoilt = grads[1].isnan().flatten(2).any(-1).cpu()
-            expected = [True] if grads[1].shape[1] == 1 else [False, True, False, False]
-            if grads[1].shape[1] > 1:
-                assert spoilt.equal(torch.tensor(expected).expand(3, 4))
+            spoilt = grads[1].isnan().any(-1)
+            # Shared utilities have one gradient for all users.
+            assert spoilt.equal(hurt if spoilt.shape == hurt.shape else hurt.any(1, keepdim=True))
 
 
 @programs

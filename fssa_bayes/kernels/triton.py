@@ -130,6 +130,9 @@ def backward(
         form: `"sum"`, `"each"` or `"margin"`.
         needs: Which of the four gradients are asked for; the others are empty, the bias's is 0.
     """
+    if not left.numel() or not len(user):
+        tensors = zip((item, user, weight), needs[:3], strict=True)
+        return *(user.new_zeros(t.shape if need else 0) for t, need in tensors), user.new_zeros(())
     pairs = _pairs(left, right, choice, mask, bias)
     if weight is not None:
         slope = _slope(grad, residual, mask, form)
@@ -197,7 +200,7 @@ def _evaluate(
     item = _lined_up(item) if len(item) else item.new_full((1, item.shape[1]), torch.nan)
     sizes = (draws, users, comparisons, *item.shape, item.stride(0), *user.stride()[:2])
     if weight is None:
-        tile = {"tile_s": 64, "tile_n": 32, "tile_k": _tile(item.shape[1], 64)}
+        tile = {"tile_s": 64, "tile_n": 32, "tile_k": 16}
         _launch(
             _programs.bilinear_forward,
             users * triton.cdiv(draws, tile["tile_s"]),
@@ -266,7 +269,7 @@ def _bilinear_backward(
     grad_user = user.new_empty(user.shape if needs[1] else 0)
     grad_bias = user.new_zeros(users)
     item, user = _lined_up(item), _lined_up(user)
-    tile = {"tile_s": 64, "tile_n": 32, "tile_k": _tile(factors, 64)}
+    tile = {"tile_s": 64, "tile_n": 32, "tile_k": _tile(factors, 32)}
     columns = max(1, triton.cdiv(factors, tile["tile_k"]))
     for part in _parts((users, comparisons), factors if needs[0] else 0):
         count = part.stop - part.start
