@@ -11,8 +11,9 @@ Fits a model to people who behave as it assumes, and sets it before people held 
   the one that they feel more strongly about.
 
 What to see: calibration on the model's own simulations sees nothing, in any row. The score test of
-the right direction finds lapses, bias and shrinkage. People of unseen types are found one by one, by the surprise of their choices. Informative contexts
-look like people who differ more: no check of choices can tell these two apart.
+the right direction finds lapses, bias and shrinkage. People of unseen types are found one by one,
+by the surprise of their choices. Informative contexts look like people who differ more: no check
+of choices can tell these two apart.
 
     python examples/misspecification.py
 """
@@ -66,9 +67,7 @@ def main(args: argparse.Namespace) -> None:
         table[name] = ring(*judged, people, args)
     table = pd.DataFrame(table).T.rename_axis("people")
     with pd.option_context("display.width", 200):
-        print(
-            f"\np-values, and the share of people flagged; {args.test_users} people a row"
-        )
+        print(f"\np-values, and the share of people flagged; {args.test_users} people a row")
         print(table.map("{:.2g}".format).to_string())
     print(f"noticed: below {LEVEL:.3f}")
     args.out.mkdir(parents=True, exist_ok=True)

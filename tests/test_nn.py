@@ -244,6 +244,8 @@ def test_tf32_product_on_a_gpu_has_eleven_bits() -> None:
         assert high < 1e-5
         assert 1e-5 < middle < 2**-10
         assert 2**-11 < low < 2**-6
+
+
 def test_shed_denormals_rounds_gradients_beyond_normal_numbers() -> None:
     """What a normal number times a rounding error can express stays as it is, NaN included."""
     gradient = torch.tensor([1.0, -1e-30, 1e-32, -1e-40, 0.0, torch.nan, torch.inf])

@@ -18,7 +18,9 @@ device      dtype                       backend
 ==========  ==========================  =======================================================
 CPU         float32, float64            `"chunked"`: hand-written backward, bounded memory;
                                         for few comparisons `"reference"`, with one log-sigmoid
-CUDA        float32, float64            `"chunked"`
+CUDA        float32                     `"triton"`: one launch, margins never in memory;
+                                        `"chunked"` where Triton is not installed
+CUDA        float64                     `"chunked"`
 any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order,
                                         in all the memory that takes; no message says so
 ==========  ==========================  =======================================================
@@ -27,8 +29,12 @@ A gradient that is itself to be differentiated (`create_graph=True`) is computed
 with its memory; so is everything where the choices require a gradient. `torch.func.vmap` and
 forward-mode derivatives need `backend="reference"`; elsewhere PyTorch raises an error.
 
+`"triton"` takes float64 too, but is not tuned for it. On a CPU it needs Triton's interpreter
+(`TRITON_INTERPRET=1`), which is slow and meant for tests.
+
 What stands under the mask, NaN included, has no effect; a NaN elsewhere makes the user's result
-NaN.
+NaN. A position outside the item table raises an error on a CPU; on a GPU, where looking would mean
+waiting, it makes the user's result NaN (`"triton"`) or stops the device (the others).
 
 The fused forms. With m the margin of a comparison and y its choice, the log-probability is
 :math:`y\,m - \log(1 + e^m)`. For y of 0 or 1 turn the comparison so that
@@ -57,6 +63,7 @@ A position bias has the gradient :math:`\sum g`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -73,7 +80,7 @@ from fssa_bayes.kernels._comparisons import (
 
 __all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
 
-_BACKENDS = ("reference", "chunked")
+_BACKENDS = ("reference", "chunked", "triton")
 _EXACT = (torch.float32, torch.float64)
 # Below these numbers of margins (of hidden units for the mlp) the calls cost more than the work.
 _SMALL_MARGINS = 2**15
@@ -104,7 +111,7 @@ def pairwise_gather(
         position_bias: A scalar added to every margin, in nats.
         reduce: Whether to sum over a user's comparisons.
         output: `"log_prob"`, or `"margin"` for the margins themselves (never summed).
-        backend: `"reference"` or `"chunked"`; None for what the table says.
+        backend: `"reference"`, `"chunked"` or `"triton"`; None for what the table says.
 
     Returns:
         Log-likelihoods in nats with shape (S, U), or (S, U, N) with `reduce=False` or as margins.
@@ -212,7 +219,7 @@ def _run(
     run = (
         _fastest(user, weight, comparisons)
         if backend is None
-        else _backend(backend, user, comparisons)
+        else _backend(backend, item, user, comparisons)
     )
     try:
         return run(item, user, weight, comparisons)
@@ -233,10 +240,14 @@ def _fastest(
     limit = _SMALL_MARGINS if weight is None else _SMALL_HIDDEN
     if can_wait(user) and len(user) * comparisons.left.numel() * hidden < limit:
         return reference.run_small
+    if user.device.type == "cuda" and user.dtype == torch.float32 and _has_triton():
+        return _triton()
     return chunked.operation
 
 
-def _backend(name: str, user: Tensor, comparisons: Comparisons) -> Callable[..., Tensor]:
+def _backend(
+    name: str, item: Tensor | None, user: Tensor, comparisons: Comparisons
+) -> Callable[..., Tensor]:
     if name == "reference":
         return reference.run
     if user.dtype not in _EXACT:
@@ -248,7 +259,39 @@ def _backend(name: str, user: Tensor, comparisons: Comparisons) -> Callable[...,
             f"choice must not require a gradient with backend={name!r}: use 'reference', got one "
             "that does"
         )
-    return chunked.operation
+    if name == "chunked":
+        return chunked.operation
+    if not _has_triton():
+        raise ValueError("backend must not be 'triton' where Triton is not installed, got 'triton'")
+    operation = _triton()
+    if user.device.type != "cuda" and not (user.device.type == "cpu" and _interprets()):
+        raise ValueError(
+            "inputs must be on a CUDA device with backend='triton' (or on a CPU, with "
+            f"TRITON_INTERPRET=1 in the environment from the start), got {user.device}"
+        )
+    if can_wait(user):
+        check_positions(comparisons, len(item) if item is not None else user.shape[-1])
+    return operation
+
+
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def _triton() -> Callable[..., Tensor]:
+    """Imports the backend for GPUs when it is first used: Triton takes long to import."""
+    from fssa_bayes.kernels import triton
+
+    return triton.operation
+
+
+@torch.compiler.assume_constant_result
+def _interprets() -> bool:
+    from fssa_bayes.kernels import triton
+
+    return triton.INTERPRETED
 
 
 def _check_users(argument: str, tensor: Tensor, left: Tensor) -> None:
