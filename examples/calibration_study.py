@@ -27,6 +27,7 @@ from fssa_bayes import (
     ImportanceWeightedELBO,
     NeuralProcessGuide,
     Preferences,
+    Report,
     Sleep,
     diagnose,
     fit,
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     train, test = people.split_users(0.2, seed=args.seed)
     model, guide = fitted(train, args)
     sizes = tuple(sorted(set(args.contexts)))
-    report = diagnose(
+    report: Report = diagnose(
         model,
         guide,
         test,

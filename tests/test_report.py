@@ -17,13 +17,13 @@ from fssa_bayes import (
     ImportanceWeightedELBO,
     NeuralProcessGuide,
     Preferences,
+    Report,
     Sleep,
     diagnose,
     fit,
 )
 from fssa_bayes._page import Figure, Section, render
 from fssa_bayes.calibration import draw_model
-from fssa_bayes.report import Report
 
 SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200}
 
