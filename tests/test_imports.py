@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fssa_bayes"
 
 # Each module may import those to its left, and nothing to its right.
 ORDER = [
-    {"_random", "kernels", "nn", "data", "inference_data", "diagnostics", "plots"},
+    {"_random", "kernels", "nn", "couplings", "data", "inference_data", "diagnostics", "plots"},
     {"distributions", "datasets"},
     {"model"},
     {"guide"},
