@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.importance import GUIDE_SHARE
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = [
@@ -256,9 +257,9 @@ class Sleep(Objective):
     and the utility are left bitwise as they were.
 
     With `num_particles` S > 1 the simulated person's z, an exact draw of p(z|C), is joined by
-    S − 1 draws of the guide, all weighted by p(z, C) / q(z|C). As a choice of one of them by weight
-    is again an exact draw of p(z|C), the weighted mean of log q(z|C) estimates the same loss
-    without bias, with the less noise the closer the guide is.
+    S − 1 draws of m = .8 q(z|C) + .2 p(z), all weighted by p(z, C) / m(z). As a choice of one of
+    them by weight is again an exact draw of p(z|C), the weighted mean of log q(z|C) estimates the
+    same loss without bias, with the less noise the closer the guide is.
 
     Args:
         num_particles: Number of draws S that the loss of a simulated person is averaged over.
@@ -311,12 +312,19 @@ class Sleep(Objective):
         if self.num_particles == 1:
             return -posterior.log_prob(z).mean()
         with torch.no_grad():
-            others = posterior.sample((self.num_particles - 1,))
+            shape = (self.num_particles - 1,)
+            # Draws of the prior too: they reach tails that the guide has yet to learn of.
+            by_guide = torch.rand((*shape, batch.num_users, 1), device=z.device) < GUIDE_SHARE
+            others = torch.where(by_guide, posterior.sample(shape), prior.sample(shape))
             z = torch.cat([z.unsqueeze(0), others])
         log_guide = posterior.log_prob(z)
         with torch.no_grad():
-            log_joint = prior.log_prob(z) + model.choice(context, z).log_prob(context.choice)
-            weights = (log_joint - log_guide).softmax(0)
+            log_prior = prior.log_prob(z)
+            log_mixture = torch.logaddexp(
+                log_guide + math.log(GUIDE_SHARE), log_prior + math.log1p(-GUIDE_SHARE)
+            )
+            log_joint = log_prior + model.choice(context, z).log_prob(context.choice)
+            weights = (log_joint - log_mixture).softmax(0)
         return -(weights * log_guide).sum(0).mean()
 
 
