@@ -13,6 +13,7 @@ from pyro.distributions import transforms as T
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
+from fssa_bayes.couplings import BentCoupling, HeavyNoise, Whitening
 from fssa_bayes.data import Batch
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.nn import MLP, DeepSet, GatedHypernet, ItemLinear, SelfAttention, flip_between
@@ -21,6 +22,7 @@ __all__ = ["NeuralProcessGuide"]
 
 _POSTERIORS = ("normal", "multivariate_normal", "flow")
 _ENCODERS = {"deep_set": DeepSet, "attention": SelfAttention}
+_COUPLINGS = {"affine": 2, "bent": 3}  # Parameters of each transformed dimension.
 _NUM_COUPLINGS = 4
 _SPLINE_BINS = 8
 
@@ -75,6 +77,7 @@ class NeuralProcessGuide(nn.Module):
         posterior: str = "flow",
         hidden_dim: int = 64,
         encoder: str = "deep_set",
+        coupling: str = "bent",
     ) -> None:
         super().__init__()
         if model.latent_dim == 0:
@@ -89,7 +92,14 @@ class NeuralProcessGuide(nn.Module):
         # A tuple hides the model from nn.Module: its parameters are not the guide's.
         self._model = (model,)
         self.posterior_family = posterior
-        self.config = {"posterior": posterior, "hidden_dim": hidden_dim, "encoder": encoder}
+        if coupling not in _COUPLINGS:
+            raise ValueError(f"coupling must be one of {tuple(_COUPLINGS)}, got {coupling!r}")
+        self.config = {
+            "posterior": posterior,
+            "hidden_dim": hidden_dim,
+            "encoder": encoder,
+            "coupling": coupling,
+        }
         self.objectives: list[str] = []
         width, factors = model.latent_dim, model.utility.num_item_factors
         self.chosen = _ItemEmbedding(model.num_features, factors, hidden_dim)
@@ -99,10 +109,11 @@ class NeuralProcessGuide(nn.Module):
         self.direction = nn.Linear(factors, width, bias=False)
         self.couplings = nn.ModuleList()
         self.spline = None
-        if posterior == "flow" and width > 1:
+        if posterior == "flow" and (width > 1 or coupling == "bent"):
             halves = width // 2, width - width // 2
             self.couplings.extend(
-                GatedHypernet(*halves, hidden_dim, hidden_dim) for _ in range(_NUM_COUPLINGS)
+                GatedHypernet(*halves, hidden_dim, hidden_dim, _COUPLINGS[coupling])
+                for _ in range(_NUM_COUPLINGS)
             )
         elif posterior == "flow":
             self.spline = MLP(hidden_dim, hidden_dim, 3 * _SPLINE_BINS - 1)
@@ -121,10 +132,14 @@ class NeuralProcessGuide(nn.Module):
         factors = factors.detach()
         elements = self._embed(items, factors, pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, batch.num_comparisons)
-        base = self._base(elements, summary, factors, pairs)
+        base, loc, tril, inverse = self._normal(elements, summary, factors, pairs)
         if self.posterior_family == "flow":
             count = batch.num_comparisons.unsqueeze(-1)
-            base = dist.TransformedDistribution(base, self._flow(summary, count / (count + 1.0)))
+            transforms = self._flow(summary, count / (count + 1.0))
+            if self.config["coupling"] == "bent":  # Bent while white, then put in its place.
+                transforms.append(Whitening(loc, tril, inverse))
+                base = HeavyNoise(batch.num_comparisons > 0, loc.shape[-1], loc.dtype)
+            base = dist.TransformedDistribution(base, transforms)
         return self.model.push_forward(base)
 
     def forward(self, batch: Batch, observe: bool = True) -> Tensor:
@@ -145,10 +160,15 @@ class NeuralProcessGuide(nn.Module):
         chosen = self.chosen(items[winner], factors[winner])
         return chosen + self.rejected(items[loser], factors[loser])
 
-    def _base(
+    def _normal(
         self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: _Pairs
-    ) -> dist.TorchDistribution:
-        """Adds up the pairs' potentials to a normal distribution of the standard variable."""
+    ) -> tuple[dist.TorchDistribution, Tensor, Tensor, Tensor]:
+        """Adds up the pairs' potentials to a normal distribution of the standard variable.
+
+        Returns:
+            The distribution, its mean (U, K), its scale's lower triangle and the inverse of that,
+            both (U, K, K).
+        """
         width = self.model.latent_dim
         seen = torch.cat([elements, summary[pairs.person]], -1)
         bend, precision, shift = self.potential(F.relu(seen)).split([width, 1, 1], -1)
@@ -159,7 +179,9 @@ class NeuralProcessGuide(nn.Module):
         total_shift = zero.index_add(0, pairs.person, shift * direction)
         if self.posterior_family == "normal" or width == 1:
             total = 1.0 + zero.index_add(0, pairs.person, precision * direction.square())
-            return dist.Normal(total_shift / total, total.rsqrt()).to_event(1)
+            loc, scale = total_shift / total, total.rsqrt()
+            normal = dist.Normal(loc, scale).to_event(1)
+            return normal, loc, scale.diag_embed(), total.sqrt().diag_embed()
         outer = (precision * direction).unsqueeze(-1) * direction.unsqueeze(-2)
         eye = torch.eye(width, device=zero.device, dtype=zero.dtype)
         total = eye.expand(len(summary), width, width).index_add(0, pairs.person, outer)
@@ -169,14 +191,15 @@ class NeuralProcessGuide(nn.Module):
         factor = factor.masked_fill(failed.bool()[:, None, None], torch.nan).flip(-2, -1)
         tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
         loc = (tril @ (tril.mT @ total_shift.unsqueeze(-1))).squeeze(-1)
-        return dist.MultivariateNormal(loc, scale_tril=tril)
+        return dist.MultivariateNormal(loc, scale_tril=tril), loc, tril, factor.mT
 
     def _flow(self, summary: Tensor, gate: Tensor) -> list:
         if self.spline is not None:
             parameters = _gated_spline(gate * self.spline(summary))
             return [_Spline(lambda: parameters, bound=5.0, order="quadratic")]
+        coupling = BentCoupling if self.config["coupling"] == "bent" else T.AffineCoupling
         couplings = [
-            T.AffineCoupling(net.passive.in_features, partial(net, context=(summary, gate)))
+            coupling(net.split_dim, partial(net, context=(summary, gate)))
             for net in self.couplings
         ]
         return flip_between(couplings, self.model.latent_dim, summary.device)

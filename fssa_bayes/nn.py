@@ -230,7 +230,7 @@ def _pool(elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tens
 
 
 class GatedHypernet(nn.Module):
-    """Gives shift and log-scale of a coupling layer, both 0 where the gate is 0.
+    """Gives shift, log-scale and more of a coupling layer, all 0 where the gate is 0.
 
     The hidden layer is additive in the passive half of z and in the context, so that the
     context's part is computed once for all draws.
@@ -240,25 +240,32 @@ class GatedHypernet(nn.Module):
         transformed_dim: Width of the half that is transformed.
         context_dim: Width of the context.
         hidden_dim: Width of the hidden layer.
+        num_outputs: Number of parameters of each transformed dimension.
     """
 
     def __init__(
-        self, split_dim: int, transformed_dim: int, context_dim: int, hidden_dim: int
+        self,
+        split_dim: int,
+        transformed_dim: int,
+        context_dim: int,
+        hidden_dim: int,
+        num_outputs: int = 2,
     ) -> None:
         super().__init__()
-        self.passive = nn.Linear(split_dim, hidden_dim)
+        self.num_outputs = num_outputs
+        self.split_dim = split_dim
+        self.passive = _linear(split_dim, hidden_dim)
         self.context = nn.Linear(context_dim, hidden_dim)
-        self.output = nn.Linear(hidden_dim, 2 * transformed_dim)
+        self.output = nn.Linear(hidden_dim, num_outputs * transformed_dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, passive: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns shift and log-scale (*, U, transformed_dim) for a context ((U, C), (U, 1))."""
+    def forward(self, passive: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Returns parameters (*, U, transformed_dim) for a context ((U, C), (U, 1))."""
         summary, gate = context
         # In place: with many draws, passes over (S, U, H) are what a coupling costs.
         hidden = self.passive(passive).add_(self.context(summary)).relu_()
-        shift, log_scale = (gate * self.output(hidden)).chunk(2, -1)
-        return shift, log_scale
+        return (gate * self.output(hidden)).chunk(self.num_outputs, -1)
 
 
 def flip_between(couplings: Sequence, width: int, device: torch.device) -> list:

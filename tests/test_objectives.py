@@ -260,15 +260,19 @@ def test_likelihood_of_a_homogeneous_model(make_data: MakeData) -> None:
 # ---------------------------------------------------------------------- sleep
 
 
+@pytest.mark.parametrize("particles", [1, 2, 8])
 @pytest.mark.parametrize("slope", [0.0, 1.5])
-def test_sleep_scores_draws_of_the_prior(slope: float, make_data: MakeData) -> None:
+def test_sleep_scores_draws_of_the_prior(
+    slope: float, particles: int, make_data: MakeData
+) -> None:
     """The known guide ignores the choices, so that its loss has a closed form."""
     batch = make_data([0, 1, 4] * 5000, num_features=1).batch()
     mean, variance = known_posterior(batch.num_comparisons.float())
     cross_entropy = (torch.log(2 * math.pi * variance) + (1 + mean.square()) / variance) / 2
     # Variance of (z − m)² / (2 v) for z ~ N(0, 1).
     noise = (2 + 4 * mean.square()) / (4 * variance.square())
-    loss = Sleep().loss(*known_pair(slope), batch).item()
+    # More particles have less noise and, although they are weighted, no bias.
+    loss = Sleep(particles).loss(*known_pair(slope), batch).item()
     assert abs(loss - cross_entropy.mean().item()) < 4 * noise.mean().sqrt().item() / 15_000**0.5
 
 
@@ -285,10 +289,24 @@ def test_sleep_draws_choices_given_z(make_data: MakeData) -> None:
     assert Sleep().trained(*pair) == list(guide.parameters())
 
 
+def test_particles_take_noise_out_of_sleep(make_data: MakeData) -> None:
+    """A guide that is the posterior (of a utility that is flat) leaves the loss to its draws."""
+    batch = make_data([3] * 64, num_features=1).batch()
+    model, guide = known_pair(slope=0.0, shift=0.0, precision=0.0)
+    losses = {
+        particles: [Sleep(particles).loss(model, guide, batch).item() for _ in range(200)]
+        for particles in (1, 16)
+    }
+    # Sixteen draws of the posterior instead of one.
+    ratio = np.var(losses[1]) / np.var(losses[16])
+    assert 16 / 1.8 < ratio < 16 * 1.8
+
+
+@pytest.mark.parametrize("particles", [1, 4])
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 @pytest.mark.parametrize("utility", ["linear", "bilinear"])
 def test_sleep_leaves_the_model_bitwise_alone(
-    utility: str, prior: str, make_data: MakeData
+    utility: str, prior: str, particles: int, make_data: MakeData
 ) -> None:
     data = make_data([3] * 12)
     model = HeterogeneousBTL(3, 2, utility, prior, hidden_dim=8)
@@ -298,7 +316,7 @@ def test_sleep_leaves_the_model_bitwise_alone(
         model,
         guide,
         data,
-        objective=Sleep(steps=3, batch_size=8),
+        objective=Sleep(particles, steps=3, batch_size=8),
         validation=None,
         progress_bar=False,
     )
@@ -379,7 +397,7 @@ def test_bad_size_is_named(objective: type, option: str) -> None:
     assert getattr(objective(**{option: 7}), option) == 7
 
 
-@pytest.mark.parametrize("objective", [ImportanceWeightedELBO, PredictiveLikelihood])
+@pytest.mark.parametrize("objective", [ImportanceWeightedELBO, PredictiveLikelihood, Sleep])
 def test_bad_number_of_particles_is_named(objective: type) -> None:
     with pytest.raises(ValueError, match=r"num_particles must be at least 1, got 0"):
         objective(0)

@@ -1,0 +1,147 @@
+"""How close `Sleep` brings the guide to the posterior of a fitted model, by number of contexts.
+
+Two latent dimensions and informative choices: people's centred utilities have a standard deviation
+of two nats. A model is fitted to 2,000 people with 12 choices each, its guide refined by `Sleep`,
+and people are simulated fresh from the fitted model, with 0 to 32 choices (`Sleep` teaches up to
+24). KL(p‖q) of the raw guide is taken on a grid of the prior's standard normal variable, with q
+normalised over all space, so that its mass off the grid counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import recovery
+from benchmarks.harness import Row, spread
+from fssa_bayes import (
+    HeterogeneousBTL,
+    ImportanceWeightedELBO,
+    NeuralProcessGuide,
+    Posterior,
+    Preferences,
+    Sleep,
+    fit,
+)
+from fssa_bayes._random import seeded
+
+SIZES = (0, 1, 2, 4, 8, 16, 32)
+SPREAD = 2.0  # Standard deviation of centred utilities between people, in nats.
+
+
+def simulate(
+    utility: str, prior: str, latent_dim: int, people: int, comparisons: int, items: int, seed: int
+) -> Preferences:
+    """Draws people from a truth with that spread of utilities, asked about random pairs.
+
+    With the prior `"flow"` they form two groups, which a normal prior cannot describe.
+    """
+    rng = np.random.default_rng(seed)
+    features = torch.from_numpy(rng.normal(size=(items, 5))).float()
+    with seeded(seed), torch.no_grad():
+        truth = HeterogeneousBTL(5, latent_dim, utility)
+        z = torch.randn(max(people, 2000), latent_dim)
+        if prior == "flow":
+            z[:, 0] = 0.5 * z[:, 0] + torch.randn(len(z)).sign()
+        if utility == "linear":
+            truth.utility.mean.copy_(recovery.MEAN)
+            truth.utility.loading.normal_()
+            truth.utility.loading.mul_(SPREAD / between_people(truth, features, z))
+        else:
+            last = truth.utility.user_tower[-1]
+            scale = SPREAD / between_people(truth, features, z)
+            last.weight.mul_(scale)
+            last.bias.mul_(scale)
+        data = questions(features, people, comparisons, seed)
+        batch = data.batch()
+        choice = truth.choice(batch, z[:people]).sample()
+    return data.with_choices(choice[batch.mask].numpy())
+
+
+def between_people(model: HeterogeneousBTL, items: Tensor, z: Tensor) -> float:
+    """Standard deviation between people of utilities centred over the items, in nats."""
+    with torch.no_grad():
+        utility = model.item_utility(items, z)
+    centred = utility - utility.mean(-1, keepdim=True)
+    return centred.var(0).mean().sqrt().item()
+
+
+def questions(items: Tensor, people: int, comparisons: int, seed: int) -> Preferences:
+    """Asks everybody about as many random pairs, with no answers yet."""
+    rng = np.random.default_rng([seed, comparisons])
+    total = people * comparisons
+    left = rng.integers(len(items), size=total)
+    right = (left + rng.integers(1, len(items), size=total)) % len(items)
+    offsets = comparisons * np.arange(people + 1)
+    return Preferences(left, right, np.zeros(total), offsets, items=items)
+
+
+def measure(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    items: Tensor,
+    count: int,
+    people: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Measures the guide on people simulated from the model with `count` choices each.
+
+    Returns:
+        `kl` in nats (K = 2), `ess` as a share of the draws and `pareto_k`, each with shape (U,).
+    """
+    context, _ = model.simulate(questions(items, people, count, seed), seed=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the largest context has")
+        posterior = Posterior(model, guide, context, seed=seed)
+    figures = {"ess": posterior.relative_ess.numpy(), "pareto_k": posterior.pareto_k.numpy()}
+    if model.latent_dim == 2:
+        figures["kl"] = divergence(model, guide, context).numpy()
+    return figures
+
+
+@torch.no_grad()
+def divergence(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    context: Preferences,
+    bound: float = 6.0,
+    num: int = 101,
+) -> Tensor:
+    """Computes KL(p ‖ q) of every person on a grid of the prior's standard normal variable, (U,).
+
+    As p(ε) q(z) / p(z) is the guide's density of ε, the prior's flow needs no inverse.
+    """
+    axis = torch.linspace(-bound, bound, num)
+    base = torch.cartesian_prod(axis, axis)
+    z = base
+    prior = model.prior(len(base))
+    if len(model.prior_flow):
+        for transform in prior.transforms:
+            z = transform(z)
+    log_base = -0.5 * base.double().square().sum(-1)
+    log_base = log_base - log_base.logsumexp(0)
+    parts = []
+    for batch in context.batches(32):
+        utility = model.item_utility(batch.items, z.unsqueeze(-2)).squeeze(-2).T.contiguous()
+        log_prob = torch.zeros(batch.num_users, len(z), dtype=torch.float64)
+        for left, right, choice in zip(batch.left.T, batch.right.T, batch.choice.T, strict=True):
+            sign = 2 * choice.unsqueeze(-1) - 1
+            log_prob += F.logsigmoid(sign * (utility[left] - utility[right]))
+        log_mean = (log_base + log_prob).logsumexp(-1, keepdim=True)
+        log_mass = log_base + log_prob - log_mean
+        keep = log_mass > log_mass.amax(-1, keepdim=True) - 16.0
+        mass, index = log_mass.topk(int(keep.sum(-1).max()), -1)
+        ratio = (log_prob - log_mean).gather(-1, index)
+        points = z[index.T]
+        prior = model.prior(batch.num_users)
+        log_ratio = guide.posterior(batch).log_prob(points) - prior.log_prob(points)
+        parts.append((mass.exp() * (ratio - log_ratio.T.double())).sum(-1))
+    return torch.cat(parts).float()

@@ -1,0 +1,155 @@
+r"""What a guide's flow is made of: noise, and transforms that a closed gate makes the identity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import Transform
+
+__all__ = ["BentCoupling", "HeavyNoise", "Whitening"]
+
+_LARGEST_BEND = 0.95  # Inverting divides by 1 − s², so slopes of 0 would cost every digit.
+_LARGEST_LOG_SCALE = 3.0
+# Of 0.02 to 0.2 at scales of 1.25 to 2, this lowered k-hat most for the least divergence.
+_WIDE_SHARE = 0.1
+_WIDE_SCALE = 1.5
+_NO_SHAPE = Size()
+
+
+class HeavyNoise(TorchDistribution):
+    r"""Mixes white noise with wider noise, :math:`.9\,N(0, I) + .1\,N(0, 1.5^2 I)`.
+
+    A flow learns where its draws are; of its tails it knows little. Tails that are too heavy cost
+    a few thousandths of a nat, tails that are too light the importance weights.
+
+    Args:
+        is_wide: Whether there is a wider part; without it the noise is white. With shape (U,).
+        width: Length K of the noise.
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, is_wide: Tensor, width: int, dtype: torch.dtype) -> None:
+        self.share = _WIDE_SHARE * is_wide.to(dtype)
+        super().__init__(is_wide.shape, Size((width,)), validate_args=False)
+
+    def rsample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
+        """Draws noise with shape (*, U, K)."""
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.share.dtype, device=self.share.device)
+        wide = torch.rand(shape[:-1], dtype=noise.dtype, device=noise.device) < self.share
+        return noise * torch.where(wide, _WIDE_SCALE, 1.0).to(noise.dtype).unsqueeze(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluates the log-density of noise (*, U, K), in nats, with shape (*, U)."""
+        width, square = self.event_shape[0], value.square().sum(-1)
+        narrow = -0.5 * (square + width * math.log(2 * math.pi))
+        gain = 0.5 * square * (1 - _WIDE_SCALE**-2) - width * math.log(_WIDE_SCALE)
+        wider = self.share.log() + gain  # −∞ where there is no wider part.
+        return narrow + torch.logaddexp(torch.log1p(-self.share), wider)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> HeavyNoise:
+        """Returns the same noise for more people."""
+        batch_shape = Size(batch_shape)
+        is_wide = (self.share > 0).expand(batch_shape)
+        return HeavyNoise(is_wide, self.event_shape[0], self.share.dtype)
+
+
+class BentCoupling(Transform):
+    r"""Shifts, scales and bends the active half of a vector, in view of the passive half,
+
+    .. math:: y = a + e^b \left(x + s (\sqrt{1 + x^2} - 1)\right), \quad |s| < 1.
+
+    Its slope goes from (1 − s) e^b far left to (1 + s) e^b far right. So the two tails differ in
+    scale, as those of a posterior do after choices that all point one way: one side keeps the
+    prior's tail, the other is cut off. Both directions have closed forms, and a = b = s = 0 is the
+    identity.
+
+    Args:
+        split_dim: Width of the passive half, which comes first.
+        hypernet: Maps the passive half (*, split_dim) to a, b and s before they are bounded.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, split_dim: int, hypernet: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__(cache_size=1)
+        self.split_dim = split_dim
+        self.hypernet = hypernet
+        self._log_det: tuple[Tensor | None, Tensor | None] = None, None
+
+    def _call(self, x: Tensor) -> Tensor:
+        passive, active = x.tensor_split([self.split_dim], -1)
+        shift, log_scale, bend = self._parameters(passive)
+        root = (1 + active.square()).sqrt()
+        self._keep(x, active, root, log_scale, bend)
+        return torch.cat([passive, shift + log_scale.exp() * (active + bend * (root - 1))], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        passive, active = y.tensor_split([self.split_dim], -1)
+        shift, log_scale, bend = self._parameters(passive)
+        # With c = (y − a) e^−b + s, x is the root of (c − x)² = s² (1 + x²) on the bend's side.
+        c, rest = (active - shift) * (-log_scale).exp() + bend, 1 - bend.square()
+        active = (c - bend * (c.square() + rest).sqrt()) / rest
+        x = torch.cat([passive, active], -1)
+        self._keep(x, active, (1 + active.square()).sqrt(), log_scale, bend)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the logarithm of the volume's change (*)."""
+        if self._log_det[0] is not x:
+            self._call(x)
+        return self._log_det[1]
+
+    def _parameters(self, passive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shift, log_scale, bend = self.hypernet(passive)
+        log_scale = _LARGEST_LOG_SCALE * torch.tanh(log_scale / _LARGEST_LOG_SCALE)
+        return shift, log_scale, _LARGEST_BEND * torch.tanh(bend)
+
+    def _keep(
+        self, x: Tensor, active: Tensor, root: Tensor, log_scale: Tensor, bend: Tensor
+    ) -> None:
+        """Keeps the Jacobian, which is wanted next and would cost the network once more."""
+        self._log_det = x, (log_scale + torch.log1p(bend * active / root)).sum(-1)
+
+
+class Whitening(Transform):
+    r"""Maps white noise to a normal vector, :math:`y = m + L x`, with :math:`L^{-1}` given.
+
+    Args:
+        loc: Mean m, with shape (*, K).
+        scale_tril: Lower triangle L, with shape (*, K, K).
+        inverse_tril: Its inverse, with shape (*, K, K).
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor, inverse_tril: Tensor) -> None:
+        super().__init__(cache_size=1)
+        self.loc, self.scale_tril, self.inverse_tril = loc, scale_tril, inverse_tril
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.loc + _apply(self.scale_tril, x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return _apply(self.inverse_tril, y - self.loc)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the logarithm of the volume's change (*)."""
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_det.expand(x.shape[:-1])
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    """Multiplies vectors (*, U, K) by their person's matrix (U, K, K)."""
+    return torch.einsum("uij,...uj->...ui", matrix, x)
