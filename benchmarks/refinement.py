@@ -9,11 +9,7 @@ normalised over all space, so that its mass off the grid counts.
 
 from __future__ import annotations
 
-import argparse
-import time
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,15 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import recovery
-from benchmarks.harness import Row, spread
 from fssa_bayes import (
     HeterogeneousBTL,
-    ImportanceWeightedELBO,
     NeuralProcessGuide,
     Posterior,
     Preferences,
-    Sleep,
-    fit,
 )
 from fssa_bayes._random import seeded
 

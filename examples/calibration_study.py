@@ -27,9 +27,7 @@ from fssa_bayes import (
     ImportanceWeightedELBO,
     NeuralProcessGuide,
     Preferences,
-    Report,
     Sleep,
-    diagnose,
     fit,
 )
 from fssa_bayes.calibration import (
@@ -40,6 +38,7 @@ from fssa_bayes.calibration import (
     calibrate,
     draw_model,
 )
+from fssa_bayes.report import diagnose
 
 NUM_ITEMS, NUM_FEATURES = 60, 5
 
@@ -49,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     train, test = people.split_users(0.2, seed=args.seed)
     model, guide = fitted(train, args)
     sizes = tuple(sorted(set(args.contexts)))
-    report: Report = diagnose(
+    report = diagnose(
         model,
         guide,
         test,

@@ -13,7 +13,6 @@ from fssa_bayes.objectives import (
     Sleep,
 )
 from fssa_bayes.posterior import Posterior
-from fssa_bayes.report import Report, diagnose
 
 __all__ = [
     "ELBO",
@@ -25,9 +24,7 @@ __all__ = [
     "Posterior",
     "PredictiveLikelihood",
     "Preferences",
-    "Report",
     "Sleep",
-    "diagnose",
     "fit",
     "load",
     "save",

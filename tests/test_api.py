@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 import fssa_bayes
-from fssa_bayes import comparison, diagnostics, exact, kernels, plots, predictive_checks
+from fssa_bayes import (
+    comparison,
+    diagnostics,
+    exact,
+    kernels,
+    plots,
+    predictive_checks,
+    report,
+)
 from fssa_bayes.datasets import table
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +39,7 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
         assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
 
 
-MODULES = [plots, kernels, table, diagnostics, exact, comparison, predictive_checks]
+MODULES = [plots, kernels, table, diagnostics, exact, comparison, predictive_checks, report]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

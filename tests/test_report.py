@@ -19,11 +19,11 @@ from fssa_bayes import (
     Preferences,
     Report,
     Sleep,
-    diagnose,
     fit,
 )
 from fssa_bayes._page import Figure, Section, render
 from fssa_bayes.calibration import draw_model
+from fssa_bayes.report import Report, diagnose
 
 SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200}
 
