@@ -106,11 +106,12 @@ def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(triton, "_ROWS", 1)
     monkeypatch.setattr(triton, "_PIECE", 8)
     operation, g = DEVICE_OPERATIONS[name], torch.Generator().manual_seed(2)
-    draws, users, items, width = 65, 3, 3, 70 if name == "bilinear" else 37
-    p = problem(operation, draws, users, 35 if name in ("bilinear", "mlp") else 66, items)
+    draws, users, items, width = 65, 2, 3, 70 if name == "bilinear" else 37
+    num = {"mlp": 9, "bilinear": 35}.get(name, 66)
+    p = problem(operation, draws, users, num, items)
     shapes = {
         "gather": [(draws, users, 67)],
-        "shared": [(draws, 1, 67)],
+        "shared": [(draws, 1, items)],
         "bilinear": [(items, width), (draws, users, width)],
         "mlp": [(items, width), (draws, users, width), (width,)],
     }[name]
