@@ -260,7 +260,8 @@ def test_poisoned_memory_is_not_read_and_runs_repeat(
     fresh = Tensor.new_empty
 
     def poisoned(*args: object, **kwargs: object) -> Tensor:
-        return fresh(*args, **kwargs).fill_(torch.nan)
+        tensor = fresh(*args, **kwargs)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
     for form, truth in zip(FORMS, first, strict=True):
