@@ -254,7 +254,6 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
 def _triton() -> Callable[..., Tensor]:
     """Imports the backend for GPUs when it is first used: Triton takes long to import."""
     from fssa_bayes.kernels import triton
@@ -262,7 +261,6 @@ def _triton() -> Callable[..., Tensor]:
     return triton.operation
 
 
-@torch.compiler.assume_constant_result
 def _interprets() -> bool:
     from fssa_bayes.kernels import triton
 
