@@ -492,15 +492,16 @@ def mlp_backward(
         of_user = tl.zeros([tile_s, tile_h], dtype=item.dtype.element_ty)
         for n in range(0, end):
             first, second, _known, valid = _pairs(left, right, mask, row, n, n + 1, items)
+            # NaN for what is not in the table; under the mask it meets a gradient of 0.
             reach = tl.where(valid, width, 0)
             g = tl.load(slope + (row + n) * draws + s, mask=s < draws, other=0.0)[:, None]
-            a = tl.load(item + first * item_m + h, mask=h < reach, other=0.0)
+            a = tl.load(item + first * item_m + h, mask=h < reach, other=float("nan"))
             # Not "where it is active", so that a NaN is not inactive.
             active = tl.where(a[None, :] <= -b, 0.0, g)
             left_part = tl.sum(active, 0)
             of_user += active
             of_weight += tl.where(left_part == 0.0, 0.0, a * left_part)
-            a = tl.load(item + second * item_m + h, mask=h < reach, other=0.0)
+            a = tl.load(item + second * item_m + h, mask=h < reach, other=float("nan"))
             active = tl.where(a[None, :] <= -b, 0.0, g)
             right_part = tl.sum(active, 0)
             of_user -= active

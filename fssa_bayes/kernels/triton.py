@@ -139,15 +139,14 @@ def backward(
         item_grad, user_grad, weight_grad = _mlp_backward(item, user, weight, slope, pairs, needs)
         bias_grad = slope.sum() if needs[3] else user.new_zeros(())
         return item_grad, user_grad, weight_grad, bias_grad
-    empty = user.new_empty(0)
     if item is not None:
         item_grad, user_grad, bias_grad = _bilinear_backward(grad, item, user, pairs, form, needs)
-        return item_grad, user_grad, empty, bias_grad
+        return item_grad, user_grad, user.new_empty(0), bias_grad
     if user.shape[1] == len(left):
         user_grad, bias_grad = _gather_backward(grad, user, pairs, form, needs)
     else:
         user_grad, bias_grad = _shared_backward(grad, user, pairs, mask, form, needs)
-    return empty, user_grad, empty, bias_grad
+    return user.new_empty(0), user_grad, user.new_empty(0), bias_grad
 
 
 def _pairs(
