@@ -136,8 +136,9 @@ def test_nuts_comes_last_and_says_so(misled, monkeypatch: pytest.MonkeyPatch) ->
 def test_thinning_keeps_expectations_and_no_draw_twice(misled) -> None:
     model, guide, context, _ = misled
     draws = draw_posterior(model, guide, context.subset([0]), 60, seed=0, correct="psis")
-    draws = replace(draws, z=torch.arange(60.0).reshape(60, 1, 1))
-    weights = draws.log_weights.double().exp()[:, 0]
+    uneven = torch.distributions.Gamma(0.3, 1.0).sample((60, 1)).log().log_softmax(0)
+    draws = replace(draws, z=torch.arange(60.0).reshape(60, 1, 1), log_weights=uneven)
+    weights = uneven.double().exp()[:, 0]
     total, repeats = torch.zeros(60, dtype=torch.float64), 1500
     for seed in range(repeats):
         thinned = thin(draws, 20, np.random.default_rng(seed))
