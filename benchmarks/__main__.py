@@ -16,7 +16,7 @@ from benchmarks.harness import environment
 
 NAMES = (
     *("data", "two_mode", "train_choice", "recovery"),
-    *("inference", "training", "scale", "kernels"),
+    *("inference", "training", "scale", "kernels", "refinement"),
 )
 
 

@@ -195,8 +195,7 @@ class NeuralProcessGuide(nn.Module):
             return [_Spline(lambda: parameters, bound=5.0, order="quadratic")]
         coupling = BentCoupling if self.config["coupling"] == "bent" else T.AffineCoupling
         couplings = [
-            coupling(net.split_dim, partial(net, context=(summary, gate)))
-            for net in self.couplings
+            coupling(net.split_dim, partial(net, context=(summary, gate))) for net in self.couplings
         ]
         return flip_between(couplings, self.model.latent_dim, summary.device)
 

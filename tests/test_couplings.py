@@ -58,7 +58,9 @@ def test_tails_have_slopes_of_their_own(bend: float) -> None:
     transform = BentCoupling(0, lambda _: (torch.zeros(1), torch.zeros(1), torch.full((1,), raw)))
     far = torch.tensor([[-1001.0], [-1000.0], [1000.0], [1001.0]]).double()
     slope = transform(far).diff(dim=0).flatten()[[0, 2]]
-    torch.testing.assert_close(slope, torch.tensor([1 - bend, 1 + bend]).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        slope, torch.tensor([1 - bend, 1 + bend]).double(), atol=1e-5, rtol=0
+    )
 
 
 def test_float32_survives_far_points() -> None:

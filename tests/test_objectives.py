@@ -262,9 +262,7 @@ def test_likelihood_of_a_homogeneous_model(make_data: MakeData) -> None:
 
 @pytest.mark.parametrize("particles", [1, 2, 8])
 @pytest.mark.parametrize("slope", [0.0, 1.5])
-def test_sleep_scores_draws_of_the_prior(
-    slope: float, particles: int, make_data: MakeData
-) -> None:
+def test_sleep_scores_draws_of_the_prior(slope: float, particles: int, make_data: MakeData) -> None:
     """The known guide ignores the choices, so that its loss has a closed form."""
     batch = make_data([0, 1, 4] * 5000, num_features=1).batch()
     mean, variance = known_posterior(batch.num_comparisons.float())
