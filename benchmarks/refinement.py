@@ -42,10 +42,12 @@ SPREAD = {"linear": 2.0, "bilinear": 2.75}
 def run(args: argparse.Namespace) -> Iterator[Row]:
     cases = [
         ("linear", "normal", 2, "flow"),
+        ("linear", "normal", 2, "bent flow"),
         ("linear", "normal", 2, "multivariate_normal"),
         ("linear", "normal", 2, "normal"),
         ("linear", "flow", 2, "flow"),
         ("bilinear", "normal", 2, "flow"),
+        ("bilinear", "normal", 2, "bent flow"),
         ("bilinear", "normal", 2, "multivariate_normal"),
         ("bilinear", "normal", 2, "normal"),
         ("bilinear", "flow", 2, "flow"),
@@ -75,7 +77,8 @@ def measure_case(
     data = simulate(utility, prior, latent_dim, people, 12, items=200, seed=seed)
     torch.manual_seed(seed)
     model = HeterogeneousBTL(data.num_features, latent_dim, utility, prior)
-    guide = NeuralProcessGuide(model, family)
+    coupling = "bent" if family == "bent flow" else "affine"
+    guide = NeuralProcessGuide(model, family.removeprefix("bent "), coupling=coupling)
     options = {"validation": None, "progress_bar": False, "seed": seed}
     likelihood = ImportanceWeightedELBO(steps=10 if quick else 1000)
     fit(model, guide, data, objective=likelihood, learning_rate=5e-3, **options)
