@@ -56,6 +56,9 @@ class NeuralProcessGuide(nn.Module):
             which can score outside values.
         hidden_dim: Width of the networks.
         encoder: `"deep_set"`, or `"attention"`, in which the comparisons see each other first.
+        coupling: For a flow, `"affine"`; or `"bent"`, whose couplings can give the two tails of a
+            posterior different scales, act before the normal is put in its place and start from
+            noise with heavier tails, so that fewer people have a high Pareto k-hat.
 
     Attributes:
         config: The arguments it was built with, but for the model.
@@ -77,7 +80,7 @@ class NeuralProcessGuide(nn.Module):
         posterior: str = "flow",
         hidden_dim: int = 64,
         encoder: str = "deep_set",
-        coupling: str = "bent",
+        coupling: str = "affine",
     ) -> None:
         super().__init__()
         if model.latent_dim == 0:

@@ -119,9 +119,7 @@ def load(
     # The initial weights are overwritten: drawing them must not move the caller's generator.
     with torch.random.fork_rng(devices=[]):
         model = HeterogeneousBTL(**options)
-        # Guides saved before there was a choice had affine couplings.
-        options = config["guide"] and {"coupling": "affine"} | config["guide"]
-        guide = NeuralProcessGuide(model, **options) if options else None
+        guide = NeuralProcessGuide(model, **config["guide"]) if config["guide"] else None
     modules = [model] if guide is None else [model, guide]
     for module in modules:
         module.to(device=device, dtype=tensors["model.feature_mean"].dtype).eval()

@@ -22,7 +22,7 @@ KINDS = pytest.mark.parametrize(
     ("posterior", "prior", "encoder"),
     list(
         itertools.product(
-            ("normal", "multivariate_normal", "flow"),
+            ("normal", "multivariate_normal", "flow", "bent flow"),
             ("normal", "flow"),
             ("deep_set", "attention"),
         )
@@ -48,7 +48,9 @@ def make_guide(randomise: Callable) -> MakeGuide:
         model = HeterogeneousBTL(num_features, latent_dim, utility, prior, hidden_dim=8)
         for parameter in model.prior_flow.parameters():
             nn.init.normal_(parameter, std=0.3)
-        guide = NeuralProcessGuide(model, posterior, hidden_dim=8, encoder=encoder)
+        coupling = "bent" if posterior == "bent flow" else "affine"
+        family = posterior.removeprefix("bent ")
+        guide = NeuralProcessGuide(model, family, 8, encoder, coupling)
         return randomise(guide, noise)
 
     return make
@@ -317,7 +319,7 @@ def test_units_of_the_features_do_not_matter(make_guide: MakeGuide, make_data: M
 
 @pytest.mark.parametrize(("latent_dim", "num"), [(1, 4001), (2, 601)])
 @pytest.mark.parametrize("prior", ["normal", "flow"])
-@pytest.mark.parametrize("posterior", ["normal", "multivariate_normal", "flow"])
+@pytest.mark.parametrize("posterior", ["normal", "multivariate_normal", "flow", "bent flow"])
 def test_posterior_is_a_density(
     posterior: str,
     prior: str,
@@ -439,6 +441,7 @@ def test_guide_draws_the_site_z_of_every_person(make_guide: MakeGuide, make_data
     ("options", "match"),
     [
         ({"posterior": "laplace"}, r"posterior must be one of \('normal', .*got 'laplace'"),
+        ({"coupling": "spline"}, r"coupling must be one of \('affine', 'bent'\), got 'spline'"),
         ({"encoder": "lstm"}, r"encoder must be one of \('deep_set', 'attention'\), got 'lstm'"),
         (
             {"encoder": "attention", "hidden_dim": 6},

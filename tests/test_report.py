@@ -17,7 +17,6 @@ from fssa_bayes import (
     ImportanceWeightedELBO,
     NeuralProcessGuide,
     Preferences,
-    Report,
     Sleep,
     fit,
 )
