@@ -664,7 +664,7 @@ def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 100
             new = _project(ahead + step * gradient, rank)
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - sigma)
-            settled = number % 10 == 9 and (value(new) - value(sigma)).abs().max() < 1e-3
+            settled = number % 10 == 9 and (value(new) - value(sigma)).abs().max() < 1e-4
             sigma, momentum = new, following
             if settled:
                 break

@@ -232,7 +232,7 @@ def test_cone_maximum_against_a_general_optimiser(rank: int) -> None:
             return sigma @ quadratic @ sigma - 2 * matrix.ravel() @ sigma
 
         best = min(optimize.minimize(loss, rng.normal(size=2 * rank)).fun for _ in range(10))
-        assert value.item() == pytest.approx(max(0.0, -best), abs=1e-4)
+        assert value.item() == pytest.approx(max(0.0, -best), abs=2e-3)
 
 
 def test_p_values_are_uniform_if_all_are_alike() -> None:
