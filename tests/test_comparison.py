@@ -293,6 +293,7 @@ def test_heterogeneity_by_bootstrap_and_by_simulated_mixture() -> None:
     assert bootstrap.p_value == pytest.approx(1 / 5)
     assert bootstrap.statistic > 4 * np.abs(bootstrap.null).max()
     assert "4 data sets simulated from the homogeneous model" in str(bootstrap)
+    assert bootstrap.verdict.startswith("the statistic is larger than each of the 4 under the null")
     mixture = heterogeneity_test(lambda: linear(1, 2), data, num_null=200, **options)
     assert mixture.method == "simulated mixture"
     assert mixture.p_value == pytest.approx(1 / 201)
