@@ -17,7 +17,7 @@ zero.
     python examples/is_heterogeneity_real.py
     python examples/is_heterogeneity_real.py --data train_choice.csv.gz
     python examples/is_heterogeneity_real.py --data llmfao.csv --user worker --left left \\
-        --right right --choice winner --ties half --steps 150 --bootstrap 9
+        --right right --choice winner --ties half --steps 100 --latent-dim 1
 
 A file without `--user`, `--left`, `--right` and `--choice` is read as the train-choice data. Two to
 five minutes on two cores.
@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
         show(checks[name].drop(columns="tail_error"), 4)
     path = args.out / "is_heterogeneity_real.png"
     plot(checks, choice.reported, choice.num_reported, path)
-    print(f"\n{conclusion(test.p_value, choice, checks)}")
+    print(f"\n{conclusion(test.verdict, choice, checks)}")
     print(f"\n{time.perf_counter() - start:.0f} s, seed {args.seed}; figure in {path}")
 
 
@@ -167,14 +167,14 @@ def simulated(args: argparse.Namespace) -> Preferences:
     return truth.simulate(data, seed=args.seed)[0]
 
 
-def conclusion(p_value: float, choice, checks: dict[str, pd.DataFrame]) -> str:
+def conclusion(verdict: str, choice, checks: dict[str, pd.DataFrame]) -> str:
     """Says in words what the four answers amount to."""
     rejected = {
         name: list(shown.index[shown["verdict"].str.contains("than the model says")])
         for name, shown in checks.items()
     }
     lines = [
-        "People differ." if p_value < 0.05 else "These data do not show that people differ.",
+        f"By the first test {verdict}.",
         f"{choice.latent_dim} latent dimensions were chosen.",
     ]
     for name, found in rejected.items():

@@ -397,6 +397,18 @@ class HeterogeneityTest:
     method: str
     people: int
 
+    @property
+    def verdict(self) -> str:
+        """What the test says, in words, at the level of 5 %."""
+        if self.p_value <= 0.05:
+            return f"the {self.people} people do differ"
+        if self.statistic > self.null.max(initial=-np.inf) and self.method == "bootstrap":
+            return (
+                f"the statistic is larger than each of the {len(self.null)} under the null, which "
+                "are too few to say more (num_null=19 at least)"
+            )
+        return f"these {self.people} people do not show that they differ"
+
     def __str__(self) -> str:
         how = {
             "mixture": "a mixture in equal parts of chi-squares with 0 and 1 degrees of freedom",
@@ -410,19 +422,13 @@ class HeterogeneityTest:
             ),
         }[self.method]
         low, high = self.p_interval
-        differ = self.p_value < 0.05
         lines = [
             f"Twice the log-likelihood ratio is {self.statistic:.2f} ± {self.statistic_error:.2f}: "
             f"{self.log_likelihood[1]:.2f} against {self.log_likelihood[0]:.2f} nats.",
             "No variance between people is the edge of what variances can be, so the statistic has "
             f"no chi-square distribution if all are alike, but {how}.",
             f"p = {self.p_value:.3g} (Monte-Carlo error: {low:.2g} to {high:.2g}): "
-            + (
-                f"the {self.people} people do differ"
-                if differ
-                else f"these {self.people} people do not show that they differ"
-            )
-            + ", as far as both models fit otherwise.",
+            + f"{self.verdict}, as far as both models fit otherwise.",
             "The test takes one of the models to be true: lapses, position bias or a utility of "
             "the wrong form can look like differences between people. Whether differences help to "
             "predict is another question, which leaving people out answers.",
@@ -661,7 +667,7 @@ def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 100
             new = _project(ahead + step * gradient, rank)
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - sigma)
-            settled = number % 10 == 9 and (value(new) - value(sigma)).abs().max() < 1e-3
+            settled = number % 10 == 9 and (value(new) - value(sigma)).abs().max() < 1e-4
             sigma, momentum = new, following
             if settled:
                 break

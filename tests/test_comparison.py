@@ -232,7 +232,7 @@ def test_cone_maximum_against_a_general_optimiser(rank: int) -> None:
             return sigma @ quadratic @ sigma - 2 * matrix.ravel() @ sigma
 
         best = min(optimize.minimize(loss, rng.normal(size=2 * rank)).fun for _ in range(10))
-        assert value.item() == pytest.approx(max(0.0, -best), abs=1e-4)
+        assert value.item() == pytest.approx(max(0.0, -best), abs=2e-3)
 
 
 def test_p_values_are_uniform_if_all_are_alike() -> None:
@@ -293,6 +293,7 @@ def test_heterogeneity_by_bootstrap_and_by_simulated_mixture() -> None:
     assert bootstrap.p_value == pytest.approx(1 / 5)
     assert bootstrap.statistic > 4 * np.abs(bootstrap.null).max()
     assert "4 data sets simulated from the homogeneous model" in str(bootstrap)
+    assert bootstrap.verdict.startswith("the statistic is larger than each of the 4 under the null")
     mixture = heterogeneity_test(lambda: linear(1, 2), data, num_null=200, **options)
     assert mixture.method == "simulated mixture"
     assert mixture.p_value == pytest.approx(1 / 201)
