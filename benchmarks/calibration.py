@@ -4,7 +4,8 @@
   its guide refined. Of the raw guide: KL(p‖q) to the exact posterior on a grid (q's mass off the
   grid counts), relative effective sample size, share of people with Pareto k-hat below .7.
   Simulation-based calibration with 2,000 people at each size. Held-out people set against the
-  fitted model and one whose differences between people are shrunk to .8, which passes its own simulations.
+  fitted model and one whose differences between people are shrunk to .8, which passes its own
+  simulations.
 - `two modes`: posterior mass on a person's type before and after the first telling pair.
 - `NUTS`, K = 8: corrected choice probabilities and standard deviations against 50 people's chains.
 """

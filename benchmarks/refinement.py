@@ -9,7 +9,11 @@ space, so that its mass off the grid counts.
 
 from __future__ import annotations
 
+import argparse
+import time
 import warnings
+from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,11 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import recovery
+from benchmarks.harness import Row, spread
 from fssa_bayes import (
     HeterogeneousBTL,
+    ImportanceWeightedELBO,
     NeuralProcessGuide,
     Posterior,
     Preferences,
+    Sleep,
+    fit,
 )
 from fssa_bayes._random import seeded
 
