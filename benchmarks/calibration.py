@@ -104,8 +104,8 @@ def fitted(
     torch.manual_seed(seed)
     model = HeterogeneousBTL(NUM_FEATURES, latent_dim, utility)
     guide = NeuralProcessGuide(model)
-    steps, refine = (10, 10) if quick else (600, 6000)
-    stages = [ImportanceWeightedELBO(steps=steps), Sleep(steps=refine)]
+    steps, refine = (10, 10) if quick else (800, 1500)
+    stages = [ImportanceWeightedELBO(steps=steps), Sleep(16, steps=refine)]
     fit(model, guide, train, objective=stages, validation=None, seed=seed, progress_bar=False)
     return model, guide
 

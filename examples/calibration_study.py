@@ -99,7 +99,7 @@ def fitted(
     torch.manual_seed(args.seed)
     model = HeterogeneousBTL(NUM_FEATURES, args.latent_dim, args.utility)
     guide = NeuralProcessGuide(model)
-    stages = [ImportanceWeightedELBO(steps=args.steps), Sleep(steps=args.refine)]
+    stages = [ImportanceWeightedELBO(steps=args.steps), Sleep(16, steps=args.refine)]
     start = time.perf_counter()
     fit(model, guide, train, objective=stages, validation=None, seed=args.seed)
     print(f"fitted and refined in {time.perf_counter() - start:.0f} s")
@@ -133,7 +133,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--contexts", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16], help="known choices"
     )
     parser.add_argument("--steps", type=int, default=600, help="steps of the fit")
-    parser.add_argument("--refine", type=int, default=3000, help="steps of the guide's refinement")
+    parser.add_argument("--refine", type=int, default=1000, help="steps of the guide's refinement")
     parser.add_argument("--study-users", type=int, default=2000, help="people simulated a size")
     parser.add_argument("--draws", type=int, default=1000, help="posterior draws a person")
     parser.add_argument("--budget", type=float, default=200.0, help="seconds for the diagnosis")
