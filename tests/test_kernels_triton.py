@@ -362,7 +362,7 @@ def test_a_cpu_is_refused_without_the_interpreter() -> None:
 
 
 def test_without_triton_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+    monkeypatch.setattr(kernels, "_HAS_TRITON", False)
     p = problem(OPERATIONS["mlp"], 2, 3, 4, 5)
     with pytest.raises(ValueError, match=r"backend must not be 'triton' where Triton is not"):
         p.run(OPERATIONS["mlp"], backend="triton")
@@ -383,7 +383,7 @@ def test_which_backend_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             user = torch.zeros(2, 3, 5, dtype=dtype, device="cuda")
             comparisons = Comparisons(index, index, index.to(dtype), None, None, "sum")
             assert kernels._fastest(user, None, comparisons) is backend
-        monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+        monkeypatch.setattr(kernels, "_HAS_TRITON", False)
         assert kernels._fastest(user.float(), None, comparisons) is chunked.operation
 
 

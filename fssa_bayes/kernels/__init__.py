@@ -57,6 +57,7 @@ __all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
 
 _BACKENDS = ("reference", "chunked", "triton")
 _EXACT = (torch.float32, torch.float64)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Below these numbers of margins (of hidden units for the mlp) the calls cost more than the work.
 _SMALL_MARGINS = 2**15
 _SMALL_HIDDEN = 2**17
@@ -215,7 +216,7 @@ def _fastest(
     limit = _SMALL_MARGINS if weight is None else _SMALL_HIDDEN
     if can_wait(user) and len(user) * comparisons.left.numel() * hidden < limit:
         return reference.run_small
-    if user.device.type == "cuda" and user.dtype == torch.float32 and _has_triton():
+    if user.device.type == "cuda" and user.dtype == torch.float32 and _HAS_TRITON:
         return _triton()
     return chunked.operation
 
@@ -236,7 +237,7 @@ def _backend(
         )
     if name == "chunked":
         return chunked.operation
-    if not _has_triton():
+    if not _HAS_TRITON:
         raise ValueError("backend must not be 'triton' where Triton is not installed, got 'triton'")
     operation = _triton()
     if user.device.type != "cuda" and not (user.device.type == "cpu" and _interprets()):
@@ -247,11 +248,6 @@ def _backend(
     if can_wait(user):
         check_positions(comparisons, len(item) if item is not None else user.shape[-1])
     return operation
-
-
-@torch.compiler.assume_constant_result
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _triton() -> Callable[..., Tensor]:
