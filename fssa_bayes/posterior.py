@@ -162,8 +162,6 @@ class Posterior:
         self.seed = seed
         self.correct = correct
         members = () if self.population is None else self.population.members
-        # What evaluates the draws: where the population is drawn too, z carries its number.
-        self._model = PopulationMixture([m for m, _ in members]) if members else model
         self.fallback = fallback if correct and model.latent_dim and not members else None
         draws = draw_posterior(
             model, guide, context, num_samples, seed=seed, correct=correct, populations=members
@@ -212,7 +210,6 @@ class Posterior:
             check_guide(model, guide)
         posterior = cls.__new__(cls)
         posterior.model, posterior.guide, posterior.context = model, guide, context
-        posterior.population, posterior._model = None, model
         posterior.num_samples = len(exact.z)
         posterior.seed, posterior.correct, posterior.fallback = seed, exact.method, None
         posterior.method = np.full(len(context), exact.method, dtype=object)

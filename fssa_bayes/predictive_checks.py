@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.importance import user_batches
 from fssa_bayes.inference import check_data
 from fssa_bayes.model import HeterogeneousBTL
@@ -368,13 +369,20 @@ def _spreads(
         stop = start + max(1, int(np.searchsorted(cells, _CHUNK)))
         people, start = order[start:stop], stop
         batch = data.batch(people).to(model.device)
-        prob = model.choice(batch, z.expand(-1, batch.num_users, -1)).mean
+        prob = _expected_choice(model.choice(batch, z.expand(-1, batch.num_users, -1)))
         mean = prob.mean(0)
         rows = [np.arange(data.offsets[u], data.offsets[u + 1]) for u in people]
         weights = _weights(model, batch, prob - mean, mean, scale, features)
         marginal = mean[batch.mask].cpu().numpy()
         spreads.append(_Spread(kept[np.concatenate(rows)], marginal, batch.mask.cpu(), weights))
     return spreads
+
+
+def _expected_choice(likelihood: BradleyTerry) -> Tensor:
+    """Expectation of choices in which a tie counts ½, with shape (S, U, N)."""
+    outcomes = likelihood.outcomes
+    prob = outcomes.left.exp()
+    return prob if outcomes.tie is None else prob + outcomes.tie.exp() / 2
 
 
 def _at_most(counts: np.ndarray, most: int, seed: int) -> np.ndarray:

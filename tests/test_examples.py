@@ -68,6 +68,29 @@ def test_quickstart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_calibration_study(tmp_path: Path) -> None:
+    options = [
+        *("--users", "150", "--steps", "10", "--refine", "10", "--study-users", "200"),
+        *("--draws", "100", "--contexts", "0", "3", "--out", str(tmp_path)),
+    ]
+    out = run("examples/calibration_study.py", *options)
+    assert "simulation-based calibration of the posterior" in out
+    assert "People simulated from the truth: estimation error too" in out
+    assert "data:image/png;base64" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    checks = pd.read_csv(tmp_path / "checks.csv")
+    assert set(checks["verdict"]) <= {"pass", "fail", "note", "skipped"}
+
+
+@pytest.mark.slow
+def test_misspecification(tmp_path: Path) -> None:
+    options = ("--users", "100", "--test-users", "100", "--steps", "10", "--draws", "100")
+    out = run("examples/misspecification.py", *options, "--out", str(tmp_path))
+    for people in ("none", "lapses", "shrunken model", "informative contexts"):
+        assert f"\n{people}" in out
+    assert (tmp_path / "misspecification.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_compare_with_nuts(tmp_path: Path) -> None:
     options = [
         *("--people", "2", "--users", "50", "--steps", "5", "--draws", "100"),
