@@ -16,7 +16,8 @@ __all__ = ["BentCoupling", "HeavyNoise", "Whitening"]
 
 _LARGEST_BEND = 0.95  # Inverting divides by 1 − s², so slopes of 0 would cost every digit.
 _LARGEST_LOG_SCALE = 3.0
-# Of 0.02 to 0.2 at scales of 1.25 to 2, this lowered k-hat most for the least divergence.
+# Of shares from 0.02 to 0.2 at scales from 1.25 to 2, put into a guide trained without, this one
+# lowered k-hat most; it cost .002 to .007 nats there.
 _WIDE_SHARE = 0.1
 _WIDE_SCALE = 1.5
 _NO_SHAPE = Size()
