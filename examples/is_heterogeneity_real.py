@@ -251,6 +251,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=250, help="simulated people")
     parser.add_argument("--utility", choices=("linear", "bilinear", "mlp"), help="linear if absent")
     parser.add_argument("--latent-dim", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=1000, help="posterior draws a person")
     parser.add_argument("--steps", type=int, default=250, help="steps of each stage of a fit")
     parser.add_argument(
         "--bootstrap", type=int, default=19, help="data sets simulated for the test"
