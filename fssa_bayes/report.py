@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Check", "Report", "diagnose"]
 
 REFINE = (
-    "refine the guide, fit(model, guide, train, objective=Sleep(16, steps=1500)), or take more draws"
+    "refine the guide, fit(model, guide, train, objective=Sleep(16, steps=1500), "
+    "validation=None), or take more draws"
 )
 REFIT = (
     "the model does not describe these people: try another utility, a larger latent_dim, ties, "

@@ -216,7 +216,11 @@ def test_a_choice_without_meaning_names_file_and_line(write: Write) -> None:
         ("v.csv", bytes(range(256)), "must be UTF-8 text .* got byte 0x80"),
         ("v.csv", b"\x00\x01,\x02\n", "must be text, got a binary file"),
         ("v.csv.gz", b"who,a,b,win\n", "must be a whole, readable file, got: Not a gzipped"),
-        ("v.csv.gz", gzip.compress(VOTES.encode(), mtime=0)[:-20], "whole, readable file, got: Compressed"),
+        (
+            "v.csv.gz",
+            gzip.compress(VOTES.encode(), mtime=0)[:-20],
+            "whole, readable file, got: Compressed",
+        ),
         ("v.csv.bz2", VOTES.encode(), "must be a whole, readable file"),
         ("v.csv.xz", VOTES.encode(), "must be a whole, readable file"),
         ("v.csv.zip", VOTES.encode(), "must be a whole, readable file, got: File is not a zip"),
