@@ -17,7 +17,7 @@ from benchmarks.harness import environment
 NAMES = (
     *("data", "two_mode", "train_choice", "recovery"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
-    *("refinement", "calibration", "population_uncertainty"),
+    *("refinement", "calibration", "nuts", "population_uncertainty"),
 )
 
 
@@ -52,6 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="networks this small need one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="the train-choice csv file")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument(
         "--figure", type=Path, help="where kernels plots time against size; beside --json if not"

@@ -7,7 +7,6 @@
   fitted model and one whose differences between people are shrunk to .8, which passes its own
   simulations.
 - `two modes`: posterior mass on a person's type before and after the first telling pair.
-- `NUTS`, K = 8: corrected choice probabilities and standard deviations against 50 people's chains.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -52,13 +50,12 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         for (case, implementation, metric, unit), figures in values.items():
             name = f"{utility}, {case}"
             yield spread("calibration", name, implementation, metric, unit, figures)
-    for measure in (two_modes, against_nuts):
-        values = defaultdict(list)
-        for seed in args.seeds if measure is two_modes else args.seeds[:1]:
-            for key, value in measure(seed, args.quick).items():
-                values[key].append(value)
-        for (case, implementation, metric, unit), figures in values.items():
-            yield spread("calibration", case, implementation, metric, unit, np.concatenate(figures))
+    values = defaultdict(list)
+    for seed in args.seeds:
+        for key, value in two_modes(seed, args.quick).items():
+            values[key].append(value)
+    for (case, implementation, metric, unit), figures in values.items():
+        yield spread("calibration", case, implementation, metric, unit, figures)
 
 
 def study(utility: str, seed: int, quick: bool) -> dict[tuple[str, str, str, str], float]:
@@ -163,7 +160,7 @@ def on_real_people(
     }
 
 
-def two_modes(seed: int, quick: bool) -> dict[tuple[str, str, str, str], np.ndarray]:
+def two_modes(seed: int, quick: bool) -> dict[tuple[str, str, str, str], float]:
     """Measures posterior mass on a person's own type, people with and without a telling pair."""
     people, steps = (200, 10) if quick else (10_000, 600)
     data = two_mode.simulate(people, 20, seed=seed).data
@@ -189,35 +186,6 @@ def two_modes(seed: int, quick: bool) -> dict[tuple[str, str, str, str], np.ndar
     mass = np.where(fresh.type == 0, prefers_larger, 1 - prefers_larger)
     told = two_mode.bayes_type_prob(fresh.data) != 0.5
     return {
-        ("two modes", "corrected", "mass on the type, untold", ""): [mass[~told].mean()],
-        ("two modes", "corrected", "mass on the type, told", ""): [mass[told].mean()],
-    }
-
-
-def against_nuts(seed: int, quick: bool) -> dict[tuple[str, str, str, str], np.ndarray]:
-    """Compares corrected posteriors with NUTS, K = 8, bilinear, 10 known choices."""
-    people = 2 if quick else 50
-    _, data = simulate("bilinear", 8, 200 if quick else 2000, seed)
-    model, guide = fitted(data, "bilinear", 8, seed, quick)
-    simulated = simulate_people(model, data, 10, people if people >= 20 else 20, seed=seed)
-    chosen = np.arange(people)
-    context, target = simulated.context.subset(chosen), simulated.target.subset(chosen)
-    steps = 20 if quick else 500
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        gold = exact.nuts(model, context, num_samples=steps, warmup_steps=steps, seed=seed)
-        ours = Posterior(model, guide, context, 4000, seed=seed)
-    theirs = Posterior.from_draws(model, context, gold)
-    difference = ours.choice_prob(target).mean - theirs.choice_prob(target).mean
-    items = data.items[:8]
-    ratio = ours.utility(items).diff(dim=-1).std(0) / theirs.utility(items).diff(dim=-1).std(0)
-    case = "NUTS, K = 8"
-    return {
-        (case, "NUTS", "people converged, R-hat < 1.01", "%"): [
-            100 * gold.converged.float().mean().item()
-        ],
-        (case, "corrected", "choice probabilities, rms off", ""): [
-            difference.square().mean().sqrt().item()
-        ],
-        (case, "corrected", "ratio of standard deviations", ""): ratio.median(-1).values.numpy(),
+        ("two modes", "corrected", "mass on the type, untold", ""): mass[~told].mean(),
+        ("two modes", "corrected", "mass on the type, told", ""): mass[told].mean(),
     }
