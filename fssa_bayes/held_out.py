@@ -32,7 +32,7 @@ from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import log_predictive, user_batches
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.posterior import Posterior
+from fssa_bayes.posterior import ChoiceProbability, Posterior
 
 __all__ = ["HeldOut", "predict_held_out", "score_tests"]
 
@@ -47,7 +47,8 @@ class HeldOut:
 
     Attributes:
         num_context: Number of known choices.
-        prob: Probability that left is preferred, (U, N).
+        prob: Probability that left is preferred, plus half of that of a tie where the model knows
+            ties: the expectation of `choice`, (U, N).
         choice: What was chosen, (U, N).
         log_score: Log-probability of each choice in nats, (U, N).
         baseline: The same where nothing is known of the person, (U, N).
@@ -125,7 +126,7 @@ def _predict(
     nothing, _ = target.split_context(0, seed=seed)
     known = Posterior(model, guide, context, num_samples, seed=seed)
     unknown = Posterior(model, guide, nothing, num_samples, seed=seed)
-    average = unknown.choice_prob(target).mean
+    average = _expected(unknown.choice_prob(target))
     whole = target.batch()
     tables = {name: torch.full_like(average, torch.nan) for name in ("log_score", "baseline")}
     pit = torch.empty(len(target))
@@ -149,11 +150,15 @@ def _predict(
                     ).squeeze(-1)
     return HeldOut(
         size,
-        prob=known.choice_prob(target).mean,
+        prob=_expected(known.choice_prob(target)),
         choice=whole.choice.masked_fill(~whole.mask, torch.nan),
         pit=pit,
         **tables,
     )
+
+
+def _expected(prob: ChoiceProbability) -> Tensor:
+    return prob.mean + prob.tie / 2
 
 
 def _likelihoods(

@@ -132,3 +132,26 @@ def test_sizes_without_enough_people_are_left_out(model, guide, people) -> None:
 def test_too_few_people_for_a_test(model, guide, people) -> None:
     with pytest.raises(ValueError, match="at least 20 people"):
         score_tests(model, guide, people.subset(range(10)))
+
+
+@pytest.fixture(scope="module")
+def with_ties(model: HeterogeneousBTL) -> HeterogeneousBTL:
+    tied = HeterogeneousBTL(3, 1, "linear", ties="davidson", lapses=True)
+    tied.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        tied.log_tie.fill_(0.3)
+        tied.lapse_logit.fill_(-3.0)
+    return tied
+
+
+def test_a_right_model_with_ties_and_lapses_is_not_contradicted(with_ties, make_data) -> None:
+    """Half of a tie's probability belongs to either side, where ties are answers."""
+    pairs = make_data([8] * 800, num_items=30)
+    people = with_ties.simulate(pairs, seed=4)[0]
+    assert (people.choice == 0.5).mean() > 0.2
+    guide = NeuralProcessGuide(with_ties, posterior="normal", hidden_dim=8)
+    assert (score_tests(with_ties, guide, people)["p"] > 0.01).all()
+    (at,) = predict_held_out(with_ties, guide, people, sizes=(3,))
+    residual = (at.choice - at.prob).nanmean(-1)
+    assert abs(residual.mean()) < 3 * residual.std() / len(residual) ** 0.5
+    assert not sbc_test(at.pit.unsqueeze(-1), prob=0.99).rejected
