@@ -160,7 +160,8 @@ def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spread = np.ptp(log_weights, axis=-1)
     uneven = (spread > 1e-4) | np.isnan(spread)
     if uneven.any():
-        smoothed[uneven], pareto_k[uneven] = _psislw(smoothed[uneven], log_weights[uneven])
+        with np.errstate(over="ignore"):  # Where the tail is fitted to weights of any size.
+            smoothed[uneven], pareto_k[uneven] = _psislw(smoothed[uneven], log_weights[uneven])
     return smoothed, pareto_k
 
 

@@ -76,7 +76,7 @@ def test_the_score_of_lapses_is_the_derivative_by_their_rate(model, guide, peopl
 
 def test_a_right_model_is_not_contradicted(model, guide, people) -> None:
     table = score_tests(model, guide, people)
-    assert (table["p"] > 0.01).all()
+    assert (table["p"] > 0.001).all()
     prediction = predict_held_out(model, guide, people, sizes=(0, 4))
     pit = torch.cat([at.pit for at in prediction]).unsqueeze(-1)
     assert not sbc_test(pit, np.repeat([0, 4], len(people)), prob=0.99).rejected
@@ -150,7 +150,7 @@ def test_a_right_model_with_ties_and_lapses_is_not_contradicted(with_ties, make_
     people = with_ties.simulate(pairs, seed=4)[0]
     assert (people.choice == 0.5).mean() > 0.2
     guide = NeuralProcessGuide(with_ties, posterior="normal", hidden_dim=8)
-    assert (score_tests(with_ties, guide, people)["p"] > 0.01).all()
+    assert (score_tests(with_ties, guide, people)["p"] > 0.001).all()
     (at,) = predict_held_out(with_ties, guide, people, sizes=(3,))
     residual = (at.choice - at.prob).nanmean(-1)
     assert abs(residual.mean()) < 3 * residual.std() / len(residual) ** 0.5
