@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "CalibrationStudy",
     "SimulatedPeople",
     "calibrate",
+    "check_study",
     "draw_model",
     "simulate_people",
 ]
@@ -246,7 +247,7 @@ def calibrate(
         inference, arXiv 2302.03026.
     """
     check_data(model, data)
-    sizes = _check_sizes(model, sizes, num_users, num_samples)
+    sizes = check_study(model, sizes, num_users, num_samples)
     if draw is None:
         check_guide(model, guide)
     parts = []
@@ -345,17 +346,21 @@ def _transform_batches(
         yield pit, variance[:, :NUM_FIXED], margin[0, :, :NUM_FIXED]
 
 
-def _check_sizes(
+def check_study(
     model: HeterogeneousBTL, sizes: Sequence[int], num_users: int, num_samples: int
 ) -> tuple[int, ...]:
+    """Returns the sizes as integers, or raises a ValueError that says what cannot be studied."""
     if model.latent_dim == 0:
         raise ValueError(
             "model must have latent_dim of at least 1 to be studied, got 0: everybody has the same "
             "utilities and nothing is inferred from a person's choices"
         )
+    rule = f"sizes must be different numbers of known choices from 0, got {sizes!r}"
+    if not isinstance(sizes, Iterable) or any(size != int(size) for size in sizes):
+        raise ValueError(rule)
     sizes = tuple(int(size) for size in sizes)
     if not sizes or min(sizes) < 0 or len(set(sizes)) < len(sizes):
-        raise ValueError(f"sizes must be different numbers of known choices from 0, got {sizes}")
+        raise ValueError(rule)
     if num_users < 100:
         raise ValueError(
             f"num_users must be at least 100, fewer show no miscalibration, got {num_users}"

@@ -177,6 +177,8 @@ def _ratio_variance(log_prob: Tensor, log_weights: Tensor, value: Tensor, person
 
     A person's comparisons share their draws, so their errors add up draw by draw.
     """
+    if len(person) == 0:
+        return value.new_zeros(0)
     influence = log_weights.exp() * (torch.exp(log_prob - value) - 1)
     total = influence.new_zeros(len(influence), int(person.max()) + 1)
     return total.index_add_(1, person, influence).square().sum(0)
@@ -462,7 +464,8 @@ def heterogeneity_test(
             same utility and `latent_dim=0`.
         data: The comparisons.
         null: `"mixture"`, `"bootstrap"`, or `"auto"`: the mixture for a linear utility, a normal
-            prior, at most 60 variances and covariances and five people for each.
+            prior, neither ties nor position bias nor lapses, at most 60 variances and covariances,
+            and five people for each.
         num_null: Draws from the null distribution; 2,000 for the mixture, 19 for the bootstrap if
             None. A bootstrap cannot have a p-value below 1 / (num_null + 1).
         seed: Seed of weights, fits, draws and simulations.
@@ -516,7 +519,8 @@ def heterogeneity_test(
         method, draws = "bootstrap", []
         for number in range(seed + 1, seed + 1 + (num_null or 19)):
             choices = average.simulate(data, seed=number)[0].choice
-            choices = np.where(data.choice == 0.5, 0.5, choices)
+            if data.ties != "keep":  # Half wins, which no model draws.
+                choices = np.where(data.choice == 0.5, 0.5, choices)
             _, simulated, _ = ratio(data.with_choices(choices), number)
             draws.append(2 * (simulated[1] - simulated[0]))
         draws = np.array(draws)
@@ -546,6 +550,8 @@ def _no_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
     variances = data.num_features * (data.num_features + 1) // 2
     if not isinstance(model.utility, LinearUtility) or len(model.prior_flow):
         return "needs utility='linear' and prior='normal', whose z vanishes with its variance"
+    if answers := list(model.answer_parameters()):
+        return f"needs a model without ties, position bias and lapses, got {', '.join(answers)}"
     if variances > _MAX_VARIANCES:
         return f"needs at most {_MAX_VARIANCES} variances and covariances, got {variances}"
     if len(data) < _PEOPLE_PER_VARIANCE * variances:

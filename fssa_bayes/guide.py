@@ -42,9 +42,8 @@ class NeuralProcessGuide(nn.Module):
     prior, by construction, and contexts longer than any in training concentrate it further.
     Conditional couplings, gated by n / (n + 1), bend the normal where `posterior="flow"`.
 
-    A tie proper is shown to the encoder as both orders too, and it never sees which item stood on
-    the left. Under a model with a position bias q is therefore a proposal that forgets the sides,
-    and the posterior remembers them: importance weights, on by default, are exact in both.
+    A tie proper is shown to the encoder as both orders too. Which item stood on the left it sees
+    where the model has a position bias, and only there.
 
     The encoder sees the items' features and what the model makes of them (its item factors,
     without gradient), so it need not learn the utility a second time.
@@ -107,6 +106,9 @@ class NeuralProcessGuide(nn.Module):
         width, factors = model.latent_dim, model.utility.num_item_factors
         self.chosen = _ItemEmbedding(model.num_features, factors, hidden_dim)
         self.rejected = _ItemEmbedding(model.num_features, factors, hidden_dim)
+        # With a position bias a choice of the left item tells less, or more, than one of the right.
+        has_bias = model.config["position_bias"]
+        self.side = nn.Parameter(torch.zeros(hidden_dim)) if has_bias else None
         self.encoder = _ENCODERS[encoder](hidden_dim)
         self.potential = MLP(2 * hidden_dim, hidden_dim, width + 2)
         self.direction = nn.Linear(factors, width, bias=False)
@@ -159,9 +161,11 @@ class NeuralProcessGuide(nn.Module):
         winner, loser = pairs.winner, pairs.loser
         if len(items) < len(winner):  # Items that repeat are embedded once.
             chosen, rejected = self.chosen(items, factors), self.rejected(items, factors)
-            return F.embedding(winner, chosen) + F.embedding(loser, rejected)
-        chosen = self.chosen(items[winner], factors[winner])
-        return chosen + self.rejected(items[loser], factors[loser])
+            elements = F.embedding(winner, chosen) + F.embedding(loser, rejected)
+        else:
+            chosen = self.chosen(items[winner], factors[winner])
+            elements = chosen + self.rejected(items[loser], factors[loser])
+        return elements if self.side is None else elements + pairs.side * self.side
 
     def _normal(
         self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: _Pairs
@@ -231,6 +235,7 @@ class _Pairs:
         winner: Position of the chosen item, with shape (R,).
         loser: Position of the rejected item, with shape (R,).
         person: Position of the person, with shape (R,).
+        side: 1 where the chosen item stood on the left, −1 on the right, with shape (R, 1).
     """
 
     def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
@@ -240,11 +245,14 @@ class _Pairs:
         loser = torch.where(left_wins, batch.right, batch.left)
         tied = batch.mask & (batch.choice == 0.5)
         half = 0.5 * tied.to(dtype)
+        side = left_wins.to(dtype) * 2 - 1
         self.mask, self.weight = batch.mask, 1.0 - half
         if tied.any():
             winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
             self.mask = torch.cat([self.mask, tied], -1)
             self.weight = torch.cat([self.weight, half], -1)
+            side = torch.cat([side, -side], -1)
+        self.side = side[self.mask].unsqueeze(-1)
         self.winner, self.loser = winner[self.mask], loser[self.mask]
         self.person = self.mask.nonzero()[:, 0]
 

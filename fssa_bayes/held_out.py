@@ -100,7 +100,7 @@ def predict_held_out(
         ValueError: If the data do not fit the model, or no size leaves enough people.
     """
     predictions = []
-    for size in sizes:
+    for size in sorted(sizes):
         enough = data.counts > size
         if enough.sum() >= _LEAST_PEOPLE:
             context, target = data.subset(enough).split_context(size, seed=seed)
@@ -206,8 +206,9 @@ def score_tests(
 
     Returns:
         One row a direction (index `direction`): `score`, the mean over people in nats per unit of
-        s; `standard_error`, clustered by person; `z`, their ratio; `p`, two-sided (one-sided for
-        lapses, which cannot be negative).
+        s; `standard_error`, clustered by person; `z`, their ratio; `p`, by Student's t, two-sided
+        (one-sided for lapses in a model without them). NaN where nobody has a score, as for lapses
+        where all choices are half wins.
 
     Raises:
         ValueError: If the data do not fit the model or there are fewer than 20 people.
@@ -217,9 +218,11 @@ def score_tests(
         Commenges & Jacqmin-Gadda (1997), Generalized score test of homogeneity based on correlated
         random effects models, JRSS B 59(1).
     """
-    if len(data) < _LEAST_PEOPLE:
+    data = data.subset(data.counts > 0) if (data.counts > 0).any() else data
+    if len(data) < _LEAST_PEOPLE or data.num_comparisons == 0:
         raise ValueError(
-            f"data must have at least {_LEAST_PEOPLE} people for a test, got {len(data)}"
+            f"data must have at least {_LEAST_PEOPLE} people with comparisons for a test, got "
+            f"{(data.counts > 0).sum()}"
         )
     posterior = Posterior(model, guide, data, num_samples, seed=seed)
     with seeded(seed):
@@ -238,9 +241,11 @@ def score_tests(
         scores.append((weights * torch.stack(person, -1)).sum(0))
     score = torch.cat(scores).double().cpu().numpy()
     error = score.std(0, ddof=1) / np.sqrt(len(score))
-    z = score.mean(0) / error
-    p = 2 * stats.norm.sf(np.abs(z))
-    p[-1] = stats.norm.sf(z[-1])
+    z = score.mean(0) / np.where(error > 0, error, np.nan)
+    freedom = len(score) - 1
+    p = 2 * stats.t.sf(np.abs(z), freedom)
+    if model.lapse_logit is None:
+        p[-1] = stats.t.sf(z[-1], freedom)  # A model without lapses can have too few only.
     index = pd.Index(_DIRECTIONS, name="direction")
     columns = {"score": score.mean(0), "standard_error": error, "z": z, "p": p}
     return pd.DataFrame(columns, index=index)

@@ -34,6 +34,7 @@ __all__ = [
     "draw_posterior",
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
+    "log_joint",
     "log_predictive",
     "person_log_marginal_likelihood",
     "propose",
@@ -347,6 +348,19 @@ def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tenso
         scores.append(guide.posterior(batch.clean()).log_prob(draws).cpu())
         start = stop
     return torch.cat(scores, 1)
+
+
+@torch.no_grad()
+def log_joint(model: HeterogeneousBTL, context: Preferences, z: Tensor) -> Tensor:
+    """Evaluates log p(z) p(C|z) of draws (S, U, K) from elsewhere, with shape (S, U), in nats."""
+    values, start = [], 0
+    for batch in user_batches(context, len(z), model.device):
+        stop = start + batch.num_users
+        draws, batch = z[:, start:stop].to(model.device), batch.clean()
+        likelihood = model.choice(batch, draws).log_prob(batch.choice)
+        values.append((model.prior(batch.num_users).log_prob(draws) + likelihood).cpu())
+        start = stop
+    return torch.cat(values, 1)
 
 
 def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:

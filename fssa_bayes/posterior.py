@@ -23,6 +23,7 @@ from fssa_bayes.importance import (
     Draws,
     check_draws,
     draw_posterior,
+    log_joint,
     log_predictive,
     score_draws,
     user_batches,
@@ -206,6 +207,9 @@ class Posterior:
         if exact.context is not context and exact.context.digest() != context.digest():
             raise ValueError("exact must be of this context, got one of other choices or items")
         model.check_z(exact.z)
+        density = log_joint(model, context, exact.z[:1])
+        if not torch.allclose(density, exact.log_joint[:1], rtol=1e-3, atol=0.1):
+            raise ValueError("exact must be of this model, got one of other parameters")
         if guide is not None:
             check_guide(model, guide)
         posterior = cls.__new__(cls)

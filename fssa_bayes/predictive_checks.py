@@ -133,9 +133,11 @@ def predictive_checks(
 def _decided(data: Preferences) -> Preferences:
     """Leaves out half wins, which a model without ties never simulates."""
     keep = data.choice != 0.5
+    if keep.all() or data.ties == "keep":
+        return data
     if not keep.any():
         raise ValueError("data must have choices other than half wins, got none")
-    return data if keep.all() or data.ties == "keep" else _select(data, keep)
+    return _select(data, keep)
 
 
 def _select(data: Preferences, keep: np.ndarray) -> Preferences:

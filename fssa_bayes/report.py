@@ -28,7 +28,13 @@ from scipy import stats
 from fssa_bayes import diagnostics, exact, plots
 from fssa_bayes._page import Figure, Section, render
 from fssa_bayes._random import seeded
-from fssa_bayes.calibration import LEVELS, CalibrationStudy, calibrate, simulate_people
+from fssa_bayes.calibration import (
+    LEVELS,
+    CalibrationStudy,
+    calibrate,
+    check_study,
+    simulate_people,
+)
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.held_out import HeldOut, predict_held_out, score_tests
@@ -48,10 +54,15 @@ REFINE = (
     "refine the guide, fit(model, guide, train, objective=Sleep(16, steps=1500), "
     "validation=None), or take more draws"
 )
+_SBC = "simulation-based calibration of the posterior"
 REFIT = (
     "the model does not describe these people: try another utility, a larger latent_dim, ties, "
     "position_bias or lapses, and compare on people held out"
 )
+
+_LEVEL = 0.01
+"""Each of five kinds of check on real people, and of two on simulated ones, fails a right model
+this often at most: one report in fifteen names a fault that is none."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +114,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed; those that were skipped count neither way."""
-        return all(check.verdict != "fail" for check in self.checks)
+        """Whether a check passed and none failed; those that were skipped count neither way."""
+        verdicts = {check.verdict for check in self.checks}
+        return "pass" in verdicts and "fail" not in verdicts
 
     def to_html(self) -> str:
         """Returns the page: one file with its figures, without network."""
@@ -172,11 +184,16 @@ def diagnose(
         )
     if train is not None:
         check_data(model, train)
-    if not budget > 0:
-        raise ValueError(f"budget must be a positive number of seconds, got {budget}")
+    if not isinstance(budget, int | float) or not budget > 0:
+        raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    sizes = tuple(sorted(check_study(model, sizes, num_users, num_samples)))
+    if not all(torch.isfinite(value).all() for value in model.parameters()):
+        raise ValueError("model must have finite parameters, got NaN or infinity")
     if out is not None:
         _check_writable(Path(out))
-    study = _Study(model, guide, data, train, tuple(sizes), num_users, num_samples, seed)
+    study = _Study(model, guide, data, train, sizes, num_users, num_samples, seed)
     return _run(study, budget, out)
 
 
@@ -205,10 +222,11 @@ class _Study:
         self.posterior(people.context)
         return (time.perf_counter() - start) / 100
 
-    def posterior(self, context: Preferences) -> Posterior:
+    def posterior(self, context: Preferences, num_samples: int | None = None) -> Posterior:
         with warnings.catch_warnings():  # The report says for itself what these warn of.
             warnings.simplefilter("ignore", UserWarning)
-            return Posterior(self.model, self.guide, context, self.num_samples, seed=self.seed)
+            num_samples = num_samples or self.num_samples
+            return Posterior(self.model, self.guide, context, num_samples, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -258,35 +276,42 @@ def _run(study: _Study, budget: float, out: str | os.PathLike | None) -> Report:
 
 def _summary(checks: Sequence[Check]) -> list[str]:
     """Answers in plain words: can the posterior be believed, for whom, and what to do?"""
-    failed = [check for check in checks if check.verdict == "fail"]
-    inference = [check for check in failed if not check.sees_wrong_model]
-    reality = [check for check in failed if check.sees_wrong_model]
+    inference = [check for check in checks if not check.sees_wrong_model]
+    reality = [check for check in checks if check.sees_wrong_model]
+    lines = [_about_inference(inference), _about_reality(reality)]
     skipped = [check.name for check in checks if check.verdict == "skipped"]
-    if inference:
-        first = (
+    if skipped:
+        lines.append(f"Not checked: {', '.join(skipped)}; the table says why.")
+    return lines
+
+
+def _about_inference(checks: Sequence[Check]) -> str:
+    failed = [check for check in checks if check.verdict == "fail"]
+    if failed:
+        return (
             "The posteriors are not those of the fitted model: "
-            f"{_list(check.name for check in inference)} failed. What to do: {inference[0].advice}."
+            f"{', '.join(check.name for check in failed)} failed. What to do: {failed[0].advice}."
         )
-    elif any(not c.sees_wrong_model and c.verdict == "pass" for c in checks):
-        first = (
+    if any(check.name == _SBC and check.verdict == "pass" for check in checks):
+        return (
             "The posteriors are those of the fitted model, as far as people simulated from it can "
             "show; they could not show that the model is wrong."
         )
-    else:
-        first = "Whether the posteriors are those of the fitted model was not checked."
-    if reality:
-        second = (
-            f"The model does not fit the real people held out: {_list(c.name for c in reality)} "
-            f"failed. What to do: {reality[0].advice}."
+    return "Whether the posteriors are those of the fitted model was not checked in full."
+
+
+def _about_reality(checks: Sequence[Check]) -> str:
+    judged = [check for check in checks if check.verdict in ("pass", "fail")]
+    failed = [check for check in judged if check.verdict == "fail"]
+    if failed:
+        return (
+            f"The model does not fit the real people held out: {len(failed)} of {len(judged)} "
+            f"checks failed ({', '.join(check.name for check in failed)}). What to do: "
+            f"{failed[0].advice}."
         )
-    elif any(c.sees_wrong_model and c.verdict == "pass" for c in checks):
-        second = "Nothing in the choices of the real people held out contradicts the model."
-    else:
-        second = "Whether the model fits real people was not checked."
-    lines = [first, second]
-    if skipped:
-        lines.append(f"Not checked: {_list(skipped)}; the table says why.")
-    return lines
+    if judged:
+        return f"None of {len(judged)} checks on the real people held out contradicts the model."
+    return "Whether the model fits real people was not checked."
 
 
 # ---------------------------------------------------------------------- real people
@@ -303,7 +328,20 @@ def _real_predictions(study: _Study) -> tuple[list[Check], Section]:
     )
     last = predictions[-1]
     checks = [_check_gain(last)] if last.num_context else []
-    checks += [_check_reliability(last), *_check_agreements(predictions)]
+    checks += _check_agreements(predictions)
+    missing = sorted(set(study.sizes) - {at.num_context for at in predictions})
+    if missing:
+        reason = "fewer than 20 people have a choice left to predict"
+        sizes = ", ".join(map(str, missing))
+        checks.append(Check(f"predictions at {sizes} known", "–", "–", "skipped", reason, True))
+    figures = []
+    enough = [at for at in predictions if (~at.prob.isnan()).sum() >= _LEAST_COMPARISONS]
+    if enough:
+        checks.append(_check_reliability(enough[-1]))
+        figures.append(_reliability_figure(enough[-1]))
+    else:
+        reason = f"fewer than {_LEAST_COMPARISONS} choices to predict"
+        checks.append(Check(_RELIABILITY, "–", "–", "skipped", reason, True))
     rows = []
     for at in predictions:
         score = diagnostics.clustered_mean(at.log_score, mask=~at.log_score.isnan())
@@ -317,35 +355,44 @@ def _real_predictions(study: _Study) -> tuple[list[Check], Section]:
             }
             | {f"{level:.0%} intervals hold": _covered(at.pit, level) for level in LEVELS}
         )
-    curve = diagnostics.reliability(last.prob, last.choice, mask=~last.prob.isnan())
-    figure = _figure(
-        plots.reliability(
-            curve.prob,
-            curve.recalibrated,
-            curve.weight,
-            grid=curve.grid,
-            lower=curve.consistency_lower,
-            upper=curve.consistency_upper,
-        ),
-        f"Held-out people, {last.num_context} known choices: how often left was chosen (isotonic "
-        "estimate) where it was given a probability. Calibrated forecasts stay in the band.",
-    )
     text = (
         "Choices of people who took no part in the fit, by how many of theirs were known. Means "
         "are over people, ± one standard error clustered by person. The intervals are for each "
         "person's number of unseen choices that agree with the average person's: they hold too "
         "seldom where people differ more than the model says.",
     )
-    return checks, Section("Real people: predictions", text, pd.DataFrame(rows), [figure])
+    return checks, Section("Real people: predictions", text, pd.DataFrame(rows), figures)
+
+
+_RELIABILITY = "calibration of probabilities"
+_LEAST_COMPARISONS = 200  # Fewer show no curve.
+
+
+def _reliability_figure(at: HeldOut) -> Figure:
+    curve = diagnostics.reliability(at.prob, at.choice, mask=~at.prob.isnan())
+    ax = plots.reliability(
+        curve.prob,
+        curve.recalibrated,
+        curve.weight,
+        grid=curve.grid,
+        lower=curve.consistency_lower,
+        upper=curve.consistency_upper,
+    )
+    return _figure(
+        ax,
+        f"Held-out people, {at.num_context} known choices: the share of choices of the left item "
+        "(isotonic estimate, a tie counting one half) against its forecast. Calibrated forecasts "
+        "stay in the band.",
+    )
 
 
 def _check_gain(last: HeldOut) -> Check:
     gain, error = last.gain()
-    verdict = "pass" if gain > 2 * error else "fail" if gain < -2 * error else "note"
+    verdict = "pass" if gain > 2 * error else "fail" if gain < -2.6 * error else "note"
     return Check(
         f"gain from {last.num_context} known choices",
         f"{gain:.4f} ± {error:.4f} nats a choice",
-        "above 0 by two standard errors; below 0 by two fails",
+        "above 0 by 2 standard errors; below 0 by 2.6 fails",
         verdict,
         "use it" if verdict == "pass" else "knowing a person's choices does not help: " + REFIT,
         True,
@@ -353,11 +400,14 @@ def _check_gain(last: HeldOut) -> Check:
 
 
 def _check_reliability(last: HeldOut) -> Check:
-    error = diagnostics.expected_calibration_error(last.prob, last.choice, mask=~last.prob.isnan())
+    error = diagnostics.expected_calibration_error(
+        last.prob, last.choice, mask=~last.prob.isnan(), level=1 - _LEVEL
+    )
     good = error.lower <= 0
     return Check(
-        "calibration of probabilities",
-        f"expected calibration error {error.value:.3f} [{error.lower:.3f}, {error.upper:.3f}]",
+        _RELIABILITY,
+        f"expected calibration error {error.value:.3f} [{error.lower:.3f}, {error.upper:.3f}] at "
+        f"{last.num_context} known choices",
         f"the {error.level:.0%} interval reaches 0",
         "pass" if good else "fail",
         "use them" if good else REFIT,
@@ -368,14 +418,14 @@ def _check_reliability(last: HeldOut) -> Check:
 def _check_agreements(predictions: Sequence[HeldOut]) -> list[Check]:
     pit = torch.cat([at.pit for at in predictions]).unsqueeze(-1)
     sizes = np.repeat([at.num_context for at in predictions], [len(at.pit) for at in predictions])
-    result = diagnostics.sbc_test(pit, sizes)
+    result = diagnostics.sbc_test(pit, sizes, prob=1 - _LEVEL)
     worst = result.table.loc[result.table["p_value"].idxmin()]
     return [
         Check(
             "coverage of people's unseen choices",
             f"p = {result.p_value:.2g}"
             + (f", {worst['direction']} at {worst['group']}" if result.rejected else ""),
-            "p ≥ .05 over all sizes together",
+            f"p ≥ {_LEVEL} over all sizes together",
             "fail" if result.rejected else "pass",
             REFIT if result.rejected else "use the intervals",
             True,
@@ -387,9 +437,9 @@ def _real_directions(study: _Study) -> tuple[list[Check], Section]:
     table = score_tests(
         study.model, study.guide, study.data, num_samples=study.num_samples, seed=study.seed
     )
-    limit = 0.05 / len(table)
+    limit = _LEVEL / len(table)
     checks = []
-    for name, row in table.iterrows():
+    for name, row in table.dropna().iterrows():
         good = row["p"] >= limit
         checks.append(
             Check(
@@ -410,22 +460,24 @@ def _real_directions(study: _Study) -> tuple[list[Check], Section]:
 
 
 def _real_behaviour(study: _Study) -> tuple[list[Check], Section]:
-    table = predictive_checks(study.model, study.data, num_replicates=200, seed=study.seed)
+    table = predictive_checks(
+        study.model, study.data, num_replicates=400, level=_LEVEL, seed=study.seed
+    )
     tried = table[table["adjusted"].notna()]
     if tried.empty:
         raise _NotPossibleError("no two people share a pair, and nobody has two comparisons")
     worst = tried["adjusted"].idxmin()
-    good = tried.loc[worst, "adjusted"] >= 0.05
+    good = tried.loc[worst, "adjusted"] >= _LEVEL
     check = Check(
         "people simulated from the model behave alike",
         f"{worst}: p = {tried.loc[worst, 'adjusted']:.2g}, {tried.loc[worst, 'verdict']}",
-        f"p ≥ .05, adjusted for {len(tried)} comparisons",
+        f"p ≥ {_LEVEL}, adjusted for {len(tried)} comparisons",
         "pass" if good else "fail",
         "nothing" if good else REFIT,
         True,
     )
     text = (
-        "The choices of people held out beside those of 200 sets of people simulated from the "
+        "The choices of people held out beside those of 400 sets of people simulated from the "
         "model and asked about the same pairs: how much people agree with each other, with "
         "themselves, and in which directions they differ. No posterior is needed here. The error "
         "of the estimated population counts as a difference.",
@@ -437,7 +489,6 @@ def _real_surprises(study: _Study) -> tuple[list[Check], Section]:
     posterior = study.posterior(study.data)
     table = posterior.context_surprise(seed=study.seed)
     flagged = table[table["flag"]]
-    expected = diagnostics.sbc_test(table[["tail_probability"]].to_numpy())
     unreliable = posterior.context.user_names[~posterior.reliable.numpy()]
     checks = [
         Check(
@@ -463,9 +514,7 @@ def _real_surprises(study: _Study) -> tuple[list[Check], Section]:
     ]
     text = (
         "For whom not to believe the posterior. A person is flagged whose choices have a smaller "
-        "probability under the model than those of people simulated from it on the same pairs. Of "
-        f"all {len(table)} people together these probabilities are spread with p = "
-        f"{expected.p_value:.2g}: evenly, if the model is right.",
+        "probability under the model than those of people simulated from it on the same pairs.",
     )
     columns = ["comparisons", "log_evidence", "expected", "standard_deviation", "adjusted"]
     shown = table.sort_values("tail_probability").head(10)[columns].reset_index()
@@ -476,7 +525,10 @@ _MEANING = {
     "difference between people": ("people differ more than the model says", "people differ less"),
     "consistency of choices": ("choices are more consistent than it says", "less consistent"),
     "left over right": ("left is chosen more than it says", "right is chosen more"),
-    "lapses": ("some answers surprise as if made at random", "–"),
+    "lapses": (
+        "some answers surprise as if made at random",
+        "fewer answers are random than it says",
+    ),
 }
 
 
@@ -558,16 +610,15 @@ def _calibration_figures(calibration: CalibrationStudy) -> list[Figure]:
 
 
 def _check_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
-    result = calibration.test(posterior)
+    result = calibration.test(posterior, prob=1 - _LEVEL)
     worst = result.table.loc[result.table["p_value"].idxmin()]
     where = f", {worst['direction']}: {worst['quantity']}, {worst['group']} known choices"
     is_guide = posterior == "guide"
     bad = "note" if is_guide else "fail"
-    name = "the guide alone" if is_guide else "the posterior"
     return Check(
-        f"simulation-based calibration of {name}",
+        "simulation-based calibration of the guide alone" if is_guide else _SBC,
         f"p = {result.p_value:.2g}" + (where if result.rejected else ""),
-        "p ≥ .05, all quantities and sizes together",
+        f"p ≥ {_LEVEL}, all quantities and sizes together",
         bad if result.rejected else "pass",
         REFINE if result.rejected else "nothing",
         False,
@@ -576,14 +627,14 @@ def _check_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
 
 def _check_coverage(calibration: CalibrationStudy) -> Check:
     table = calibration.coverage("corrected")
-    limit = float(stats.norm.isf(0.025 / len(table)))
+    limit = float(stats.norm.isf(_LEVEL / 2 / len(table)))
     worst = table.loc[table["z"].abs().idxmax()]
     good = abs(worst["z"]) <= limit
     within = (table["z"].abs() <= 3).mean()
     return Check(
         "coverage of 50, 80 and 95 % intervals",
         f"{within:.1%} of {len(table)} within 3 standard errors, the worst {worst['z']:.1f} off",
-        f"the worst within {limit:.1f}, the 5 % limit of that many",
+        f"the worst within {limit:.1f}, the {_LEVEL:.0%} limit of that many",
         "pass" if good else "fail",
         "use the intervals" if good else REFINE,
         False,
@@ -612,8 +663,8 @@ def _check_ess(calibration: CalibrationStudy) -> Check:
         "effective share of the guide's draws",
         f"{ess[worst]:.2f} on average at {calibration.sizes[worst]} known choices, the worst",
         "at least .5 (.85 is good)",
-        "pass" if good else "fail",
-        "nothing" if ess[worst] >= 0.85 else REFINE,
+        "pass" if good else "note",
+        "nothing" if ess[worst] >= 0.85 else f"right but wasteful: {REFINE}",
         False,
     )
 
@@ -645,7 +696,7 @@ def _gold_standard(study: _Study) -> tuple[list[Check], Section]:
         divergence = (
             gold.log_weights.double().exp() * (gold.log_joint - gold.log_evidence - log_guide)
         ).sum(0)
-        ours = study.posterior(people.context).choice_prob(people.target).mean
+        ours = study.posterior(people.context, 4000).choice_prob(people.target).mean
         theirs = Posterior.from_draws(study.model, people.context, gold).choice_prob(people.target)
         rows.append(
             {
@@ -688,12 +739,12 @@ def _another_objective(study: _Study) -> tuple[list[Check], Section]:
     before, after = _spread(study.model, study), _spread(model, study)
     gain = _log_evidence(model, guide, study) - _log_evidence(study.model, study.guide, study)
     mean, error = gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()
-    good = mean <= 2 * error
+    good = mean <= 2.6 * error
     check = Check(
         "the fit continued with 64 particles",
         f"held-out people gain {mean:.4f} ± {error:.4f} nats each, their differences grow by "
         f"{100 * (after / before - 1):.1f} %",
-        "no gain beyond two standard errors",
+        "no gain beyond 2.6 standard errors",
         "pass" if good else "fail",
         "nothing"
         if good

@@ -20,6 +20,7 @@ from fssa_bayes import (
     Posterior,
     Preferences,
     Sleep,
+    exact,
     fit,
     load,
     save,
@@ -423,14 +424,40 @@ def test_export_holds_ties(people) -> None:
     assert exported.attrs["log nu"] == pytest.approx(-0.4)
 
 
-def test_the_guides_prior_and_sides_stay_as_they_were(people) -> None:
-    """The guide sees a tie as both orders, and no sides: its proposals are weighed for that."""
-    _, guide, context, _ = people
-    batch, swapped = context.batch(), context.swap().batch()
-    z = torch.randn(50, len(context), 2)
+@pytest.mark.parametrize("position_bias", [False, True])
+def test_the_guide_sees_sides_where_they_matter(
+    position_bias: bool, make_data: MakeData, randomise: Callable
+) -> None:
+    """A tie is both orders; a choice of the left tells something of its own under a bias."""
+    data = make_data((3, 1, 5, 2), half_wins=True)
+    data = data.with_choices(data.choice, ties="keep")
+    model = HeterogeneousBTL(3, 2, ties="davidson", position_bias=position_bias)
+    guide = randomise(NeuralProcessGuide(model))
+    batch, swapped = data.batch(), data.swap().batch()
+    z = torch.randn(50, len(data), 2)
     with torch.no_grad():
         there, back = guide.posterior(batch).log_prob(z), guide.posterior(swapped).log_prob(z)
-    torch.testing.assert_close(there, back, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(there, back, atol=1e-4, rtol=1e-4) != position_bias
+
+
+def test_a_guide_learns_what_a_biased_choice_is_worth(make_data: MakeData) -> None:
+    """Where left is favoured, a choice of the left tells less of a person: exact, on a grid."""
+    model = HeterogeneousBTL(3, 1, "linear", position_bias=True)
+    with torch.no_grad():
+        model.bias.fill_(2.0)
+        model.utility.loading.copy_(torch.tensor([[1.5], [0.0], [0.0]]))
+    guide = NeuralProcessGuide(model, posterior="normal", hidden_dim=16)
+    pairs = make_data([6] * 200, num_items=30)
+    stage = Sleep(8, steps=200, batch_size=64)
+    fit(model, guide, pairs, objective=stage, learning_rate=1e-2, progress_bar=False)
+    people, _ = model.simulate(pairs.subset(range(100)), seed=1)
+    chosen = people.with_choices(np.ones(people.num_comparisons))
+    for known in (chosen, chosen.swap()):
+        gold = exact.grid(model, known)
+        mean = (gold.log_weights.exp().unsqueeze(-1) * gold.z).sum(0)
+        with torch.no_grad():
+            loc = guide.posterior(known.batch()).base_dist.loc
+        assert (loc - mean).square().mean() < 0.1 * mean.square().mean()
 
 
 @EACH

@@ -411,3 +411,12 @@ def test_chains_are_exported_to_arviz(sampled: Sampled) -> None:
     lp = exported["sample_stats"]["lp"].values[0]
     np.testing.assert_array_equal(lp, posterior.log_joint.numpy())
     assert exported["posterior"].attrs["correct"] == "nuts"
+
+
+def test_draws_of_another_model_are_refused(make_data) -> None:
+    data = make_data((3, 2))
+    model, other = HeterogeneousBTL(3, 1, "linear"), HeterogeneousBTL(3, 1, "linear")
+    with torch.no_grad():
+        other.utility.loading.mul_(5)
+    with pytest.raises(ValueError, match="of this model"):
+        Posterior.from_draws(other, data, exact.grid(model, data))
