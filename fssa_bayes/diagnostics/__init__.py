@@ -1,4 +1,10 @@
-"""Can this posterior be believed? Tensors and callables in, numbers out, whatever made them."""
+"""Can this posterior be believed? Tensors and callables in, numbers out, whatever made them.
+
+Scores and reliability are of the probability that left is preferred, a choice of ½ being half of
+each. Under a model in which ties are answers, forecast the expected choice, `p.mean + p.tie / 2` of
+:class:`fssa_bayes.posterior.ChoiceProbability`, and take the log score of all three answers from
+`Posterior.log_score`.
+"""
 
 from fssa_bayes.diagnostics.agreement import (
     PARETO_K_THRESHOLD,
