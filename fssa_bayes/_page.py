@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
@@ -115,7 +116,9 @@ def _table(table: pd.DataFrame, cards: bool) -> str:
 
 def _cell(name: str, value: object) -> str:
     kind = "number" if isinstance(value, float) else "verdict" if name == "verdict" else ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = str(value)
+    if isinstance(value, float):
+        text = "–" if math.isnan(value) else f"{value:.4g}"
     attributes = f' class="{kind}"' if kind else ""
     return f'<td{attributes} data-label="{html.escape(name)}">{html.escape(text)}</td>'
 

@@ -456,7 +456,7 @@ def _real_directions(study: _Study) -> tuple[list[Check], Section]:
         "error suggests: each is the slope of the held-out people's log-likelihood in a direction "
         "in which the model could be wrong.",
     )
-    return checks, Section("Real people: where the model is wrong", text, table.reset_index())
+    return checks, Section("Real people: directions to be wrong in", text, table.reset_index())
 
 
 def _real_behaviour(study: _Study) -> tuple[list[Check], Section]:
@@ -554,6 +554,7 @@ def _simulated(study: _Study) -> tuple[list[Check], Section]:
         _check_pareto_k(calibration),
     ]
     table = calibration.test("corrected").table.drop(columns=["users", "mean", "variance"])
+    table = table.rename(columns={"group": "known choices"})
     text = (
         "People simulated from the fitted model: their true values must be spread evenly over "
         "their posteriors. These checks judge guide and importance weights. A wrong model passes "
