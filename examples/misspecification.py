@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         table[name] = ring(*judged, people, args)
     table = pd.DataFrame(table).T.rename_axis("people")
     with pd.option_context("display.width", 200):
-        print(f"\np-values, and the share of people flagged; {args.test_users} people a row")
+        print(f"\np-values, and the share of people who surprise; {args.test_users} people a row")
         print(table.map("{:.2g}".format).to_string())
     print(f"noticed: below {LEVEL:.3f}")
     args.out.mkdir(parents=True, exist_ok=True)
