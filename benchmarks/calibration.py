@@ -31,7 +31,7 @@ from fssa_bayes import (
     exact,
     fit,
 )
-from fssa_bayes.calibration import CalibrationStudy, calibrate, draw_model, simulate_people
+from fssa_bayes.calibration import CalibrationStudy, ask, calibrate, draw_model, simulate_people
 from fssa_bayes.datasets import two_mode
 from fssa_bayes.diagnostics import sbc_test
 from fssa_bayes.held_out import predict_held_out, score_tests
@@ -87,10 +87,7 @@ def simulate(
     """Draws people who differ by two nats and their 12 choices each, on random pairs."""
     rng = np.random.default_rng(seed)
     items = rng.normal(size=(NUM_ITEMS, NUM_FEATURES))
-    total = 12 * people
-    left = rng.integers(NUM_ITEMS, size=total)
-    right = (left + rng.integers(1, NUM_ITEMS, size=total)) % NUM_ITEMS
-    pairs = Preferences(left, right, np.zeros(total), 12 * np.arange(people + 1), items=items)
+    pairs = ask(items, people, 12, rng)
     truth = draw_model(pairs.items, latent_dim, utility, spread=2.0, seed=seed)
     return truth, truth.simulate(pairs, seed=seed)[0]
 

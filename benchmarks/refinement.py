@@ -32,6 +32,7 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes._random import seeded
+from fssa_bayes.calibration import ask
 
 SIZES = (0, 1, 2, 4, 8, 16, 32)
 # Standard deviation of centred utilities between people in the truth, in nats. A bilinear fit of
@@ -136,12 +137,7 @@ def between_people(model: HeterogeneousBTL, items: Tensor, z: Tensor) -> float:
 
 def questions(items: Tensor, people: int, comparisons: int, seed: int) -> Preferences:
     """Asks everybody about as many random pairs, with no answers yet."""
-    rng = np.random.default_rng([seed, comparisons])
-    total = people * comparisons
-    left = rng.integers(len(items), size=total)
-    right = (left + rng.integers(1, len(items), size=total)) % len(items)
-    offsets = comparisons * np.arange(people + 1)
-    return Preferences(left, right, np.zeros(total), offsets, items=items)
+    return ask(items, people, comparisons, np.random.default_rng([seed, comparisons]))
 
 
 def measure(

@@ -35,6 +35,7 @@ from fssa_bayes.calibration import (
     NUM_FIXED,
     NUM_OWN,
     CalibrationStudy,
+    ask,
     calibrate,
     draw_model,
 )
@@ -83,11 +84,7 @@ def simulate(args: argparse.Namespace) -> tuple[HeterogeneousBTL, Preferences]:
     """Draws people who differ by two nats, and their choices on random pairs."""
     rng = np.random.default_rng(args.seed)
     items = rng.normal(size=(NUM_ITEMS, NUM_FEATURES))
-    total = args.users * args.comparisons
-    left = rng.integers(NUM_ITEMS, size=total)
-    right = (left + rng.integers(1, NUM_ITEMS, size=total)) % NUM_ITEMS
-    offsets = np.arange(args.users + 1) * args.comparisons
-    pairs = Preferences(left, right, np.zeros(total), offsets, items=items)
+    pairs = ask(items, args.users, args.comparisons, rng)
     truth = draw_model(pairs.items, args.latent_dim, args.utility, seed=args.seed)
     return truth, truth.simulate(pairs, seed=args.seed)[0]
 

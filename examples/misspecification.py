@@ -42,6 +42,7 @@ from fssa_bayes import (
     diagnostics,
     fit,
 )
+from fssa_bayes.calibration import ask as random_pairs
 from fssa_bayes.calibration import calibrate, draw_model
 from fssa_bayes.held_out import predict_held_out, score_tests
 from fssa_bayes.predictive_checks import predictive_checks
@@ -131,12 +132,7 @@ PEOPLE: dict[str, Callable[[HeterogeneousBTL, argparse.Namespace], Preferences]]
 def ask(users: int, args: argparse.Namespace, *, seed: int) -> Preferences:
     """Asks people about random pairs of the items, the same items for all."""
     items = np.random.default_rng(0).normal(size=(NUM_ITEMS, NUM_FEATURES))
-    rng = np.random.default_rng(seed)
-    total = users * args.comparisons
-    left = rng.integers(NUM_ITEMS, size=total)
-    right = (left + rng.integers(1, NUM_ITEMS, size=total)) % NUM_ITEMS
-    offsets = np.arange(users + 1) * args.comparisons
-    return Preferences(left, right, np.zeros(total), offsets, items=items)
+    return random_pairs(items, users, args.comparisons, np.random.default_rng(seed))
 
 
 def factors(truth: HeterogeneousBTL, users: int, args: argparse.Namespace) -> torch.Tensor:

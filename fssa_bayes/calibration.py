@@ -38,6 +38,7 @@ __all__ = [
     "LEVELS",
     "CalibrationStudy",
     "SimulatedPeople",
+    "ask",
     "calibrate",
     "check_study",
     "draw_model",
@@ -55,6 +56,17 @@ _QUANTITIES = (
     "distance to a point (TARP)",
     "log-likelihood of context",
 )
+
+
+def ask(
+    items: np.ndarray | Tensor, num_users: int, num_comparisons: int, rng: np.random.Generator
+) -> Preferences:
+    """Asks everybody about as many random pairs of items (M, D); there are no answers yet."""
+    total = num_users * num_comparisons
+    left = rng.integers(len(items), size=total)
+    right = (left + rng.integers(1, len(items), size=total)) % len(items)
+    offsets = num_comparisons * np.arange(num_users + 1)
+    return Preferences(left, right, np.zeros(total), offsets, items=items)
 
 
 @torch.no_grad()
@@ -164,7 +176,8 @@ class CalibrationStudy:
         quantities: Names of the quantities, (Q,).
         pit: Probability integral transforms with shape (G, U, Q), by name of the posterior:
             `"corrected"`, the importance-weighted one, and `"guide"`, the guide's own draws, unless
-            other draws were studied. NaN for the log-likelihood of an empty context.
+            other draws were studied. The log-likelihood of an empty context says nothing: its
+            transforms are random numbers.
         relative_ess: Effective sample size of the guide's draws as a share of their number, (G, U).
         pareto_k: Pareto k-hat of the guide's draws, (G, U).
         contraction: 1 − posterior over prior variance of a margin, the mean over the fixed pairs,

@@ -32,6 +32,7 @@ from fssa_bayes.importance import (
 from fssa_bayes.inference import check_data, check_guide, fit
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.population import feature_differences
 
 __all__ = [
     "Elpd",
@@ -628,7 +629,7 @@ def _variance_scores(average: HeterogeneousBTL, data: Preferences) -> tuple[Tens
     """
     slopes, curvatures = [], []
     for batch in user_batches(data, 16, average.device):
-        difference = _differences(average, batch).double()
+        difference = feature_differences(average, batch).double()
         z = batch.choice.new_zeros(1, batch.num_users, 0)
         prob = average.choice(batch, z).mean[0].double()
         residual = (batch.choice - prob) * batch.mask
@@ -643,14 +644,6 @@ def _variance_scores(average: HeterogeneousBTL, data: Preferences) -> tuple[Tens
     curvature = whiten.T @ curvature @ whiten
     score = 0.5 * (slope.unsqueeze(-1) * slope.unsqueeze(-2) - curvature)
     return score, _Slopes(slope, slope.T @ slope)
-
-
-def _differences(model: HeterogeneousBTL, batch) -> Tensor:
-    if batch.items.dtype == torch.int64:
-        items = torch.nn.functional.one_hot(batch.items, model.num_features).float()
-    else:
-        items = model.standardise(batch.items)
-    return items[batch.left] - items[batch.right]
 
 
 def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 100) -> Tensor:

@@ -16,7 +16,7 @@ people, divided by its standard error, is standard normal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import log_predictive, user_batches
+from fssa_bayes.importance import log_predictive
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import ChoiceProbability, Posterior
 
@@ -128,50 +128,48 @@ def _predict(
     unknown = Posterior(model, guide, nothing, num_samples, seed=seed)
     average = _expected(unknown.choice_prob(target))
     whole = target.batch()
-    tables = {name: torch.full_like(average, torch.nan) for name in ("log_score", "baseline")}
-    pit = torch.empty(len(target))
-    with seeded(seed):
-        for name, posterior in (("log_score", known), ("baseline", unknown)):
-            for people, batch, likelihood, log_weights in _likelihoods(posterior, target):
-                score = log_predictive(likelihood.outcomes, log_weights, batch.choice)
-                width = batch.mask.shape[1]
-                tables[name][people, :width] = score.masked_fill(~batch.mask, torch.nan).cpu()
-                if name == "log_score":
-                    liked = (average[people, :width] > 0.5).to(batch.choice) * 2 - 1
-                    # Half a win each is never drawn by a model without ties.
-                    is_drawn = batch.mask & ((batch.choice != 0.5) | model.has_ties)
-                    weight, drawn = liked * is_drawn, likelihood.sample() - 0.5
-                    agreed = ((batch.choice - 0.5) * weight).sum(-1, keepdim=True)
-                    pit[people] = diagnostics.weighted_pit(
-                        (drawn * weight).sum(-1, keepdim=True).cpu(),
-                        log_weights.cpu(),
-                        agreed.cpu(),
-                        seed=seed + people.start,
-                    ).squeeze(-1)
     return HeldOut(
         size,
         prob=_expected(known.choice_prob(target)),
         choice=whole.choice.masked_fill(~whole.mask, torch.nan),
-        pit=pit,
-        **tables,
+        log_score=_log_score(known, target),
+        baseline=_log_score(unknown, target),
+        pit=_agreements(known, target, average, seed),
     )
+
+
+def _log_score(posterior: Posterior, target: Preferences) -> Tensor:
+    """Log-probability of each choice in nats, (U, N), NaN in padding."""
+    table = torch.full((len(target), int(target.counts.max())), torch.nan)
+    for people, batch, likelihood, log_weights in posterior.likelihoods(target):
+        score = log_predictive(likelihood.outcomes, log_weights, batch.choice)
+        width = batch.mask.shape[1]
+        table[people, :width] = score.masked_fill(~batch.mask, torch.nan).cpu()
+    return table
+
+
+def _agreements(posterior: Posterior, target: Preferences, average: Tensor, seed: int) -> Tensor:
+    """Transforms of people's agreements with the average person, whose choices are (U, N); (U,)."""
+    pit = torch.empty(len(target))
+    with seeded(seed):
+        for people, batch, likelihood, log_weights in posterior.likelihoods(target):
+            expected = average[people, : batch.mask.shape[1]].to(batch.choice)
+            liked = (expected > 0.5).to(batch.choice) * 2 - 1
+            # Half a win each is never drawn by a model without ties.
+            is_drawn = batch.mask & ((batch.choice != 0.5) | posterior.model.has_ties)
+            weight, drawn = liked * is_drawn, likelihood.sample() - 0.5
+            agreed = ((batch.choice - 0.5) * weight).sum(-1, keepdim=True)
+            pit[people] = diagnostics.weighted_pit(
+                (drawn * weight).sum(-1, keepdim=True).cpu(),
+                log_weights.cpu(),
+                agreed.cpu(),
+                seed=seed + people.start,
+            ).squeeze(-1)
+    return pit
 
 
 def _expected(prob: ChoiceProbability) -> Tensor:
     return prob.mean + prob.tie / 2
-
-
-def _likelihoods(
-    posterior: Posterior, target: Preferences
-) -> Iterator[tuple[slice, Batch, BradleyTerry, Tensor]]:
-    """Iterates over p(choices | z) and normalised log-weights (S, U), some people at a time."""
-    model, (z, log_weights) = posterior.model, posterior.proposals
-    start = 0
-    for batch in user_batches(target, len(z), model.device):
-        people = slice(start, start + batch.num_users)
-        start = people.stop
-        likelihood = model.choice(batch, z[:, people].to(model.device))
-        yield people, batch, likelihood, log_weights[:, people].to(model.device)
 
 
 _DIRECTIONS = (
@@ -228,7 +226,7 @@ def score_tests(
     with seeded(seed):
         strangers = model.prior(256).sample()
     scores = []
-    for _, batch, likelihood, log_weights in _likelihoods(posterior, data):
+    for _, batch, likelihood, log_weights in posterior.likelihoods(data):
         margin, average = likelihood.margin, _mean_margin(model, batch, strangers)
         residual, log_prob = _residual(likelihood, batch.choice)
         # The derivative by the share of answers at random, each of them as likely as another.

@@ -8,7 +8,7 @@ Draws come from the mixture :math:`m(z) = .8\,q(z \mid C) + .2\,p(z)`, so that n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -341,24 +341,33 @@ def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tenso
     """Evaluates log q(z|C) of draws (S, U, K) from elsewhere, with shape (S, U); NaN if None."""
     if guide is None:
         return torch.full(z.shape[:2], math.nan)
-    scores, start = [], 0
-    for batch in user_batches(context, len(z), guide.model.device):
-        stop = start + batch.num_users
-        draws = z[:, start:stop].to(guide.model.device)
-        scores.append(guide.posterior(batch.clean()).log_prob(draws).cpu())
-        start = stop
-    return torch.cat(scores, 1)
+    return _over_people(
+        guide.model, context, z, lambda batch, draws: guide.posterior(batch).log_prob(draws)
+    )
 
 
 @torch.no_grad()
 def log_joint(model: HeterogeneousBTL, context: Preferences, z: Tensor) -> Tensor:
     """Evaluates log p(z) p(C|z) of draws (S, U, K) from elsewhere, with shape (S, U), in nats."""
+
+    def evaluate(batch: Batch, draws: Tensor) -> Tensor:
+        likelihood = model.choice(batch, draws).log_prob(batch.choice)
+        return model.prior(batch.num_users).log_prob(draws) + likelihood
+
+    return _over_people(model, context, z, evaluate)
+
+
+def _over_people(
+    model: HeterogeneousBTL,
+    context: Preferences,
+    z: Tensor,
+    evaluate: Callable[[Batch, Tensor], Tensor],
+) -> Tensor:
+    """Evaluates draws (S, U, K) of people, a few at a time, and returns (S, U) on the CPU."""
     values, start = [], 0
     for batch in user_batches(context, len(z), model.device):
         stop = start + batch.num_users
-        draws, batch = z[:, start:stop].to(model.device), batch.clean()
-        likelihood = model.choice(batch, draws).log_prob(batch.choice)
-        values.append((model.prior(batch.num_users).log_prob(draws) + likelihood).cpu())
+        values.append(evaluate(batch.clean(), z[:, start:stop].to(model.device)).cpu())
         start = stop
     return torch.cat(values, 1)
 

@@ -123,9 +123,7 @@ class ImportanceWeightedELBO(Objective):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(steps=steps, batch_size=batch_size)
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-        self.num_particles = num_particles
+        self.num_particles = _checked_particles(num_particles)
         self.subset = subset
         if num_particles == 1:  # Pyro does not vectorise a single particle; the two coincide.
             self._elbo = Trace_ELBO(max_plate_nesting=1)
@@ -236,9 +234,7 @@ class PredictiveLikelihood(Objective):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(steps=steps, batch_size=batch_size)
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-        self.num_particles = num_particles
+        self.num_particles = _checked_particles(num_particles)
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
@@ -285,9 +281,7 @@ class Sleep(Objective):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(steps=steps, batch_size=batch_size)
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-        self.num_particles = num_particles
+        self.num_particles = _checked_particles(num_particles)
 
     def draw_batch(
         self, model: HeterogeneousBTL, data: Preferences, rng: np.random.Generator
@@ -326,6 +320,12 @@ class Sleep(Objective):
             log_joint = log_prior + model.choice(context, z).log_prob(context.choice)
             weights = (log_joint - log_mixture).softmax(0)
         return -(weights * log_guide).sum(0).mean()
+
+
+def _checked_particles(num_particles: int) -> int:
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    return num_particles
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:

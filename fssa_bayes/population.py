@@ -32,6 +32,7 @@ from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 __all__ = [
     "PopulationDraws",
     "PopulationMixture",
+    "feature_differences",
     "population_draws",
     "population_table",
     "ranking_table",
@@ -511,7 +512,7 @@ def _person_moments(
 ) -> tuple[Tensor, Tensor]:
     """Sums the moments over a batch, for z (S, U, K) with normalised weights (S, U)."""
     first, second = _derivatives(model.choice(batch, z), batch.choice, model.bias is not None)
-    difference = _differences(model, batch).double()
+    difference = feature_differences(model, batch).double()
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
 
@@ -574,7 +575,7 @@ def _derivatives(
     return [first[i].detach() for i in index], [[second[i][j] for j in index] for i in index]
 
 
-def _differences(model: HeterogeneousBTL, batch: Batch) -> Tensor:
+def feature_differences(model: HeterogeneousBTL, batch: Batch) -> Tensor:
     """Returns x_left − x_right, standardised, with shape (U, N, D)."""
     if batch.items.dtype == torch.int64:
         items = torch.nn.functional.one_hot(batch.items, model.num_features)

@@ -351,7 +351,7 @@ class Posterior:
         """
         width = int(self._check_target(target).counts.max(initial=0))
         out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
-        for people, batch, likelihood, log_weights in self._likelihoods(target):
+        for people, batch, likelihood, log_weights in self.likelihoods(target):
             weights = log_weights.exp().unsqueeze(-1)
             prob, outcomes = likelihood.mean, likelihood.outcomes
             mean = (weights * prob).sum(0).clamp(0, 1)
@@ -386,7 +386,7 @@ class Posterior:
         scores = [
             (log_predictive(likelihood.outcomes, log_weights, batch.choice) * batch.mask).sum(-1)
             / batch.num_comparisons
-            for _, batch, likelihood, log_weights in self._likelihoods(self._check_target(target))
+            for _, batch, likelihood, log_weights in self.likelihoods(self._check_target(target))
         ]
         return torch.cat(scores).cpu()
 
@@ -395,9 +395,18 @@ class Posterior:
         check_same_people(self.context, target)
         return target
 
-    def _likelihoods(
+    def likelihoods(
         self, target: Preferences
     ) -> Iterator[tuple[slice, Batch, BradleyTerry, Tensor]]:
+        """Iterates over the target, few enough people at a time to bound memory.
+
+        Args:
+            target: Comparisons of the same people in the same order.
+
+        Yields:
+            Which people, their comparisons, p(choices | z) under all draws with batch shape (S, U),
+            and the draws' normalised log-weights (S, U), on the model's device.
+        """
         start = 0
         for batch in user_batches(target, self.num_samples, self.model.device):
             people = slice(start, start + batch.num_users)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -38,7 +39,7 @@ from fssa_bayes.calibration import (
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.held_out import HeldOut, predict_held_out, score_tests
-from fssa_bayes.importance import propose, score_draws, user_batches
+from fssa_bayes.importance import person_log_marginal_likelihood, score_draws
 from fssa_bayes.inference import check_data, check_guide, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.objectives import ImportanceWeightedELBO
@@ -553,7 +554,8 @@ def _simulated(study: _Study) -> tuple[list[Check], Section]:
         _check_ess(calibration),
         _check_pareto_k(calibration),
     ]
-    table = calibration.test("corrected").table.drop(columns=["users", "mean", "variance"])
+    tested = calibration.test("corrected").table
+    table = tested.drop(columns=["users", "mean", "variance"])
     table = table.rename(columns={"group": "known choices"})
     text = (
         "People simulated from the fitted model: their true values must be spread evenly over "
@@ -562,14 +564,13 @@ def _simulated(study: _Study) -> tuple[list[Check], Section]:
         "the truth's mean distance from the posterior in standard deviations.",
     )
     return checks, Section(
-        "Simulated people: calibration", text, table, _calibration_figures(calibration)
+        "Simulated people: calibration", text, table, _calibration_figures(calibration, tested)
     )
 
 
-def _calibration_figures(calibration: CalibrationStudy) -> list[Figure]:
+def _calibration_figures(calibration: CalibrationStudy, tested: pd.DataFrame) -> list[Figure]:
     sizes, people = calibration.sizes, calibration.pareto_k.shape[1]
-    result = calibration.test("corrected").table
-    worst = sizes.index(int(result.loc[result["p_value"].idxmin(), "group"]))
+    worst = sizes.index(int(tested.loc[tested["p_value"].idxmin(), "group"]))
     pit = calibration.pit["corrected"]
     band = diagnostics.ecdf_band(people, pit.shape[-1] * len(sizes))
     levels = np.linspace(0.05, 0.95, 19)
@@ -810,14 +811,13 @@ def _spread(model: HeterogeneousBTL, study: _Study) -> float:
 def _log_evidence(
     model: HeterogeneousBTL, guide: NeuralProcessGuide, study: _Study
 ) -> torch.Tensor:
-    """Log marginal likelihood of every person held out, in nats, with shape (U,)."""
+    """Log marginal likelihood of every person held out, in nats, with shape (U,), in one round."""
+    draws = study.num_samples
     with seeded(study.seed):
-        return torch.cat(
-            [
-                propose(model, guide, batch, study.num_samples).log_weights.logsumexp(0).cpu()
-                for batch in user_batches(study.data, study.num_samples, model.device)
-            ]
+        values, *_ = person_log_marginal_likelihood(
+            model, guide, study.data, draws, target_error=math.inf, max_samples=draws
         )
+    return values.cpu()
 
 
 # ---------------------------------------------------------------------- the parts in order
@@ -893,10 +893,6 @@ def _some(names: pd.Index) -> str:
 
 def _yes(answer: bool) -> str:
     return "yes" if answer else "no"
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _check_writable(out: Path) -> None:
