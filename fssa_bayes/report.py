@@ -595,9 +595,10 @@ def _calibration_figures(calibration: CalibrationStudy, tested: pd.DataFrame) ->
                 (levels - error).clip(0),
                 (levels + error).clip(max=1),
                 [f"{size} known" for size in sizes],
-                band_name="exact posterior, ± 2 standard errors of one pair",
+                band_name="exact, ± 2 s.e.",
             ),
-            "Corrected posterior: how often intervals for the margins of pairs hold the truth.",
+            "Corrected posterior: how often intervals for the margins of pairs hold the truth; the "
+            "band is of one pair at one size.",
         ),
         _figure(
             plots.contraction(size, calibration.contraction.flatten()),
