@@ -37,8 +37,13 @@ CHECKS = (
     "spread: similar pairs",
     "spread: the model's directions",
 )
-"""Checks that are always tried; `spread: NAME` of each feature joins them where there are few."""
+"""Checks that are always tried.
 
+`share of ties` and `spread: ties` join them for a model with ties, `spread: NAME` of each feature
+where there are few.
+"""
+
+_TIES = "spread: ties"
 _MAX_FEATURES = 8  # Features that have a check of their own.
 _MAX_TRIPLES = 100_000
 _MAX_WIDTH = 300  # Comparisons of a person whose products are taken; more are drawn from.
@@ -63,10 +68,13 @@ def predictive_checks(
     only differences between people bring about.
 
     - `share of left`: share of choices of the left item (sees a position bias).
+    - `share of ties`: share of ties, where the model has them.
     - `agreement on shared pairs`: probability that two people who judged the same pair agree.
     - `intransitive triples`: share of cycles among three items that one person compared with each
       other, repeated judgements averaged.
     - `spread: left`, a = 1: do people differ in their liking for the left side?
+    - `spread: ties`, a = 1 and e = 1[tie] − P(tie): do people differ in how readily they
+      call a tie, where the model has ties?
     - `spread: favourites`, a = s_n s_m with s the sign of p̄ − ½: do they differ in how often
       they choose what most people choose (consistency, lapses, taste)?
     - `spread: similar pairs`, a = d_n·d_m with d the difference of the items' standardised
@@ -184,14 +192,24 @@ class _Spread:
     Attributes:
         rows: Numbers of their comparisons, in the order of `mask`.
         marginal: Probability of left, averaged over people, of each of these.
+        tie: Probability of a tie, likewise, or None in a model without ties.
         mask: True where there is a comparison, (U, N).
         weights: Weights a (U, N, N) of each spread, with a zero diagonal.
     """
 
     rows: np.ndarray
     marginal: np.ndarray
+    tie: np.ndarray | None
     mask: Tensor
     weights: dict[str, Tensor]
+
+    def residuals(self, choices: np.ndarray, name: str) -> Tensor:
+        """Returns residuals (B, U, N) of choices (B, R): those of ties for the spread of ties."""
+        chosen = choices[:, self.rows]
+        residual = (chosen == 0.5) - self.tie if name == _TIES else chosen - self.marginal
+        padded = torch.zeros(len(choices), *self.mask.shape)
+        padded[:, self.mask] = torch.from_numpy(residual.astype(np.float32))
+        return padded
 
 
 class _Statistics:
@@ -208,6 +226,7 @@ class _Statistics:
         spreads: list[_Spread],
         pairs: _SharedPairs | None,
         triples: _Triples | None,
+        has_ties: bool,
     ) -> None:
         self.spreads = spreads
         self.sizes = {
@@ -216,7 +235,10 @@ class _Statistics:
         }
         self.pairs, self.triples = pairs, triples
         several = int((data.counts > 1).sum())
+        self.has_ties = has_ties
         self.units = {"share of left": data.num_comparisons}
+        if has_ties:
+            self.units["share of ties"] = data.num_comparisons
         if pairs is not None:
             self.units["agreement on shared pairs"] = int(pairs.total)
         if triples is not None:
@@ -226,15 +248,16 @@ class _Statistics:
 
     def __call__(self, choices: np.ndarray) -> np.ndarray:
         columns = [choices.mean(-1, dtype=np.float64)]
+        if self.has_ties:
+            columns.append((choices == 0.5).mean(-1, dtype=np.float64))
         if self.pairs is not None:
             columns.append(self.pairs(choices))
         if self.triples is not None:
             columns.append(self.triples(choices))
         totals: dict[str, Tensor] = {}
         for part in self.spreads:
-            padded = torch.zeros(len(choices), *part.mask.shape)
-            padded[:, part.mask] = torch.from_numpy(choices[:, part.rows] - part.marginal)
             for name, weights in part.weights.items():
+                padded = part.residuals(choices, name)
                 # Σ a_nm e_n e_m of each replicate, people as the batch of a matrix product.
                 product = torch.bmm(padded.transpose(0, 1), weights).transpose(0, 1)
                 value = (product * padded).sum((1, 2)).double()
@@ -348,9 +371,10 @@ def _statistics(
     several = data.counts.max() > 1
     spreads = _spreads(model, data, names, seed) if several else []
     if not several:
-        for name in (*CHECKS[3:], *(f"spread: {name}" for name in names)):
+        ties = [_TIES] if model.has_ties else []
+        for name in (*CHECKS[3:], *ties, *(f"spread: {name}" for name in names)):
             skipped.setdefault(name, "skipped: nobody has two comparisons")
-    return _Statistics(data, spreads, pairs, triples), skipped
+    return _Statistics(data, spreads, pairs, triples, model.has_ties), skipped
 
 
 def _spreads(
@@ -371,12 +395,17 @@ def _spreads(
         stop = start + max(1, int(np.searchsorted(cells, _CHUNK)))
         people, start = order[start:stop], stop
         batch = data.batch(people).to(model.device)
-        prob = _expected_choice(model.choice(batch, z.expand(-1, batch.num_users, -1)))
+        likelihood = model.choice(batch, z.expand(-1, batch.num_users, -1))
+        prob = _expected_choice(likelihood)
         mean = prob.mean(0)
+        tie = likelihood.outcomes.tie
         rows = [np.arange(data.offsets[u], data.offsets[u + 1]) for u in people]
         weights = _weights(model, batch, prob - mean, mean, scale, features)
         marginal = mean[batch.mask].cpu().numpy()
-        spreads.append(_Spread(kept[np.concatenate(rows)], marginal, batch.mask.cpu(), weights))
+        if tie is not None:
+            tie = tie.exp().mean(0)[batch.mask].cpu().numpy()
+        numbers = kept[np.concatenate(rows)]
+        spreads.append(_Spread(numbers, marginal, tie, batch.mask.cpu(), weights))
     return spreads
 
 
@@ -414,7 +443,10 @@ def _weights(
         directions |= {name: difference[..., [d]] for d, name in enumerate(features)}
         similar = difference @ difference.mT
     weights = {name: values @ values.mT for name, values in directions.items()}
-    weights = {"left": weights.pop("left"), "favourites": weights.pop("favourites")} | {
+    first = {"left": weights.pop("left"), "favourites": weights.pop("favourites")}
+    if model.has_ties:
+        first["ties"] = torch.ones_like(first["left"])
+    weights = first | {
         "similar pairs": similar,
         **({"the model's directions": _own(deviation, mean)} if model.latent_dim else {}),
         **weights,

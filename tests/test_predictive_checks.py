@@ -232,3 +232,36 @@ def test_long_lists_of_comparisons_are_drawn_from() -> None:
     keep = _at_most(counts, 300, seed=0)
     person = np.repeat(np.arange(4), counts)
     assert np.bincount(person[keep], minlength=4).tolist() == [2, 0, 300, 5]
+
+
+def test_habits_of_ties_are_told_from_taste() -> None:
+    """People who call a tie half the time among others who hardly do: ties are personal, alone."""
+    people, comparisons = 300, 8
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(3, 0, utility="linear", ties="davidson").eval()
+    with torch.no_grad():
+        model.utility.mean.copy_(MEAN)
+    asked = pairs(people, comparisons, seed=1)
+    data, _ = model.simulate(asked, seed=2)
+    table = check(model, data, 200, seed=3)
+    assert table.loc[["share of ties", "spread: ties"], "verdict"].eq("as the model says").all()
+    assert table.loc["share of ties", "observed"] == np.mean(data.choice == 0.5)
+
+    rng = np.random.default_rng(4)
+    sure = np.repeat(rng.random(people) < 0.5, comparisons)
+    decided = HeterogeneousBTL(3, 0, utility="linear").eval()
+    with torch.no_grad():
+        decided.utility.mean.copy_(MEAN)
+    plain, _ = decided.simulate(asked, seed=5)
+    choice = np.where(~sure & (rng.random(len(sure)) < 0.4), 0.5, plain.choice)
+    mixed = asked.with_choices(choice, ties="keep")
+    table = check(model, mixed, 200, seed=3)
+    assert table.loc["spread: ties", "verdict"] == "higher than the model says"
+    # A tie with probability 0 or .4, each of half the people: covariance .2 squared, p near .2.
+    assert table.loc["spread: ties", "observed"] == pytest.approx(0.04, abs=0.012)
+    assert table.loc["spread: similar pairs", "verdict"] == "as the model says"
+
+
+def test_a_model_without_ties_has_no_checks_of_them() -> None:
+    data = linear(latent_dim=0).simulate(pairs(30, 4, seed=0), seed=0)[0]
+    assert not check(linear(latent_dim=0), data, 20).index.str.contains("ties").any()
