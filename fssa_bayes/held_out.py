@@ -16,8 +16,9 @@ people, divided by its standard error, is standard normal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,14 @@ from fssa_bayes.importance import log_predictive
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import ChoiceProbability, Posterior
 
-__all__ = ["HeldOut", "predict_held_out", "score_tests"]
+__all__ = [
+    "HeldOut",
+    "Predictor",
+    "compare_by_context",
+    "predict_held_out",
+    "score_by_context",
+    "score_tests",
+]
 
 _LEAST_PEOPLE = 20  # Fewer give no standard error worth printing.
 
@@ -170,6 +178,123 @@ def _agreements(posterior: Posterior, target: Preferences, average: Tensor, seed
 
 def _expected(prob: ChoiceProbability) -> Tensor:
     return prob.mean + prob.tie / 2
+
+
+class Predictor(Protocol):
+    """What a comparison asks of a posterior, or of a baseline that stands in its place."""
+
+    def log_score(self, target: Preferences) -> Tensor:
+        """Returns each person's mean log-probability of unseen choices, in nats, (U,)."""
+
+    def choice_prob(self, target: Preferences) -> ChoiceProbability:
+        """Returns probabilities of unseen choices."""
+
+
+def score_by_context(
+    predictors: Mapping[str, Callable[[Preferences], Predictor]],
+    data: Preferences,
+    sizes: Sequence[int] = (0, 1, 3, 5, 10),
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Scores predictions of unseen choices by the number of choices that are known.
+
+    Everybody who has more choices than are known takes part, so that the people, and their unseen
+    choices, differ between sizes; all predictors see the same ones.
+
+    Args:
+        predictors: By name, what turns known choices into predictions, such as
+            `lambda context: Posterior(model, guide, context)`.
+        data: People who took no part in any fit.
+        sizes: Numbers of known choices.
+        seed: Seed of the splits into known and unseen choices.
+
+    Returns:
+        One row a person, size and predictor. Columns: `known`, `predictor`, `user`; `unseen`, the
+        number of choices that are predicted; `log_score`, their mean, nats a choice; `accuracy`,
+        the share of those that are no ties of which the likelier side was chosen, an undecided
+        prediction counting half.
+
+    Raises:
+        ValueError: If there are no predictors or nobody has more choices than the smallest size.
+    """
+    if not predictors:
+        raise ValueError("predictors must hold at least one, got none")
+    if not (data.counts > min(sizes)).any():
+        raise ValueError(
+            f"data must have people with more than min(sizes) = {min(sizes)} comparisons, got "
+            f"{data.counts.max()} at most"
+        )
+    parts = []
+    for size in sizes:
+        enough = data.counts > size
+        if not enough.any():
+            continue
+        context, target = data.subset(enough).split_context(size, seed=seed)
+        for name, predict in predictors.items():
+            predictor = predict(context)
+            columns = {
+                "known": size,
+                "predictor": name,
+                "user": target.user_names,
+                "unseen": target.counts,
+                "log_score": predictor.log_score(target).double().numpy(),
+                "accuracy": _accuracy(predictor.choice_prob(target), target),
+            }
+            parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _accuracy(prob: ChoiceProbability, target: Preferences) -> np.ndarray:
+    """Shares of right predictions among a person's choices that are no ties, (U,)."""
+    batch = target.batch()
+    lean, answer = _expected(prob) - 0.5, batch.choice - 0.5
+    right = torch.where(lean == 0, 0.5, (lean.sign() == answer.sign()).double())
+    right = right.masked_fill(~batch.mask | (answer == 0), torch.nan)
+    return right.nanmean(-1).numpy()
+
+
+def compare_by_context(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Compares predictors with one of them, person by person.
+
+    Args:
+        scores: Of :func:`score_by_context`; those of several folds can be put under each other if
+            nobody stands in two.
+        baseline: Name of the predictor that the others are compared with.
+
+    Returns:
+        One row a size and predictor (index `known`, `predictor`). Columns: `people`; `log_score`,
+        the mean over people, nats a choice, and `accuracy`; `gain` in log score over the
+        baseline, and its `standard_error` over people; `elpd_diff`, the sum of gains over all
+        unseen choices, in nats, and `dse`, its standard error, clustered by person.
+
+    Raises:
+        ValueError: If `baseline` is none of the predictors, or a person stands twice.
+    """
+    names = list(dict.fromkeys(scores["predictor"]))
+    if baseline not in names:
+        raise ValueError(f"baseline must be one of {names}, got {baseline!r}")
+    if scores.duplicated(["known", "predictor", "user"]).any():
+        raise ValueError("scores must have one row a size, predictor and user, got more")
+    rows = {}
+    for size, of_size in scores.groupby("known", sort=True):
+        reference = of_size[of_size["predictor"] == baseline].set_index("user")
+        for name in names:
+            own = of_size[of_size["predictor"] == name].set_index("user").loc[reference.index]
+            gain = own["log_score"] - reference["log_score"]
+            total = gain * own["unseen"]
+            people = len(own)
+            rows[size, name] = {
+                "people": people,
+                "log_score": own["log_score"].mean(),
+                "accuracy": own["accuracy"].mean(),
+                "gain": gain.mean(),
+                "standard_error": gain.std() / people**0.5,
+                "elpd_diff": total.sum(),
+                "dse": total.std() * people**0.5,
+            }
+    index = pd.MultiIndex.from_tuples(rows, names=["known", "predictor"])
+    return pd.DataFrame(list(rows.values()), index=index)
 
 
 _DIRECTIONS = (

@@ -5,13 +5,20 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, exact
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
 from fssa_bayes.calibration import draw_model
 from fssa_bayes.diagnostics import sbc_test
-from fssa_bayes.held_out import predict_held_out, score_tests
+from fssa_bayes.held_out import (
+    compare_by_context,
+    predict_held_out,
+    score_by_context,
+    score_tests,
+)
+from fssa_bayes.posterior import ChoiceProbability
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +162,66 @@ def test_a_right_model_with_ties_and_lapses_is_not_contradicted(with_ties, make_
     residual = (at.choice - at.prob).nanmean(-1)
     assert abs(residual.mean()) < 3 * residual.std() / len(residual) ** 0.5
     assert not sbc_test(at.pit.unsqueeze(-1), prob=0.99).rejected
+
+
+class Constant:
+    """Predicts left with one probability, and says so."""
+
+    def __init__(self, prob: float) -> None:
+        self.prob = prob
+
+    def choice_prob(self, target: Preferences) -> ChoiceProbability:
+        mean = torch.full(target.batch().mask.shape, self.prob)
+        return ChoiceProbability(mean, mean, mean, 0 * mean, 0 * mean, 0 * mean)
+
+    def log_score(self, target: Preferences) -> torch.Tensor:
+        batch = target.batch()
+        score = batch.choice * np.log(self.prob) + (1 - batch.choice) * np.log(1 - self.prob)
+        return (score * batch.mask).sum(-1) / batch.num_comparisons
+
+
+@pytest.fixture(scope="module")
+def scores(people: Preferences) -> pd.DataFrame:
+    few = people.subset(range(40))
+    tables = {"coin": lambda context: Constant(0.5), "left": lambda context: Constant(0.8)}
+    return score_by_context(tables, few, sizes=(0, 3))
+
+
+def test_gains_over_a_coin_in_closed_form(people: Preferences, scores: pd.DataFrame) -> None:
+    table = compare_by_context(scores, "coin")
+    share = people.subset(range(40)).choice.reshape(40, 8).mean(1)
+    gain = share * np.log(1.6) + (1 - share) * np.log(0.4)
+    row = table.loc[0, "left"]
+    np.testing.assert_allclose(row["gain"], gain.mean(), rtol=1e-6)
+    np.testing.assert_allclose(row["standard_error"], gain.std(ddof=1) / 40**0.5, rtol=1e-6)
+    np.testing.assert_allclose(row["elpd_diff"], 8 * gain.sum(), rtol=1e-6)
+    np.testing.assert_allclose(row["dse"], 8 * gain.std(ddof=1) * 40**0.5, rtol=1e-6)
+    np.testing.assert_allclose(row["accuracy"], share.mean())
+    coin = table.loc[0, "coin"]
+    assert (coin["accuracy"], coin["gain"], coin["dse"]) == (0.5, 0.0, 0.0)
+    assert coin["log_score"] == pytest.approx(-np.log(2))
+    assert (scores.loc[scores["known"] == 3, "unseen"] == 5).all()
+
+
+def test_a_posterior_is_a_predictor(model, guide, people: Preferences) -> None:
+    few = people.subset(range(30))
+    table = score_by_context(
+        {"ours": lambda context: Posterior(model, guide, context, 100, seed=0)}, few, sizes=(2,)
+    )
+    context, target = few.split_context(2, seed=0)
+    expected = Posterior(model, guide, context, 100, seed=0)
+    np.testing.assert_allclose(table["log_score"], expected.log_score(target), rtol=1e-6)
+    likely = expected.choice_prob(target).mean > 0.5
+    right = (likely.numpy() == (target.batch().choice == 1).numpy()).mean(1)
+    np.testing.assert_allclose(table["accuracy"], right)
+
+
+def test_bad_comparisons_are_named(people: Preferences, scores: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"baseline must be one of \['coin', 'left'\], got 'us'"):
+        compare_by_context(scores, "us")
+    with pytest.raises(ValueError, match="one row a size, predictor and user"):
+        compare_by_context(pd.concat([scores, scores]), "coin")
+    with pytest.raises(ValueError, match=r"more than min\(sizes\) = 8 comparisons, got 8"):
+        score_by_context({"coin": lambda context: Constant(0.5)}, people, sizes=(8,))
+    with pytest.raises(ValueError, match="predictors must hold at least one"):
+        score_by_context({}, people)
