@@ -301,6 +301,51 @@ def test_choosing(tmp_path: Path) -> None:
     assert dimensions.loc[0, "variance / truth"] == 0
 
 
+@pytest.fixture
+def crowds(tmp_path: Path) -> Path:
+    """Small files of the two crowds' formats: votes with ties, and arguments with embeddings."""
+    rng = np.random.default_rng(0)
+    rows, folder = 400, tmp_path / "crowds"
+    folder.mkdir()
+    first = rng.integers(12, size=rows)
+    second = (first + rng.integers(1, 12, size=rows)) % 12
+    names = np.array([f"item {number}" for number in range(12)])
+    columns = {"worker": np.repeat(np.arange(20), 20), "left": names[first], "right": names[second]}
+    winner = rng.choice(["left", "right", "tie"], rows)
+    pd.DataFrame(columns | {"winner": winner}).to_csv(folder / "llmfao.csv", index=False)
+    columns = {"worker": columns["worker"], "arg1": names[first], "arg2": names[second]}
+    label = rng.choice(["a1", "a2", "equal"], rows)
+    table = pd.DataFrame(columns | {"label": label})
+    table.to_csv(folder / "ukp_comparisons.csv.gz", index=False)
+    embedding = rng.normal(size=(12, 4)).astype(np.float16)
+    np.savez(folder / "ukp_argument_embeddings.npz", arg=names, embedding=embedding)
+    return folder
+
+
+@pytest.mark.slow
+def test_real_crowds(tmp_path: Path, crowds: Path) -> None:
+    options = [
+        *("--data", str(crowds), "--rounds", "1", "--folds", "2", "--steps", "5", "--draws", "50"),
+        *("--replicates", "20", "--processes", "1", "--out", str(tmp_path)),
+    ]
+    out = run("examples/real_crowds.py", *options)
+    assert out.count("the heterogeneous model") == 2
+    assert out.count("how readily they call a tie") == 2
+    assert (tmp_path / "real_crowds.png").stat().st_size > 10_000
+    scores = pd.read_csv(tmp_path / "real_crowds_ukp.csv")
+    assert sorted(scores["known"].unique()) == [0, 1, 3, 5, 10]
+    assert (scores.groupby(["known", "predictor"]).size() == 10).all()
+
+
+@pytest.mark.slow
+def test_rank_of_heterogeneity(tmp_path: Path) -> None:
+    options = ["--people", "60", "--most", "2", "--steps", "10", "--draws", "100"]
+    out = run("examples/rank_of_heterogeneity.py", *options, "--out", str(tmp_path))
+    assert "Eigenvalues of ΛΛᵀ at K = 2" in out
+    assert "dimension" in out
+    assert (tmp_path / "rank_of_heterogeneity.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
     path = tmp_path / "rows.json"

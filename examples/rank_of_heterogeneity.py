@@ -1,0 +1,229 @@
+"""In how many dimensions do people differ, as far as the data can tell?
+
+A model with K latent dimensions lets the coefficients of people differ in a K-dimensional space.
+Three answers, by data of a known number of dimensions or by the train-choice data:
+
+1. the log score of people left out, by K: it rises until K is large enough and not beyond;
+2. the gain of each dimension over the one before, with its standard error over people;
+3. the eigenvalues of the coefficients' covariance ΛΛᵀ for the largest K: those of dimensions that
+   are not there are small. The eigenvalues are in units of standardised features.
+
+What to see: in the simulated default, of rank 2, the score rises to K = 2 and then stays; two
+eigenvalues stand out. A gain that is not shown is not shown to be nothing: more people may show it.
+`fssa_bayes.comparison.choose_latent_dim` chooses K on some people and judges the choice by others.
+
+    python examples/rank_of_heterogeneity.py
+    python examples/rank_of_heterogeneity.py --data train_choice.csv.gz
+
+Two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+
+from fssa_bayes import (
+    HeterogeneousBTL,
+    ImportanceWeightedELBO,
+    NeuralProcessGuide,
+    Preferences,
+    Sleep,
+    fit,
+)
+from fssa_bayes.comparison import Elpd, leave_users_out
+from fssa_bayes.datasets import train_choice
+
+EIGENVALUE_INTERVAL = (0.05, 0.95)
+
+
+def main(args: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    torch.set_num_threads(1)
+    matplotlib.use("Agg")
+    args.out.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore", message="the standard error of the log")
+    # Dimensions that are not there: their eigenvalues tell.
+    warnings.filterwarnings("ignore", message="the information on the population is not positive")
+    data, truth = simulated(args) if args.data is None else (train_choice.read(args.data), None)
+    print(data.summary())
+    most = data.num_features if args.most is None else args.most
+    options = {
+        "objective": [ImportanceWeightedELBO(16), Sleep()],
+        "steps": args.steps,
+        "batch_size": 64,
+        "validation": None,
+    }
+
+    def build(latent_dim: int) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+        model = HeterogeneousBTL(data.num_features, latent_dim, utility="linear")
+        return model, NeuralProcessGuide(model, "multivariate_normal") if latent_dim else None
+
+    scores = {
+        width: leave_users_out(
+            functools.partial(build, width),
+            data,
+            args.folds,
+            seed=args.seed,
+            num_samples=args.draws,
+            fit_options=options,
+        )
+        for width in range(most + 1)
+    }
+    gains = increments(scores)
+    print(f"\n## All choices of people left out, {args.folds} folds (log score, nats)\n")
+    show(gains)
+    print(f"\n{conclusion(gains)}")
+
+    torch.manual_seed(args.seed)
+    model, guide = build(most)
+    closer = [  # Variances are estimated here, and fewer particles make them too small.
+        ImportanceWeightedELBO(16, steps=args.steps),
+        Sleep(steps=args.steps),
+        ImportanceWeightedELBO(64, steps=2 * args.steps, batch_size=128),
+    ]
+    result = fit(
+        model, guide, data, objective=closer, validation=None, seed=args.seed, progress_bar=False
+    )
+    spectrum = eigenvalues(model)
+    draws = result.population_draws(200, seed=args.seed)
+    sampled = np.stack([eigenvalues(member) for member, _ in draws.members])
+    lower, upper = np.quantile(sampled, EIGENVALUE_INTERVAL, axis=0)
+    table = {"estimate": spectrum, "5 %": lower, "95 %": upper, "share": spectrum / spectrum.sum()}
+    if truth is not None:
+        table["truth"] = truth[: len(spectrum)]
+    index = pd.RangeIndex(1, len(spectrum) + 1, name="dimension")
+    print(f"\n## Eigenvalues of ΛΛᵀ at K = {most}, all people\n")
+    show(pd.DataFrame(table, index=index), 3)
+    path = args.out / "rank_of_heterogeneity.png"
+    plot(gains, spectrum, lower, upper, truth, path)
+    print(f"\n{time.perf_counter() - start:.0f} s, seed {args.seed}; figure in {path}")
+
+
+def simulated(args: argparse.Namespace) -> tuple[Preferences, np.ndarray]:
+    """Draws people whose coefficients differ in `--rank` dimensions, each half the one before."""
+    rng = np.random.default_rng(args.seed)
+    num_items, num_features = 60, 5
+    left = rng.integers(num_items, size=args.people * args.comparisons)
+    right = (left + rng.integers(1, num_items, size=len(left))) % num_items
+    items = rng.normal(size=(num_items, num_features))
+    items = (items - items.mean(0)) / items.std(0)
+    offsets = np.arange(0, len(left) + 1, args.comparisons)
+    asked = Preferences(left, right, np.zeros(len(left)), offsets, items=items)
+    basis, _ = np.linalg.qr(rng.normal(size=(num_features, args.rank)))
+    variance = 2.0 * 0.5 ** np.arange(args.rank)
+    people = HeterogeneousBTL(num_features, args.rank, utility="linear")
+    with torch.no_grad():
+        people.utility.mean.copy_(torch.linspace(-0.5, 0.5, num_features))
+        people.utility.loading.copy_(torch.from_numpy(basis * np.sqrt(variance)))
+    truth = np.zeros(num_features)
+    truth[: args.rank] = variance
+    return people.simulate(asked, seed=args.seed)[0], truth
+
+
+def eigenvalues(model: HeterogeneousBTL) -> np.ndarray:
+    """Eigenvalues of ΛΛᵀ in units of standardised features, the largest first."""
+    loading = model.utility.loading.detach().double()
+    return torch.linalg.svdvals(loading).square().numpy()
+
+
+def increments(scores: dict[int, Elpd]) -> pd.DataFrame:
+    """Compares each number of dimensions with the one before, person by person."""
+    rows = {}
+    for width, score in scores.items():
+        before = scores.get(width - 1, score)
+        difference = score.by_person - before.by_person
+        rows[width] = {
+            "log score": score.total,
+            "its standard error": score.standard_error,
+            "gain over one fewer": difference.sum() if width else np.nan,
+            "standard error": difference.std(ddof=1) * len(difference) ** 0.5 if width else np.nan,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("K")
+
+
+def conclusion(gains: pd.DataFrame) -> str:
+    """Says how many dimensions the data support."""
+    shown = gains["gain over one fewer"] > 2 * gains["standard error"]
+    supported = 0
+    while shown.get(supported + 1, False):
+        supported += 1
+    beyond = gains.index[gains.index > supported]
+    if not len(beyond):
+        return f"All {supported} dimensions are shown: each gains more than two standard errors."
+    row = gains.loc[beyond[0]]
+    return (
+        f"{supported} dimensions are shown, each gaining more than two standard errors; dimension "
+        f"{beyond[0]} is not: {row['gain over one fewer']:+.1f} ± {row['standard error']:.1f} nats."
+    )
+
+
+def plot(
+    gains: pd.DataFrame,
+    spectrum: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    truth: np.ndarray | None,
+    path: Path,
+) -> None:
+    """Draws what each dimension gains, and the eigenvalues."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    rows = gains.iloc[1:]
+    error = 2 * rows["standard error"]
+    left.errorbar(rows.index, rows["gain over one fewer"], error, fmt="o", color="black", capsize=3)
+    left.axhline(0, color="0.5", linewidth=0.8)
+    left.set_yscale("symlog", linthresh=10)
+    ticks = (-10, 0, 10, 100, 1000)
+    left.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    left.set_xticks(rows.index)
+    left.set_xlabel("latent dimensions K")
+    left.set_ylabel("gain over K − 1 in the log score of\npeople left out, nats, ± 2 SE")
+    place = np.arange(1, len(spectrum) + 1)
+    below, above = np.maximum(spectrum - lower, 0), np.maximum(upper - spectrum, 0)
+    right.errorbar(
+        place, spectrum, (below, above), fmt="o", color="black", capsize=3, label="estimate, 90 %"
+    )
+    if truth is not None:
+        right.plot(place, truth[: len(place)], "x", color="black", markersize=9, label="truth")
+    right.set_xticks(place)
+    right.set_xlabel("dimension")
+    right.set_ylabel("eigenvalue of ΛΛᵀ")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def show(frame: pd.DataFrame, digits: int = 1) -> None:
+    print(frame.reset_index().round(digits).to_string(index=False, na_rep="–"), flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="train-choice csv file; simulated if absent")
+    parser.add_argument("--rank", type=int, default=2, help="dimensions of simulated people")
+    parser.add_argument("--people", type=int, default=400, help="simulated people")
+    parser.add_argument("--comparisons", type=int, default=15, help="of each simulated person")
+    parser.add_argument("--most", type=int, help="largest K; the number of features if absent")
+    parser.add_argument("--folds", type=int, default=3, help="folds that people are dealt into")
+    parser.add_argument("--steps", type=int, default=250, help="steps of each stage of a fit")
+    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
+    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_args())

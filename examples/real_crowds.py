@@ -1,0 +1,282 @@
+"""Is anyone's preference really personal? Two crowds are asked, and people left out are the judges.
+
+- `llmfao.csv` (https://github.com/dustalov/llmfao): 124 people voted on answers of 59 language
+  models, with ties;
+- `ukp_comparisons.csv.gz` and `ukp_argument_embeddings.npz` (Habernal & Gurevych 2016): 3,815
+  crowd workers said which of two arguments is the more convincing, or that both are; arguments are
+  known by a sentence embedding of their text.
+
+In folds over people, a homogeneous and a heterogeneous model, both with ties and a position bias,
+are fitted to the other people and predict the unseen choices of those left out after 0, 1, 3, 5 and
+10 of their choices. Then the homogeneous model is asked what about people it misses: how readily
+they call a tie, their liking for a side, how often they go with the majority, or taste proper.
+
+What to see: the gain of the heterogeneous model with its standard error over people. A gain that
+grows with the number of known choices would be personal preference. The figure shows it. People may
+differ without one: the second table says in what.
+
+    python examples/real_crowds.py --data DIR
+
+Two minutes on two cores; `--rounds 5` leaves out everybody once. For one file of your own see
+`analyse_csv.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+
+from fssa_bayes import (
+    HeterogeneousBTL,
+    ImportanceWeightedELBO,
+    NeuralProcessGuide,
+    Posterior,
+    Preferences,
+    Sleep,
+    fit,
+)
+from fssa_bayes.datasets import table
+from fssa_bayes.held_out import compare_by_context, score_by_context
+from fssa_bayes.predictive_checks import predictive_checks
+
+SIZES = (0, 1, 3, 5, 10)
+HABITS = {
+    "spread: ties": "how readily they call a tie",
+    "spread: left": "liking for the left side",
+    "spread: favourites": "how often they go with the majority",
+    "spread: similar pairs": "taste: alike choices on alike pairs",
+}
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Tells where a crowd's file is and how it is modelled.
+
+    Attributes:
+        file: Name of the file of comparisons.
+        columns: Its columns and words, for `table.read`.
+        items: Name of the file of features, or None for an indicator per item.
+        utility: The models' utility.
+        rounds: Number of the five folds that are left out by default.
+    """
+
+    file: str
+    columns: dict[str, object]
+    items: str | None
+    utility: str
+    rounds: int
+
+    def read(self, folder: Path) -> Preferences:
+        items = None if self.items is None else folder / self.items
+        return table.read(folder / self.file, items=items, ties="keep", **self.columns).data
+
+
+CROWDS = {
+    "llmfao": Crowd(
+        "llmfao.csv",
+        {"user": "worker", "left": "left", "right": "right", "choice": "winner"},
+        None,
+        "linear",
+        5,
+    ),
+    "ukp": Crowd(
+        "ukp_comparisons.csv.gz",
+        {
+            **{"user": "worker", "left": "arg1", "right": "arg2", "choice": "label"},
+            "choice_labels": {"a1": "left", "a2": "right", "equal": "tie"},
+        },
+        "ukp_argument_embeddings.npz",
+        "bilinear",
+        2,
+    ),
+}
+
+
+def main(args: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    matplotlib.use("Agg")
+    args.out.mkdir(parents=True, exist_ok=True)
+    quiet()
+    tasks = [
+        (name, number)
+        for name in reversed(args.crowds)  # The larger crowd first.
+        for number in range(CROWDS[name].rounds if args.rounds is None else args.rounds)
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, mp_context=spawn, initializer=quiet) as pool:
+        scores = list(pool.map(functools.partial(leave_out, args), *zip(*tasks, strict=True)))
+    tables = {}
+    for name in args.crowds:
+        data = CROWDS[name].read(args.data)
+        print(f"\n# {name}\n\n{data.summary()}\n", flush=True)
+        of_crowd = [part for task, part in zip(tasks, scores, strict=True) if task[0] == name]
+        whole = pd.concat(of_crowd)
+        whole.to_csv(args.out / f"real_crowds_{name}.csv", index=False)
+        tables[name] = compare_by_context(whole, "homogeneous")
+        print_gains(tables[name], len(of_crowd), args.folds)
+        print_habits(CROWDS[name], data, args)
+    path = args.out / "real_crowds.png"
+    plot(tables, path)
+    print(f"\n{time.perf_counter() - start:.0f} s, seed {args.seed}; figure in {path}")
+
+
+def quiet() -> None:
+    """Sets up a process: one thread, and no warnings of what the text says anyway."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*(repeat an earlier row|have no target)")
+    warnings.filterwarnings("ignore", message="(the largest context has|the comparison graph has)")
+    warnings.filterwarnings("ignore", message="feature .* is the same for all items")
+
+
+def leave_out(args: argparse.Namespace, name: str, number: int) -> pd.DataFrame:
+    """Fits both models to all folds but one, and scores the people of that one."""
+    crowd = CROWDS[name]
+    data = crowd.read(args.data)
+    fold = np.random.default_rng(args.seed).permutation(len(data)) % args.folds
+    train, test = data.subset(fold != number), data.subset(fold == number)
+    predictors = {
+        "homogeneous": functools.partial(Posterior, *fit_model(crowd, train, 0, args)),
+        "heterogeneous": functools.partial(Posterior, *fit_model(crowd, train, 2, args)),
+    }
+    predictors = {
+        name: functools.partial(predict, num_samples=args.draws, seed=args.seed)
+        for name, predict in predictors.items()
+    }
+    return score_by_context(predictors, test, SIZES, seed=args.seed)
+
+
+def fit_model(
+    crowd: Crowd, train: Preferences, latent_dim: int, args: argparse.Namespace
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+    """Fits a model with ties and a position bias; networks are stopped early by people held out."""
+    torch.manual_seed(args.seed)
+    model = HeterogeneousBTL(
+        train.num_features, latent_dim, utility=crowd.utility, ties="davidson", position_bias=True
+    )
+    guide = NeuralProcessGuide(model) if latent_dim else None
+    options = {}
+    if latent_dim:
+        options = {
+            "objective": [ImportanceWeightedELBO(16), Sleep()],
+            "steps": args.steps,
+            "batch_size": int(np.clip(1500 / train.counts.mean(), 8, 64)),
+            "refit": False,
+        }
+    validation = None if crowd.utility == "linear" else 0.1
+    fit(model, guide, train, validation=validation, seed=args.seed, progress_bar=False, **options)
+    return model, guide
+
+
+def print_gains(gains: pd.DataFrame, rounds: int, folds: int) -> None:
+    """Prints log scores by number of known choices, and says what the largest contexts show."""
+    people = int(gains["people"].max())
+    print(
+        f"Unseen choices of {people} people left out ({rounds} of {folds} folds): log score in "
+        "nats a choice,\ngain over the homogeneous model ± its standard error over people, ELPD "
+        "difference over all choices:\n"
+    )
+    digits = {
+        "log_score": 4,
+        "accuracy": 3,
+        "gain": 4,
+        "standard_error": 4,
+        "elpd_diff": 1,
+        "dse": 1,
+    }
+    shown = gains.copy()
+    shown.loc[gains.index.get_level_values("predictor") == "homogeneous", "gain":"dse"] = np.nan
+    print(shown.reset_index().round(digits).to_string(index=False, na_rep="–"), flush=True)
+    last = gains.xs("heterogeneous", level="predictor").iloc[-1]
+    known, gain, error = last.name, last["gain"], last["standard_error"]
+    if abs(gain) <= 2 * error:
+        found = "is not told apart from"
+    else:
+        found = "predicts better than" if gain > 0 else "predicts worse than"
+    print(
+        f"\nAfter {known} known choices the heterogeneous model {found} the homogeneous one: "
+        f"{gain:+.4f} ± {error:.4f} nats a choice ({int(last['people'])} people)."
+    )
+
+
+def print_habits(crowd: Crowd, data: Preferences, args: argparse.Namespace) -> None:
+    """Prints in what respect people differ beyond a homogeneous model of all of them."""
+    average, _ = fit_model(crowd, data, 0, args)
+    checks = predictive_checks(average, data, args.replicates, seed=args.seed).loc[list(HABITS)]
+    deviation = (checks["observed"] - checks["replicated"]) / checks["sd"]
+    shown = pd.DataFrame(
+        {
+            "people differ in": [HABITS[name] for name in checks.index],
+            "covariance": checks["observed"].map("{:+.4f}".format),
+            "if all alike": checks["replicated"].map("{:+.4f}".format),
+            "sd": checks["sd"].map("{:.4f}".format),
+            "deviation": deviation.map("{:+.1f} sd".format),
+            "verdict": checks["verdict"],
+        }
+    )
+    parameters = {name: value.item() for name, value in average.answer_parameters().items()}
+    print(
+        "\nAverage covariance of two answers of one person, beyond a homogeneous model of all "
+        f"{len(data):,} people\n(ν = {np.exp(parameters['log nu']):.2f}, position bias "
+        f"{parameters['position bias']:+.3f} nats):\n"
+    )
+    print(shown.to_string(index=False), flush=True)
+
+
+def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Draws the gain of the heterogeneous model by number of known choices, ± 2 standard errors."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1,
+        len(tables),
+        figsize=(4.6 * len(tables), 3.6),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for ax, (name, gains) in zip(axes[0], tables.items(), strict=True):
+        rows = gains.xs("heterogeneous", level="predictor")
+        place = np.arange(len(rows))
+        error = 2 * rows["standard_error"]
+        ax.errorbar(place, rows["gain"], error, fmt="o", color="black", capsize=3)
+        ax.axhline(0, color="0.5", linewidth=0.8)
+        labels = [f"{size}\n({int(count):,})" for size, count in rows["people"].items()]
+        ax.set_xticks(place, labels)
+        ax.set_xlim(-0.5, len(rows) - 0.5)
+        ax.set_xlabel("known choices (people)")
+        ax.set_title(name)
+    axes[0, 0].set_ylabel("gain over the homogeneous model,\nnats a choice, ± 2 SE")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the files")
+    parser.add_argument("--crowds", nargs="+", choices=tuple(CROWDS), default=tuple(CROWDS))
+    parser.add_argument("--folds", type=int, default=5, help="folds that people are dealt into")
+    parser.add_argument("--rounds", type=int, help="folds that are left out; 5 and 2 if absent")
+    parser.add_argument("--steps", type=int, default=150, help="steps of each stage of a fit")
+    parser.add_argument("--draws", type=int, default=300, help="posterior draws a person")
+    parser.add_argument("--replicates", type=int, default=200, help="data sets simulated to check")
+    parser.add_argument("--processes", type=int, default=2, help="folds fitted at a time")
+    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_args())
