@@ -5,8 +5,9 @@ Three answers, by data of a known number of dimensions or by the train-choice da
 
 1. the log score of people left out, by K: it rises until K is large enough and not beyond;
 2. the gain of each dimension over the one before, with its standard error over people;
-3. the eigenvalues of the coefficients' covariance ΛΛᵀ for the largest K: those of dimensions that
-   are not there are small. The eigenvalues are in units of standardised features.
+3. the eigenvalues of the coefficients' covariance ΛΛᵀ, in units of standardised features: for the
+   largest K, where those of dimensions that are not there are small, and for the K that is shown,
+   with intervals from the sandwich covariance on the log scale.
 
 What to see: in the simulated default, of rank 2, the score rises to K = 2 and then stays; two
 eigenvalues stand out. A gain that is not shown is not shown to be nothing: more people may show it.
@@ -24,12 +25,14 @@ import argparse
 import functools
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -42,7 +45,7 @@ from fssa_bayes import (
 from fssa_bayes.comparison import Elpd, leave_users_out
 from fssa_bayes.datasets import train_choice
 
-EIGENVALUE_INTERVAL = (0.05, 0.95)
+NUM_DRAWS = 200  # Of the population's parameters, for the intervals.
 
 
 def main(args: argparse.Namespace) -> None:
@@ -83,29 +86,42 @@ def main(args: argparse.Namespace) -> None:
     show(gains)
     print(f"\n{conclusion(gains)}")
 
-    torch.manual_seed(args.seed)
-    model, guide = build(most)
-    closer = [  # Variances are estimated here, and fewer particles make them too small.
+    shown = supported(gains)
+    spectra = spectrum_table(build, data, most, shown, args)
+    if truth is not None:
+        spectra["truth"] = truth[:most]
+    print("\n## Eigenvalues of ΛΛᵀ, all people; 90 % intervals for the K that is shown\n")
+    show(spectra, 3)
+    path = args.out / "rank_of_heterogeneity.png"
+    plot(gains, spectra, path)
+    print(f"\n{time.perf_counter() - start:.0f} s, seed {args.seed}; figure in {path}")
+
+
+def spectrum_table(
+    build: Callable[[int], tuple], data: Preferences, most: int, shown: int, args
+) -> pd.DataFrame:
+    """Returns the eigenvalues for the largest K and for the one shown, with intervals for that."""
+    stages = [  # Variances are estimated here, and fewer particles make them too small.
         ImportanceWeightedELBO(16, steps=args.steps),
         Sleep(steps=args.steps),
         ImportanceWeightedELBO(64, steps=2 * args.steps, batch_size=128),
     ]
-    result = fit(
-        model, guide, data, objective=closer, validation=None, seed=args.seed, progress_bar=False
-    )
-    spectrum = eigenvalues(model)
-    draws = result.population_draws(200, seed=args.seed)
-    sampled = np.stack([eigenvalues(member) for member, _ in draws.members])
-    lower, upper = np.quantile(sampled, EIGENVALUE_INTERVAL, axis=0)
-    table = {"estimate": spectrum, "5 %": lower, "95 %": upper, "share": spectrum / spectrum.sum()}
-    if truth is not None:
-        table["truth"] = truth[: len(spectrum)]
-    index = pd.RangeIndex(1, len(spectrum) + 1, name="dimension")
-    print(f"\n## Eigenvalues of ΛΛᵀ at K = {most}, all people\n")
-    show(pd.DataFrame(table, index=index), 3)
-    path = args.out / "rank_of_heterogeneity.png"
-    plot(gains, spectrum, lower, upper, truth, path)
-    print(f"\n{time.perf_counter() - start:.0f} s, seed {args.seed}; figure in {path}")
+    table = pd.DataFrame(index=pd.RangeIndex(1, most + 1, name="dimension"))
+    for width in dict.fromkeys([most, shown]):
+        if width == 0:
+            continue
+        torch.manual_seed(args.seed)
+        model, guide = build(width)
+        options = {"objective": stages, "validation": None, "progress_bar": False}
+        result = fit(model, guide, data, seed=args.seed, **options)
+        spectrum = pd.Series(eigenvalues(model), index=table.index[:width])
+        table[f"K = {width}"] = spectrum
+        if width == shown:
+            draws = result.population_draws(NUM_DRAWS, seed=args.seed)
+            sampled = np.log([eigenvalues(member) for member, _ in draws.members])
+            factor = np.exp(norm.ppf(0.95) * sampled.std(0, ddof=1))
+            table["5 %"], table["95 %"] = spectrum / factor, spectrum * factor
+    return table
 
 
 def simulated(args: argparse.Namespace) -> tuple[Preferences, np.ndarray]:
@@ -150,30 +166,26 @@ def increments(scores: dict[int, Elpd]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("K")
 
 
+def supported(gains: pd.DataFrame) -> int:
+    """Counts the first dimensions that gain more than two standard errors each."""
+    gains = gains.iloc[1:]
+    return int((gains["gain over one fewer"] > 2 * gains["standard error"]).cumprod().sum())
+
+
 def conclusion(gains: pd.DataFrame) -> str:
     """Says how many dimensions the data support."""
-    shown = gains["gain over one fewer"] > 2 * gains["standard error"]
-    supported = 0
-    while shown.get(supported + 1, False):
-        supported += 1
-    beyond = gains.index[gains.index > supported]
+    shown = supported(gains)
+    beyond = gains.index[gains.index > shown]
     if not len(beyond):
-        return f"All {supported} dimensions are shown: each gains more than two standard errors."
+        return f"All {shown} dimensions are shown: each gains more than two standard errors."
     row = gains.loc[beyond[0]]
     return (
-        f"{supported} dimensions are shown, each gaining more than two standard errors; dimension "
+        f"{shown} dimensions are shown, each gaining more than two standard errors; dimension "
         f"{beyond[0]} is not: {row['gain over one fewer']:+.1f} ± {row['standard error']:.1f} nats."
     )
 
 
-def plot(
-    gains: pd.DataFrame,
-    spectrum: np.ndarray,
-    lower: np.ndarray,
-    upper: np.ndarray,
-    truth: np.ndarray | None,
-    path: Path,
-) -> None:
+def plot(gains: pd.DataFrame, spectra: pd.DataFrame, path: Path) -> None:
     """Draws what each dimension gains, and the eigenvalues."""
     import matplotlib.pyplot as plt
 
@@ -188,16 +200,15 @@ def plot(
     left.set_xticks(rows.index)
     left.set_xlabel("latent dimensions K")
     left.set_ylabel("gain over K − 1 in the log score of\npeople left out, nats, ± 2 SE")
-    place = np.arange(1, len(spectrum) + 1)
-    below, above = np.maximum(spectrum - lower, 0), np.maximum(upper - spectrum, 0)
-    right.errorbar(
-        place, spectrum, (below, above), fmt="o", color="black", capsize=3, label="estimate, 90 %"
-    )
-    if truth is not None:
-        right.plot(place, truth[: len(place)], "x", color="black", markersize=9, label="truth")
-    right.set_xticks(place)
+    for name, marker in zip([name for name in spectra if name[0] == "K"], "so", strict=False):
+        right.plot(spectra.index, spectra[name], marker, color="black", mfc="none", label=name)
+    if "5 %" in spectra:
+        right.vlines(spectra.index, spectra["5 %"], spectra["95 %"], color="black")
+    if "truth" in spectra:
+        right.plot(spectra.index, spectra["truth"], "x", color="black", label="truth")
+    right.set_xticks(spectra.index)
     right.set_xlabel("dimension")
-    right.set_ylabel("eigenvalue of ΛΛᵀ")
+    right.set_ylabel("eigenvalue of ΛΛᵀ, 90 % interval")
     right.set_ylim(bottom=0)
     right.legend(frameon=False)
     figure.savefig(path, dpi=110)

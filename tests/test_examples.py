@@ -341,8 +341,8 @@ def test_real_crowds(tmp_path: Path, crowds: Path) -> None:
 def test_rank_of_heterogeneity(tmp_path: Path) -> None:
     options = ["--people", "60", "--most", "2", "--steps", "10", "--draws", "100"]
     out = run("examples/rank_of_heterogeneity.py", *options, "--out", str(tmp_path))
-    assert "Eigenvalues of ΛΛᵀ at K = 2" in out
-    assert "dimension" in out
+    assert "Eigenvalues of ΛΛᵀ" in out
+    assert "dimensions are shown" in out
     assert (tmp_path / "rank_of_heterogeneity.png").stat().st_size > 10_000
 
 
