@@ -202,7 +202,7 @@ class FitResult:
         model, guide, data = self.model, self.guide, self.data
         check_draws(model, num_samples, "psis")
         if target is not None:
-            check_data(model, target)
+            check_data(model, target, needs_covariates=False)
             check_same_people(data, target)
 
         def draw() -> Draws:
@@ -369,8 +369,13 @@ def _about(
     }
 
 
-def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Raises an error unless `data` can be scored by `model`."""
+def check_data(
+    model: HeterogeneousBTL, data: Preferences, *, needs_covariates: bool = True
+) -> None:
+    """Raises an error unless `data` can be scored by `model`.
+
+    What is only to be predicted, for people whose z is known, needs no covariates.
+    """
     if not isinstance(data, Preferences):
         raise TypeError(f"data must be Preferences, got {type(data).__name__}")
     if data.num_features != model.num_features:
@@ -394,7 +399,8 @@ def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
                 stacklevel=3,
             )
     check_ties(model, data)
-    check_covariates(model, data)
+    if needs_covariates:
+        check_covariates(model, data)
 
 
 def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
