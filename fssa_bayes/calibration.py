@@ -182,7 +182,8 @@ class CalibrationStudy:
         relative_ess: Effective sample size of the guide's draws as a share of their number, (G, U).
         pareto_k: Pareto k-hat of the guide's draws, (G, U).
         contraction: 1 − posterior over prior variance of a margin, the mean over the fixed pairs,
-            for the first posterior, (G, U).
+            for the first posterior, (G, U). The prior is that of everybody: what covariates tell
+            counts.
     """
 
     sizes: tuple[int, ...]
