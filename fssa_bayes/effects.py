@@ -80,7 +80,7 @@ def covariate_effects(
             ]
         )
     values = torch.stack([torch.stack(rows) for rows in estimates])  # (P, W, 2, M)
-    values = values.masked_fill(~found[:, None, None], torch.nan).double().cpu()
+    values = values.double().cpu().masked_fill(~found[:, None, None], torch.nan)
     error = torch.full_like(values[0], torch.nan)
     if members:
         error = values[1:].std(0)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pyro.infer import Predictive
 from torch import Tensor
 
 from fssa_bayes import (
@@ -343,7 +344,7 @@ def test_effects_are_recovered(latent_dim: int) -> None:
         truth.utility.mean.copy_(torch.tensor([-1.0, 0.5, 0.3]))
         loading = torch.tensor([[0.8, 0.2, 0.0], [-0.3, 0.7, 0.1], [0.2, 0.1, 0.5]])
         truth.utility.loading.copy_(loading[:, :latent_dim])
-    data, _ = truth.simulate(shown, seed=1)
+    data, _ = truth.simulate(shown, seed=2)
     model = HeterogeneousBTL(3, latent_dim, "linear", num_covariates=2)
     guide = NeuralProcessGuide(model, "multivariate_normal")
     result = fit(model, guide, data, objective=SHORT, progress_bar=False)
@@ -422,6 +423,14 @@ def test_simulated_people_differ_as_their_covariates_say() -> None:
     anybody = model.sample_population(4000, data)
     assert abs(anybody.mean()) < 0.12
     assert abs(anybody.var() - (1 + 1.5**2)) < 0.25
+
+
+def test_pyro_draws_people_around_their_covariates() -> None:
+    data = ask(4, 3)
+    model = build(data, 2, effect=[[3.0, 0.0], [0.0, -3.0]])
+    drawn = Predictive(model, num_samples=200, parallel=True)(data.batch(), observe=False)
+    location = model.location(data.covariates)
+    torch.testing.assert_close(drawn["z"].mean(0), location, atol=5 / 200**0.5, rtol=0)
 
 
 # ---------------------------------------------------------------------- what follows the fit
