@@ -6,7 +6,7 @@ figures and tables, `posterior.nc` for ArviZ, and the fitted model for next mont
 What to see: whether a model of individual people predicts their unseen choices better than one of
 the average person, with the standard error of the difference (either sign is a finding); which
 items lead, and how far the ranking can be trusted; who differs most, in direction or in
-consistency.
+consistency; with `--users`, what people's covariates do to their utilities.
 
     python examples/analyse_csv.py llmfao.csv --user worker --left left --right right \\
         --choice winner --ties half --out results
@@ -48,18 +48,22 @@ from fssa_bayes import (
     save,
 )
 from fssa_bayes.datasets import table
+from fssa_bayes.effects import covariate_effects
 from fssa_bayes.plots import choice_intervals, forest, rank_distribution, ranking
 
 CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # As far as half the people have more choices.
 MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
 MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
+MAX_SHOWN = 12  # Items whose utilities are set against covariates.
+REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
+MAX_COEFFICIENTS = 1500  # Up to which their standard errors need no refits.
 STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
 
 
 MIN_PEOPLE = 5
 MIN_JUDGES = 10  # People whose scores can have a standard error worth the name.
 RESULTS = {
-    *("model", "people.csv", "people.png", "person.png", "posterior.nc"),
+    *("covariates.csv", "model", "people.csv", "people.png", "person.png", "posterior.nc"),
     *("ranking.csv", "ranking.png", "ranks.png", "summary.md"),
 }
 EMPIRICAL_BAYES = (
@@ -110,15 +114,19 @@ def main(args: argparse.Namespace) -> None:
         warnings.simplefilter("always", UserWarning)
         warnings.filterwarnings("ignore", "the largest context has")  # pareto_k is the judge.
         warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ people have no target")  # Said below.
+        # The average person has none, and where the individual model has none is said below.
+        warnings.filterwarnings("ignore", "the model does not use the covariates")
         report.say(f"# Paired comparisons in {args.path.name}")
         data = read(args, report)
         args.part.mkdir(parents=True, exist_ok=True)
         train, test = data.split_users(args.test_size, seed=args.seed)
-        model, guide, origin = fit_people(train, args)
+        model, guide, origin, result = fit_people(train, args)
         average = fit_average(train, model.config["utility"], args)
         gain = compare(model, guide, average, test, report, args)
         rank(data, report, args)
         describe_differences(model, guide, data, gain, report, args)
+        if data.covariates is not None:
+            describe_covariates(model, data, result, report, args)
         export(model, guide, test, report, args)
     report.title("What was done")
     report.say(
@@ -184,17 +192,20 @@ def held_out_share(data: Preferences) -> float | None:
 
 def fit_people(
     train: Preferences, args: argparse.Namespace
-) -> tuple[HeterogeneousBTL, NeuralProcessGuide, str]:
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide, str, FitResult | None]:
     """Fits the model in which everybody has a latent factor of their own, or loads it."""
     if args.model is not None:
         if args.utility or args.latent_dim:
             raise ValueError("--utility and --latent-dim are those of --model: leave them out")
         model, guide = load(args.model)
-        return model, guide, f"loaded from {args.model}"
+        return model, guide, f"loaded from {args.model}", None
     utility = args.utility or ("linear" if train.items is None else "bilinear")
     width = args.latent_dim or 2
     torch.manual_seed(args.seed)
-    model = HeterogeneousBTL(train.num_features, width, utility=utility, ties=ties(train))
+    covariates = 0 if train.covariates is None else len(train.covariate_names)
+    model = HeterogeneousBTL(
+        train.num_features, width, utility=utility, ties=ties(train), num_covariates=covariates
+    )
     guide = NeuralProcessGuide(model)
     result = fit(
         model,
@@ -209,7 +220,7 @@ def fit_people(
         checkpoint=args.part / "checkpoint",
     )
     origin = f"utility {utility!r}, {width} latent dimensions, fitted to the same people"
-    return model, guide, f"{origin}; {convergence(result)}"
+    return model, guide, f"{origin}; {convergence(result)}", result
 
 
 def convergence(result: FitResult) -> str:
@@ -381,11 +392,68 @@ def disagreement(model, data: Preferences, args: argparse.Namespace) -> tuple[fl
     pairs = data.resample_pairs(np.array([min(MAX_PAIRS, data.num_comparisons)]), rng)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        z = model.prior(1).sample((2000,))
+        z = model.sample_population(2000, data).unsqueeze(1)
         outcomes = model.choice(pairs, z).outcomes
     prob = torch.stack([x.exp().double().squeeze(1) for x in outcomes if x is not None])
     same, same_of_two = (p.square().sum(0).mean().item() for p in (prob, prob.mean(1)))
     return 1 - same, 1 - same_of_two
+
+
+def describe_covariates(
+    model, data: Preferences, result: FitResult | None, report: Report, args
+) -> None:
+    """Tabulates what covariates do to utilities, and to the coefficients where these are few."""
+    report.title("What do covariates do?")
+    if not model.num_covariates:
+        report.say(f"The model from {args.model} does not use the covariates of {args.users.name}.")
+        return
+    report.say(
+        "Covariates say where a person's tastes are to be expected before any choice: the gain at "
+        "0 known choices, above, is what they predict.\n"
+    )
+    linear = model.config["utility"] == "linear"
+    if linear and result is not None and data.items is not None and data.num_features <= 30:
+        effects = result.population(seed=args.seed).loc["effect"]
+        report.say(
+            "Change of the mean coefficient with a unit of the covariate, in nats per unit of the "
+            "feature, the other covariates held fixed; errors are sandwich, with people as "
+            f"clusters. With {model.latent_dim} latent dimensions effects lie in the directions in "
+            f"which people differ (--latent-dim {data.num_features} leaves them free).\n"
+        )
+        report.tabulate(effects[["estimate", "se_sandwich"]].rename_axis("effect"), 4)
+    items = common_items(data, MAX_SHOWN)
+    if len(items) < 2:
+        return
+    draws, errors = None, "They have no standard errors: those need the people of the fit."
+    if result is not None and linear and small(model):
+        draws = result.population_draws(seed=args.seed)
+        errors = "Standard errors: normal approximation with the sandwich covariance."
+    elif result is not None:
+        steps = max(10, (args.steps or 600) // 6)
+        objective = ImportanceWeightedELBO(16, steps=steps)
+        draws = result.bootstrap(REFITS, seed=args.seed, objective=objective, validation=None)
+        errors = (
+            f"Standard errors: the spread of {REFITS} refits to people drawn with replacement, "
+            "themselves known to a quarter."
+        )
+    effects = covariate_effects(model, data, items, population=draws, seed=args.seed)
+    effects.to_csv(report.folder / "covariates.csv")
+    report.say(
+        f"\nChange with a unit of the covariate, averaged over people, for the {len(items)} items "
+        "compared most often: of the average *utility*, centred over these items, in nats; and of "
+        "the probability that the item *wins* against another of them. All else, and the other "
+        f"covariates, held fixed; associations, not causes. {errors} All rows are in "
+        "`covariates.csv`.\n"
+    )
+    # The largest first, as the covariates vary.
+    typical = data.covariates.std(0).repeat_interleave(len(items)).numpy()
+    order = np.argsort(-(effects["wins"] * typical).abs().to_numpy())
+    report.tabulate(effects.iloc[order].head(12).reset_index(), 5)
+
+
+def small(model: HeterogeneousBTL) -> bool:
+    """Tells whether the information on all coefficients is a matrix of a few megabytes."""
+    return model.num_features * (1 + model.latent_dim) <= MAX_COEFFICIENTS
 
 
 def common_items(data: Preferences, number: int) -> list:

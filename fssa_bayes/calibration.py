@@ -142,7 +142,7 @@ def simulate_people(
 
     Args:
         model: The model, whose people they are.
-        data: Whose pairs are resampled; its choices are not looked at.
+        data: Whose pairs, and covariates, are resampled; its choices are not looked at.
         num_context: Number of choices known of everybody.
         num_users: Number of people U.
         seed: Seed of pairs, people and choices.
@@ -157,8 +157,9 @@ def simulate_people(
     own = rng.integers(data.num_comparisons, size=(num_users, NUM_OWN))
     target = np.concatenate([np.broadcast_to(fixed, (num_users, NUM_FIXED)), own], 1)
     simulation = int(rng.integers(2**31))
-    context, z = model.simulate(data.imagine(asked), seed=simulation)
-    return SimulatedPeople(model, context, data.imagine(target), z)
+    people = rng.integers(len(data), size=num_users)
+    context, z = model.simulate(data.imagine(asked, people), seed=simulation)
+    return SimulatedPeople(model, context, data.imagine(target, people), z)
 
 
 Weighted = dict[str, tuple[Tensor, Tensor]]
@@ -181,7 +182,8 @@ class CalibrationStudy:
         relative_ess: Effective sample size of the guide's draws as a share of their number, (G, U).
         pareto_k: Pareto k-hat of the guide's draws, (G, U).
         contraction: 1 − posterior over prior variance of a margin, the mean over the fixed pairs,
-            for the first posterior, (G, U).
+            for the first posterior, (G, U). The prior is that of everybody: what covariates tell
+            counts.
     """
 
     sizes: tuple[int, ...]
@@ -314,7 +316,8 @@ def _transform(
 ) -> dict[str, Tensor]:
     """Computes the transforms of every posterior, and the contraction of the first."""
     with seeded(seed):
-        elsewhere = model.prior(len(people.context)).sample().cpu()
+        covariates = people.context.covariates
+        elsewhere = model.prior(len(people.context), covariates).sample().cpu()
     transforms = {}
     for name, (z, log_weights) in weighted.items():
         parts = _transform_batches(model, people, elsewhere, z, log_weights, seed)

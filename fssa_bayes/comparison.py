@@ -499,6 +499,12 @@ def heterogeneity_test(
         raise ValueError(f"null='mixture' {problem}; null='bootstrap' does without")
     if model.latent_dim == 0:
         raise ValueError("build must return a model with latent_dim of at least 1, got 0")
+    if model.num_covariates:
+        raise ValueError(
+            "build must return a model without covariates, under which differences between people "
+            f"are those of z alone, got num_covariates={model.num_covariates}: leave_users_out "
+            "tells whether covariates predict"
+        )
     if model.config["utility"] == "module":
         raise ValueError(
             "build must return a model with a named utility, of which a homogeneous one can be "

@@ -429,26 +429,33 @@ class Preferences:
             ties=self.ties,
         )
 
-    def resample_pairs(self, counts: np.ndarray, rng: np.random.Generator) -> Batch:
+    def resample_pairs(
+        self, counts: np.ndarray, rng: np.random.Generator, people: np.ndarray | None = None
+    ) -> Batch:
         """Draws pairs at random from all comparisons, `counts[u]` for each of U imaginary people.
 
         The choices are those of the people asked, and of no meaning for the imaginary ones: a
-        simulation replaces them.
+        simulation replaces them. Their covariates are those of `people` (U,), given by position.
         """
         mask = np.arange(counts.max(initial=0)) < counts[:, None]
-        return self._assemble(rng.integers(self.num_comparisons, size=mask.shape), mask)
+        batch = self._assemble(rng.integers(self.num_comparisons, size=mask.shape), mask)
+        return batch.replace(covariates=self._covariates_of(people))
 
-    def imagine(self, comparison: np.ndarray) -> Preferences:
+    def _covariates_of(self, people: np.ndarray | None) -> Tensor | None:
+        return None if people is None or self.covariates is None else self.covariates[people]
+
+    def imagine(self, comparison: np.ndarray, people: np.ndarray | None = None) -> Preferences:
         """Returns imaginary people who are asked the pairs of comparisons (U, N), given by number.
 
         As with :meth:`resample_pairs`, their choices have no meaning until a simulation replaces
-        them; their names are numbers and they have no covariates.
+        them; their names are numbers, and their covariates those of `people` (U,), if given.
         """
         users, width = comparison.shape
         imagined = self._derive(
             comparison.ravel(), np.arange(users + 1) * width, np.zeros(0, dtype=np.int64)
         )
-        imagined.user_names, imagined.covariates = pd.RangeIndex(users, name="user"), None
+        imagined.user_names = pd.RangeIndex(users, name="user")
+        imagined.covariates = self._covariates_of(people)
         return imagined
 
     def _assemble(self, comparison: np.ndarray, mask: np.ndarray) -> Batch:
@@ -631,9 +638,10 @@ class Preferences:
         )
 
     def digest(self) -> str:
-        """Returns a SHA-256 of people, comparisons and features, to recognise the data by."""
+        """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        for table in (self.offsets, self.left, self.right, self.choice, self.items):
+        tables = self.offsets, self.left, self.right, self.choice, self.items, self.covariates
+        for table in tables:
             if table is not None:
                 digest.update(np.ascontiguousarray(table).tobytes())
         for names in (self.user_names, self.item_names, self.feature_names):

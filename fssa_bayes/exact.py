@@ -216,7 +216,7 @@ def _grid_of_people(model: HeterogeneousBTL, batch: Batch, num: int, bound: floa
     lower = -upper
     for last in [False] * (_ROUNDS - 1) + [True]:
         noise = torch.lerp(lower, upper, unit)
-        z = _latent(model, noise)
+        z = _latent(model, noise, batch)
         likelihood = model.choice(batch, z, prepared).log_prob(batch.choice)
         # Log-mass of the cell that a point stands for; the last digits decide about its edges.
         cell = ((upper - lower).double() / (num - 1)).log().sum(-1)
@@ -234,7 +234,7 @@ def _grid_of_people(model: HeterogeneousBTL, batch: Batch, num: int, bound: floa
     return _Grid(
         z=z,
         log_mass=log_mass,
-        log_joint=model.prior(batch.num_users).log_prob(z) + likelihood,
+        log_joint=model.prior(batch.num_users, batch.covariates).log_prob(z) + likelihood,
         log_evidence=log_evidence.float(),
         grid_error=(coarse - log_evidence).abs().float(),
         edge_mass=((log_mass - log_evidence).exp() * on_edge).sum(0).float(),
@@ -328,8 +328,8 @@ def nuts(
     twice the warm-up and twice the draws, of which every second is kept. Where the last attempt
     fails too, its draws are returned, marked and named in a warning.
 
-    The draws depend on the model, the person's own context, the item table and the options, and
-    not on other people.
+    The draws depend on the model, the person's own context and covariates, the item table and the
+    options, and not on other people.
 
     Args:
         model: A model with a latent factor.
@@ -418,7 +418,9 @@ def _sample_person(
 ) -> tuple[_Chains, _Verdict]:
     """Takes a person's chains from the cache, or samples them until they have converged."""
     batch = person.batch().to(model.device)
-    key = _digest(identity, batch.items[batch.left], batch.items[batch.right], batch.choice)
+    own = [batch.covariates] if model.num_covariates else []
+    pairs = batch.items[batch.left], batch.items[batch.right]
+    key = _digest(identity, *pairs, batch.choice, *own)
     path = None if folder is None else folder / f"{key[:32]}.nc"
     chains = None if path is None else _read(path, key, model, options)
     if chains is not None:
@@ -454,7 +456,7 @@ def _sample_chain(
         mcmc.run()
         noise = mcmc.get_samples()["noise"][length - 1 :: length]
         with torch.no_grad():
-            z = _latent(model, noise.unsqueeze(1))[:, 0].cpu().numpy()
+            z = _latent(model, noise.unsqueeze(1), batch)[:, 0].cpu().numpy()
     divergences = mcmc.diagnostics()["divergences"]["chain 0"]
     return z, len(divergences), time.perf_counter() - start
 
@@ -468,7 +470,8 @@ def _potential(model: HeterogeneousBTL, batch: Batch) -> Callable[[dict[str, Ten
     def potential(parameters: dict[str, Tensor]) -> Tensor:
         # A view: transforms remember the tensor they saw last, with a graph that is gone.
         noise = parameters["noise"].view(1, 1, -1)
-        likelihood = model.choice(batch, _latent(model, noise), prepared).log_prob(batch.choice)
+        z = _latent(model, noise, batch)
+        likelihood = model.choice(batch, z, prepared).log_prob(batch.choice)
         return 0.5 * noise.square().sum() - likelihood.sum()
 
     return potential
@@ -483,7 +486,7 @@ def _judge(
     z = torch.from_numpy(chains.z).to(model.device).flatten(0, 1).unsqueeze(1)
     choice = model.choice(batch, z)
     likelihood = choice.log_prob(batch.choice)
-    log_joint = model.prior(1).log_prob(z) + likelihood
+    log_joint = model.prior(1, batch.covariates).log_prob(z) + likelihood
     utility = model.item_utility(reference, z)[:, 0]
     margin = choice.margin[:, 0, _spaced(batch.choice.shape[1], _OWN_PAIRS)]
     centred = utility - utility.mean(-1, keepdim=True)
@@ -538,7 +541,7 @@ def _check_density(model: HeterogeneousBTL, context: Preferences, seed: int) -> 
     with seeded(seed):
         for batch in user_batches(context, 4, model.device):
             batch = batch.clean()
-            z = model.prior(batch.num_users).sample((4,))
+            z = model.prior(batch.num_users, batch.covariates).sample((4,))
             parts.append((z.cpu(), model.choice(batch, z).log_prob(batch.choice).cpu()))
     z, likelihood = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     check_finite(z, likelihood, context)
@@ -642,9 +645,9 @@ def _read(path: Path, key: str, model: HeterogeneousBTL, options: _Options) -> _
 # ---------------------------------------------------------------------- both
 
 
-def _latent(model: HeterogeneousBTL, noise: Tensor) -> Tensor:
-    """Maps the prior's standard normal variable to z."""
-    for transform in model.prior_transforms():
+def _latent(model: HeterogeneousBTL, noise: Tensor, batch: Batch) -> Tensor:
+    """Maps the prior's standard normal variable (S, U, K) to the z of a batch's people."""
+    for transform in model.prior_transforms(batch.covariates):
         noise = transform(noise)
     return noise
 

@@ -127,7 +127,7 @@ class _Exporter:
 
     def prior(self) -> Group:
         with seeded(self.seeds[0]), torch.no_grad():
-            prior = self.model.prior(len(self.context))
+            prior = self.model.prior(len(self.context), self.context.covariates)
             z = prior.sample((len(self.draws.z),)).cpu()
         return Group(self._latent(z), self.coords)
 
@@ -164,6 +164,9 @@ class _Exporter:
         variables, used = self._pairs(data, self.shown.numpy())
         if data.covariates is not None:
             variables["covariates"] = ("user", "covariate"), data.covariates.numpy()
+        if self.model.num_covariates:
+            variables["covariate_mean"] = ("covariate",), self.model.covariate_mean.cpu().numpy()
+            variables["covariate_scale"] = ("covariate",), self.model.covariate_scale.cpu().numpy()
         if data.items is not None:
             variables["feature_mean"] = ("feature",), self.model.feature_mean.cpu().numpy()
             variables["feature_scale"] = ("feature",), self.model.feature_scale.cpu().numpy()

@@ -46,7 +46,9 @@ class NeuralProcessGuide(nn.Module):
     where the model has a position bias, and only there.
 
     The encoder sees the items' features and what the model makes of them (its item factors,
-    without gradient), so it need not learn the utility a second time.
+    without gradient), so it need not learn the utility a second time. Where covariates move the
+    prior, ε is what they leave open of z, q(z | ∅) is p(z | w), and the encoder sees by how much
+    they move z and the margin of every pair.
 
     Args:
         model: The model whose posterior is approximated. It is not part of the guide's parameters.
@@ -123,6 +125,10 @@ class NeuralProcessGuide(nn.Module):
         elif posterior == "flow":
             self.spline = MLP(hidden_dim, hidden_dim, 3 * _SPLINE_BINS - 1)
         self.register_buffer("largest_context", torch.tensor(0))
+        self.location, self.expected = None, None
+        if model.num_covariates:  # Last, so that the other weights are drawn as ever.
+            self.location = nn.Linear(width, hidden_dim, bias=False)
+            self.expected = nn.Parameter(torch.zeros(hidden_dim))
 
     @property
     def model(self) -> HeterogeneousBTL:
@@ -136,6 +142,8 @@ class NeuralProcessGuide(nn.Module):
         items, factors = self.model.prepare_items(batch.items, keep=True)
         factors = factors.detach()
         elements = self._embed(items, factors, pairs)
+        if self.location is not None:
+            elements = elements + self._embed_covariates(batch, (items, factors), pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, batch.num_comparisons)
         base, loc, tril, inverse = self._normal(elements, summary, factors, pairs)
         if self.posterior_family == "flow":
@@ -145,7 +153,7 @@ class NeuralProcessGuide(nn.Module):
                 transforms.append(Whitening(loc, tril, inverse))
                 base = HeavyNoise(batch.num_comparisons > 0, loc.shape[-1], loc.dtype)
             base = dist.TransformedDistribution(base, transforms)
-        return self.model.push_forward(base)
+        return self.model.push_forward(base, batch.covariates)
 
     def forward(self, batch: Batch, observe: bool = True) -> Tensor:
         """Samples z given the batch's comparisons, as Pyro expects of a guide."""
@@ -166,6 +174,17 @@ class NeuralProcessGuide(nn.Module):
             chosen = self.chosen(items[winner], factors[winner])
             elements = chosen + self.rejected(items[loser], factors[loser])
         return elements if self.side is None else elements + pairs.side * self.side
+
+    def _embed_covariates(
+        self, batch: Batch, prepared: tuple[Tensor, Tensor], pairs: _Pairs
+    ) -> Tensor:
+        """Embeds by how much covariates move z and every pair's margin, with shape (R, H)."""
+        with torch.no_grad():
+            location = self.model.location(batch.covariates)
+            z = torch.stack([location, torch.zeros_like(location)])
+            moved, average = self.model.choice(batch.clean(), z, prepared).margin
+        expected = pairs.of_chosen(moved - average) * self.expected
+        return expected + self.location(location)[pairs.person]
 
     def _normal(
         self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: _Pairs
@@ -255,6 +274,12 @@ class _Pairs:
         self.side = side[self.mask].unsqueeze(-1)
         self.winner, self.loser = winner[self.mask], loser[self.mask]
         self.person = self.mask.nonzero()[:, 0]
+
+    def of_chosen(self, margin: Tensor) -> Tensor:
+        """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
+        if margin.shape[-1] < self.mask.shape[-1]:  # Halves follow in columns of their own.
+            margin = torch.cat([margin, margin], -1)
+        return self.side * margin[self.mask].unsqueeze(-1)
 
 
 class _Spline(ConditionedSpline):

@@ -316,7 +316,8 @@ def score_tests(
 ) -> pd.DataFrame:
     r"""Tests in which directions people who took no part in the fit contradict the model.
 
-    Directions δ of a margin m, whose mean over the population is :math:`\bar m`: people differ
+    Directions δ of a margin m, whose mean over the population, or that part of it which has the
+    person's covariates, is :math:`\bar m`: people differ
     more (:math:`m - \bar m`), choices are more consistent (m), left is preferred (1). For lapses
     the log-likelihood is differentiated by the probability of a choice made at random.
 
@@ -349,7 +350,7 @@ def score_tests(
         )
     posterior = Posterior(model, guide, data, num_samples, seed=seed)
     with seeded(seed):
-        strangers = model.prior(256).sample()
+        strangers = model.average_prior(256).sample()
     scores = []
     for _, batch, likelihood, log_weights in posterior.likelihoods(data):
         margin, average = likelihood.margin, _mean_margin(model, batch, strangers)
@@ -385,6 +386,6 @@ def _residual(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _mean_margin(model: HeterogeneousBTL, batch: Batch, z: Tensor) -> Tensor:
-    """Averages margins over people z (S, K) from the population, to shape (U, N)."""
-    everybody = z.unsqueeze(1).expand(-1, batch.num_users, -1)
+    """Averages margins over people z (S, K), moved to each person's covariates, to (U, N)."""
+    everybody = (z.unsqueeze(1) + model.location(batch.covariates)).expand(-1, batch.num_users, -1)
     return model.choice(batch, everybody).margin.mean(0)

@@ -179,7 +179,7 @@ def propose(
         z = batch.choice.new_zeros((1, batch.num_users, 0))
         log_prob = model.choice(batch, z).log_prob(batch.choice)
         return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
-    prior, posterior = model.prior(batch.num_users), guide.posterior(batch)
+    prior, posterior = model.prior(batch.num_users, batch.covariates), guide.posterior(batch)
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
     # Each set of draws is scored by itself: a flow remembers its last draws, and need not invert.
     draws = [posterior.sample((from_guide,))]
@@ -352,7 +352,7 @@ def log_joint(model: HeterogeneousBTL, context: Preferences, z: Tensor) -> Tenso
 
     def evaluate(batch: Batch, draws: Tensor) -> Tensor:
         likelihood = model.choice(batch, draws).log_prob(batch.choice)
-        return model.prior(batch.num_users).log_prob(draws) + likelihood
+        return model.prior(batch.num_users, batch.covariates).log_prob(draws) + likelihood
 
     return _over_people(model, context, z, evaluate)
 

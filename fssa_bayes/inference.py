@@ -15,6 +15,7 @@ import torch
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
+from fssa_bayes.effects import covariate_effects
 from fssa_bayes.export import check_same_people, export
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import (
@@ -29,6 +30,7 @@ from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.objectives import ImportanceWeightedELBO, MaximumLikelihood, Objective, Sleep
 from fssa_bayes.population import (
     PopulationDraws,
+    covariate_rank,
     population_draws,
     population_table,
     ranking_table,
@@ -107,12 +109,29 @@ class FitResult:
         return estimate
 
     def population(self, num_samples: int = 1000, *, seed: int = 0) -> pd.DataFrame:
-        """Estimates mean, standard deviation and correlation of people's coefficients.
+        """Estimates mean, standard deviation and correlation of coefficients, covariates' effects.
 
         See :func:`fssa_bayes.population.population_table` for columns, errors and sources.
         """
         return population_table(
             self.model, self.guide, self.data, num_samples=num_samples, seed=seed
+        )
+
+    def covariate_effects(
+        self,
+        items: Sequence | None = None,
+        *,
+        population: PopulationDraws | None = None,
+        num_draws: int = 4000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Tabulates how the population's liking of items changes with a unit of each covariate.
+
+        For any utility; see :func:`fssa_bayes.effects.covariate_effects` for arguments, columns
+        and errors.
+        """
+        return covariate_effects(
+            self.model, self.data, items, population=population, num_draws=num_draws, seed=seed
         )
 
     def population_draws(
@@ -183,7 +202,7 @@ class FitResult:
         model, guide, data = self.model, self.guide, self.data
         check_draws(model, num_samples, "psis")
         if target is not None:
-            check_data(model, target)
+            check_data(model, target, needs_covariates=False)
             check_same_people(data, target)
 
         def draw() -> Draws:
@@ -244,8 +263,8 @@ def fit(
             largest number of L-BFGS iterations.
         batch_size: People in a batch, in place of the objectives' own.
         learning_rate: Peak learning rate of the networks.
-        population_learning_rate: That of the linear utility's w0 and Λ; ten times the networks'
-            if None.
+        population_learning_rate: That of the linear utility's w0 and Λ and of the covariates' B;
+            ten times the networks' if None.
         validation: Share of the people who are held out to stop a stage early, or None to use
             everybody for a fixed number of steps. `"auto"` is None for the linear utility and .1
             for the others.
@@ -271,8 +290,9 @@ def fit(
             and the people, and the parameters are those before the step.
 
     Warns:
-        UserWarning: If covariates are not used by the model, if a homogeneous fit did not
-            converge or runs away (separation), or if `Sleep` costs held-out accuracy.
+        UserWarning: If the model does not use the covariates of the people, if these are constant
+            or collinear, if a homogeneous fit did not converge or runs away (separation), or if
+            `Sleep` costs held-out accuracy.
 
     Example:
         >>> from fssa_bayes.datasets import two_mode
@@ -312,7 +332,10 @@ def fit(
             guide.to(device)
     with torch.no_grad():
         model.set_standardisation(None if data.items is None else data.items.to(model.device))
+        model.set_covariate_standardisation(data.covariates)
     model.feature_names = data.feature_names
+    if model.num_covariates:
+        model.covariate_names = data.covariate_names
 
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
@@ -346,8 +369,13 @@ def _about(
     }
 
 
-def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Raises an error unless `data` can be scored by `model`."""
+def check_data(
+    model: HeterogeneousBTL, data: Preferences, *, needs_covariates: bool = True
+) -> None:
+    """Raises an error unless `data` can be scored by `model`.
+
+    What is only to be predicted, for people whose z is known, needs no covariates.
+    """
     if not isinstance(data, Preferences):
         raise TypeError(f"data must be Preferences, got {type(data).__name__}")
     if data.num_features != model.num_features:
@@ -371,6 +399,30 @@ def check_data(model: HeterogeneousBTL, data: Preferences) -> None:
                 stacklevel=3,
             )
     check_ties(model, data)
+    if needs_covariates:
+        check_covariates(model, data)
+
+
+def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Raises an error unless the people have the covariates that the model's prior depends on."""
+    if not model.num_covariates:
+        return
+    model.check_covariates(data.covariates)
+    names = model.covariate_names
+    if names is not None and not names.equals(data.covariate_names):
+        raise ValueError(
+            f"data must have the covariates the model was fitted to, in the same order: "
+            f"{_some(names)}, got {_some(data.covariate_names)}"
+        )
+    if model.covariates_are_standardised:
+        shift = model.standardise_covariates(data.covariates).abs().amax(0).cpu()
+        if shift.max() > 20:
+            warnings.warn(
+                f"covariate {data.covariate_names[int(shift.argmax())]!r} lies {shift.max():.0f} "
+                "standard deviations from the people the model was first fitted to: are the units "
+                "the same?",
+                stacklevel=4,
+            )
 
 
 def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
@@ -432,8 +484,35 @@ def _check_training_data(
             "the data say nothing about its effect",
             stacklevel=3,
         )
-    if data.covariates is not None:
-        warnings.warn("the model does not use the covariates of the people in data", stacklevel=3)
+    _check_training_covariates(model, data)
+
+
+def _check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns of covariates that have no effect, or none of their own."""
+    if data.covariates is None:
+        return
+    if not model.num_covariates:
+        warnings.warn("the model does not use the covariates of the people in data", stacklevel=4)
+        return
+    table = data.covariates.double()
+    centred = table - table.mean(0)
+    spread = centred.abs().amax(0) > 1e-6 * table.abs().amax(0)
+    if not spread.all():
+        constant = data.covariate_names[(~spread).numpy()]
+        warnings.warn(
+            f"covariate {constant[0]!r} is the same for all people ({len(constant)} such "
+            "covariates): the data say nothing about its effect",
+            stacklevel=4,
+        )
+    varied = centred[:, spread]
+    rank = covariate_rank(varied)
+    if rank < varied.shape[1]:
+        warnings.warn(
+            f"the {varied.shape[1]} covariates {_some(data.covariate_names[spread.numpy()])} of "
+            f"{len(data)} people are collinear, of rank {rank}: effects of one with the others "
+            "held fixed are not identified and have no standard errors",
+            stacklevel=4,
+        )
 
 
 def _stages(

@@ -58,7 +58,7 @@ def save(
     Raises:
         FileExistsError: If the folder exists, unless `overwrite` is set and it holds a saved model.
         ValueError: If the guide is that of another model.
-        TypeError: If names of features are neither strings, numbers nor Booleans.
+        TypeError: If names of features or covariates are neither strings, numbers nor Booleans.
         OSError: If it cannot be written; what was there before is untouched.
     """
     path = Path(path)
@@ -80,6 +80,8 @@ def save(
             "scale": model.feature_scale.tolist(),
         },
     }
+    if model.covariate_names is not None:
+        config["covariate_names"] = _names(model.covariate_names)
     _write_folder(path, config, flatten(model, guide))
 
 
@@ -134,6 +136,8 @@ def load(
         guide.objectives = config["objectives"]
     names = config["feature_names"]
     model.feature_names = None if names is None else pd.Index(names)
+    names = config.get("covariate_names")
+    model.covariate_names = None if names is None else pd.Index(names)
     return model, guide
 
 
@@ -331,7 +335,8 @@ def _names(index: pd.Index) -> list:
     for name in names:
         if not isinstance(name, str | int | float):
             raise TypeError(
-                f"names of features must be strings or numbers to be saved, got {name!r}"
+                "names of features and covariates must be strings or numbers to be saved, "
+                f"got {name!r}"
             )
     return names
 

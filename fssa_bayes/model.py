@@ -179,13 +179,22 @@ class ModuleUtility(nn.Module):
 class HeterogeneousBTL(nn.Module):
     r"""Models the paired comparisons of people who differ by a latent factor z,
 
-    .. math:: p(z, y) = \prod_u p(z_u) \prod_n
+    .. math:: p(z, y \mid w) = \prod_u p(z_u \mid w_u) \prod_n
         \mathrm{BradleyTerry}(y_{un} \mid r(x_{un}^{l}, z_u) - r(x_{un}^{r}, z_u)).
 
     What an answer depends on beside the utilities is the same for everybody: with m the margin, to
     which `position_bias` adds b, `ties="davidson"` makes P(left) : P(right) : P(tie) as
     :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ, uniform over
     the possible ones. log ν, b and logit λ are parameters, estimated with the rest.
+
+    Covariates w of a person, if there are any, move the prior: :math:`z_u = B \tilde w_u + ζ_u`
+    with :math:`\tilde w` standardised by the people of the first fit and ζ drawn alike for
+    everybody, N(0, I) or the learned p. B is estimated with the rest. For the linear utility the
+    coefficients of a person are then :math:`β_u = w_0 + ΛB \tilde w_u + Λζ_u`: w0 are those of the
+    average person, and the effect of covariates on coefficients, ΛB, is identified though B is
+    not. Effects lie in the span of Λ: with fewer latent dimensions than features, covariates move
+    coefficients only in directions in which people of the same covariates differ too, and
+    `latent_dim=num_features` leaves every effect free.
 
     A Pyro program with one plate, `users`, and two sample sites: `z` with event shape (K,) and
     `choice` with event shape (N,). Its parameters are those of an ordinary module; :meth:`register`
@@ -211,13 +220,18 @@ class HeterogeneousBTL(nn.Module):
             concerns float32 networks alone: margins, likelihoods and homogeneous fits (in double
             precision) are computed as ever. `python -m benchmarks precision` measures what it does
             to posterior means.
+        num_covariates: Number of user covariates W that the prior depends on; 0 for none. Data
+            come with them by `Preferences.from_dataframe(users=...)`.
 
     Attributes:
-        config: The arguments it was built with; `"module"` stands for a utility of one's own.
+        config: The arguments it was built with; `"module"` stands for a utility of one's own, and
+            `num_covariates` is there where it is not 0.
         log_tie: Davidson's log ν, or None.
         bias: Advantage of the left in nats, or None.
         lapse_logit: Logit of the lapse rate, or None.
         feature_names: Names of the features it was fitted to, or None.
+        covariate_effect: B with shape (K, W), per standard deviation of the covariates, or None.
+        covariate_names: Names of the covariates it was fitted to, or None.
 
     Raises:
         ValueError: If a size is out of range or a name unknown.
@@ -247,6 +261,7 @@ class HeterogeneousBTL(nn.Module):
         position_bias: bool = False,
         lapses: bool = False,
         matmul_precision: str = "highest",
+        num_covariates: int = 0,
     ) -> None:
         super().__init__()
         _check_at_least("num_features", num_features, 1)
@@ -255,6 +270,12 @@ class HeterogeneousBTL(nn.Module):
         _check_at_least("num_factors", num_factors, 1)
         _check_answers(ties, position_bias, lapses)
         _check_precision(matmul_precision, utility)
+        _check_at_least("num_covariates", num_covariates, 0)
+        if num_covariates and not latent_dim:
+            raise ValueError(
+                f"latent_dim must be at least 1 with num_covariates={num_covariates}, got 0: "
+                "covariates move the latent factor, which a homogeneous model does not have"
+            )
         self.num_features = num_features
         self.latent_dim = latent_dim
         self.config = {
@@ -269,6 +290,8 @@ class HeterogeneousBTL(nn.Module):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
+        if num_covariates:  # Without, files and caches are those of a model that knows of none.
+            self.config["num_covariates"] = num_covariates
         if isinstance(utility, nn.Module):
             self.utility: nn.Module = ModuleUtility(utility)
         elif utility == "bilinear":
@@ -300,26 +323,70 @@ class HeterogeneousBTL(nn.Module):
         self.register_buffer("is_standardised", torch.tensor(False))
         self.register_buffer("_origin", torch.zeros(()))
         self.feature_names: pd.Index | None = None
+        self.num_covariates = num_covariates
+        effect = nn.Parameter(torch.zeros(latent_dim, num_covariates)) if num_covariates else None
+        self.register_parameter("covariate_effect", effect)
+        for name, value in (
+            ("covariate_mean", torch.zeros(num_covariates)),
+            ("covariate_scale", torch.ones(num_covariates)),
+            ("covariates_are_standardised", torch.tensor(False)),
+        ):
+            self.register_buffer(name, value if num_covariates else None)
+        self.covariate_names: pd.Index | None = None
 
     # ------------------------------------------------------------------ the graphical model
 
-    def prior(self, num_users: int) -> dist.TorchDistribution:
-        """Returns p(z), with batch shape (U,) and event shape (K,)."""
+    def prior(self, num_users: int, covariates: Tensor | None = None) -> dist.TorchDistribution:
+        """Returns p(z | w), with batch shape (U,) and event shape (K,).
+
+        Args:
+            num_users: Number of people U.
+            covariates: Their covariates with shape (U, W), in original units; a model without
+                covariates does not look at them.
+        """
         shape = (num_users, self.latent_dim)
         base = dist.Normal(self._origin.expand(shape), 1.0 + self._origin).to_event(1)
-        return self.push_forward(base)
+        return self.push_forward(base, covariates)
 
-    def push_forward(self, base: dist.TorchDistribution) -> dist.TorchDistribution:
+    def push_forward(
+        self, base: dist.TorchDistribution, covariates: Tensor | None = None
+    ) -> dist.TorchDistribution:
         """Maps a distribution of the prior's standard normal variable to one of z."""
-        transforms = self.prior_transforms()
+        transforms = self.prior_transforms(covariates)
         return dist.TransformedDistribution(base, transforms) if transforms else base
 
-    def prior_transforms(self) -> list:
+    def prior_transforms(self, covariates: Tensor | None = None) -> list:
         """Lists the maps that take the prior's standard normal variable to z, in order."""
-        if not len(self.prior_flow):
-            return []
-        spline, *couplings = self.prior_flow
-        return [spline, *flip_between(couplings, self.latent_dim, self.device)]
+        transforms = []
+        if len(self.prior_flow):
+            spline, *couplings = self.prior_flow
+            transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
+        if self.num_covariates:
+            # A learned prior is moved as a whole: its shape is the same for everybody. The cache
+            # hands the flow its own draws back, which it need not invert.
+            location = self.location(covariates)
+            transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
+        return transforms
+
+    def location(self, covariates: Tensor | None) -> Tensor:
+        """Returns where the prior is centred by covariates (U, W): B w̃ (U, K), or 0 without B."""
+        if not self.num_covariates:
+            return self._origin
+        self.check_covariates(covariates)
+        return self.standardise_covariates(covariates) @ self.covariate_effect.T
+
+    def average_prior(self, num_users: int) -> dist.TorchDistribution:
+        """Returns p(z | w) of as many people whose covariates, if any, are average."""
+        average = None if self.covariate_mean is None else self.covariate_mean.expand(num_users, -1)
+        return self.prior(num_users, average)
+
+    def sample_population(self, num_users: int, data: Preferences) -> Tensor:
+        """Draws z (U, K) of people at random; their covariates are those of people of the data."""
+        covariates = None
+        if self.num_covariates:
+            self.check_covariates(data.covariates)
+            covariates = data.covariates[torch.randint(len(data), (num_users,))]
+        return self.prior(num_users, covariates).sample()
 
     def choice(
         self, batch: Batch, z: Tensor, prepared: tuple[Tensor, Tensor] | None = None
@@ -353,7 +420,7 @@ class HeterogeneousBTL(nn.Module):
         """Runs the generative program; `observe=False` leaves the choices to be drawn."""
         with pyro.plate("users", batch.num_users, dim=-1):
             if self.latent_dim:
-                z = pyro.sample("z", self.prior(batch.num_users))
+                z = pyro.sample("z", self.prior(batch.num_users, batch.covariates))
             else:
                 z = self._origin.expand(batch.num_users, 0)
             return pyro.sample(
@@ -381,7 +448,8 @@ class HeterogeneousBTL(nn.Module):
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population and learn faster than networks."""
         of_utility = getattr(self.utility, "population_parameters", list)()
-        return [*of_utility, *self.answer_parameters().values()]
+        of_prior = [] if self.covariate_effect is None else [self.covariate_effect]
+        return [*of_utility, *of_prior, *self.answer_parameters().values()]
 
     # ------------------------------------------------------------------ utilities
 
@@ -439,6 +507,37 @@ class HeterogeneousBTL(nn.Module):
         self.feature_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
         self.is_standardised.fill_(True)
 
+    def standardise_covariates(self, covariates: Tensor) -> Tensor:
+        """Centres and scales covariates (U, W)."""
+        return (covariates.to(self.covariate_mean) - self.covariate_mean) / self.covariate_scale
+
+    def set_covariate_standardisation(self, covariates: Tensor | None) -> None:
+        """Takes the covariates' mean and standard deviation from people (U, W), once."""
+        if not self.num_covariates or self.covariates_are_standardised:
+            return
+        wide = covariates.double()
+        # A constant's standard deviation is rounding, at most.
+        scale = wide.std(0, unbiased=False)
+        scale = torch.where(scale > 1e-6 * wide.abs().amax(0), scale, torch.ones_like(scale))
+        self.covariate_mean.copy_(wide.mean(0))
+        self.covariate_scale.copy_(scale)
+        self.covariates_are_standardised.fill_(True)
+
+    def check_covariates(self, covariates: Tensor | None) -> None:
+        """Raises a ValueError unless there are the model's covariates, or the model has none."""
+        if not self.num_covariates:
+            return
+        if covariates is None:
+            raise ValueError(
+                f"covariates must be given for a model with num_covariates={self.num_covariates}, "
+                "got none: Preferences.from_dataframe(users=...) reads them with the comparisons"
+            )
+        if covariates.shape[-1] != self.num_covariates:
+            raise ValueError(
+                f"covariates must be the model's num_covariates={self.num_covariates}, "
+                f"got {covariates.shape[-1]}"
+            )
+
     def check_items(self, items: Tensor) -> None:
         """Raises a ValueError unless the item table has the model's number of features."""
         if items.dtype == torch.int64:
@@ -482,7 +581,7 @@ class HeterogeneousBTL(nn.Module):
             choices, factors = [], []
             for batch in data.batches(4096):
                 moved = batch.to(self.device)
-                z = self.prior(batch.num_users).sample()
+                z = self.prior(batch.num_users, batch.covariates).sample()
                 choices.append(self.choice(moved, z).sample()[moved.mask].cpu())
                 factors.append(z.cpu())
         ties = "keep" if self.has_ties else "half"

@@ -248,9 +248,9 @@ class Sleep(Objective):
     r"""Maximises :math:`E_{p(z, C)} \log q(z \mid C)` on people simulated from the fitted model.
 
     Teaches the guide every context size from 0 to twice a training person's, a person drawn at
-    random; the pairs are resampled from the training comparisons. It minimises KL(p(z|C) ‖ q(z|C))
-    on average, so the guide comes to cover the model's posterior. Only the guide is updated: p(z)
-    and the utility are left bitwise as they were.
+    random, whose covariates go with it; the pairs are resampled from the training comparisons. It
+    minimises KL(p(z|C) ‖ q(z|C)) on average, so the guide comes to cover the model's posterior.
+    Only the guide is updated: p(z) and the utility are left bitwise as they were.
 
     With `num_particles` S > 1 the simulated person's z, an exact draw of p(z|C), is joined by
     S − 1 draws of m = .8 q(z|C) + .2 p(z), all weighted by p(z, C) / m(z). As a choice of one of
@@ -288,17 +288,18 @@ class Sleep(Objective):
     ) -> Batch:
         """Draws the contexts of imaginary people; their choices are drawn by :meth:`loss`."""
         # Sizes follow the people's own: one person with thousands of comparisons among many with
-        # four must not set the scale of every step.
-        largest = 2 * rng.choice(data.counts, self.batch_size)
+        # four must not set the scale of every step. Covariates come with them.
+        people = rng.integers(len(data), size=self.batch_size)
+        largest = 2 * data.counts[people]
         # Half the people uniform in size, half log-uniform: small contexts are where people start.
         uniform = rng.integers(0, largest + 1)
         log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2)))) - 1
         sizes = np.where(rng.random(self.batch_size) < 0.5, uniform, log_uniform).astype(np.int64)
-        return data.resample_pairs(sizes, rng).to(model.device)
+        return data.resample_pairs(sizes, rng, people).to(model.device)
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of −E log q(z | C) per person, in nats."""
-        prior = model.prior(batch.num_users)
+        prior = model.prior(batch.num_users, batch.covariates)
         with torch.no_grad():
             z = prior.sample()
             context = batch.replace(choice=model.choice(batch, z).sample())

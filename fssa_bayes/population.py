@@ -1,10 +1,11 @@
 r"""Population estimates of the linear utility with standard errors, and draws of populations.
 
-The coefficients of a person are β = w0 + Λz, z ~ N(0, I). Only w0 and ΛΛᵀ are identified, so Λ is
-rotated to its lower-triangular form L and the free parameters are θ = (w0, tril L). By Fisher's
-identity the score of a person is the posterior mean of the complete-data score, and by Louis'
-identity the observed information is the posterior mean of the complete-data information less the
-posterior covariance of the complete-data score; both are averaged with importance weights. The
+The coefficients of a person are β = w0 + Λz, z ~ N(B w̃, I) with w̃ the person's standardised
+covariates, if any. Only w0, ΛΛᵀ and ΛB are identified, so Λ = L Rᵀ is rotated to its
+lower-triangular form L and the free parameters are θ = (w0, tril L, RᵀB), those of a model of Rᵀz.
+By Fisher's identity the score of a person is the posterior mean of the complete-data score, and by
+Louis' identity the observed information is the posterior mean of the complete-data information less
+the posterior covariance of the complete-data score; both are averaged with importance weights. The
 parameters of the answers (log ν of ties, position bias, logit of the lapse rate) follow θ, so that
 everybody's standard errors know that they are estimated.
 """
@@ -32,7 +33,9 @@ from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 __all__ = [
     "PopulationDraws",
     "PopulationMixture",
+    "covariate_rank",
     "feature_differences",
+    "identified_covariates",
     "population_draws",
     "population_table",
     "ranking_table",
@@ -55,7 +58,14 @@ def population_table(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Estimates mean, standard deviation and correlation of people's coefficients.
+    """Estimates mean, standard deviation and correlation of coefficients, and covariates' effects.
+
+    With covariates, means are those of the average person (of the first fit), standard deviations
+    and correlations those of people who share their covariates, and a row `effect`, `"age on
+    price"`, says by how much a unit of the covariate changes the mean coefficient, the others held
+    fixed: ΛB. With fewer latent dimensions than features these effects lie in the span of Λ, so
+    that a covariate which acts in another direction is seen in part; `latent_dim=num_features`
+    leaves them free.
 
     Args:
         model: A fitted model with linear utility and normal prior.
@@ -65,12 +75,14 @@ def population_table(
         seed: Seed of the draws.
 
     Returns:
-        One row for each mean, standard deviation and correlation (index `quantity`, `term`), in
-        units of the features given; items without features are centred over all items. Columns:
+        One row for each mean, standard deviation, correlation and effect of a covariate (index
+        `quantity`, `term`), in units of the features and covariates given; items without features
+        are centred over all items. Columns:
         `estimate`; `se_hessian`, from the observed information; `se_outer_product`, from the
         outer product of the people's scores, which most software for mixed logits prints; and
         `se_sandwich`, both together, robust to misspecification, with people as clusters. Terms
-        that the data do not identify (constant or collinear features) have NaN. A model with ties,
+        that the data do not identify (constant or collinear features) have NaN, effects of constant
+        or collinear covariates in `estimate` too. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
         its logit, on which an interval is more nearly symmetric.
 
@@ -84,21 +96,16 @@ def population_table(
     """
     estimate = _estimate(model, guide, data, num_samples, seed, "population()")
     outer, information = estimate.outer, estimate.information
-    num_features, rank = estimate.loading.shape
-    row, column = estimate.entries
-    size = num_features + len(row)
-
+    rank = estimate.loading.shape[1]
     scale = model.feature_scale.double().cpu()
+    unit = model.covariate_scale.double().cpu() if model.num_covariates else torch.ones(0)
     centre = data.items is None
 
     def quantities(theta: Tensor) -> Tensor:
-        loading = theta.new_zeros(num_features, rank)
-        loading = loading.index_put((row, column), theta[num_features:size])
-        location = theta[:num_features] / scale
-        loading = loading / scale[:, None]
+        location, loading, effect, of_answers = estimate.unpack(theta)
+        location, loading = location / scale, loading / scale[:, None]
         if centre:
             location, loading = location - location.mean(), loading - loading.mean(0)
-        of_answers = theta[size:]
         if model.lapse_logit is not None:
             of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
         if rank == 0:
@@ -107,7 +114,8 @@ def population_table(
         sd = covariance.diagonal().sqrt()
         pair = torch.tril_indices(len(sd), len(sd), -1)
         correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
-        return torch.cat([location, sd, correlation, of_answers])
+        effect = (loading @ effect / unit).T.flatten()
+        return torch.cat([location, sd, correlation, effect, of_answers])
 
     theta = estimate.theta
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
@@ -123,7 +131,34 @@ def population_table(
     for name, covariance in standard_error.items():
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
         columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
-    return pd.DataFrame(columns, index=_labels(data, rank, _answers(model)))
+    covariates = data.covariate_names if model.num_covariates else []
+    table = pd.DataFrame(columns, index=_labels(data, rank, covariates, _answers(model)))
+    if model.num_covariates:
+        unknown = np.repeat(~identified_covariates(data.covariates).numpy(), model.num_features)
+        table.iloc[np.flatnonzero(table.index.get_level_values(0) == "effect")[unknown]] = np.nan
+    return table
+
+
+def covariate_rank(covariates: Tensor) -> int:
+    """Counts the independent directions in which people's covariates (U, W) vary."""
+    return int(_varied_directions(covariates)[0].sum())
+
+
+def identified_covariates(covariates: Tensor) -> Tensor:
+    """Tells which covariates (U, W) vary between people where the others are held fixed, (W,)."""
+    varied, vectors = _varied_directions(covariates)
+    return vectors[:, ~varied].square().sum(-1) < 1e-6
+
+
+def _varied_directions(covariates: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns eigenvectors (W, W) of the correlations, and which of them have any variance."""
+    table = covariates.double().cpu()
+    centred = table - table.mean(0)
+    # What a constant differs from its mean by is rounding.
+    centred[:, centred.abs().amax(0) <= 1e-6 * table.abs().amax(0)] = 0
+    centred = centred / centred.std(0, unbiased=False).clamp(min=1e-300)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    return values > 1e-9, vectors
 
 
 @dataclass(frozen=True)
@@ -203,7 +238,7 @@ def population_draws(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> PopulationDraws:
-    """Draws w0 and Λ of the linear utility from the normal approximation of their estimates.
+    """Draws w0, Λ and B of the linear utility from the normal approximation of their estimates.
 
     The covariance is the sandwich, with people as clusters. Only ΛΛᵀ is identified: its triangular
     factor is drawn and turned back, so that z means in every draw what it means in the model.
@@ -234,19 +269,17 @@ def population_draws(
     root = vectors * eigenvalues.clamp(min=0).sqrt()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
-    num_features = len(estimate.loading)
-    size = num_features + estimate.entries.shape[1]
     members = []
     for theta in estimate.theta + noise @ root.T:
-        loading = torch.zeros_like(estimate.loading)
-        loading[tuple(estimate.entries)] = theta[num_features:size]
+        mean, loading, effect, answers = estimate.unpack(theta)
         twin, twin_guide = copy.deepcopy((model, guide))
         with torch.no_grad():
-            twin.utility.mean.copy_(theta[:num_features])
+            twin.utility.mean.copy_(mean)
             twin.utility.loading.copy_(loading @ estimate.rotation.T)
-            for parameter, value in zip(
-                twin.answer_parameters().values(), theta[size:], strict=True
-            ):
+            if model.num_covariates:
+                change = estimate.rotation @ (effect - estimate.effect)
+                twin.covariate_effect.add_(change.to(twin.covariate_effect))
+            for parameter, value in zip(twin.answer_parameters().values(), answers, strict=True):
                 parameter.copy_(value)
         members.append((twin, twin_guide))
     return PopulationDraws(tuple(members), "normal approximation with the sandwich covariance")
@@ -362,13 +395,14 @@ def ranking_table(
 
 @dataclass(frozen=True)
 class _Estimate:
-    """Holds the free parameters θ = (w0, tril L, of answers) and what is known of them.
+    """Holds the free parameters θ = (w0, tril L, RᵀB, of answers) and what is known of them.
 
     Attributes:
         theta: The estimates, with shape (P,).
         loading: L with shape (D, R), on the CPU.
         rotation: L = Λ · rotation, with shape (K, R).
         entries: Rows and columns of the free entries of L, (2, ·).
+        effect: RᵀB with shape (R, W), W = 0 without covariates.
         outer: Sum of the outer products of people's scores, (P, P).
         information: Observed information, (P, P).
         expected_null: Number of directions that no data could identify.
@@ -378,9 +412,17 @@ class _Estimate:
     loading: Tensor
     rotation: Tensor
     entries: Tensor
+    effect: Tensor
     outer: Tensor
     information: Tensor
     expected_null: int
+
+    def unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Takes θ (P,) apart: w0 (D,), L (D, R), RᵀB (R, W) and the parameters of the answers."""
+        sizes = len(self.loading), self.entries.shape[1], self.effect.numel()
+        mean, free, effect, answers = theta.split([*sizes, len(theta) - sum(sizes)])
+        loading = theta.new_zeros(self.loading.shape).index_put(tuple(self.entries), free)
+        return mean, loading, effect.reshape(self.effect.shape), answers
 
 
 def _estimate(
@@ -407,27 +449,34 @@ def _estimate(
     triangle, rotation = _canonical(utility.loading.detach().double())
     rank = triangle.shape[1]
     entries = torch.tril_indices(len(mean), rank)
-    _check_size(what, len(mean) + entries.shape[1])
-    # Positions of the free parameters among the entries of (w0, L), row by row.
+    effect = torch.zeros(rank, 0, dtype=torch.float64)
+    if model.num_covariates:
+        effect = (rotation.T @ model.covariate_effect.detach().double()).cpu()
+    _check_size(what, len(mean) + entries.shape[1] + effect.numel())
+    # Positions of the free parameters among the entries of (w0, L), row by row, and the others.
     row, column = entries
     answers = torch.tensor(list(_answers(model).values()), dtype=torch.float64)
     free = torch.cat(
         [
             torch.arange(len(mean)) * (rank + 1),
             row * (rank + 1) + 1 + column,
-            len(mean) * (1 + rank) + torch.arange(len(answers)),
+            len(mean) * (1 + rank) + torch.arange(effect.numel() + len(answers)),
         ]
     )
     outer, information = _moments(model, guide, data, rotation, num_samples, seed)
     triangle = triangle.cpu()
+    expected_null = 0 if data.items is not None else 1 + rank
+    if model.num_covariates:
+        expected_null += rank * (model.num_covariates - covariate_rank(data.covariates))
     return _Estimate(
-        theta=torch.cat([mean.cpu(), triangle[row, column], answers]),
+        theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
         loading=triangle,
         rotation=rotation.cpu(),
         entries=entries,
+        effect=effect,
         outer=outer[free][:, free],
         information=information[free][:, free],
-        expected_null=0 if data.items is not None else 1 + rank,
+        expected_null=expected_null,
     )
 
 
@@ -457,7 +506,9 @@ def _answers(model: HeterogeneousBTL) -> dict[str, float]:
     return {name: value.item() for name, value in model.answer_parameters().items()}
 
 
-def _labels(data: Preferences, rank: int, answers: dict[str, float]) -> pd.MultiIndex:
+def _labels(
+    data: Preferences, rank: int, covariates: Sequence, answers: dict[str, float]
+) -> pd.MultiIndex:
     names = [str(name) for name in data.feature_names]
     rows = [("mean", name) for name in names]
     if rank:
@@ -465,6 +516,7 @@ def _labels(data: Preferences, rank: int, answers: dict[str, float]) -> pd.Multi
         rows += [
             ("correlation", f"{names[i]}, {names[j]}") for i in range(len(names)) for j in range(i)
         ]
+    rows += [("effect", f"{covariate} on {name}") for covariate in covariates for name in names]
     rows += [("answer", name) for name in answers]
     if "lapse logit" in answers:
         rows.append(("answer", "lapse rate"))
@@ -488,7 +540,8 @@ def _moments(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Sums the outer products of people's scores, and their observed information."""
-    size = model.num_features * (1 + rotation.shape[1]) + len(_answers(model))
+    width = rotation.shape[1]
+    size = model.num_features * (1 + width) + width * model.num_covariates + len(_answers(model))
     outer = torch.zeros(size, size, dtype=torch.float64)
     information = torch.zeros(size, size, dtype=torch.float64)
     # Sums do not depend on the order of people; sorted by size, little is padded.
@@ -518,7 +571,9 @@ def _person_moments(
 
     gradient = torch.einsum("sun,und->sud", first[0], difference)
     score = torch.einsum("sud,suk->sudk", gradient, factors).flatten(-2)
-    score = torch.cat([score, *(value.sum(-1, keepdim=True) for value in first[1:])], -1)
+    score_of_effect, complete_of_effect = _effect_moments(model, batch, z, rotation)
+    of_answers = [value.sum(-1, keepdim=True) for value in first[1:]]
+    score = torch.cat([score, score_of_effect, *of_answers], -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
     outer = mean_score.T @ mean_score
     weighted = (score * weights.sqrt().unsqueeze(-1)).flatten(0, 1)
@@ -528,13 +583,31 @@ def _person_moments(
     size = difference.shape[-1] * factors.shape[-1]
     information = outer - weighted.T @ weighted
     information[:size, :size] += complete.reshape(size, size)
-    for i, row in enumerate(second[1:], size):
+    start = size + len(complete_of_effect)
+    information[size:start, size:start] += complete_of_effect
+    for i, row in enumerate(second[1:], start):
         cross = torch.einsum("su,sun,und,suk->dk", weights, -row[0], difference, factors)
         information[i, :size] += cross.flatten()
         information[:size, i] += cross.flatten()
-        for j, value in enumerate(row[1:], size):
+        for j, value in enumerate(row[1:], start):
             information[i, j] -= torch.einsum("su,sun->", weights, value)
     return outer, information
+
+
+def _effect_moments(
+    model: HeterogeneousBTL, batch: Batch, z: Tensor, rotation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the complete-data score (S, U, R W) of RᵀB, and its information (R W, R W).
+
+    Rᵀz given the covariates is normal around RᵀB w̃, whatever the choices.
+    """
+    if not model.num_covariates:
+        return z.new_zeros(*z.shape[:-1], 0, dtype=torch.float64), z.new_zeros(0, 0)
+    covariates = model.standardise_covariates(batch.covariates).double()
+    residual = (z - model.location(batch.covariates)).double() @ rotation
+    score = torch.einsum("sur,uw->surw", residual, covariates).flatten(-2)
+    eye = torch.eye(rotation.shape[1], dtype=torch.float64, device=z.device)
+    return score, torch.kron(eye, covariates.T @ covariates)
 
 
 @torch.enable_grad()

@@ -391,7 +391,7 @@ class Posterior:
         return torch.cat(scores).cpu()
 
     def _check_target(self, target: Preferences) -> Preferences:
-        check_data(self.model, target)
+        check_data(self.model, target, needs_covariates=False)
         check_same_people(self.context, target)
         return target
 

@@ -62,7 +62,8 @@ def predictive_checks(
 ) -> pd.DataFrame:
     r"""Compares real choices with those of people simulated from the model on the same pairs.
 
-    With e = y − p̄ the residual of a choice from its probability p̄ averaged over people, a person's
+    With e = y − p̄ the residual of a choice from its probability p̄ averaged over people (over those
+    with the same covariates, where the model has any), a person's
     *spread* in the direction a is :math:`\sum_{n \ne m} a_{nm} e_n e_m`, here summed over people
     and divided by :math:`\sum |a_{nm}|`: an average covariance of two choices of one person, which
     only differences between people bring about.
@@ -161,6 +162,8 @@ def _select(data: Preferences, keep: np.ndarray) -> Preferences:
         item_names=data.item_names,
         feature_names=None if data.items is None else data.feature_names,
         user_names=data.user_names,
+        covariates=data.covariates,
+        covariate_names=None if data.covariates is None else data.covariate_names,
         ties=data.ties,
     )
 
@@ -177,7 +180,7 @@ def _simulate(
         model, count = models[number % len(models)], len(replicates)
         parts = []
         for batch in user_batches(data, count, model.device):
-            z = model.prior(batch.num_users).sample((count,))
+            z = model.prior(batch.num_users, batch.covariates).sample((count,))
             parts.append(model.choice(batch, z).sample()[:, batch.mask].cpu())
         yield torch.cat(parts, -1).numpy()
 
@@ -382,7 +385,8 @@ def _spreads(
 ) -> list[_Spread]:
     """Prepares the residual products, people with similar numbers of comparisons together."""
     draws = _MARGINAL_DRAWS if model.latent_dim else 1
-    z = model.prior(draws).sample().unsqueeze(1)  # The same people for every comparison.
+    # The same people for every comparison, moved to where covariates, if any, put the person.
+    z = model.average_prior(draws).sample().unsqueeze(1)
     scale = 1.0 if data.items is None else data.items.std(0).clamp(min=1e-12).to(model.device)
     keep = _at_most(data.counts, _MAX_WIDTH, seed)
     data, kept = _select(data, keep), np.flatnonzero(keep)
@@ -395,7 +399,8 @@ def _spreads(
         stop = start + max(1, int(np.searchsorted(cells, _CHUNK)))
         people, start = order[start:stop], stop
         batch = data.batch(people).to(model.device)
-        likelihood = model.choice(batch, z.expand(-1, batch.num_users, -1))
+        everybody = (z + model.location(batch.covariates)).expand(-1, batch.num_users, -1)
+        likelihood = model.choice(batch, everybody)
         prob = _expected_choice(likelihood)
         mean = prob.mean(0)
         tie = likelihood.outcomes.tie

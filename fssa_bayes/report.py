@@ -805,7 +805,7 @@ def _spread(model: HeterogeneousBTL, study: _Study) -> float:
     rng = np.random.default_rng(study.seed)
     pairs = study.data.imagine(rng.integers(study.data.num_comparisons, size=(1, 200)))
     with seeded(study.seed):
-        z = model.prior(1000).sample().unsqueeze(1)
+        z = model.sample_population(1000, study.data).unsqueeze(1)
     return model.choice(pairs.batch().to(model.device), z).margin.std(0).mean().item()
 
 

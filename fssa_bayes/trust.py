@@ -276,7 +276,7 @@ def _simulated_evidence(
     wide = batch.replace(
         **{n: t.repeat_interleave(size, 0) for n, t in tables.items() if t is not None}
     )
-    z = model.prior(wide.num_users).sample()
+    z = model.prior(wide.num_users, wide.covariates).sample()
     wide = wide.replace(choice=model.choice(wide, z).sample())
     return _log_evidence(model, guide, wide, num_samples).reshape(-1, size)
 

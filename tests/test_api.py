@@ -12,6 +12,7 @@ import fssa_bayes
 from fssa_bayes import (
     comparison,
     diagnostics,
+    effects,
     exact,
     kernels,
     plots,
@@ -39,7 +40,10 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
         assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
 
 
-MODULES = [plots, kernels, table, diagnostics, exact, comparison, predictive_checks, report]
+MODULES = [
+    *(plots, kernels, table, diagnostics, exact, comparison, effects),
+    *(predictive_checks, report),
+]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

@@ -204,6 +204,28 @@ def test_analyse_csv(featured: bool, tmp_path: Path, votes: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("utility", ["linear", "bilinear"])
+def test_analyse_csv_tells_what_covariates_do(utility: str, tmp_path: Path, votes: Path) -> None:
+    # The two tastes are those of odd and even people, which a covariate tells.
+    raters = pd.DataFrame({"rater no.": np.arange(40), "odd": np.arange(40) % 2})
+    raters.to_csv(tmp_path / "raters.csv", index=False)
+    out = tmp_path / "results"
+    options = ("--users", str(tmp_path / "raters.csv"), "--items", str(tmp_path / "features.csv"))
+    command = ("examples/analyse_csv.py", str(votes), *ANALYSE, *options, "--utility", utility)
+    printed = run(*command, "--out", str(out))
+    summary = (out / "summary.md").read_text()
+    assert "What do covariates do?" in summary
+    assert ("odd on place" in printed) == (utility == "linear")
+    assert ("10 refits" in summary) == (utility == "bilinear")
+    assert "does not use the covariates" not in summary
+    effects = pd.read_csv(out / "covariates.csv", index_col=["covariate", "item"])
+    # Even people like the first places, odd ones the last.
+    assert effects.loc["odd", "007"]["wins"] < -3 * effects.loc["odd", "007"]["wins_se"] < 0
+    assert effects.loc["odd", "$x^2$"]["wins"] > 3 * effects.loc["odd", "$x^2$"]["wins_se"] > 0
+    assert load(out / "model")[0].num_covariates == 1
+
+
+@pytest.mark.slow
 def test_analyse_csv_keeps_ties(tmp_path: Path, votes: Path) -> None:
     out = tmp_path / "results"
     command = ("examples/analyse_csv.py", str(votes), *ANALYSE, "--ties", "keep")

@@ -20,7 +20,7 @@ ORDER = [
     {"guide"},
     {"importance", "io"},
     {"objectives", "population", "export"},
-    {"training"},
+    {"training", "effects"},
     {"inference"},
     {"exact"},
     {"trust"},

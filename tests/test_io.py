@@ -131,7 +131,7 @@ def test_names_of_features_survive(names: list, tmp_path: Path) -> None:
 def test_names_that_json_has_no_word_for_are_refused(tmp_path: Path) -> None:
     model = HeterogeneousBTL(1, 0, utility="linear")
     model.feature_names = pd.Index([pd.Timestamp("2020-01-01")])
-    with pytest.raises(TypeError, match="names of features must be strings or numbers"):
+    with pytest.raises(TypeError, match="names of features and covariates must be strings"):
         save(tmp_path / "run", model)
     assert os.listdir(tmp_path) == []
 

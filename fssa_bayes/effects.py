@@ -1,0 +1,171 @@
+r"""What user covariates do to utilities, in terms that every utility identifies.
+
+A model with covariates w says :math:`z = B \tilde w + ζ`. Neither B nor z is identified, but the
+population's average centred utility of an item, and the probability that it is preferred, are: what
+a covariate does is the change of these where everybody's value of it is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Preferences
+from fssa_bayes.export import positions
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import PopulationDraws, identified_covariates
+
+__all__ = ["covariate_effects"]
+
+_MOST_ITEMS = 200  # Items that are compared with each other.
+_CHUNK = 2**22  # Probabilities of pairs held at once.
+
+
+@torch.no_grad()
+def covariate_effects(
+    model: HeterogeneousBTL,
+    data: Preferences,
+    items: Sequence | None = None,
+    *,
+    population: PopulationDraws | None = None,
+    num_draws: int = 4000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Tabulates how the population's liking of items changes with a unit of each covariate.
+
+    Everybody's covariate is set half a standard deviation higher and lower, all else as it is, and
+    the difference divided by the standard deviation; a covariate with two values is set to the one
+    and the other. So for an effect that is not linear this is its average over the people there
+    are. People and ζ are drawn once and are the same for both settings.
+
+    Args:
+        model: A fitted model with covariates, of any utility and prior.
+        data: The people whose covariates are changed, such as those of the fit, and the item table.
+        items: Names of the items, at least 2; all of the table if None, up to 200.
+        population: Draws of the population's parameters, by `FitResult.population_draws` or
+            `FitResult.bootstrap`, for standard errors.
+        num_draws: Number of draws of a person and their ζ.
+        seed: Seed of the draws.
+
+    Returns:
+        One row a covariate and item (index `covariate`, `item`). Columns: `utility`, the change of
+        the average utility, centred over the items, in nats per unit of the covariate; `wins`,
+        that of the probability that the item is preferred to another one of the items, by utilities
+        alone (without ties, position bias and lapses); `utility_se` and `wins_se`, the standard
+        deviations of both over `population`, NaN without. A covariate that is constant or
+        collinear with the others has NaN.
+
+    Raises:
+        ValueError: If the model has no covariates or others than the data, an item is unknown,
+            there are too few or too many items, or `population` holds draws of another model.
+    """
+    _check(model, data, population, num_draws)
+    table, names = _items(data, items)
+    found = identified_covariates(data.covariates)
+    members = [] if population is None else [member for member, _ in population.members]
+    estimates = []
+    for one in (model, *members):
+        with seeded(seed):
+            people = torch.randint(len(data), (num_draws,))
+            rest = one.average_prior(num_draws).sample()
+        estimates.append(
+            [
+                _contrast(one, data.covariates, table, people, rest, column)
+                for column in range(one.num_covariates)
+            ]
+        )
+    values = torch.stack([torch.stack(rows) for rows in estimates])  # (P, W, 2, M)
+    values = values.double().cpu().masked_fill(~found[:, None, None], torch.nan)
+    error = torch.full_like(values[0], torch.nan)
+    if members:
+        error = values[1:].std(0)
+    columns = {"utility": values[0, :, 0], "utility_se": error[:, 0]}
+    columns |= {"wins": values[0, :, 1], "wins_se": error[:, 1]}
+    index = pd.MultiIndex.from_product([data.covariate_names, names], names=["covariate", "item"])
+    return pd.DataFrame({k: v.flatten().numpy() for k, v in columns.items()}, index=index)
+
+
+def _contrast(
+    model: HeterogeneousBTL,
+    covariates: Tensor,
+    table: Tensor,
+    people: Tensor,
+    rest: Tensor,
+    column: int,
+) -> Tensor:
+    """Returns changes of centred utilities and of wins by a unit of one covariate, (2, M).
+
+    Args:
+        model: The model.
+        covariates: Everybody's covariates with shape (U, W).
+        table: Features (M, D) or positions (M,) of the items.
+        people: Positions of the people drawn, (N,).
+        rest: What covariates leave open of their z, (N, K).
+        column: Position of the covariate.
+    """
+    low, high = _settings(covariates[:, column])
+    sides = []
+    for value in (low, high):
+        changed = covariates.clone()
+        changed[:, column] = value
+        sides.append(_liking(model, table.to(model.device), rest + model.location(changed[people])))
+    width = (high - low).to(sides[0]).mean()
+    return (sides[1] - sides[0]) / width
+
+
+def _settings(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what everybody's covariate (U,) is set to: its two values, or ± half a deviation."""
+    distinct = values.unique()
+    if len(distinct) == 2:
+        return tuple(value.expand_as(values) for value in distinct)
+    half = values.double().std(unbiased=False).clamp(min=1e-30) / 2
+    return (values - half).float(), (values + half).float()
+
+
+def _liking(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Tensor:
+    """Averages centred utilities and probabilities of winning over people z (N, K), to (2, M)."""
+    count = len(table)
+    total = torch.zeros(2, count, device=z.device, dtype=torch.float64)
+    for part in z.split(max(1, _CHUNK // count**2)):
+        utility = model.item_utility(table, part)
+        total[0] += (utility - utility.mean(-1, keepdim=True)).double().sum(0)
+        prob = torch.sigmoid(utility.unsqueeze(-1) - utility.unsqueeze(-2))
+        # An item's comparison with itself, a half, does not count.
+        total[1] += ((prob.double().sum(-1) - 0.5) / (count - 1)).sum(0)
+    return total / len(z)
+
+
+def _items(data: Preferences, items: Sequence | None) -> tuple[Tensor, pd.Index]:
+    if items is None and data.num_items > _MOST_ITEMS:
+        raise ValueError(
+            f"items must name at most {_MOST_ITEMS} items, of which the table has {data.num_items}"
+        )
+    index = torch.arange(data.num_items)
+    if items is not None:
+        index = positions("items", items, data.item_names)
+    if not 2 <= len(index) <= _MOST_ITEMS:
+        raise ValueError(f"items must be 2 to {_MOST_ITEMS} names, got {len(index)}")
+    names = data.item_names[np.asarray(index)]
+    return (index if data.items is None else data.items[index]), names
+
+
+def _check(
+    model: HeterogeneousBTL,
+    data: Preferences,
+    population: PopulationDraws | None,
+    num_draws: int,
+) -> None:
+    if not model.num_covariates:
+        raise ValueError("model must have covariates, got num_covariates=0")
+    model.check_covariates(data.covariates)
+    if not isinstance(num_draws, int) or num_draws < 1:
+        raise ValueError(f"num_draws must be an integer of at least 1, got {num_draws!r}")
+    if population is not None and any(
+        member.config != model.config for member, _ in population.members
+    ):
+        raise ValueError("population must hold draws of this model, got those of another one")
