@@ -498,7 +498,7 @@ class Preferences:
             ranking=number,
         )
         data._warn_about_graph()
-        if method == "plackett_luce" or not data._whole.any():
+        if method == "plackett_luce" or not data.has_rankings:
             return data
         pairs = data.as_pairs()
         warnings.warn(
@@ -562,7 +562,12 @@ class Preferences:
         """Number of judgements of each person, with shape (U,); `counts` without rankings."""
         if self.ranking is None:
             return self.counts
-        return np.bincount(self._person()[self._heads], minlength=len(self))
+        return np.bincount(self._person()[self.judgement_heads], minlength=len(self))
+
+    @property
+    def has_rankings(self) -> bool:
+        """Whether some comparisons make up a ranking."""
+        return bool(self._whole.any())
 
     @property
     def half_wins(self) -> np.ndarray:
@@ -570,7 +575,7 @@ class Preferences:
         return (self.choice == 0.5) & ~self._whole
 
     @property
-    def _heads(self) -> np.ndarray:
+    def judgement_heads(self) -> np.ndarray:
         """Number of the first comparison of each judgement, with shape (J,)."""
         if self.ranking is None:
             return np.arange(self.num_comparisons)
@@ -630,7 +635,7 @@ class Preferences:
         total = self.num_comparisons
         starts = np.arange(0, total, width)
         if self.ranking is not None:  # No ranking is dealt to two.
-            heads = self._heads
+            heads = self.judgement_heads
             starts = np.unique(heads[np.searchsorted(heads, starts, side="right") - 1])
         offsets = np.append(starts, total)
         return Preferences(
@@ -662,7 +667,7 @@ class Preferences:
 
     @property
     def _num_rankings(self) -> int:
-        return int(self._whole[self._heads].sum())
+        return int(self._whole[self.judgement_heads].sum())
 
     @property
     def _num_stages(self) -> int:
@@ -693,7 +698,7 @@ class Preferences:
 
     def _expand(self, judgement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lists the comparisons (Q,) of judgements given by number, and how many each has."""
-        heads = self._heads
+        heads = self.judgement_heads
         size = np.diff(heads, append=self.num_comparisons)[judgement]
         start = np.cumsum(size) - size
         return size, np.arange(size.sum()) + np.repeat(heads[judgement] - start, size)
@@ -834,7 +839,7 @@ class Preferences:
             )
             return self.subset(enough).split_context(num_context, seed=seed)
         key = np.random.default_rng(seed).random(self.num_judgements)
-        order = np.lexsort((key, self._person()[self._heads]))
+        order = np.lexsort((key, self._person()[self.judgement_heads]))
         chosen = np.zeros(self.num_judgements, dtype=bool)
         starts = _offsets(counts)[:-1]
         chosen[order[(starts[:, None] + np.arange(num_context)).ravel()]] = True

@@ -418,7 +418,9 @@ def _sample_person(
 ) -> tuple[_Chains, _Verdict]:
     """Takes a person's chains from the cache, or samples them until they have converged."""
     batch = person.batch().to(model.device)
-    key = _digest(identity, batch.items[batch.left], batch.items[batch.right], batch.choice)
+    rankings = () if batch.rankings is None else (batch.ranking,)
+    pairs = batch.items[batch.left], batch.items[batch.right], batch.choice
+    key = _digest(identity, *pairs, *rankings)
     path = None if folder is None else folder / f"{key[:32]}.nc"
     chains = None if path is None else _read(path, key, model, options)
     if chains is not None:

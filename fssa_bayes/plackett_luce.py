@@ -139,14 +139,20 @@ class Rankings:
         choice[..., self.place] = drawn
         return choice.view_as(margin)
 
+    def winner(self, choice: Tensor) -> Tensor:
+        """Returns the slot that won each of the rankings' comparisons, (Q,), by choices (U, N).
+
+        The comparisons that a slot won are a stage. Where a ranking says nothing it is any slot.
+        """
+        return torch.where(choice.flatten()[self.place] > 0.5, *self.pair)
+
     def stage_sizes(self, choice: Tensor) -> Tensor:
         """Counts the items among which the winner of each comparison was chosen, (U, N).
 
         2 for a comparison that stands alone, and where a ranking says nothing about the pair.
         """
-        won = choice.flatten()[self.place] * 2 - 1
-        winner = torch.where(won > 0, *self.pair)
-        is_open = won == 0
+        winner = self.winner(choice)
+        is_open = choice.flatten()[self.place] == 0.5
         wins = torch.zeros_like(self.first).index_add(0, winner, (~is_open).long())
         size = torch.full_like(self.inside, 2, dtype=torch.int64).flatten()
         size[self.place] = torch.where(is_open, 2, 1 + wins[winner])
