@@ -155,7 +155,12 @@ def _is_list(value: object) -> bool:
 
 
 def _where(row: pd.Series) -> str:
-    return f"ranking {row['ranking']!r} of user {row['user']!r}"
+    return f"ranking {_name(row['ranking'])} of user {_name(row['user'])}"
+
+
+def _name(value: object) -> str:
+    """Shows a name without the type that a table gave it."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _check_items(table: pd.DataFrame) -> None:
@@ -163,8 +168,8 @@ def _check_items(table: pd.DataFrame) -> None:
     if len(repeated):
         row = table.iloc[repeated[0]]
         raise ValueError(
-            f"an item must stand once in a ranking, got {row['item']!r} again in {_where(row)} "
-            f"({len(repeated)} such rows)"
+            f"an item must stand once in a ranking, got {_name(row['item'])} again in "
+            f"{_where(row)} ({len(repeated)} such rows)"
         )
     tied = np.flatnonzero(table["rank"].notna() & table.duplicated(["group", "rank"]))
     if len(tied):
@@ -172,7 +177,7 @@ def _check_items(table: pd.DataFrame) -> None:
         same = table[(table["group"] == row["group"]) & (table["rank"] == row["rank"])]
         raise ValueError(
             f"no two items may share a rank, got rank {row['rank']:g} for "
-            f"{' and '.join(map(repr, same['item']))} in {_where(row)} ({len(tied)} such rows): "
+            f"{' and '.join(map(_name, same['item']))} in {_where(row)} ({len(tied)} such rows): "
             "leave one of them out, or compare them in pairs with ties"
         )
 
@@ -190,8 +195,8 @@ def _complete(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     if len(outside):
         row = table.iloc[outside[0]]
         raise ValueError(
-            f"choice_set must hold every item that is ranked, got {row['item']!r} in {_where(row)} "
-            f"({len(outside)} such rows)"
+            f"choice_set must hold every item that is ranked, got {_name(row['item'])} in "
+            f"{_where(row)} ({len(outside)} such rows)"
         )
     first = table.drop_duplicates("group")
     every = first.loc[first.index.repeat(len(items)), ["user", "ranking", "group"]]
@@ -208,7 +213,7 @@ def _check_sizes(table: pd.DataFrame) -> None:
     ):
         if wrong.any():
             row = table[table["group"] == wrong.idxmax()].iloc[0]
-            hint = f" ({row['item']!r})" if "two" in problem else ""
+            hint = f" ({_name(row['item'])})" if "two" in problem else ""
             raise ValueError(f"{_where(row)} {problem}{hint} ({int(wrong.sum())} such rankings)")
     pairs = int((size["size"] * (size["size"] - 1) // 2).sum())
     if pairs > _MOST_PAIRS:

@@ -316,9 +316,8 @@ def _check_size(
     rows = context.num_comparisons + (0 if target is None else target.num_comparisons)
     # A comparison has a float32 (log-likelihood or probability) and an int8 (simulated choice);
     # with ties float32 holds choices, and there is a second probability.
-    size = count * (
-        4 * width * len(context) + (12 if model.has_ties or context.has_rankings else 5) * rows
-    )
+    of_row = 12 if model.has_ties or context.has_rankings else 5
+    size = count * (4 * width * len(context) + of_row * rows)
     if size > _MAX_BYTES:
         raise ValueError(
             f"the export would need {size / 2**30:.1f} GiB for {count} draws of {len(context)} "
