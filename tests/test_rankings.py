@@ -915,6 +915,48 @@ def test_short_fits_by_every_objective() -> None:
         assert result.held_out["log_loss"].between(0.1, 5).all()
 
 
+def test_partial_rankings_beside_half_wins_go_everywhere() -> None:
+    """Nothing takes the pairs that they leave open for half wins, or leaves them out."""
+    model = linear_model(ballots(40))
+    whole, _ = model.simulate(ballots(40), seed=1)
+    alone = whole.choice != 0.5
+    alone &= np.bincount(whole.ranking)[whole.ranking] == 1
+    choice = np.where(alone & (np.cumsum(alone) % 3 == 0), 0.5, whole.choice)
+    data = whole.with_choices(choice)
+    summary = data.summary()
+    assert summary.half_wins > 0
+    assert summary.open_pairs > 0
+    guide = NeuralProcessGuide(model)
+    posterior = Posterior(model, guide, data, num_samples=100)
+    surprise = posterior.context_surprise(num_simulations=100, num_samples=20)
+    assert (surprise["tail_probability"] > 0.05).mean() > 0.7
+    checks = predictive_checks(model, data, 20)
+    assert "higher than the model says" not in set(checks["verdict"])
+    (unknown,) = predict_held_out(model, guide, data, sizes=(0,), num_samples=100)
+    assert (unknown.choice == 0.5).sum() == summary.half_wins
+    batch = data.batch()
+    assert torch.equal(~unknown.log_score.isnan(), batch.judgement_mask)
+    exported = posterior.to_inference_data()
+    simulated = exported["posterior_predictive"]["choice"].values[0, 3]
+    open_pairs = data.choice == 0.5
+    assert (simulated == 0.5).sum() == open_pairs.sum() - summary.half_wins
+    data.with_choices(np.where(data.half_wins, 0.5, simulated))  # Rankings again, or an error.
+
+
+@pytest.mark.slow
+def test_a_bootstrap_draws_rankings() -> None:
+    data = ballots(60)
+
+    def build():
+        model = HeterogeneousBTL(2, 1, "linear")
+        return model, NeuralProcessGuide(model, "normal", hidden_dim=8)
+
+    options = {"objective": ImportanceWeightedELBO(8), "steps": 60}
+    test = heterogeneity_test(build, data, num_null=2, num_samples=100, fit_options=options)
+    assert test.method == "bootstrap"
+    assert np.isfinite(test.null).all()
+
+
 def test_simulated_studies_ask_for_rankings() -> None:
     data = ballots(24)
     model = linear_model(data)
