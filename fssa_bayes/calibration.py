@@ -143,7 +143,7 @@ def simulate_people(
     Args:
         model: The model, whose people they are.
         data: Whose pairs, and covariates, are resampled; its choices are not looked at.
-        num_context: Number of choices known of everybody.
+        num_context: Number of choices known of everybody; of judgements where there are rankings.
         num_users: Number of people U.
         seed: Seed of pairs, people and choices.
 
@@ -151,15 +151,16 @@ def simulate_people(
         The people. Their target begins with pairs that are the same for all people and all sizes
         of context, and ends with pairs of their own.
     """
-    fixed = np.random.default_rng(seed).choice(data.num_comparisons, NUM_FIXED)
+    pairs = data.as_pairs()
+    fixed = np.random.default_rng(seed).choice(pairs.num_comparisons, NUM_FIXED)
     rng = np.random.default_rng((seed, num_context))
-    asked = rng.integers(data.num_comparisons, size=(num_users, num_context))
-    own = rng.integers(data.num_comparisons, size=(num_users, NUM_OWN))
+    asked = rng.integers(data.num_judgements, size=(num_users, num_context))
+    own = rng.integers(pairs.num_comparisons, size=(num_users, NUM_OWN))
     target = np.concatenate([np.broadcast_to(fixed, (num_users, NUM_FIXED)), own], 1)
     simulation = int(rng.integers(2**31))
     people = rng.integers(len(data), size=num_users)
     context, z = model.simulate(data.imagine(asked, people), seed=simulation)
-    return SimulatedPeople(model, context, data.imagine(target, people), z)
+    return SimulatedPeople(model, context, pairs.imagine(target, people), z)
 
 
 Weighted = dict[str, tuple[Tensor, Tensor]]

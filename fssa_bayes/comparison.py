@@ -67,7 +67,8 @@ class Elpd:
         values: Log predictive density of each unit left out, in nats, with shape (R,).
         person: Position of the person that each unit belongs to, with shape (R,).
         num_people: Number of people U.
-        unit: `"comparison"` or `"person"`, what was left out at a time.
+        unit: `"comparison"`, `"judgement"` (a ranking, or a comparison that stands alone) or
+            `"person"`: what was left out at a time.
         pareto_k: Pareto k-hat of each comparison left out, (R,); None where nothing was
             extrapolated from a posterior that had seen it.
         monte_carlo_error: Standard error of the sum that comes from the draws, in nats.
@@ -112,6 +113,8 @@ def leave_comparisons_out(
 ) -> Elpd:
     r"""Estimates how well each comparison is predicted from the same person's others.
 
+    A ranking is left out as a whole.
+
     Draws from :math:`m(z) = .8\,q(z|C) + .2\,p(z)` get the weights :math:`p(z)\,p(C|z) / m(z)`
     divided by :math:`p(y_n|z)`, smoothed by a Pareto tail: the posterior without comparison n. No
     refit is made: **the population is held fixed** at an estimate that may have seen the choice.
@@ -144,23 +147,29 @@ def leave_comparisons_out(
     with seeded(seed):
         for batch in user_batches(data, 2 * num_samples, model.device):
             draws = propose(model, guide, batch, num_samples)
-            outcomes = model.choice(batch, draws.z).outcomes
-            seen = outcomes.map(lambda x, mask=batch.mask: x[:, mask].double().cpu())
-            choice = batch.choice[batch.mask].double().cpu()
-            log_prob = seen.log_prob(choice)
-            person = batch.mask.nonzero()[:, 0]
+            likelihood, mask = model.choice(batch, draws.z), batch.judgement_mask
+            seen = likelihood.outcomes.map(lambda x, mask=mask: x[:, mask].double().cpu())
+            choice = batch.choice[mask].double().cpu()
+            log_prob, whole = seen.log_prob(choice), None
+            if batch.rankings is not None:
+                whole = batch.rankings.inside[mask].cpu()
+                ranked = likelihood.log_prob_each(batch.choice)[:, mask].double().cpu()
+                log_prob = torch.where(whole, ranked, log_prob)
+            person = mask.nonzero()[:, 0]
             rest = draws.log_weights[:, person].double().cpu() - log_prob
             log_weights, pareto_k = pareto_smooth(rest.T.numpy())
             log_weights = torch.from_numpy(log_weights).T
             value = _predictive(seen, log_weights, choice)
+            if whole is not None:
+                value = torch.where(whole, (log_weights + log_prob).logsumexp(0), value)
             values.append(value)
             shapes.append(pareto_k)
             variances.append(_ratio_variance(log_prob, log_weights, value, person.cpu()))
     return Elpd(
         values=torch.cat(values).numpy(),
-        person=np.repeat(np.arange(len(data)), data.counts),
+        person=np.repeat(np.arange(len(data)), data.judgement_counts),
         num_people=len(data),
-        unit="comparison",
+        unit="judgement" if data.has_rankings else "comparison",
         pareto_k=np.concatenate(shapes) if model.latent_dim else None,
         monte_carlo_error=math.sqrt(sum(part.sum().item() for part in variances)),
         digest=data.digest(),
@@ -465,8 +474,8 @@ def heterogeneity_test(
             same utility and `latent_dim=0`.
         data: The comparisons.
         null: `"mixture"`, `"bootstrap"`, or `"auto"`: the mixture for a linear utility, a normal
-            prior, neither ties nor position bias nor lapses, at most 60 variances and covariances,
-            and five people for each.
+            prior, neither ties nor position bias nor lapses, no rankings, at most 60 variances and
+            covariances, and five people for each.
         num_null: Draws from the null distribution; 2,000 for the mixture, 19 for the bootstrap if
             None. A bootstrap cannot have a p-value below 1 / (num_null + 1).
         seed: Seed of weights, fits, draws and simulations.
@@ -527,7 +536,7 @@ def heterogeneity_test(
         for number in range(seed + 1, seed + 1 + (num_null or 19)):
             choices = average.simulate(data, seed=number)[0].choice
             if data.ties != "keep":  # Half wins, which no model draws.
-                choices = np.where(data.choice == 0.5, 0.5, choices)
+                choices = np.where(data.half_wins, 0.5, choices)
             _, simulated, _ = ratio(data.with_choices(choices), number)
             draws.append(2 * (simulated[1] - simulated[0]))
         draws = np.array(draws)
@@ -559,6 +568,8 @@ def _no_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
         return "needs utility='linear' and prior='normal', whose z vanishes with its variance"
     if answers := list(model.answer_parameters()):
         return f"needs a model without ties, position bias and lapses, got {', '.join(answers)}"
+    if data.has_rankings:
+        return "needs comparisons that stand alone, got rankings"
     if variances > _MAX_VARIANCES:
         return f"needs at most {_MAX_VARIANCES} variances and covariances, got {variances}"
     if len(data) < _PEOPLE_PER_VARIANCE * variances:

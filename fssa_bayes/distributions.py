@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from fssa_bayes import kernels
 from fssa_bayes.kernels.reference import outcome_log_probs
+from fssa_bayes.plackett_luce import Rankings
 
 __all__ = ["BradleyTerry", "Outcomes"]
 
@@ -104,6 +105,11 @@ class BradleyTerry(TorchDistribution):
     Keeping the comparisons in the event lets one fused operation sum their log-probabilities, and
     leaves a Pyro model with a single plate, that of the users.
 
+    Comparisons that are the pairs of a ranking are one event within it, with the probability of
+    Plackett and Luce, of which a comparison by itself is a marginal: so :attr:`mean` and
+    :attr:`outcomes` describe each comparison by itself, log-probabilities and draws the ranking.
+    Rankings exclude ties and lapses, and a position bias in the margins.
+
     Args:
         pairwise: One of the operations of :mod:`fssa_bayes.kernels` with all inputs bound but
             `choice`, `reduce` and `output`, see :meth:`from_margin` for an explicit margin.
@@ -111,6 +117,10 @@ class BradleyTerry(TorchDistribution):
         batch_shape: Shape (*, U) of the people and of the draws of their latent factors.
         log_tie: Log ν, a scalar; None for no ties.
         lapse_logit: Logit of λ, a scalar; None for no lapses.
+        rankings: Which comparisons make up rankings; None where all stand alone.
+
+    Raises:
+        ValueError: If there are rankings together with ties or lapses.
 
     References:
         Bradley & Terry (1952), Rank analysis of incomplete block designs.
@@ -118,6 +128,7 @@ class BradleyTerry(TorchDistribution):
         comparison experiments, JASA 65.
         Davidson & Beaver (1977), On extending the Bradley-Terry model to incorporate within-pair
         order effects, Biometrics 33.
+        Plackett (1975), The analysis of permutations, Applied Statistics 24(2).
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -133,7 +144,11 @@ class BradleyTerry(TorchDistribution):
         *,
         log_tie: Tensor | None = None,
         lapse_logit: Tensor | None = None,
+        rankings: Rankings | None = None,
     ) -> None:
+        if rankings is not None and not (log_tie is None and lapse_logit is None):
+            raise ValueError("rankings must be without ties and lapses, got a model with them")
+        self.rankings = rankings
         self.pairwise = pairwise
         self.mask_ = mask
         self.log_tie = log_tie
@@ -148,6 +163,7 @@ class BradleyTerry(TorchDistribution):
         *,
         log_tie: Tensor | None = None,
         lapse_logit: Tensor | None = None,
+        rankings: Rankings | None = None,
     ) -> BradleyTerry:
         """Builds the distribution from margins in nats with shape (*, U, N)."""
         users, comparisons = margin.shape[-2:]
@@ -161,7 +177,7 @@ class BradleyTerry(TorchDistribution):
             value = kernels.pairwise_gather(utility, left, right, choice, mask, **options)
             return value.reshape(margin.shape[:-2] + value.shape[1:])
 
-        parameters = {"log_tie": log_tie, "lapse_logit": lapse_logit}
+        parameters = {"log_tie": log_tie, "lapse_logit": lapse_logit, "rankings": rankings}
         return cls(pairwise, mask, margin.shape[:-1], **parameters)
 
     @property
@@ -185,22 +201,38 @@ class BradleyTerry(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Sums the log-probabilities of the choices (*, U, N) to shape (*, U), in nats."""
         self._check(value)
-        if value.ndim == 2 and self._is_plain:  # The same choices for every draw: one operation.
+        if value.ndim == 2 and self._is_plain and self.rankings is None:
+            # The same choices for every draw: one operation.
             return self.pairwise(choice=value).expand(self.batch_shape)
         return self.log_prob_each(value).sum(-1)
 
     def log_prob_each(self, value: Tensor) -> Tensor:
-        """Evaluates the log-probability of each choice, (*, U, N), in nats; 0 if masked."""
+        """Evaluates the log-probability of each choice, (*, U, N), in nats; 0 if masked.
+
+        That of a ranking stands at its first comparison, and 0 at its others.
+        """
         self._check(value)
         value = value.masked_fill(~self.mask_, 0.0)
-        return self.outcomes.log_prob(value).masked_fill(~self.mask_, 0.0)
+        if self.rankings is None:
+            return self.outcomes.log_prob(value).masked_fill(~self.mask_, 0.0)
+        margin = self.margin
+        alone = Outcomes.of(margin).log_prob(value)
+        alone = alone.masked_fill(~self.mask_ | self.rankings.inside, 0.0)
+        return alone + self.rankings.log_prob(margin, value)
 
     def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
-        """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N)."""
+        """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N).
+
+        Rankings are drawn whole, as many of their items ranked as were.
+        """
         shape = Size(sample_shape) + self.batch_shape + self.event_shape
         with torch.no_grad():
             if self._is_plain:
-                return torch.bernoulli(self.mean.expand(shape)) * self.mask_
+                choice = torch.bernoulli(self.mean.expand(shape)) * self.mask_
+                if self.rankings is None:
+                    return choice
+                ranked = self.rankings.sample(self.margin.expand(shape))
+                return torch.where(self.rankings.inside, ranked, choice)
             left, right, tie = self.outcomes
             choice = torch.bernoulli(torch.sigmoid(left - right).expand(shape))
             if tie is not None:
@@ -217,6 +249,7 @@ class BradleyTerry(TorchDistribution):
             self._validate_args,
             log_tie=self.log_tie,
             lapse_logit=self.lapse_logit,
+            rankings=self.rankings,
         )
 
     @property

@@ -419,8 +419,9 @@ def _sample_person(
     """Takes a person's chains from the cache, or samples them until they have converged."""
     batch = person.batch().to(model.device)
     own = [batch.covariates] if model.num_covariates else []
+    rankings = () if batch.rankings is None else (batch.ranking,)
     pairs = batch.items[batch.left], batch.items[batch.right]
-    key = _digest(identity, *pairs, batch.choice, *own)
+    key = _digest(identity, *pairs, batch.choice, *own, *rankings)
     path = None if folder is None else folder / f"{key[:32]}.nc"
     chains = None if path is None else _read(path, key, model, options)
     if chains is not None:

@@ -137,7 +137,7 @@ class _Exporter:
         data, count = self.context, len(self.draws.z)
         log_prob = np.empty((1, count, data.num_comparisons), dtype=np.float32)
         total = np.empty((1, count, len(data)), dtype=np.float32)
-        simulated = np.empty(log_prob.shape, dtype=_choice_dtype(self.model))
+        simulated = np.empty(log_prob.shape, dtype=_choice_dtype(self.model, data))
         with seeded(self.seeds[1]):
             for people, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, data):
                 value = likelihood.log_prob_each(batch.choice)
@@ -147,7 +147,16 @@ class _Exporter:
         dims, coords = (*_DRAW, "comparison"), self._coords(data)
         likelihood = {"choice": (dims, log_prob), "per_user": ((*_DRAW, "user"), total)}
         observed = Group({"choice": (("comparison",), data.choice)}, coords)
-        return observed, Group({"choice": (dims, simulated)}, coords), Group(likelihood, coords)
+        predictive = Group({"choice": (dims, simulated)}, coords)
+        if data.has_rankings:  # A ranking is one observation, and stands at its first comparison.
+            heads = data.judgement_heads
+            likelihood["choice"] = (*_DRAW, "judgement"), log_prob[..., heads]
+            person = np.repeat(coordinate(data.user_names), data.judgement_counts)
+            coords = coords | {
+                "judgement": (("judgement",), np.arange(len(heads))),
+                "judgement_user": (("judgement",), person),
+            }
+        return observed, predictive, Group(likelihood, coords)
 
     def sample_stats(self) -> Group:
         draws = self.draws
@@ -176,7 +185,7 @@ class _Exporter:
     def predictions(self, target: Preferences) -> dict[str, Group]:
         """Returns probabilities and simulated choices of unseen comparisons, and their pairs."""
         prob = np.empty((1, len(self.draws.z), target.num_comparisons), dtype=np.float32)
-        simulated = np.empty(prob.shape, dtype=_choice_dtype(self.model))
+        simulated = np.empty(prob.shape, dtype=_choice_dtype(self.model, target))
         dims = (*_DRAW, "comparison")
         variables = {"prob": (dims, prob), "choice": (dims, simulated)}
         if self.model.has_ties:
@@ -310,7 +319,8 @@ def _check_size(
     rows = context.num_comparisons + (0 if target is None else target.num_comparisons)
     # A comparison has a float32 (log-likelihood or probability) and an int8 (simulated choice);
     # with ties float32 holds choices, and there is a second probability.
-    size = count * (4 * width * len(context) + (12 if model.has_ties else 5) * rows)
+    of_row = 12 if model.has_ties or context.has_rankings else 5
+    size = count * (4 * width * len(context) + of_row * rows)
     if size > _MAX_BYTES:
         raise ValueError(
             f"the export would need {size / 2**30:.1f} GiB for {count} draws of {len(context)} "
@@ -333,9 +343,9 @@ def _likelihoods(
         start = stop
 
 
-def _choice_dtype(model: HeterogeneousBTL) -> type:
-    """Returns the smallest type that holds a simulated choice: ties are ½."""
-    return np.float32 if model.has_ties else np.int8
+def _choice_dtype(model: HeterogeneousBTL, data: Preferences) -> type:
+    """Returns the smallest type that holds a simulated choice: ties and open pairs are ½."""
+    return np.float32 if model.has_ties or data.has_rankings else np.int8
 
 
 def _attributes(

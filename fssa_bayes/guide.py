@@ -42,7 +42,9 @@ class NeuralProcessGuide(nn.Module):
     prior, by construction, and contexts longer than any in training concentrate it further.
     Conditional couplings, gated by n / (n + 1), bend the normal where `posterior="flow"`.
 
-    A tie proper is shown to the encoder as both orders too. Which item stood on the left it sees
+    A tie proper is shown to the encoder as both orders too. A ranking is shown as its pairs, with
+    weight 2 / s where the winner was chosen among s items, as between equals such a choice tells as
+    much as that many independent comparisons. Which item stood on the left it sees
     where the model has a position bias, and only there.
 
     The encoder sees the items' features and what the model makes of them (its item factors,
@@ -144,10 +146,10 @@ class NeuralProcessGuide(nn.Module):
         elements = self._embed(items, factors, pairs)
         if self.location is not None:
             elements = elements + self._embed_covariates(batch, (items, factors), pairs)
-        summary = self.encoder(elements, pairs.weight, pairs.mask, batch.num_comparisons)
+        summary = self.encoder(elements, pairs.weight, pairs.mask, pairs.count)
         base, loc, tril, inverse = self._normal(elements, summary, factors, pairs)
         if self.posterior_family == "flow":
-            count = batch.num_comparisons.unsqueeze(-1)
+            count = pairs.count.unsqueeze(-1)
             transforms = self._flow(summary, count / (count + 1.0))
             if self.config["coupling"] == "bent":  # Bent while white, then put in its place.
                 transforms.append(Whitening(loc, tril, inverse))
@@ -250,7 +252,8 @@ class _Pairs:
 
     Attributes:
         mask: True where there is a pair, with shape (U, N) or (U, 2 N).
-        weight: Weight of each pair, 1 or ½, with the shape of `mask`.
+        weight: Weight of each pair, 1, ½ or that of a ranking's, with the shape of `mask`.
+        count: Sum of the weights, with shape (U,).
         winner: Position of the chosen item, with shape (R,).
         loser: Position of the rejected item, with shape (R,).
         person: Position of the person, with shape (R,).
@@ -262,10 +265,16 @@ class _Pairs:
         left_wins = batch.choice >= 0.5
         winner = torch.where(left_wins, batch.left, batch.right)
         loser = torch.where(left_wins, batch.right, batch.left)
-        tied = batch.mask & (batch.choice == 0.5)
+        tied = batch.half_wins
         half = 0.5 * tied.to(dtype)
         side = left_wins.to(dtype) * 2 - 1
-        self.mask, self.weight = batch.mask, 1.0 - half
+        self.mask, self.weight, self.count = batch.mask, 1.0 - half, batch.num_comparisons
+        if batch.rankings is not None:
+            inside = batch.rankings.inside
+            self.mask = batch.mask & ~(inside & (batch.choice == 0.5))
+            sizes = batch.rankings.stage_sizes(batch.choice).to(dtype)
+            self.weight = torch.where(inside, 2 / sizes, self.weight)
+            self.count = (self.weight * self.mask).sum(-1) + half.sum(-1)
         if tied.any():
             winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
             self.mask = torch.cat([self.mask, tied], -1)

@@ -31,7 +31,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import log_predictive
+from fssa_bayes.importance import score_judgements
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import ChoiceProbability, Posterior
 
@@ -51,14 +51,15 @@ _LEAST_PEOPLE = 20  # Fewer give no standard error worth printing.
 class HeldOut:
     """Holds predictions of unseen choices at one number of known choices.
 
-    U people with N unseen choices at most, NaN in padding.
+    U people with N unseen choices at most, NaN in padding and where a ranking says nothing.
 
     Attributes:
         num_context: Number of known choices.
         prob: Probability that left is preferred, plus half of that of a tie where the model knows
             ties: the expectation of `choice`, (U, N).
         choice: What was chosen, (U, N).
-        log_score: Log-probability of each choice in nats, (U, N).
+        log_score: Log-probability of each choice in nats, (U, N); of a ranking as a whole, at its
+            first comparison, with NaN at its others.
         baseline: The same where nothing is known of the person, (U, N).
         pit: Transform of each person's agreements with the average person in their predictive
             distribution, randomised, (U,).
@@ -109,7 +110,7 @@ def predict_held_out(
     """
     predictions = []
     for size in sorted(sizes):
-        enough = data.counts > size
+        enough = data.judgement_counts > size
         if enough.sum() >= _LEAST_PEOPLE:
             context, target = data.subset(enough).split_context(size, seed=seed)
             predictions.append(_predict(model, guide, size, context, target, num_samples, seed))
@@ -136,10 +137,11 @@ def _predict(
     unknown = Posterior(model, guide, nothing, num_samples, seed=seed)
     average = _expected(unknown.choice_prob(target))
     whole = target.batch()
+    silent = ~whole.mask | (whole.choice == 0.5) & ~whole.half_wins  # Pairs a ranking leaves open.
     return HeldOut(
         size,
-        prob=_expected(known.choice_prob(target)),
-        choice=whole.choice.masked_fill(~whole.mask, torch.nan),
+        prob=_expected(known.choice_prob(target)).masked_fill(silent, torch.nan),
+        choice=whole.choice.masked_fill(silent, torch.nan),
         log_score=_log_score(known, target),
         baseline=_log_score(unknown, target),
         pit=_agreements(known, target, average, seed),
@@ -147,12 +149,12 @@ def _predict(
 
 
 def _log_score(posterior: Posterior, target: Preferences) -> Tensor:
-    """Log-probability of each choice in nats, (U, N), NaN in padding."""
+    """Log-probability of each choice in nats, (U, N), NaN in padding; of a ranking at its head."""
     table = torch.full((len(target), int(target.counts.max())), torch.nan)
     for people, batch, likelihood, log_weights in posterior.likelihoods(target):
-        score = log_predictive(likelihood.outcomes, log_weights, batch.choice)
+        score = score_judgements(likelihood, log_weights, batch.choice)
         width = batch.mask.shape[1]
-        table[people, :width] = score.masked_fill(~batch.mask, torch.nan).cpu()
+        table[people, :width] = score.masked_fill(~batch.judgement_mask, torch.nan).cpu()
     return table
 
 
@@ -164,7 +166,7 @@ def _agreements(posterior: Posterior, target: Preferences, average: Tensor, seed
             expected = average[people, : batch.mask.shape[1]].to(batch.choice)
             liked = (expected > 0.5).to(batch.choice) * 2 - 1
             # Half a win each is never drawn by a model without ties.
-            is_drawn = batch.mask & ((batch.choice != 0.5) | posterior.model.has_ties)
+            is_drawn = batch.mask & (~batch.half_wins | posterior.model.has_ties)
             weight, drawn = liked * is_drawn, likelihood.sample() - 0.5
             agreed = ((batch.choice - 0.5) * weight).sum(-1, keepdim=True)
             pit[people] = diagnostics.weighted_pit(
@@ -332,7 +334,7 @@ def score_tests(
         One row a direction (index `direction`): `score`, the mean over people in nats per unit of
         s; `standard_error`, clustered by person; `z`, their ratio; `p`, by Student's t, two-sided
         (one-sided for lapses in a model without them). NaN where nobody has a score, as for lapses
-        where all choices are half wins.
+        where all choices are half wins, and for lapses and the left side where there are rankings.
 
     Raises:
         ValueError: If the data do not fit the model or there are fewer than 20 people.
@@ -359,7 +361,10 @@ def score_tests(
         slip = torch.exp(-log_prob) / (3 if model.has_ties else 2) - 1
         if not model.has_ties:  # Half a win each is no answer.
             slip = slip * (batch.choice != 0.5)
-        terms = (residual * (margin - average), residual * margin, residual, slip)
+        side = residual
+        if data.has_rankings:  # They have no left side, and are no answers at random.
+            side, slip = side * torch.nan, slip * torch.nan
+        terms = (residual * (margin - average), residual * margin, side, slip)
         person = [(term * batch.mask).sum(-1) for term in terms]
         weights = log_weights.exp().unsqueeze(-1)
         scores.append((weights * torch.stack(person, -1)).sum(0))
@@ -379,8 +384,13 @@ def _residual(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]
     """Returns d log p(y) / d margin, y − σ(margin) in the plain model, and log p(y), (S, U, N)."""
     with torch.enable_grad():
         margin = likelihood.margin.detach().requires_grad_()
-        outcomes = Outcomes.of(margin, likelihood.log_tie, likelihood.lapse_logit)
-        log_prob = outcomes.log_prob(choice)
+        if likelihood.rankings is None:
+            outcomes = Outcomes.of(margin, likelihood.log_tie, likelihood.lapse_logit)
+            log_prob = outcomes.log_prob(choice)
+        else:
+            mask, rankings = likelihood.mask_, likelihood.rankings
+            twin = BradleyTerry.from_margin(margin, mask, rankings=rankings)
+            log_prob = twin.log_prob_each(choice)
         (residual,) = torch.autograd.grad(log_prob.sum(), margin)
     return residual, log_prob.detach()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import Outcomes
+from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL
@@ -40,6 +40,7 @@ __all__ = [
     "propose",
     "propose_over_populations",
     "score_draws",
+    "score_judgements",
     "thin",
     "user_batches",
 ]
@@ -473,3 +474,28 @@ def log_predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> T
     """
     log_weights = log_weights.unsqueeze(-1)
     return outcomes.map(lambda x: (log_weights + x).logsumexp(0)).log_prob(choice)
+
+
+def score_judgements(likelihood: BradleyTerry, log_weights: Tensor, choice: Tensor) -> Tensor:
+    """Evaluates the log-probability of each judgement, averaged over draws of z.
+
+    As :func:`log_predictive`; that of a ranking, whose mean is taken of the whole, stands at its
+    first comparison, and 0 at its others.
+
+    Args:
+        likelihood: Distribution of the choices under the draws, with batch shape (S, U).
+        log_weights: Normalised log-weights with shape (S, U), or of the first draws alone.
+        choice: Choices with shape (U, N).
+
+    Returns:
+        Log-probabilities in nats with shape (U, N).
+    """
+    count = len(log_weights)
+    outcomes = likelihood.outcomes.map(lambda x: x[:count])
+    alone = log_predictive(outcomes, log_weights, choice)
+    if likelihood.rankings is None:
+        return alone
+    log_prob = likelihood.log_prob_each(choice)[:count]
+    joint = (log_weights.unsqueeze(-1) + log_prob).logsumexp(0)
+    joint = joint.masked_fill(~likelihood.rankings.head, 0.0)
+    return torch.where(likelihood.rankings.inside, joint, alone)

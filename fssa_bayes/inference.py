@@ -398,6 +398,7 @@ def check_data(
                 "the model was first fitted to: are the units the same?",
                 stacklevel=3,
             )
+    model.check_rankings(data.has_rankings)
     check_ties(model, data)
     if needs_covariates:
         check_covariates(model, data)
@@ -427,7 +428,7 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
 
 def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
     """Raises an error where a choice of ½ means one thing in the data and another to the model."""
-    number = int((data.choice == 0.5).sum())
+    number = int(data.half_wins.sum())
     if number and data.ties == "keep" and not model.has_ties:
         raise ValueError(
             f"data keeps ties ({number} of {data.num_comparisons} comparisons), and the model has "
@@ -471,7 +472,7 @@ def _check_training_data(
             "a heterogeneous model needs at least 2 people to tell how they differ, got 1: "
             "use latent_dim=0"
         )
-    if model.has_ties and not (data.choice == 0.5).any():
+    if model.has_ties and not data.half_wins.any():
         dropped = f", {data.dropped_ties} having been dropped" if data.dropped_ties else ""
         raise ValueError(
             "data must have ties to fit a model with ties='davidson', got none in "

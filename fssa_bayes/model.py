@@ -185,7 +185,8 @@ class HeterogeneousBTL(nn.Module):
     What an answer depends on beside the utilities is the same for everybody: with m the margin, to
     which `position_bias` adds b, `ties="davidson"` makes P(left) : P(right) : P(tie) as
     :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ, uniform over
-    the possible ones. log ν, b and logit λ are parameters, estimated with the rest.
+    the possible ones. log ν, b and logit λ are parameters, estimated with the rest. A ranking has
+    the probability of Plackett and Luce, and none of these.
 
     Covariates w of a person, if there are any, move the prior: :math:`z_u = B \tilde w_u + ζ_u`
     with :math:`\tilde w` standardised by the people of the first fit and ζ drawn alike for
@@ -413,8 +414,11 @@ class HeterogeneousBTL(nn.Module):
             )
             return value.reshape(lead + value.shape[1:])
 
+        self.check_rankings(batch.rankings is not None)
         parameters = {"log_tie": self.log_tie, "lapse_logit": self.lapse_logit}
-        return BradleyTerry(likelihood, batch.mask, z.shape[:-1], **parameters)
+        return BradleyTerry(
+            likelihood, batch.mask, z.shape[:-1], rankings=batch.rankings, **parameters
+        )
 
     def forward(self, batch: Batch, observe: bool = True) -> Tensor:
         """Runs the generative program; `observe=False` leaves the choices to be drawn."""
@@ -550,6 +554,15 @@ class HeterogeneousBTL(nn.Module):
             raise ValueError(
                 f"items must have the model's num_features={self.num_features} features, "
                 f"got {items.shape[-1]}"
+            )
+
+    def check_rankings(self, has_rankings: bool) -> None:
+        """Raises a ValueError if there are rankings and the model has ties, bias or lapses."""
+        if has_rankings and (answers := list(self.answer_parameters())):
+            raise ValueError(
+                "rankings are scored by Plackett–Luce, which has no ties, position bias or "
+                f"lapses, and the model has {', '.join(answers)}: build it without, or break the "
+                "rankings into pairs (method='pairs', as_pairs())"
             )
 
     def check_z(self, z: Tensor) -> None:

@@ -166,7 +166,7 @@ class ImportanceWeightedELBO(Objective):
         return batch.choice.new_tensor(self._elbo.loss(model, guide, batch) / batch.num_users)
 
     def _select(self, batch: Batch) -> Batch:
-        return batch.replace(mask=split_mask(batch.mask)[0]) if self.subset else batch
+        return batch.replace(mask=split_batch(batch)[0]) if self.subset else batch
 
 
 class ELBO(ImportanceWeightedELBO):
@@ -201,7 +201,7 @@ class NeuralProcessELBO(Objective):
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
-        context_mask, target_mask = split_mask(batch.mask)
+        context_mask, target_mask = split_batch(batch)
         context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
 
         def predict(everything: Batch) -> None:
@@ -238,7 +238,7 @@ class PredictiveLikelihood(Objective):
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
-        context_mask, target_mask = split_mask(batch.mask)
+        context_mask, target_mask = split_batch(batch)
         z = guide.posterior(batch.replace(mask=context_mask)).rsample((self.num_particles,))
         log_prob = model.choice(batch.replace(mask=target_mask), z).log_prob(batch.choice)
         return math.log(self.num_particles) - log_prob.logsumexp(0).mean()
@@ -290,7 +290,7 @@ class Sleep(Objective):
         # Sizes follow the people's own: one person with thousands of comparisons among many with
         # four must not set the scale of every step. Covariates come with them.
         people = rng.integers(len(data), size=self.batch_size)
-        largest = 2 * data.counts[people]
+        largest = 2 * data.judgement_counts[people]
         # Half the people uniform in size, half log-uniform: small contexts are where people start.
         uniform = rng.integers(0, largest + 1)
         log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2)))) - 1
@@ -327,6 +327,19 @@ def _checked_particles(num_particles: int) -> int:
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
     return num_particles
+
+
+def split_batch(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Splits each person's judgements as :func:`split_mask` does comparisons, rankings whole."""
+    if batch.rankings is None:
+        return split_mask(batch.mask)
+    number = batch.ranking.masked_fill(~batch.mask, 0)
+    # Splits are drawn at the first comparison of a judgement, and the others follow it.
+    context = split_mask(batch.judgement_mask)[0]
+    chosen = torch.zeros(len(number), int(number.max()) + 1, device=number.device)
+    chosen.scatter_reduce_(1, number, context.to(chosen.dtype), "amax")
+    context = batch.mask & chosen.gather(1, number).bool()
+    return context, batch.mask & ~context
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:

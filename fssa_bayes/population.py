@@ -29,6 +29,7 @@ from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import propose, user_batches
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.plackett_luce import Rankings
 
 __all__ = [
     "PopulationDraws",
@@ -202,7 +203,7 @@ class PopulationMixture:
         """Returns p(choices | z) of draws (S, U, K + 1), with batch shape (S, U)."""
         margin = self._mix(z, lambda model, draws: model.choice(batch, draws).margin)
         parameters = {name: self._parameter(name, z) for name in ("log_tie", "lapse_logit")}
-        return BradleyTerry.from_margin(margin, batch.mask, **parameters)
+        return BradleyTerry.from_margin(margin, batch.mask, rankings=batch.rankings, **parameters)
 
     def _parameter(self, name: str, z: Tensor) -> Tensor | None:
         """Returns a parameter of the answers for every draw, (S, U, 1), or None."""
@@ -564,7 +565,11 @@ def _person_moments(
     model: HeterogeneousBTL, batch: Batch, z: Tensor, weights: Tensor, rotation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sums the moments over a batch, for z (S, U, K) with normalised weights (S, U)."""
-    first, second = _derivatives(model.choice(batch, z), batch.choice, model.bias is not None)
+    likelihood = model.choice(batch, z)
+    if likelihood.rankings is None:
+        first, second = _derivatives(likelihood, batch.choice, model.bias is not None)
+    else:
+        first, second = _ranking_derivatives(likelihood, batch.choice)
     difference = feature_differences(model, batch).double()
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
@@ -585,6 +590,10 @@ def _person_moments(
     information[:size, :size] += complete.reshape(size, size)
     start = size + len(complete_of_effect)
     information[size:start, size:start] += complete_of_effect
+    if likelihood.rankings is not None:
+        information[:size, :size] -= _stage_products(
+            likelihood.rankings, batch.choice, first[0], difference, factors, weights
+        )
     for i, row in enumerate(second[1:], start):
         cross = torch.einsum("su,sun,und,suk->dk", weights, -row[0], difference, factors)
         information[i, :size] += cross.flatten()
@@ -646,6 +655,45 @@ def _derivatives(
     column = {"bias": 0} | {name: i for i, name in enumerate(variables)}
     index = [column[name] for name in order]
     return [first[i].detach() for i in index], [[second[i][j] for j in index] for i in index]
+
+
+@torch.enable_grad()
+def _ranking_derivatives(
+    likelihood: BradleyTerry, choice: Tensor
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Differentiates log p(y | m) as :func:`_derivatives`, where some comparisons are rankings.
+
+    With p_j the probability that j is chosen in a stage, the first derivative by the winner's
+    margin over j is p_j, and the second ones are −p_j on the diagonal and p_j p_k everywhere. Of
+    these the diagonal part is returned; :func:`_stage_products` is the other.
+    """
+    margin = likelihood.margin.detach().double().requires_grad_()
+    rankings = likelihood.rankings
+    twin = BradleyTerry.from_margin(margin, likelihood.mask_, rankings=rankings)
+    (first,) = torch.autograd.grad(twin.log_prob(choice.double()).sum(), margin)
+    prob = torch.sigmoid(margin.detach())
+    alone = (-prob * (1 - prob)).masked_fill(~likelihood.mask_, 0.0)
+    return [first], [[torch.where(rankings.inside, -first.abs(), alone)]]
+
+
+def _stage_products(
+    rankings: Rankings,
+    choice: Tensor,
+    gradient: Tensor,
+    difference: Tensor,
+    factors: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Sums E[g gᵀ] over stages, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P)."""
+    winner = rankings.winner(choice)
+    terms = gradient.flatten(1)[:, rankings.place].unsqueeze(-1)
+    terms = terms * difference.flatten(0, 1)[rankings.place]
+    stage = terms.new_zeros(len(terms), len(rankings.first), terms.shape[-1])
+    stage = stage.index_add(1, winner, terms)
+    person = rankings.first // choice.shape[-1]
+    products = torch.einsum("spd,spk->spdk", stage, factors[:, person]).flatten(2)
+    scaled = (products * weights[:, person].sqrt().unsqueeze(-1)).flatten(0, 1)
+    return scaled.T @ scaled
 
 
 def feature_differences(model: HeterogeneousBTL, batch: Batch) -> Tensor:

@@ -24,8 +24,8 @@ from fssa_bayes.importance import (
     check_draws,
     draw_posterior,
     log_joint,
-    log_predictive,
     score_draws,
+    score_judgements,
     user_batches,
 )
 from fssa_bayes.inference import check_data, check_guide
@@ -342,6 +342,8 @@ class Posterior:
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         """Describes each person's probability of preferring left.
 
+        In a ranking, that of left standing above right where the ranking tells.
+
         Args:
             target: Comparisons of the same people in the same order; it may have its own item
                 table. Their choices are not looked at.
@@ -381,11 +383,12 @@ class Posterior:
 
         Returns:
             Mean over a person's comparisons of log mean_z p(y | z), in nats, with shape (U,):
-            marginal for each choice, not joint. Higher is better; NaN without comparisons.
+            marginal for each choice, not joint. A ranking counts as one, its probability that of
+            the whole. Higher is better; NaN without comparisons.
         """
         scores = [
-            (log_predictive(likelihood.outcomes, log_weights, batch.choice) * batch.mask).sum(-1)
-            / batch.num_comparisons
+            (score_judgements(likelihood, log_weights, batch.choice) * batch.judgement_mask).sum(-1)
+            / batch.judgement_mask.sum(-1)
             for _, batch, likelihood, log_weights in self.likelihoods(self._check_target(target))
         ]
         return torch.cat(scores).cpu()

@@ -141,16 +141,16 @@ def predictive_checks(
 
 def _decided(data: Preferences) -> Preferences:
     """Leaves out half wins, which a model without ties never simulates."""
-    keep = data.choice != 0.5
+    keep = ~data.half_wins
     if keep.all() or data.ties == "keep":
         return data
     if not keep.any():
         raise ValueError("data must have choices other than half wins, got none")
-    return _select(data, keep)
+    return _select(data, keep, data.ranking)
 
 
-def _select(data: Preferences, keep: np.ndarray) -> Preferences:
-    """Keeps some comparisons (R,) of the same people."""
+def _select(data: Preferences, keep: np.ndarray, ranking: np.ndarray | None = None) -> Preferences:
+    """Keeps some comparisons (R,) of the same people, as pairs unless `ranking` is theirs."""
     person = np.repeat(np.arange(len(data)), data.counts)[keep]
     return Preferences(
         data.left[keep],
@@ -165,6 +165,7 @@ def _select(data: Preferences, keep: np.ndarray) -> Preferences:
         covariates=data.covariates,
         covariate_names=None if data.covariates is None else data.covariate_names,
         ties=data.ties,
+        ranking=None if ranking is None else ranking[keep],
     )
 
 

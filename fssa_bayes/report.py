@@ -803,7 +803,8 @@ def _seconds_of_another_objective(study: _Study) -> float:
 def _spread(model: HeterogeneousBTL, study: _Study) -> float:
     """Standard deviation between people of a pair's margin, in nats, the mean over 200 pairs."""
     rng = np.random.default_rng(study.seed)
-    pairs = study.data.imagine(rng.integers(study.data.num_comparisons, size=(1, 200)))
+    pairs = study.data.as_pairs()
+    pairs = pairs.imagine(rng.integers(pairs.num_comparisons, size=(1, 200)))
     with seeded(study.seed):
         z = model.sample_population(1000, study.data).unsqueeze(1)
     return model.choice(pairs.batch().to(model.device), z).margin.std(0).mean().item()

@@ -19,12 +19,11 @@ from tqdm.auto import tqdm
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import log_predictive, propose, user_batches
+from fssa_bayes.importance import propose, score_judgements, user_batches
 from fssa_bayes.io import Checkpoints, flatten, unflatten
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.objectives import MaximumLikelihood, Objective, Sleep, split_mask
+from fssa_bayes.objectives import MaximumLikelihood, Objective, Sleep, split_batch
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -488,17 +487,16 @@ def _held_out_scores(
     losses: dict[str, list[Tensor]] = {"raw": [], "corrected": []}
     with seeded(0), torch.no_grad():
         for batch in user_batches(shown, _HELD_OUT_DRAWS, model.device):
-            context_mask, target_mask = split_mask(batch.mask)
+            context_mask, target_mask = split_batch(batch)
             draws = propose(model, guide, batch.replace(mask=context_mask), _HELD_OUT_DRAWS)
-            outcomes = model.choice(batch.replace(mask=target_mask), draws.z).outcomes
-            equal = torch.zeros_like(draws.log_ratio).log_softmax(0)
-            of_guide = Outcomes(*(None if x is None else x[: len(equal)] for x in outcomes))
-            for name, log_weights, seen in (
-                ("raw", equal, of_guide),
-                ("corrected", draws.log_weights.log_softmax(0), outcomes),
+            target = batch.replace(mask=target_mask)
+            likelihood, scored = model.choice(target, draws.z), target.judgement_mask
+            for name, log_weights in (
+                ("raw", torch.zeros_like(draws.log_ratio).log_softmax(0)),  # The guide's own draws.
+                ("corrected", draws.log_weights.log_softmax(0)),
             ):
-                score = log_predictive(seen, log_weights, batch.choice)
-                losses[name].append(-(score * target_mask).sum(-1) / target_mask.sum(-1))
+                score = score_judgements(likelihood, log_weights, batch.choice)
+                losses[name].append(-(score * scored).sum(-1) / scored.sum(-1))
     rows = []
     for name, parts in losses.items():
         loss = torch.cat(parts)

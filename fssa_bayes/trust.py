@@ -260,7 +260,7 @@ def _countable(context: Preferences, num_samples: int, device: torch.device) -> 
         if context.ties == "keep":
             yield batch
         else:
-            yield batch.replace(mask=batch.mask & (batch.choice != 0.5))
+            yield batch.replace(mask=batch.mask & ~batch.half_wins)
 
 
 def _simulated_evidence(
@@ -271,7 +271,7 @@ def _simulated_evidence(
     num_samples: int,
 ) -> Tensor:
     """Simulates `size` people asked what each person was; returns their log evidence (U, size)."""
-    names = ("left", "right", "choice", "mask", "covariates")
+    names = ("left", "right", "choice", "mask", "covariates", "ranking")
     tables = {name: getattr(batch, name) for name in names}
     wide = batch.replace(
         **{n: t.repeat_interleave(size, 0) for n, t in tables.items() if t is not None}

@@ -1,0 +1,323 @@
+r"""Rankings as tables: read, checked and broken into pairs.
+
+A ranking of n items is stored as its n (n − 1) / 2 pairs, in an order that does not depend on the
+outcome. The choice of a pair is 1 where left stands above right, 0 where right does, and ½ where
+the ranking says nothing: both stand below the k items that were ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["RankedItems", "break_into_pairs", "check_rankings", "read_rankings"]
+
+_MOST_PAIRS = 200_000_000
+
+
+@dataclass(frozen=True)
+class RankedItems:
+    """Holds rankings item by item, those of a person together.
+
+    Attributes:
+        users: Names of the people, in order of first appearance.
+        person: Position of the person of each of G rankings, non-decreasing, with shape (G,).
+        group: Number of the ranking that each of L rows belongs to, non-decreasing, (L,).
+        item: Name of each row's item, (L,).
+        rank: Rank of each row's item, NaN where it stands below all ranked ones, (L,).
+    """
+
+    users: pd.Index
+    person: np.ndarray
+    group: np.ndarray
+    item: pd.Series
+    rank: np.ndarray
+
+
+def read_rankings(
+    rankings: pd.DataFrame | Mapping | Sequence,
+    columns: Mapping[str, str | None],
+    choice_set: Sequence | None,
+) -> RankedItems:
+    """Reads rankings from a table with one row an item, or from lists that begin with the best.
+
+    Args:
+        rankings: A table; lists of rankings by person; or one list of rankings, each of a person
+            of its own.
+        columns: Names of the table's columns `user`, `ranking`, `item` and `rank`.
+        choice_set: Items that every ranking was made from, or None.
+
+    Returns:
+        The rankings.
+
+    Raises:
+        TypeError: If `rankings` is neither a table nor lists.
+        ValueError: If a column or cell is missing, an item repeats, two items share a rank, a
+            ranking has a single item or none that is ranked, or an item is not in its choice set.
+    """
+    if isinstance(rankings, pd.DataFrame):
+        table = _from_frame(rankings, columns)
+    else:
+        given = [f"{name}={value!r}" for name, value in columns.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"{given[0]} names a column of a table, and rankings is a "
+                f"{type(rankings).__name__}: leave it out"
+            )
+        table = _from_lists(rankings)
+    if not len(table):
+        raise ValueError("rankings must hold at least one ranking, got none")
+    person, users = pd.factorize(table["user"])
+    group = table.groupby([person, table["ranking"]], sort=False).ngroup().to_numpy()
+    # Rankings in order of appearance, those of a person together; items as they were listed.
+    order = np.lexsort((group, person))
+    table, person, group = table.iloc[order], person[order], group[order]
+    group = np.cumsum(np.diff(group, prepend=group[0]) != 0)
+    table = table.assign(group=group)
+    _check_items(table)
+    owner = person[np.flatnonzero(np.diff(group, prepend=-1))]
+    if choice_set is not None:
+        table = _complete(table, choice_set)
+    _check_sizes(table)
+    rank = table["rank"].to_numpy(dtype=np.float64)
+    return RankedItems(pd.Index(users), owner, table["group"].to_numpy(), table["item"], rank)
+
+
+def _from_frame(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFrame:
+    named = {name: column for name, column in columns.items() if column is not None}
+    for name in ("user", "item", "rank"):
+        if name not in named:
+            raise ValueError(f"{name} must name a column of the table, got None")
+    for name, column in named.items():
+        found = int((df.columns == column).sum())
+        if found != 1:
+            reason = "is not a column" if not found else f"is the name of {found} columns"
+            raise ValueError(
+                f"{name}={column!r} {reason} of rankings; its columns are {list(df.columns)}"
+            )
+        missing = np.flatnonzero(df[column].isna())
+        if len(missing) and name != "rank":
+            raise ValueError(
+                f"{name}={column!r} must have no missing values, got {len(missing)}, the first at "
+                f"row {df.index[missing[0]]}; only a rank may be missing, of an item below all "
+                "ranked ones"
+            )
+    if len(set(named.values())) < len(named):
+        raise ValueError(f"user, ranking, item and rank must be different columns, got {named}")
+    rank = df[named["rank"]]
+    if not pd.api.types.is_numeric_dtype(rank.dtype) or pd.api.types.is_bool_dtype(rank.dtype):
+        raise ValueError(f"rank={named['rank']!r} must be numeric, 1 the best, got {rank.dtype}")
+    values = rank.to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.flatnonzero((values < 1) | np.isinf(values))
+    if len(wrong):
+        raise ValueError(
+            f"rank must be a number from 1, the best, got {values[wrong[0]]:g} at row "
+            f"{df.index[wrong[0]]} (user {df[named['user']].iloc[wrong[0]]!r}); where 0 means that "
+            "an item was not on offer, leave such rows out"
+        )
+    table = {name: df[named[name]].to_numpy() for name in ("user", "item")}
+    table["ranking"] = df[named["ranking"]].to_numpy() if "ranking" in named else 0
+    return pd.DataFrame(table | {"rank": values})
+
+
+def _from_lists(rankings: Mapping | Sequence) -> pd.DataFrame:
+    if isinstance(rankings, str | bytes) or not isinstance(rankings, Mapping | Sequence):
+        raise TypeError(
+            "rankings must be a pandas DataFrame, a mapping from people to lists of rankings or a "
+            f"list of rankings, got {type(rankings).__name__}"
+        )
+    if not isinstance(rankings, Mapping):
+        rankings = {number: [ranking] for number, ranking in enumerate(rankings)}
+    rows: dict[str, list] = {"user": [], "ranking": [], "item": [], "rank": []}
+    for user, own in rankings.items():
+        if not _is_list(own) or not all(map(_is_list, own)):
+            raise TypeError(
+                f"rankings of user {user!r} must be a list of rankings, each a list of items that "
+                f"begins with the best, got {own!r}"
+            )
+        if not len(own):
+            raise ValueError(f"user {user!r} must have at least one ranking, got none")
+        for number, items in enumerate(own):
+            if not len(items):
+                raise ValueError(f"ranking {number} of user {user!r} must have items, got none")
+            rows["user"] += [user] * len(items)
+            rows["ranking"] += [number] * len(items)
+            rows["item"] += list(items)
+            rows["rank"] += range(1, len(items) + 1)
+    return pd.DataFrame(rows)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def _where(row: pd.Series) -> str:
+    return f"ranking {_name(row['ranking'])} of user {_name(row['user'])}"
+
+
+def _name(value: object) -> str:
+    """Shows a name without the type that a table gave it."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def _check_items(table: pd.DataFrame) -> None:
+    repeated = np.flatnonzero(table.duplicated(["group", "item"]))
+    if len(repeated):
+        row = table.iloc[repeated[0]]
+        raise ValueError(
+            f"an item must stand once in a ranking, got {_name(row['item'])} again in "
+            f"{_where(row)} ({len(repeated)} such rows)"
+        )
+    tied = np.flatnonzero(table["rank"].notna() & table.duplicated(["group", "rank"]))
+    if len(tied):
+        row = table.iloc[tied[0]]
+        same = table[(table["group"] == row["group"]) & (table["rank"] == row["rank"])]
+        raise ValueError(
+            f"no two items may share a rank, got rank {row['rank']:g} for "
+            f"{' and '.join(map(_name, same['item']))} in {_where(row)} ({len(tied)} such rows): "
+            "leave one of them out, or compare them in pairs with ties"
+        )
+
+
+def _complete(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
+    """Adds the items of the choice set that a ranking does not list, below those that it does."""
+    if isinstance(choice_set, str):
+        raise TypeError(f"choice_set must be a list of items, got the string {choice_set!r}")
+    items = pd.Index(choice_set)
+    if not items.is_unique:
+        raise ValueError(
+            f"choice_set must name an item once, got {items[items.duplicated()][0]!r} again"
+        )
+    outside = np.flatnonzero(~table["item"].isin(items))
+    if len(outside):
+        row = table.iloc[outside[0]]
+        raise ValueError(
+            f"choice_set must hold every item that is ranked, got {_name(row['item'])} in "
+            f"{_where(row)} ({len(outside)} such rows)"
+        )
+    first = table.drop_duplicates("group")
+    every = first.loc[first.index.repeat(len(items)), ["user", "ranking", "group"]]
+    every = every.assign(item=np.tile(items.to_numpy(), len(first)), rank=np.nan)
+    whole = pd.concat([table, every], ignore_index=True).drop_duplicates(["group", "item"])
+    return whole.sort_values("group", kind="stable")
+
+
+def _check_sizes(table: pd.DataFrame) -> None:
+    size = table.groupby("group")["rank"].agg(["size", "count"])
+    for wrong, problem in (
+        (size["size"] < 2, "must have at least two items, got one"),
+        (size["count"] < 1, "must rank an item, got missing ranks alone"),
+    ):
+        if wrong.any():
+            row = table[table["group"] == wrong.idxmax()].iloc[0]
+            hint = f" ({_name(row['item'])})" if "two" in problem else ""
+            raise ValueError(f"{_where(row)} {problem}{hint} ({int(wrong.sum())} such rankings)")
+    pairs = int((size["size"] * (size["size"] - 1) // 2).sum())
+    if pairs > _MOST_PAIRS:
+        raise ValueError(
+            f"rankings would take {pairs:,} pairs, n (n − 1) / 2 for n items, more than "
+            f"{_MOST_PAIRS:,}: the largest has {int(size['size'].max()):,} items, of which fewer "
+            "may do (a choice among a part of the items follows the same model)"
+        )
+
+
+def break_into_pairs(
+    group: np.ndarray, item: np.ndarray, rank: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Breaks rankings into all their pairs, each with the lower position on the left.
+
+    Args:
+        group: Number of the ranking of each row, non-decreasing, with shape (L,).
+        item: Position of its item, (L,).
+        rank: Its rank, NaN below all ranked ones, (L,).
+
+    Returns:
+        Left, right, choice and ranking of each pair, ranking by ranking, each with shape (R,).
+    """
+    order = np.lexsort((item, group))
+    item, rank = item[order], np.nan_to_num(rank[order], nan=np.inf)
+    size = np.bincount(group)
+    start = np.cumsum(size) - size
+    first, second, owner = [], [], []
+    for count in np.unique(size):  # Rankings of one size together.
+        own = np.flatnonzero(size == count)
+        low, high = np.triu_indices(count, 1)
+        first.append((start[own, None] + low).ravel())
+        second.append((start[own, None] + high).ravel())
+        owner.append(np.repeat(own, len(low)))
+    owner = np.concatenate(owner)
+    order = np.argsort(owner, kind="stable")
+    first, second = np.concatenate(first)[order], np.concatenate(second)[order]
+    above, below = rank[first] < rank[second], rank[first] > rank[second]
+    return item[first], item[second], (1.0 + above - below) / 2, owner[order]
+
+
+def check_rankings(
+    left: np.ndarray,
+    right: np.ndarray,
+    choice: np.ndarray,
+    ranking: np.ndarray,
+    person: np.ndarray,
+) -> np.ndarray:
+    """Checks that comparisons of one number are the pairs of one ranking, or one pair alone.
+
+    Args:
+        left: Position of each comparison's left item, with shape (R,).
+        right: The same for the right item.
+        choice: 1, 0 or ½, (R,).
+        ranking: Equal numbers for the pairs of a ranking, which lie together, (R,).
+        person: Position of the person, non-decreasing, (R,).
+
+    Returns:
+        Numbers from 0 up, in order, (R,).
+
+    Raises:
+        ValueError: If they are not.
+    """
+    ranking = np.asarray(ranking)
+    if ranking.shape != left.shape or not np.issubdtype(ranking.dtype, np.integer):
+        raise ValueError(
+            f"ranking must be integers with shape {left.shape}, got {ranking.dtype} with shape "
+            f"{ranking.shape}"
+        )
+    if not len(ranking):
+        return ranking.astype(np.int64)
+    new = (np.diff(ranking) != 0) | (np.diff(person) != 0)
+    number = np.concatenate([[0], np.cumsum(new)])
+    size = np.bincount(number)
+    whole = size[number] > 1  # A pair alone is a comparison like any other.
+    left, right, choice = left[whole], right[whole], choice[whole]
+    group = number[whole]
+    low, high = np.minimum(left, right).astype(np.int64), np.maximum(left, right).astype(np.int64)
+    order = np.lexsort((high, low, group))
+    same = (np.diff(group[order]) == 0) & (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
+    _refuse(group[order][1:][same], "must have each pair once")
+    items = max(int(high.max(initial=0)) + 1, 1)
+    slot, place = np.unique(
+        np.stack([group * items + left, group * items + right]), return_inverse=True
+    )
+    owner = slot // items
+    count = np.bincount(owner, minlength=len(size))
+    several = size > 1
+    wrong = np.flatnonzero(several & (size != count * (count - 1) // 2))
+    _refuse(wrong, "must have all pairs of its items")
+    winner = np.where(choice == 1, *place.reshape(2, -1))[choice != 0.5]
+    wins = np.bincount(winner, minlength=len(slot))
+    order = np.lexsort((-wins, owner))
+    wins, owner = wins[order], owner[order]
+    position = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    expected = count[owner] - 1 - position
+    wrong = (wins != expected) & ((wins != 0) | (position == 0))
+    _refuse(owner[wrong], "must put items in one order, the ranked above the others")
+    return number
+
+
+def _refuse(groups: np.ndarray, rule: str) -> None:
+    if len(groups):
+        raise ValueError(
+            f"the comparisons of a ranking {rule}: number {groups[0]} does not "
+            f"({len(np.unique(groups))} such rankings)"
+        )

@@ -1,0 +1,192 @@
+r"""The Plackett–Luce probability of whole rankings, from the margins of their pairs.
+
+Stage by stage the best of the items that are left is chosen: with :math:`m_{wj}` the margin of the
+winner w over item j, the probability of a stage is :math:`1 / (1 + \sum_j e^{-m_{wj}})`, over the
+items j that w stands above. A stage of two items is a Bradley–Terry comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Rankings"]
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Tells which comparisons of U people make up rankings: places and items, and no outcome.
+
+    A *slot* is an item in a ranking; there are P of them, and W pairs at most that one is part of.
+    R = U · N places are those of the comparisons, person by person.
+
+    Attributes:
+        inside: True where a comparison is part of a ranking, with shape (U, N).
+        head: The first comparison of every ranking, (U, N).
+        place: Places of the rankings' comparisons, (Q,).
+        pair: Slots of left and right of each of these, (2, Q).
+        incident: Places of the pairs that a slot is part of, (P, W).
+        side: 1 where the slot is left, −1 where it is right, 0 where there is no pair, (P, W).
+        first: Place of the first comparison of each slot's ranking, (P,).
+        anchor: Place of a pair of the slot and the first slot of its ranking, (P,).
+        anchor_side: 1 or −1 for the slot's side there; 0 for the first slot itself, (P,).
+        num_below: Number of items that are not ranked in each slot's ranking, at least 1, (P,).
+    """
+
+    inside: Tensor
+    head: Tensor
+    place: Tensor
+    pair: Tensor
+    incident: Tensor
+    side: Tensor
+    first: Tensor
+    anchor: Tensor
+    anchor_side: Tensor
+    num_below: Tensor
+
+    @classmethod
+    def find(
+        cls, left: Tensor, right: Tensor, choice: Tensor, mask: Tensor, ranking: Tensor
+    ) -> Rankings | None:
+        """Finds the rankings among comparisons (U, N); None where every comparison stands alone.
+
+        Args:
+            left: Position of each comparison's left item, int64.
+            right: The same for the right item.
+            choice: 1, 0 or ½, of which only the number of ½ in a ranking matters.
+            mask: True where there is a comparison.
+            ranking: Equal numbers for a person's comparisons that belong to one ranking.
+
+        Raises:
+            ValueError: If a ranking is masked in part.
+        """
+        person, column = mask.nonzero(as_tuple=True)
+        key = _joint(person, ranking[mask])
+        group, size = torch.unique(key, return_inverse=True, return_counts=True)[1:]
+        whole = size[group] > 1
+        if not whole.any():
+            return None
+        place = (person * mask.shape[1] + column)[whole]
+        group = torch.unique(group[whole], return_inverse=True)[1]
+        inside = torch.zeros_like(mask).flatten()
+        inside[place] = True
+        inside = inside.view_as(mask)
+        items = torch.stack([left[inside], right[inside]])
+        slot, pair = torch.unique(_joint(group.expand_as(items), items), return_inverse=True)
+        owner = torch.zeros_like(slot).index_put((pair[0],), group).index_put((pair[1],), group)
+        size, count = group.bincount(), owner.bincount()
+        if (size != count * (count - 1) // 2).any():
+            raise ValueError(
+                "mask must keep or hide a ranking as a whole, got one that is hidden in part"
+            )
+        open_pairs = torch.zeros_like(size).index_add(0, group, (choice[inside] == 0.5).long())
+        num_below = ((1 + (1 + 8 * open_pairs.double()).sqrt()) / 2).round().long()
+        start = torch.full_like(size, mask.numel()).scatter_reduce(0, group, place, "amin")
+        head = torch.zeros_like(inside).flatten()
+        head[start] = True
+        return cls(
+            inside,
+            head.view_as(mask),
+            place,
+            pair,
+            *_incident(start[owner], place, pair),
+            start[owner],
+            *_anchors(start[owner], place, pair),
+            num_below[owner],
+        )
+
+    def log_prob(self, margin: Tensor, choice: Tensor) -> Tensor:
+        """Evaluates the log-probability of each ranking, in nats, at its first comparison.
+
+        Args:
+            margin: Margins in nats with shape (*, U, N).
+            choice: Choices with a shape that broadcasts against it.
+
+        Returns:
+            Log-probabilities with the shape of the two, 0 at the other comparisons.
+        """
+        batch = torch.broadcast_shapes(margin.shape, choice.shape)
+        side = self.side.to(margin.dtype)
+        advantage = side * margin.flatten(-2)[..., self.incident]
+        won = side * (2 * choice.flatten(-2)[..., self.incident] - 1) > 0
+        rivals = torch.where(won, -advantage, -torch.inf)
+        is_stage = won.any(-1)
+        # Not all −∞ where there is no stage: that has no gradient.
+        rivals = rivals.masked_fill(~is_stage.unsqueeze(-1), 0.0)
+        stage = -F.softplus(rivals.logsumexp(-1)).masked_fill(~is_stage, 0.0)
+        total = stage.new_zeros((*batch[:-2], self.inside.numel()))
+        return total.index_add(-1, self.first, stage).unflatten(-1, self.inside.shape)
+
+    def sample(self, margin: Tensor) -> Tensor:
+        """Draws rankings given margins (*, U, N) in nats, as choices of that shape.
+
+        Utilities with Gumbel noise, sorted, are a draw of Plackett–Luce (Yellott 1977). As many
+        items are ranked as were; comparisons outside of rankings are 0.
+        """
+        utility = self.anchor_side.to(margin.dtype) * margin.flatten(-2)[..., self.anchor]
+        value = utility - torch.empty_like(utility).exponential_().log()
+        left, right = value[..., self.pair[0]], value[..., self.pair[1]]
+        left_wins = left > right
+        winner = torch.where(left_wins, *self.pair)
+        wins = torch.zeros_like(value, dtype=torch.int64)
+        wins = wins.scatter_add(-1, winner, torch.ones_like(winner))
+        is_ranked = wins.gather(-1, winner) >= self.num_below[winner]
+        drawn = torch.where(is_ranked, left_wins.to(margin.dtype), 0.5)
+        choice = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
+        choice[..., self.place] = drawn
+        return choice.view_as(margin)
+
+    def winner(self, choice: Tensor) -> Tensor:
+        """Returns the slot that won each of the rankings' comparisons, (Q,), by choices (U, N).
+
+        The comparisons that a slot won are a stage. Where a ranking says nothing it is any slot.
+        """
+        return torch.where(choice.flatten()[self.place] > 0.5, *self.pair)
+
+    def stage_sizes(self, choice: Tensor) -> Tensor:
+        """Counts the items among which the winner of each comparison was chosen, (U, N).
+
+        2 for a comparison that stands alone, and where a ranking says nothing about the pair.
+        """
+        winner = self.winner(choice)
+        is_open = choice.flatten()[self.place] == 0.5
+        wins = torch.zeros_like(self.first).index_add(0, winner, (~is_open).long())
+        size = torch.full_like(self.inside, 2, dtype=torch.int64).flatten()
+        size[self.place] = torch.where(is_open, 2, 1 + wins[winner])
+        return size.view_as(self.inside)
+
+
+def _joint(first: Tensor, second: Tensor) -> Tensor:
+    """Numbers pairs of numbers from 0 up, in their order."""
+    return first * (second.max() + 1 if second.numel() else 1) + second
+
+
+def _incident(first: Tensor, place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists the places (P, W) that each slot is part of, and on which side."""
+    slot = pair.flatten()
+    order = slot.argsort(stable=True)
+    count = slot.bincount()
+    ordered = slot[order]
+    column = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[ordered]
+    # Padding points at a place of the same person: no NaN of another's comes in.
+    incident = first.unsqueeze(-1).repeat(1, int(count.max()))
+    side = torch.zeros_like(incident)
+    incident[ordered, column] = place.repeat(2)[order]
+    sign = torch.ones_like(pair) * pair.new_tensor([[1], [-1]])
+    side[ordered, column] = sign.flatten()[order]
+    return incident, side
+
+
+def _anchors(first: Tensor, place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the pair of each slot with the first slot of its ranking, and the slot's side in it."""
+    is_first = torch.ones_like(first, dtype=torch.bool)
+    is_first[1:] = first[1:] != first[:-1]
+    anchor, side = first.clone(), torch.zeros_like(first)
+    for one, other, sign in ((pair[1], pair[0], 1), (pair[0], pair[1], -1)):
+        with_first = is_first[one]
+        anchor[other[with_first]] = place[with_first]
+        side[other[with_first]] = sign
+    return anchor, side
