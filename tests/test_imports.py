@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fssa_bayes"
 ORDER = [
     {"_random", "kernels", "nn", "data", "inference_data", "_page"},
     {"distributions", "datasets", "diagnostics", "couplings"},
-    {"model", "plots"},
+    {"model", "plots", "policy"},
     {"guide"},
     {"importance", "io"},
     {"objectives", "population", "export"},
