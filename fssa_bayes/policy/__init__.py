@@ -1,4 +1,4 @@
-"""The latent-conditioned language model: a policy steered by a person's posterior."""
+"""The latent-conditioned policy: a language model whose behaviour follows a person's posterior."""
 
 from fssa_bayes.policy.data import (
     Contexts,
@@ -8,12 +8,24 @@ from fssa_bayes.policy.data import (
     ResponseBatch,
     TokenisedPairs,
 )
+from fssa_bayes.policy.dpo import SteerableDPOTrainer, dpo_loss, draw_latents
+from fssa_bayes.policy.film import FiLM, decoder_layers, steered
+from fssa_bayes.policy.model import PolicyConfig, SteerablePolicy, interpolate
 
 __all__ = [
     "Contexts",
     "Conversation",
     "Dropped",
+    "FiLM",
+    "PolicyConfig",
     "PreferenceRows",
     "ResponseBatch",
+    "SteerableDPOTrainer",
+    "SteerablePolicy",
     "TokenisedPairs",
+    "decoder_layers",
+    "dpo_loss",
+    "draw_latents",
+    "interpolate",
+    "steered",
 ]

@@ -1,7 +1,7 @@
 r"""Direct preference optimisation of a policy steered by z ~ q(z | context).
 
-A pair of responses (y⁺, y⁻) to a prompt x, of a person with context C, has for a latent factor z the
-log-ratio
+A pair of responses (y⁺, y⁻) to a prompt x, by a person with context C, has for a latent factor z
+the log-ratio
 
 .. math:: ρ(z) = \log\frac{π(y^+ \mid x, z)}{π_0(y^+ \mid x)}
     - \log\frac{π(y^- \mid x, z)}{π_0(y^- \mid x)},
