@@ -418,6 +418,8 @@ class SteerableDPOTrainer(Trainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:  # One process writes, though all get here.
+            return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(folder / "policy")
