@@ -121,7 +121,7 @@ def read_description(folder: Path) -> dict[str, object]:
     where = str(folder)
     if not (folder / _DESCRIPTION).is_file():
         raise FileNotFoundError(
-            f"folder must hold a saved policy, got {where!r} without policy.json"
+            f"folder must hold a saved policy, got {where!r} without one"
         )
     try:
         document = json.loads((folder / _DESCRIPTION).read_bytes())
@@ -130,8 +130,8 @@ def read_description(folder: Path) -> dict[str, object]:
         raise ValueError(f"{_DESCRIPTION} in {where!r} is damaged ({error!r})") from error
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written by "
-            f"{document.get('versions')}"
+            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written "
+            f"by {document.get('versions')}"
         )
     for name, expected in sums.items():
         if not (folder / name).is_file():
