@@ -119,7 +119,7 @@ TINY = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 96,
     "bos_token_id": None,
     "eos_token_id": 1,
     "pad_token_id": 0,

@@ -342,8 +342,8 @@ class SteerablePolicy(nn.Module):
         Raises:
             ValueError: If z has another shape.
         """
-        inputs = self._inputs(input_ids, attention_mask, None)
         with self._steered(z, len(input_ids)):
+            inputs = self._inputs(input_ids, attention_mask, None)
             return self.base(**inputs).logits
 
     def hidden_states(
@@ -358,8 +358,8 @@ class SteerablePolicy(nn.Module):
 
         Arguments are those of :meth:`forward`; `position_ids` (R, T) follow from the mask if None.
         """
-        inputs = self._inputs(input_ids, attention_mask, position_ids)
         with self._steered(z, len(input_ids)):
+            inputs = self._inputs(input_ids, attention_mask, position_ids)
             return self._head.scaled(self.base.base_model(**inputs).last_hidden_state)
 
     def sequence_log_prob(
@@ -457,8 +457,8 @@ class SteerablePolicy(nn.Module):
             raise ValueError("tokenizer must be given to generate text, got None")
         filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
-        _check_reach(self.base, tokens, max_new_tokens)
         z, draws = self._one_each(z, len(tokens))
+        _check_reach(self.base, tokens, max_new_tokens)
         uniform = _uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
         if z is None or z.ndim < 3:
@@ -499,13 +499,15 @@ class SteerablePolicy(nn.Module):
         """Gives z a row for each prompt: (R, K), or (S, R, K) for S draws."""
         if z is None:
             return None, 1
-        z = z.expand(rows, -1) if z.ndim == 1 else z
-        if z.ndim not in (2, 3) or z.shape[-2:] != (rows, self.latent_dim) or len(z) == 0:
+        wide = (self.latent_dim,) if z.ndim == 1 else (rows, self.latent_dim)
+        if z.ndim not in (1, 2, 3) or z.shape[-2:] != wide or (z.ndim == 3 and len(z) == 0):
             raise ValueError(
                 f"z must have shape (K,), (R, K) or (S, R, K) with K = {self.latent_dim} and R = "
                 f"{rows}, got {tuple(z.shape)}"
             )
-        return z, 1 if z.ndim == 2 else len(z)
+        if not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or an infinite number")
+        return z.expand(rows, -1) if z.ndim == 1 else z, len(z) if z.ndim == 3 else 1
 
 
 def interpolate(z_from: Tensor, z_to: Tensor, steps: int) -> Tensor:
@@ -584,8 +586,9 @@ def _lora(config: PolicyConfig) -> LoraConfig:
 
 @contextlib.contextmanager
 def _peft_warnings() -> Iterator[None]:
-    """Silences what peft calls by a name that transformers is about to drop."""
+    """Silences peft on names that transformers will drop, and on what it sees to by itself."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
 
