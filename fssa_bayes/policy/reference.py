@@ -220,7 +220,7 @@ class ReferenceCache:
         path = self.folder / _DESCRIPTION
         description = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         if path.exists():
-            _check(path, description)
+            _check(path, self.fingerprint)
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"folder must be new, empty or a cache, got {str(self.folder)!r} without "
@@ -250,21 +250,19 @@ class ReferenceCache:
             start = stop
 
 
-def _check(path: Path, description: dict[str, object]) -> None:
+def _check(path: Path, fingerprint: str) -> None:
     try:
         found = json.loads(path.read_bytes())
         version, owner = found["format_version"], found["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error!r})") from error
-    if version != description["format_version"]:
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version of {str(path)!r} must be {FORMAT_VERSION}, got {version}")
+    if owner != fingerprint:
         raise ValueError(
-            f"format_version of {str(path)!r} must be {description['format_version']}, got {version}"
-        )
-    if owner != description["fingerprint"]:
-        raise ValueError(
-            f"folder must hold references of the model with fingerprint "
-            f"{description['fingerprint'][:12]}, got {str(path.parent)!r} of the model "
-            f"{owner[:12]}: choose another folder; this one is left as it is"
+            f"folder must hold references of the model with fingerprint {fingerprint[:12]}, got "
+            f"{str(path.parent)!r} of the model {owner[:12]}: choose another folder; this one is "
+            "left as it is"
         )
 
 

@@ -111,7 +111,7 @@ class SharedPrompts:
 
 
 def _common_lengths(batch: ResponseBatch, num_responses: int) -> Tensor:
-    """Counts the tokens that each group's sequences share and none of which predicts a scored one."""
+    """Counts what each group's sequences begin with in common and predicts no scored token."""
     present = batch.attention_mask.bool()
     tokens = batch.input_ids.masked_fill(~present, -1).unflatten(0, (num_responses, -1))
     same = (tokens == tokens[0]).all(0) & present.view(tokens.shape).all(0)

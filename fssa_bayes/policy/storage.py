@@ -120,9 +120,7 @@ def read_description(folder: Path) -> dict[str, object]:
     """
     where = str(folder)
     if not (folder / _DESCRIPTION).is_file():
-        raise FileNotFoundError(
-            f"folder must hold a saved policy, got {where!r} without policy.json"
-        )
+        raise FileNotFoundError(f"folder must hold a saved policy, got {where!r} without one")
     try:
         document = json.loads((folder / _DESCRIPTION).read_bytes())
         version, sums = document["format_version"], document["sha256"]
@@ -130,8 +128,8 @@ def read_description(folder: Path) -> dict[str, object]:
         raise ValueError(f"{_DESCRIPTION} in {where!r} is damaged ({error!r})") from error
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written by "
-            f"{document.get('versions')}"
+            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written "
+            f"by {document.get('versions')}"
         )
     for name, expected in sums.items():
         if not (folder / name).is_file():
