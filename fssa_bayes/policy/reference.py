@@ -322,6 +322,7 @@ class LengthBuckets(Sampler[int]):
         lengths: Number of tokens of each row.
         batch_size: Rows of a batch.
         seed: Seed of the order, and of which rows of equal length meet.
+        drop_last: Whether to leave out as many rows, drawn once, as do not fill a batch.
 
     Raises:
         ValueError: If `lengths` is not one-dimensional with at least one entry, or `batch_size` is
@@ -329,7 +330,12 @@ class LengthBuckets(Sampler[int]):
     """
 
     def __init__(
-        self, lengths: Sequence[int] | np.ndarray, batch_size: int, *, seed: int = 0
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
     ) -> None:
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or not len(lengths):
@@ -339,7 +345,10 @@ class LengthBuckets(Sampler[int]):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
-        shuffled = np.random.default_rng(seed).permutation(len(lengths))
+        count = len(lengths) // batch_size * batch_size if drop_last else len(lengths)
+        if count == 0:
+            raise ValueError(f"lengths must fill a batch of {batch_size}, got {len(lengths)} rows")
+        shuffled = np.random.default_rng(seed).permutation(len(lengths))[:count]
         self._order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
 
     def __len__(self) -> int:
