@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from fssa_bayes._folders import whole_folder
 from fssa_bayes._random import seeded
 from fssa_bayes.policy.film import FiLM, decoder_layers, steered
 from fssa_bayes.policy.generation import Message, encode_prompts, filler_token, generate_tokens
+from fssa_bayes.policy.head import Head
+from fssa_bayes.policy.log_probs import response_log_prob
 from fssa_bayes.policy.storage import (
     check_base,
     check_replaceable,
@@ -97,7 +100,7 @@ class SteerablePolicy(nn.Module):
         film.attach([layers[index] for index in config.film_layers])
         _follow_switch(model, film)
         _remove_dropout(model)
-        self._has_plain_head = _has_plain_head(self.base)
+        self._head = Head.of(self.base)
         self.eval()
 
     @classmethod
@@ -184,7 +187,7 @@ class SteerablePolicy(nn.Module):
             base_model=model.name_or_path,
         )
         identity = describe_base(model)
-        with seeded(seed):
+        with seeded(seed), _peft_warnings():
             film = _new_film(config, model)
             adapted = get_peft_model(model, _lora(config))
         return cls(adapted, film, tokenizer, config, identity)
@@ -246,7 +249,7 @@ class SteerablePolicy(nn.Module):
         _check_plain(base)
         check_base(base, document["base"])
         base = base if device is None else base.to(device)
-        with seeded(0):  # First weights are drawn, though overwritten.
+        with seeded(0), _peft_warnings():  # First weights are drawn, though overwritten.
             film = _new_film(config, base)
             model = PeftModel.from_pretrained(
                 base, str(folder), is_trainable=True, torch_device=str(base.device)
@@ -274,17 +277,18 @@ class SteerablePolicy(nn.Module):
 
     @property
     def output_layer(self) -> nn.Module:
-        """The linear map from hidden states to logits.
+        """The linear map from :meth:`hidden_states` to logits, those before :attr:`softcap`.
 
         Raises:
-            ValueError: If the model's logits are not just that map of its hidden states.
+            ValueError: If the model does with its logits what is not known here.
         """
-        if not self._has_plain_head:
-            raise ValueError(
-                f"model must have logits that are a linear map of its hidden states, got "
-                f"{type(self.base).__name__}, which scales or caps them: use forward()"
-            )
+        self._head.check(self.base)
         return self.base.get_output_embeddings()
+
+    @property
+    def softcap(self) -> float | None:
+        """c of models that replace logits ℓ by c·tanh(ℓ/c), else None."""
+        return self._head.softcap
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters of adapter and modulation."""
@@ -336,7 +340,7 @@ class SteerablePolicy(nn.Module):
         """
         inputs = self._inputs(input_ids, attention_mask, position_ids)
         with self._steered(z, len(input_ids)):
-            return self.base.base_model(**inputs).last_hidden_state
+            return self._head.scaled(self.base.base_model(**inputs).last_hidden_state)
 
     def sequence_log_prob(
         self, batch: ResponseBatch, z: Tensor | None = None, *, chunk_size: int | None = None
@@ -346,25 +350,27 @@ class SteerablePolicy(nn.Module):
         Args:
             batch: R sequences.
             z: Latent factors (K,) or (R, K), or draws (S, R, K).
-            chunk_size: Unused until log-probabilities are computed in chunks.
+            chunk_size: Logits held at a time; None for the device's default.
 
         Returns:
             Log-probabilities in nats with shape (R,), or (S, R) for draws.
         """
-        rows = len(batch.input_ids)
-        draws = 1 if z is None or z.ndim < 3 else len(z)
-        if z is not None and z.ndim == 3:
+        draws = len(z) if z is not None and z.ndim == 3 else None
+        if draws is not None:
             z = z.flatten(0, 1)
-        tokens = batch.input_ids.repeat(draws, 1)
-        scored = batch.response_mask.repeat(draws, 1)[:, 1:]
-        hidden = self.hidden_states(tokens, batch.attention_mask.repeat(draws, 1), z=z)
-        logits = self.output_layer(hidden[:, :-1][scored]).float()
-        log_prob = (
-            logits.log_softmax(-1).gather(-1, tokens[:, 1:][scored].unsqueeze(-1)).squeeze(-1)
+        tokens, attended, scored = (
+            tensor.repeat(draws or 1, 1)
+            for tensor in (batch.input_ids, batch.attention_mask, batch.response_mask)
         )
-        total = log_prob.new_zeros(draws * rows)
-        total = total.index_add(0, scored.nonzero()[:, 0], log_prob)
-        return total if draws == 1 else total.reshape(draws, rows)
+        total = response_log_prob(
+            self.hidden_states(tokens, attended, z=z)[:, :-1],
+            self.output_layer,
+            tokens[:, 1:],
+            scored[:, 1:],
+            softcap=self.softcap,
+            chunk_size=chunk_size,
+        )
+        return total if draws is None else total.reshape(draws, -1)
 
     def _inputs(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
@@ -553,6 +559,14 @@ def _lora(config: PolicyConfig) -> LoraConfig:
     )
 
 
+@contextlib.contextmanager
+def _peft_warnings() -> Iterator[None]:
+    """Silences what peft calls by a name that transformers is about to drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
 def _follow_switch(model: PeftModel, film: FiLM) -> None:
     """Lets adapters be off wherever the modulation is: peft's own switch is one for all threads."""
     for module in model.modules():
@@ -574,28 +588,6 @@ def _remove_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-@torch.no_grad()
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Tells whether logits are just the output layer on the hidden states, by trying it."""
-    seen = {}
-
-    def replace(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        seen["hidden"] = args[0]
-        seen["logits"] = torch.linspace(-100, 100, output.numel()).to(output).reshape(output.shape)
-        return seen["logits"]
-
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    handle = model.get_output_embeddings().register_forward_hook(replace)
-    try:
-        logits = model(input_ids=tokens, use_cache=False).logits
-    finally:
-        handle.remove()
-    return torch.equal(seen["hidden"], hidden) and torch.equal(
-        logits.float(), seen["logits"].float()
-    )
 
 
 def _tuple(value: Any) -> Any:
