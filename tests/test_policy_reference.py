@@ -23,17 +23,19 @@ from fssa_bayes.policy import ResponseBatch, SteerablePolicy
 from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
 from fssa_bayes.policy.shared_prompt import pair_log_prob
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # Of peft.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # Of peft.
 
 V = 61
 
 
-def base_model(seed: int = 0) -> PreTrainedModel:
+def base_model(seed: int = 0, hidden_size: int = 32) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=V,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -43,8 +45,9 @@ def base_model(seed: int = 0) -> PreTrainedModel:
     return Qwen2ForCausalLM(config)
 
 
-def new_policy(seed: int = 0) -> SteerablePolicy:
-    return SteerablePolicy.from_model(base_model(seed), None, latent_dim=3, lora_rank=2)
+def new_policy(hidden_size: int = 32) -> SteerablePolicy:
+    model = base_model(hidden_size=hidden_size)
+    return SteerablePolicy.from_model(model, None, latent_dim=3, lora_rank=2)
 
 
 def sequences(lengths: list[tuple[int, int]], seed: int = 0) -> ResponseBatch:
@@ -95,8 +98,11 @@ def scores(batch: ResponseBatch) -> Tensor:
 def test_log_ratio_is_exactly_zero_at_the_start(
     tmp_path: Path, shared: bool, draws: int | None
 ) -> None:
-    """The cached reference and the live policy under a random z, in training, agree to the bit."""
-    policy = new_policy()
+    """The cached reference and the live policy under a random z, in training, agree to the bit.
+
+    The width is one at which batches of other sizes do not (see the next test).
+    """
+    policy = new_policy(hidden_size=256)
     score = pair_log_prob if shared else SteerablePolicy.sequence_log_prob
 
     def reference(batch: ResponseBatch) -> Tensor:
@@ -115,6 +121,19 @@ def test_log_ratio_is_exactly_zero_at_the_start(
         assert live.requires_grad
         ratio = live - cache.log_prob(batch, lambda _: pytest.fail("not cached"))
         assert torch.equal(ratio, torch.zeros_like(ratio))
+
+
+def test_values_of_other_batches_differ_by_rounding(tmp_path: Path) -> None:
+    """What `exact=False` costs: alone, each response scores the same to 1e-6 of its size."""
+    policy, batch = new_policy(hidden_size=256), pairs(8)
+    with ReferenceCache(tmp_path, fingerprint(policy)) as cache:
+        cache.fill([batch], policy.sequence_log_prob, progress_bar=False)
+    cache = ReferenceCache(tmp_path, fingerprint(policy), exact=False)
+    rows = [batch.select(slice(row, row + 1)) for row in range(16)]
+    kept = torch.cat([cache.log_prob(row, lambda _: pytest.fail("not cached")) for row in rows])
+    with torch.no_grad():
+        alone = torch.cat([policy.sequence_log_prob(row) for row in rows])
+    torch.testing.assert_close(kept, alone, rtol=1e-6, atol=1e-6)
 
 
 def test_log_ratio_is_not_zero_after_a_step(tmp_path: Path) -> None:

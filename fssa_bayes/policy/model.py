@@ -355,22 +355,18 @@ class SteerablePolicy(nn.Module):
         Returns:
             Log-probabilities in nats with shape (R,), or (S, R) for draws.
         """
-        draws = len(z) if z is not None and z.ndim == 3 else None
-        if draws is not None:
-            z = z.flatten(0, 1)
-        tokens, attended, scored = (
-            tensor.repeat(draws or 1, 1)
-            for tensor in (batch.input_ids, batch.attention_mask, batch.response_mask)
-        )
-        total = response_log_prob(
-            self.hidden_states(tokens, attended, z=z)[:, :-1],
+        if z is not None and z.ndim == 3:
+            # Not S times the batch: of another size it rounds differently than the reference does.
+            draws = (self.sequence_log_prob(batch, draw, chunk_size=chunk_size) for draw in z)
+            return torch.stack(list(draws))
+        return response_log_prob(
+            self.hidden_states(batch.input_ids, batch.attention_mask, z=z)[:, :-1],
             self.output_layer,
-            tokens[:, 1:],
-            scored[:, 1:],
+            batch.input_ids[:, 1:],
+            batch.response_mask[:, 1:],
             softcap=self.softcap,
             chunk_size=chunk_size,
         )
-        return total if draws is None else total.reshape(draws, -1)
 
     def _inputs(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None

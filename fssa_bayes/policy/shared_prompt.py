@@ -170,6 +170,7 @@ def pair_log_prob(
         policy.output_layer,
         packed.input_ids[:, 1:],
         packed.response_mask[:, 1:],
+        softcap=policy.softcap,
         chunk_size=chunk_size,
     )
     return packed.sum(token, num_responses)
