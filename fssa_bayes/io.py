@@ -7,12 +7,10 @@ it or nothing. `config.json` holds the SHA-256 of the tensors, by which damage i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
@@ -24,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fssa_bayes._folders import remove_folder, whole_folder
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 
@@ -188,7 +187,7 @@ class Checkpoints:
         config = {"about": self.about, "values": values}
         _write_folder(self.path / f"state-{number:08d}", config, tensors)
         for old in states[: len(states) + 1 - self.keep]:
-            _remove_folder(old)
+            remove_folder(old)
 
     def _latest(self) -> tuple[dict[str, Tensor], dict] | None:
         for state in reversed(self._states()):
@@ -232,61 +231,9 @@ def _write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> No
         **config,
     }
     text = json.dumps(document, indent=1).encode()
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-        _write_file(part / _TENSORS, blob)
-        _write_file(part / _CONFIG, text)
-        _synchronise(part)
-        _put_in_place(part, path)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            error.add_note(f"nothing was changed at {str(path)!r}")
-        raise
-
-
-def _put_in_place(part: Path, path: Path) -> None:
-    """Renames a finished folder; what stood there steps aside first and is then removed."""
-    previous = None
-    if path.exists():
-        previous = path.with_name(f".{path.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        path.rename(previous)
-    try:
-        part.rename(path)
-    except OSError:
-        if previous is not None:
-            previous.rename(path)
-        raise
-    _synchronise(path.parent)
-    if previous is not None:
-        _remove_folder(previous)
-
-
-def _remove_folder(path: Path) -> None:
-    """Removes a folder under another name, so that a half-removed one is not read."""
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
-    with contextlib.suppress(OSError):
-        path.rename(part)
-        shutil.rmtree(part)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _synchronise(folder: Path) -> None:
-    """Makes names in a folder outlast a power cut, where the system can (Windows cannot)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with whole_folder(path) as part:
+        (part / _TENSORS).write_bytes(blob)
+        (part / _CONFIG).write_bytes(text)
 
 
 def _read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "fssa_bayes"
 
 # Each module may import those to its left, and nothing to its right.
 ORDER = [
-    {"_random", "kernels", "nn", "data", "inference_data", "_page"},
+    {"_random", "_folders", "kernels", "nn", "data", "inference_data", "_page"},
     {"distributions", "datasets", "diagnostics", "couplings"},
-    {"model", "plots"},
+    {"model", "plots", "policy"},
     {"guide"},
     {"importance", "io"},
     {"objectives", "population", "export"},

@@ -1,0 +1,73 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["remove_folder", "whole_folder"]
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder to fill, which takes the place of `path` when the block ends well.
+
+    Where it does not, `path` is what it was. The files are synchronised before they are seen.
+    """
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in part.rglob("*"):
+            _synchronise(file)
+        _synchronise(part)
+        _put_in_place(part, path)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.add_note(f"nothing was changed at {str(path)!r}")
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder under another name, so that a half-removed one is not read."""
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    with contextlib.suppress(OSError):
+        path.rename(part)
+        shutil.rmtree(part)
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Renames a finished folder; what stood there steps aside first and is then removed."""
+    previous = None
+    if path.exists():
+        previous = path.with_name(f".{path.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        path.rename(previous)
+    try:
+        part.rename(path)
+    except OSError:
+        if previous is not None:
+            previous.rename(path)
+        raise
+    _synchronise(path.parent)
+    if previous is not None:
+        remove_folder(previous)
+
+
+def _synchronise(path: Path) -> None:
+    """Makes a file, or the names in a folder, outlast a power cut."""
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        return
+    with contextlib.suppress(OSError):  # Windows cannot.
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

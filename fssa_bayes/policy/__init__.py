@@ -1,0 +1,27 @@
+"""The latent-conditioned policy: a language model whose behaviour follows a person's posterior."""
+
+from fssa_bayes.policy.data import (
+    Contexts,
+    Conversation,
+    Dropped,
+    PreferenceRows,
+    ResponseBatch,
+    TokenisedPairs,
+)
+from fssa_bayes.policy.film import FiLM, decoder_layers, steered
+from fssa_bayes.policy.model import PolicyConfig, SteerablePolicy, interpolate
+
+__all__ = [
+    "Contexts",
+    "Conversation",
+    "Dropped",
+    "FiLM",
+    "PolicyConfig",
+    "PreferenceRows",
+    "ResponseBatch",
+    "SteerablePolicy",
+    "TokenisedPairs",
+    "decoder_layers",
+    "interpolate",
+    "steered",
+]

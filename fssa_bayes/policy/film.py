@@ -1,0 +1,250 @@
+"""Feature-wise linear modulation: a language model's decoder layers, bent by a latent factor.
+
+Modulation sits in hooks on the outputs of decoder layers, which lie outside what gradient
+checkpointing recomputes, and finds z in a context variable. So it reaches the layers through
+`generate`, adapters and wrappers that know nothing of it, and calls that interleave, in one thread
+or in several, each keep their own z.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+__all__ = ["FiLM", "decoder_layers", "steered"]
+
+
+@dataclass(eq=False)
+class _Steering:
+    """One z, and what modules made of it while no gradient was needed."""
+
+    z: Tensor | None
+    cache: dict[nn.Module, tuple[object, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+
+# Contexts may end in another order than they began, as generators' do: each removes its own entry.
+_STEERING: ContextVar[tuple[_Steering, ...]] = ContextVar("steering", default=())
+_SWITCHED_OFF: ContextVar[tuple[nn.Module, ...]] = ContextVar("switched_off", default=())
+
+
+@contextlib.contextmanager
+def steered(z: Tensor | None) -> Iterator[None]:
+    """Steers every model with FiLM by z inside the block, in this thread or task alone.
+
+    Blocks may be nested; the innermost rules. A thread that starts inside the block is not steered.
+
+    Args:
+        z: Latent factors with shape (R, K), one a sequence, or one for each group of neighbouring
+            sequences of the same size; None leaves the model unmodulated.
+
+    Raises:
+        ValueError: If z is not floating-point of shape (R, K) with R ≥ 1.
+    """
+    if z is not None:
+        _check_steering(z)
+    entry = _Steering(z)
+    _STEERING.set((*_STEERING.get(), entry))
+    try:
+        yield
+    finally:
+        _STEERING.set(tuple(other for other in _STEERING.get() if other is not entry))
+
+
+def _check_steering(z: Tensor) -> None:
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        raise TypeError(f"z must be a floating-point tensor or None, got {_kind(z)}")
+    if z.ndim != 2 or len(z) == 0:
+        raise ValueError(f"z must have shape (R, K) with R >= 1, got {tuple(z.shape)}")
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+class FiLM(nn.Module):
+    r"""Scales and shifts the outputs of decoder layers as functions of z.
+
+    .. math:: h_l \leftarrow h_l \circ (1 + s_l(z)) + t_l(z)
+
+    where (s, t) is a linear map, zero at first, of one hidden layer on z. At first, and where z is
+    None, outputs are what they were, bit for bit. Arithmetic is in the precision of the parameters
+    (float32) whatever the model's, and under autocast as well.
+
+    Args:
+        latent_dim: Width K of z.
+        hidden_size: Width H of the model's hidden states.
+        num_layers: Number L of layers that are modulated.
+        hidden_dim: Width of the hidden layer on z.
+
+    References:
+        Perez et al. (2018), FiLM: visual reasoning with a general conditioning layer.
+    """
+
+    def __init__(
+        self, latent_dim: int, hidden_size: int, num_layers: int, hidden_dim: int = 64
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "latent_dim": latent_dim,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "hidden_dim": hidden_dim,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.latent_dim = latent_dim
+        self.hidden_size = hidden_size
+        self.trunk = nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.SiLU())
+        self.heads = nn.ModuleList(
+            nn.Linear(hidden_dim, 2 * hidden_size) for _ in range(num_layers)
+        )
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns scale and shift of all layers, each with shape (L, R, H), for z (R, K)."""
+        pairs = [self.modulation(z, layer) for layer in range(len(self.heads))]
+        scale, shift = zip(*pairs, strict=True)
+        return torch.stack(scale), torch.stack(shift)
+
+    def modulation(self, z: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Returns scale and shift of one layer, each with shape (R, H), for z (R, K)."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z must have width {self.latent_dim}, got {tuple(z.shape)}")
+        weight = self.trunk[0].weight
+        with torch.autocast(weight.device.type, enabled=False):
+            scale, negative_shift = self.heads[layer](self.trunk(z.to(weight))).chunk(2, -1)
+        # Zeros become -0, and adding -0 leaves every number as it was, -0 included.
+        return scale, -negative_shift
+
+    def attach(self, layers: Sequence[nn.Module]) -> list[RemovableHandle]:
+        """Modulates the outputs of these layers from now on, wherever :func:`steered` gives a z."""
+        if len(layers) != len(self.heads):
+            raise ValueError(f"layers must be {len(self.heads)}, got {len(layers)}")
+        return [
+            layer.register_forward_hook(partial(_modulate_output, self, index))
+            for index, layer in enumerate(layers)
+        ]
+
+    @contextlib.contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Lets the model be as if it were not steered inside the block, in this thread alone."""
+        entry = _SWITCHED_OFF.get()
+        _SWITCHED_OFF.set((*entry, self))
+        try:
+            yield
+        finally:
+            remaining = list(_SWITCHED_OFF.get())
+            if self in remaining:
+                remaining.remove(self)
+            _SWITCHED_OFF.set(tuple(remaining))
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether this runs inside :meth:`switched_off`."""
+        return any(module is self for module in _SWITCHED_OFF.get())
+
+    def _current(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        steering = _STEERING.get()
+        if not steering or steering[-1].z is None or self.is_switched_off:
+            return None
+        if torch.is_grad_enabled():
+            return self.modulation(steering[-1].z, layer)
+        scale, shift = self._cached(steering[-1])
+        return scale[layer], shift[layer]
+
+    def _cached(self, steering: _Steering) -> tuple[Tensor, Tensor]:
+        """Computes all layers once a block instead of once a token."""
+        tensors = [steering.z, *self.parameters()]
+        key = [(tensor.device, tensor.dtype, tensor._version) for tensor in tensors]
+        found = steering.cache.get(self)
+        if found is None or found[0] != key:
+            found = (key, self(steering.z))
+            steering.cache[self] = found
+        return found[1]
+
+
+def _modulate_output(film: FiLM, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
+    current = film._current(layer)
+    if current is None:
+        return None
+    hidden, *others = output if isinstance(output, tuple) else (output,)
+    modulated = _modulate(hidden, *current)
+    return (modulated, *others) if isinstance(output, tuple) else modulated
+
+
+def _modulate(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Computes h ∘ (1 + scale) + shift for h (R, T, H) and scale, shift (R or a part of it, H)."""
+    rows, size = scale.shape
+    if hidden.ndim != 3 or hidden.shape[-1] != size:
+        raise ValueError(
+            f"layers must give hidden states (R, T, {size}), got {tuple(hidden.shape)}"
+        )
+    if len(hidden) % rows:
+        raise ValueError(f"z must have a row for each of {len(hidden)} sequences, got {rows} rows")
+    scale, shift = (
+        tensor.to(hidden.device).repeat_interleave(len(hidden) // rows, 0).unsqueeze(1)
+        for tensor in (scale, shift)
+    )
+    return _Modulation.apply(hidden, scale, shift)
+
+
+class _Modulation(Function):
+    """Computes in the precision of scale and shift, and keeps h for the gradient in its own."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, scale)
+        dtype = torch.promote_types(hidden.dtype, scale.dtype)
+        factor = (1 + scale).to(dtype)
+        return torch.addcmul(shift.to(dtype), hidden.to(dtype), factor).to(hidden.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, scale = ctx.saved_tensors
+        wide = grad.to(torch.promote_types(grad.dtype, scale.dtype))
+        of_hidden = (wide * (1 + scale)).to(hidden.dtype) if ctx.needs_input_grad[0] else None
+        of_scale = (wide * hidden).sum(1, keepdim=True).to(scale.dtype)
+        return of_hidden, of_scale, wide.sum(1, keepdim=True).to(scale.dtype)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Finds the decoder layers of a causal language model, also inside a PEFT model.
+
+    They are the outermost list of as many modules of one kind as the configuration has layers.
+
+    Raises:
+        ValueError: If the model has an encoder, or no such list, or several.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    if base.config.is_encoder_decoder:
+        raise ValueError(f"model must be decoder-only, got {type(base).__name__} with an encoder")
+    count = base.config.get_text_config().num_hidden_layers
+    stacks = _outermost_stacks(base.get_decoder(), count)
+    if len(stacks) != 1:
+        raise ValueError(
+            f"model must have one recognisable list of {count} decoder layers, got "
+            f"{type(base).__name__} with {len(stacks)}"
+        )
+    return stacks[0]
+
+
+def _outermost_stacks(module: nn.Module, count: int) -> list[nn.ModuleList]:
+    if isinstance(module, nn.ModuleList) and len(module) == count:
+        return [module]
+    return [stack for child in module.children() for stack in _outermost_stacks(child, count)]

@@ -1,0 +1,146 @@
+"""Prompts in, tokens out: padding without touching the tokenizer, draws without global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+__all__ = ["InverseTransform", "encode_prompts", "filler_token", "generate_tokens"]
+
+Message = Mapping[str, str]
+
+
+class InverseTransform(LogitsProcessor):
+    """Draws each row's next token by its own uniform number, whatever else is in the batch.
+
+    Only the token drawn is left possible, so that greedy search takes it. Rows with the same
+    uniform numbers are coupled: where distributions hardly differ, tokens are mostly the same.
+
+    Args:
+        uniform: Numbers in [0, 1), one for each row and new token, with shape (R, N).
+        temperature: What logits are divided by.
+        prompt_length: Number of tokens before the first that is new.
+    """
+
+    def __init__(self, uniform: Tensor, temperature: float, prompt_length: int) -> None:
+        self.uniform = uniform
+        self.temperature = temperature
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns 0 for the token drawn and −∞ for the others, with shape (R, V)."""
+        uniform = self.uniform[:, input_ids.shape[1] - self.prompt_length, None]
+        cumulative = (scores.float() / self.temperature).softmax(-1).cumsum(-1, dtype=uniform.dtype)
+        # To the right of equal values: a token of probability 0 is never drawn.
+        token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        drawn = torch.full_like(scores, -torch.inf)
+        return drawn.scatter_(1, token.clamp(max=scores.shape[1] - 1), 0.0)
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Sequence[Message]]
+) -> list[list[int]]:
+    """Turns strings, or conversations by the chat template, into lists of tokens.
+
+    Raises:
+        ValueError: If there are conversations and no chat template, or a prompt without tokens.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a sequence of prompts, got a single string")
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    for index, tokens in enumerate(encoded):
+        if not tokens:
+            raise ValueError(f"prompts must have at least one token each, got none in {index}")
+    return encoded
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "prompts must be strings, because the tokenizer has no chat template; got a "
+            "conversation: set tokenizer.chat_template"
+        )
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # The template wrote them.
+
+
+def filler_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the token that pads batches: the padding token, or else the end of text.
+
+    Raises:
+        ValueError: If the tokenizer has neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "tokenizer must have a padding or an end-of-text token, got neither: set "
+        "tokenizer.pad_token"
+    )
+
+
+def generate_tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniform: Tensor,
+    *,
+    temperature: float,
+    filler: int,
+    end: Sequence[int],
+) -> list[list[int]]:
+    """Continues prompts as one batch, up to and without the token that ends each.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        prompts: Tokens of the R prompts.
+        uniform: Numbers that choose the tokens, with shape (R, number of new tokens).
+        temperature: What logits are divided by; 0 takes the most probable token.
+        filler: Token for padding.
+        end: Tokens that end a text.
+    """
+    length = max(map(len, prompts))
+    padding = [length - len(tokens) for tokens in prompts]
+    rows = [[filler] * pad + list(tokens) for pad, tokens in zip(padding, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (length - pad) for pad in padding]
+    draw = [InverseTransform(uniform, temperature, length)] if temperature > 0 else []
+    output = model.generate(
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=_configuration(uniform.shape[1], filler, end),
+        logits_processor=LogitsProcessorList(draw),
+    )
+    return [_until(tokens, end) for tokens in output[:, length:].tolist()]
+
+
+def _configuration(count: int, filler: int, end: Sequence[int]) -> GenerationConfig:
+    """States what a model's own generation settings would otherwise fill in and bend draws by."""
+    return GenerationConfig(
+        max_new_tokens=count,
+        min_length=0,
+        min_new_tokens=0,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        encoder_repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=filler,
+        eos_token_id=list(end) or None,
+        return_dict_in_generate=False,
+    )
+
+
+def _until(tokens: list[int], end: Sequence[int]) -> list[int]:
+    stops = (index for index, token in enumerate(tokens) if token in end)
+    return tokens[: next(stops, len(tokens))]

@@ -1,0 +1,146 @@
+"""Steerable policies on disk: what a folder holds, and whether a base model is the one it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+__all__ = [
+    "FORMAT_VERSION",
+    "check_base",
+    "check_replaceable",
+    "describe_base",
+    "read_description",
+    "write_description",
+]
+
+FORMAT_VERSION = 1
+"""Version of the folders that this version of the library writes."""
+
+_DESCRIPTION = "policy.json"
+_PACKAGES = ("fssa_bayes", "torch", "transformers", "peft")
+_SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
+
+
+def describe_base(model: PreTrainedModel) -> dict[str, object]:
+    """Describes a model by its shapes and a few of its weights, by which it is known again."""
+    parameters = [parameter.detach() for parameter in model.parameters()]
+    shapes = sorted(list(parameter.shape) for parameter in parameters)
+    return {
+        "model_type": model.config.model_type,
+        "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "sample": [
+            [float(value) for value in _spread(parameter.flatten(), _SAMPLED_VALUES)]
+            for parameter in _spread(parameters, _SAMPLED_TENSORS)
+        ],
+    }
+
+
+def _spread(values: list[Tensor] | Tensor, count: int) -> Iterable[Tensor]:
+    """Takes up to `count` values, evenly spaced."""
+    last = len(values) - 1
+    return [values[last * index // max(count - 1, 1)] for index in range(min(count, len(values)))]
+
+
+def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
+    """Checks that a base model is the one that a policy was trained on.
+
+    Raises:
+        ValueError: If architecture or weights differ; in another precision they may differ by a
+            percent.
+    """
+    found = describe_base(model)
+    for name in ("model_type", "num_parameters", "shapes"):
+        if found[name] != expected[name]:
+            raise ValueError(
+                f"base_model must be the one that the policy was trained on: its {name} must be "
+                f"{expected[name]!r}, got {found[name]!r}"
+            )
+    tolerance = 0.0 if found["dtype"] == expected["dtype"] else 1e-2
+    pairs = zip(found["sample"], expected["sample"], strict=True)
+    for mine, theirs in pairs:
+        close = torch.isclose(
+            torch.tensor(mine), torch.tensor(theirs), rtol=tolerance, atol=1e-4 * tolerance
+        )
+        if not close.all():
+            raise ValueError(
+                "base_model must be the one that the policy was trained on: it has the same shape "
+                f"but other weights, such as {mine[0]:.6g} in place of {theirs[0]:.6g}"
+            )
+
+
+def check_replaceable(folder: Path) -> None:
+    """Checks that a folder does not exist, is empty, or holds a saved policy and nothing else.
+
+    Raises:
+        FileExistsError: If replacing it would lose something.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"folder must not be a file, got {str(folder)!r}")
+    mine: set[str] = set()
+    if (folder / _DESCRIPTION).is_file():
+        mine = {_DESCRIPTION, *json.loads((folder / _DESCRIPTION).read_bytes()).get("files", [])}
+    others = sorted({path.name for path in folder.iterdir()} - mine)
+    if others:
+        raise FileExistsError(
+            f"folder must be new, empty or hold a saved policy alone, got {str(folder)!r} with "
+            f"{', '.join(others[:5])}"
+        )
+
+
+def write_description(folder: Path, description: dict[str, object]) -> None:
+    """Writes `policy.json`, with the SHA-256 of the tensors that are already in the folder."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+        "files": sorted(path.name for path in folder.iterdir()),
+        **description,
+    }
+    (folder / _DESCRIPTION).write_bytes(json.dumps(document, indent=1).encode())
+
+
+def read_description(folder: Path) -> dict[str, object]:
+    """Reads `policy.json` and checks the folder against it.
+
+    Raises:
+        FileNotFoundError: If there is no saved policy, or a part of it is missing.
+        ValueError: If it is damaged or of another format version.
+    """
+    where = str(folder)
+    if not (folder / _DESCRIPTION).is_file():
+        raise FileNotFoundError(
+            f"folder must hold a saved policy, got {where!r} without one"
+        )
+    try:
+        document = json.loads((folder / _DESCRIPTION).read_bytes())
+        version, sums = document["format_version"], document["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{_DESCRIPTION} in {where!r} is damaged ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written "
+            f"by {document.get('versions')}"
+        )
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder must hold {name}, got {where!r} without it")
+        if _sha256(folder / name) != expected:
+            raise ValueError(f"{name} in {where!r} is damaged or was changed")
+    return document
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
