@@ -8,6 +8,7 @@ from fssa_bayes.policy.data import (
     ResponseBatch,
     TokenisedPairs,
 )
+from fssa_bayes.policy.dpo import SteerableDPOTrainer, dpo_loss, draw_latents
 from fssa_bayes.policy.film import FiLM, decoder_layers, steered
 from fssa_bayes.policy.model import PolicyConfig, SteerablePolicy, interpolate
 
@@ -19,9 +20,12 @@ __all__ = [
     "PolicyConfig",
     "PreferenceRows",
     "ResponseBatch",
+    "SteerableDPOTrainer",
     "SteerablePolicy",
     "TokenisedPairs",
     "decoder_layers",
+    "dpo_loss",
+    "draw_latents",
     "interpolate",
     "steered",
 ]
