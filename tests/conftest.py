@@ -110,3 +110,58 @@ def grid() -> Callable[..., tuple[Tensor, float]]:
         return torch.cartesian_prod(*[axis] * latent_dim).reshape(-1, latent_dim), cell
 
     return make_grid
+
+
+TINY = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+TINY_MODELS = {
+    "llama": TINY,
+    "qwen2": TINY,
+    "qwen3": TINY | {"head_dim": 8},
+    "gpt2": TINY,
+    "gemma": TINY | {"head_dim": 8},
+    "gemma2": TINY | {"head_dim": 8, "final_logit_softcapping": 3.0},
+    "phi": TINY,
+    "granite": TINY | {"logits_scaling": 13.0},
+    "cohere": TINY | {"logit_scale": 0.3},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., nn.Module]:
+    """Returns a factory of small language models with random weights, by architecture."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def build(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Of the size that trained weights have, so that errors are not lost in rounding.
+            config = AutoConfig.for_model(name, **TINY_MODELS[name], initializer_range=0.2)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+    return build
+
+
+@pytest.fixture
+def word_tokenizer():
+    """Returns a tokenizer of the words w3, w4, …, with a padding and an end-of-text token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *(f"w{index}" for index in range(3, TINY["vocab_size"]))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )

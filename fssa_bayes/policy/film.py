@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-__all__ = ["FiLM", "decoder_layers", "steered"]
+__all__ = ["FiLM", "decoder_layers", "recompute_as_now", "steered"]
 
 
 @dataclass(eq=False)
@@ -49,7 +49,8 @@ def steered(z: Tensor | None) -> Iterator[None]:
             sequences of the same size; None leaves the model unmodulated.
 
     Raises:
-        ValueError: If z is not floating-point of shape (R, K) with R ≥ 1.
+        ValueError: If z is not of shape (R, K) with R ≥ 1.
+        TypeError: If z is not a floating-point tensor.
     """
     if z is not None:
         _check_steering(z)
@@ -59,6 +60,25 @@ def steered(z: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _STEERING.set(tuple(other for other in _STEERING.get() if other is not entry))
+
+
+def recompute_as_now() -> tuple[
+    contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
+]:
+    """Gives checkpointing its contexts: as it is, and as it was when it is computed again."""
+    return contextlib.nullcontext(), _restored(_STEERING.get(), _SWITCHED_OFF.get())
+
+
+@contextlib.contextmanager
+def _restored(
+    steering: tuple[_Steering, ...], switched_off: tuple[nn.Module, ...]
+) -> Iterator[None]:
+    tokens = _STEERING.set(steering), _SWITCHED_OFF.set(switched_off)
+    try:
+        yield
+    finally:
+        _STEERING.reset(tokens[0])
+        _SWITCHED_OFF.reset(tokens[1])
 
 
 def _check_steering(z: Tensor) -> None:

@@ -128,7 +128,6 @@ def _configuration(count: int, filler: int, end: Sequence[int]) -> GenerationCon
     return GenerationConfig(
         max_new_tokens=count,
         min_length=0,
-        min_new_tokens=0,
         do_sample=False,
         num_beams=1,
         num_return_sequences=1,

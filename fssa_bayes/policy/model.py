@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,8 +26,10 @@ from transformers import (
 
 from fssa_bayes._folders import whole_folder
 from fssa_bayes._random import seeded
-from fssa_bayes.policy.film import FiLM, decoder_layers, steered
+from fssa_bayes.policy.film import FiLM, decoder_layers, recompute_as_now, steered
 from fssa_bayes.policy.generation import Message, encode_prompts, filler_token, generate_tokens
+from fssa_bayes.policy.head import Head
+from fssa_bayes.policy.log_probs import response_log_prob
 from fssa_bayes.policy.storage import (
     check_base,
     check_replaceable,
@@ -97,7 +100,7 @@ class SteerablePolicy(nn.Module):
         film.attach([layers[index] for index in config.film_layers])
         _follow_switch(model, film)
         _remove_dropout(model)
-        self._has_plain_head = _has_plain_head(self.base)
+        self._head = Head.of(self.base)
         self.eval()
 
     @classmethod
@@ -184,9 +187,14 @@ class SteerablePolicy(nn.Module):
             base_model=model.name_or_path,
         )
         identity = describe_base(model)
-        with seeded(seed):
+        with seeded(seed), _peft_warnings():
             film = _new_film(config, model)
             adapted = get_peft_model(model, _lora(config))
+        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+            raise ValueError(
+                "target_modules must not include the output layer, which log-probabilities are "
+                f"computed by, got {config.target_modules!r}"
+            )
         return cls(adapted, film, tokenizer, config, identity)
 
     # ------------------------------------------------------------------ on disk
@@ -238,15 +246,12 @@ class SteerablePolicy(nn.Module):
         """
         folder = Path(folder).absolute()
         document = read_description(folder)
-        options = document["policy"]
-        config = PolicyConfig(
-            **{name: _tuple(value) for name, value in options.items()},
-        )
+        config = PolicyConfig(**{k: _tuple(v) for k, v in document["policy"].items()})
         base = _find_base(base_model, config.base_model, document["base"]["dtype"])
         _check_plain(base)
         check_base(base, document["base"])
         base = base if device is None else base.to(device)
-        with seeded(0):  # First weights are drawn, though overwritten.
+        with seeded(0), _peft_warnings():  # First weights are drawn, though overwritten.
             film = _new_film(config, base)
             model = PeftModel.from_pretrained(
                 base, str(folder), is_trainable=True, torch_device=str(base.device)
@@ -274,17 +279,18 @@ class SteerablePolicy(nn.Module):
 
     @property
     def output_layer(self) -> nn.Module:
-        """The linear map from hidden states to logits.
+        """The linear map from :meth:`hidden_states` to logits, those before :attr:`softcap`.
 
         Raises:
-            ValueError: If the model's logits are not just that map of its hidden states.
+            ValueError: If the model does with its logits what is not known here.
         """
-        if not self._has_plain_head:
-            raise ValueError(
-                f"model must have logits that are a linear map of its hidden states, got "
-                f"{type(self.base).__name__}, which scales or caps them: use forward()"
-            )
+        self._head.check(self.base)
         return self.base.get_output_embeddings()
+
+    @property
+    def softcap(self) -> float | None:
+        """c of models that replace logits ℓ by c·tanh(ℓ/c), else None."""
+        return self._head.softcap
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters of adapter and modulation."""
@@ -294,13 +300,28 @@ class SteerablePolicy(nn.Module):
         """Recomputes decoder layers in backward, in training mode, instead of keeping them.
 
         What is recomputed lies between modulations, so that z may be another by then.
+
+        Args:
+            use_reentrant: Which of PyTorch's two ways to use; backward must not be called inside
+                :meth:`reference` if True.
         """
-        self.base.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-        self.base.enable_input_require_grads()
+        options: dict[str, Any] = {"use_reentrant": use_reentrant}
+        if not use_reentrant:
+            options["context_fn"] = recompute_as_now
+        self.base.activation_checkpointing_enable(options)
+        self.base.enable_input_require_grads()  # Else reentrant ones see nothing to differentiate.
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Switches adapter and modulation off inside the block, in this thread or task alone."""
+        """Switches adapter and modulation off inside the block, in this thread or task alone.
+
+        The model is then the base model, bit for bit, inside any :func:`steered` as well.
+
+        Raises:
+            ValueError: If the adapter was merged into the base model's weights.
+        """
+        if any(layer.merged for layer in _adapters(self.model)):
+            raise ValueError("adapter must not be merged into the base model: unmerge it first")
         with self.film.switched_off():
             yield
 
@@ -315,11 +336,14 @@ class SteerablePolicy(nn.Module):
             input_ids: Tokens with shape (R, T).
             attention_mask: 1 at tokens and 0 at padding, which may be on either side, with shape
                 (R, T); None for no padding.
-            z: Latent factors (K,) or (R, K), or (R / n, K), each for n neighbouring sequences; None
-                for that of the surrounding :func:`steered`, if any.
+            z: Latent factors (K,) for all or (R, K), one a sequence; None for those of the
+                surrounding :func:`steered`, if any.
+
+        Raises:
+            ValueError: If z has another shape.
         """
-        inputs = self._inputs(input_ids, attention_mask, None)
         with self._steered(z, len(input_ids)):
+            inputs = self._inputs(input_ids, attention_mask, None)
             return self.base(**inputs).logits
 
     def hidden_states(
@@ -334,9 +358,9 @@ class SteerablePolicy(nn.Module):
 
         Arguments are those of :meth:`forward`; `position_ids` (R, T) follow from the mask if None.
         """
-        inputs = self._inputs(input_ids, attention_mask, position_ids)
         with self._steered(z, len(input_ids)):
-            return self.base.base_model(**inputs).last_hidden_state
+            inputs = self._inputs(input_ids, attention_mask, position_ids)
+            return self._head.scaled(self.base.base_model(**inputs).last_hidden_state)
 
     def sequence_log_prob(
         self, batch: ResponseBatch, z: Tensor | None = None, *, chunk_size: int | None = None
@@ -345,26 +369,30 @@ class SteerablePolicy(nn.Module):
 
         Args:
             batch: R sequences.
-            z: Latent factors (K,) or (R, K), or draws (S, R, K).
-            chunk_size: Unused until log-probabilities are computed in chunks.
+            z: Latent factors (K,) for all, (R, K) one a sequence, or draws (S, R, K).
+            chunk_size: Logits held at a time; None for the device's default.
 
         Returns:
             Log-probabilities in nats with shape (R,), or (S, R) for draws.
+
+        Raises:
+            ValueError: If z has another shape, or the model makes its logits in an unknown way.
         """
         rows = len(batch.input_ids)
-        draws = 1 if z is None or z.ndim < 3 else len(z)
         if z is not None and z.ndim == 3:
-            z = z.flatten(0, 1)
-        tokens = batch.input_ids.repeat(draws, 1)
-        scored = batch.response_mask.repeat(draws, 1)[:, 1:]
-        hidden = self.hidden_states(tokens, batch.attention_mask.repeat(draws, 1), z=z)
-        logits = self.output_layer(hidden[:, :-1][scored]).float()
-        log_prob = (
-            logits.log_softmax(-1).gather(-1, tokens[:, 1:][scored].unsqueeze(-1)).squeeze(-1)
+            self._one_each(z, rows)
+            # One draw at a time, so that each rounds as the reference policy does.
+            return torch.stack(
+                [self.sequence_log_prob(batch, draw, chunk_size=chunk_size) for draw in z]
+            )
+        return response_log_prob(
+            self.hidden_states(batch.input_ids, batch.attention_mask, z=z)[:, :-1],
+            self.output_layer,
+            batch.input_ids[:, 1:],
+            batch.response_mask[:, 1:],
+            softcap=self.softcap,
+            chunk_size=chunk_size,
         )
-        total = log_prob.new_zeros(draws * rows)
-        total = total.index_add(0, scored.nonzero()[:, 0], log_prob)
-        return total if draws == 1 else total.reshape(draws, rows)
 
     def _inputs(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
@@ -379,13 +407,12 @@ class SteerablePolicy(nn.Module):
     def _steered(self, z: Tensor | None, rows: int) -> contextlib.AbstractContextManager[None]:
         if z is None:
             return contextlib.nullcontext()
-        z = torch.atleast_2d(z)
-        if z.ndim != 2 or z.shape[1] != self.latent_dim or rows % len(z):
+        if z.shape not in ((self.latent_dim,), (rows, self.latent_dim)):
             raise ValueError(
                 f"z must have shape (K,) or (R, K) with K = {self.latent_dim} and R = {rows}, got "
                 f"{tuple(z.shape)}"
             )
-        return steered(z)
+        return steered(torch.atleast_2d(z))
 
     # ------------------------------------------------------------------ text
 
@@ -428,8 +455,10 @@ class SteerablePolicy(nn.Module):
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         if self.tokenizer is None:
             raise ValueError("tokenizer must be given to generate text, got None")
+        filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
         z, draws = self._one_each(z, len(tokens))
+        _check_reach(self.base, tokens, max_new_tokens)
         uniform = _uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
         if z is None or z.ndim < 3:
@@ -470,13 +499,15 @@ class SteerablePolicy(nn.Module):
         """Gives z a row for each prompt: (R, K), or (S, R, K) for S draws."""
         if z is None:
             return None, 1
-        z = z.expand(rows, -1) if z.ndim == 1 else z
-        if z.ndim not in (2, 3) or z.shape[-2:] != (rows, self.latent_dim) or len(z) == 0:
+        wide = (self.latent_dim,) if z.ndim == 1 else (rows, self.latent_dim)
+        if z.ndim not in (1, 2, 3) or z.shape[-2:] != wide or (z.ndim == 3 and len(z) == 0):
             raise ValueError(
                 f"z must have shape (K,), (R, K) or (S, R, K) with K = {self.latent_dim} and R = "
                 f"{rows}, got {tuple(z.shape)}"
             )
-        return z, 1 if z.ndim == 2 else len(z)
+        if not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or an infinite number")
+        return z.expand(rows, -1) if z.ndim == 1 else z, len(z) if z.ndim == 3 else 1
 
 
 def interpolate(z_from: Tensor, z_to: Tensor, steps: int) -> Tensor:
@@ -517,7 +548,7 @@ def _find_base(
 def _check_plain(model: PreTrainedModel) -> None:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if _adapters(model):
         raise ValueError(
             "model must have no adapters, got one that is part of a policy or a PEFT model: load "
             "it again, or copy.deepcopy it first"
@@ -553,11 +584,23 @@ def _lora(config: PolicyConfig) -> LoraConfig:
     )
 
 
+@contextlib.contextmanager
+def _peft_warnings() -> Iterator[None]:
+    """Silences peft on names that transformers will drop, and on what it sees to by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
 def _follow_switch(model: PeftModel, film: FiLM) -> None:
     """Lets adapters be off wherever the modulation is: peft's own switch is one for all threads."""
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.forward = partial(_forward_adapted, module, film)
+    for layer in _adapters(model):
+        layer.forward = partial(_forward_adapted, layer, film)
+
+
+def _adapters(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _forward_adapted(layer: BaseTunerLayer, film: FiLM, *args: Any, **kwargs: Any) -> Any:
@@ -576,28 +619,6 @@ def _remove_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-@torch.no_grad()
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Tells whether logits are just the output layer on the hidden states, by trying it."""
-    seen = {}
-
-    def replace(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        seen["hidden"] = args[0]
-        seen["logits"] = torch.linspace(-100, 100, output.numel()).to(output).reshape(output.shape)
-        return seen["logits"]
-
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    handle = model.get_output_embeddings().register_forward_hook(replace)
-    try:
-        logits = model(input_ids=tokens, use_cache=False).logits
-    finally:
-        handle.remove()
-    return torch.equal(seen["hidden"], hidden) and torch.equal(
-        logits.float(), seen["logits"].float()
-    )
-
-
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -610,6 +631,18 @@ def _uniform(rows: int, count: int, seed: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.rand(rows, count, generator=generator, dtype=torch.float64)
     return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+
+def _check_reach(
+    model: PreTrainedModel, tokens: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, tokens), default=0)
+    if reach is not None and longest + max_new_tokens > reach:
+        raise ValueError(
+            f"prompts must leave room for max_new_tokens={max_new_tokens} in the model's {reach} "
+            f"positions, got one of {longest} tokens"
+        )
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

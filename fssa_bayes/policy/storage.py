@@ -120,9 +120,7 @@ def read_description(folder: Path) -> dict[str, object]:
     """
     where = str(folder)
     if not (folder / _DESCRIPTION).is_file():
-        raise FileNotFoundError(
-            f"folder must hold a saved policy, got {where!r} without one"
-        )
+        raise FileNotFoundError(f"folder must hold a saved policy, got {where!r} without one")
     try:
         document = json.loads((folder / _DESCRIPTION).read_bytes())
         version, sums = document["format_version"], document["sha256"]
