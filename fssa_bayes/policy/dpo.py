@@ -74,9 +74,10 @@ def dpo_loss(log_ratio: Tensor, *, beta: float, marginal: bool = False) -> Tenso
     _check_positive("beta", beta)
     precision = torch.promote_types(log_ratio.dtype, torch.float32)
     log_prob = F.logsigmoid(beta * log_ratio.to(precision))
-    if marginal:
-        return math.log(len(log_ratio)) - log_prob.logsumexp(0)
-    return -log_prob.mean(0)
+    if not marginal:
+        return -log_prob.mean(0)
+    largest = log_prob.detach().amax(0)  # logsumexp would divide by e to a number rounded to 1e-3.
+    return -largest - (log_prob - largest).exp().mean(0).log()
 
 
 def draw_latents(
