@@ -937,7 +937,7 @@ class Preferences:
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # Without rankings and covariates as before there were any: checkpoints know their data by it.
+        # Without rankings and covariates as before there were any: fits are recognised by it.
         comparisons = self.offsets, self.left, self.right, self.choice
         tables = (*comparisons, self.items, self.covariates, self.ranking)
         for table in tables:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fssa_bayes"
 # Each module may import those to its left, and nothing to its right.
 ORDER = [
     {"_rankings", "plackett_luce"},
-    {"_random", "_folders", "kernels", "nn", "data", "inference_data", "_page"},
+    {"_random", "_folders", "kernels", "nn", "data", "inference_data", "_page", "embedding"},
     {"distributions", "datasets", "diagnostics", "couplings"},
     {"model", "plots", "policy"},
     {"guide"},

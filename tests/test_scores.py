@@ -106,6 +106,36 @@ def test_a_certainty_that_failed_costs_everything() -> None:
     assert dg.log_score([1.0, 0.0], [1.0, 0.0], [0, 1]).value == 0
 
 
+def test_errors_of_crossed_people_and_prompts_are_those_of_repeated_studies() -> None:
+    """Values with effects of 12 people and 15 prompts, all crossed: the error that is seen."""
+    rng = np.random.default_rng(0)
+    prompt = np.broadcast_to(np.arange(15), (12, 15))
+    means, errors, by_user = [], [], []
+    for _ in range(800):
+        values = rng.normal(size=(12, 1)) + rng.normal(size=15) + rng.normal(size=(12, 15))
+        score = dg.clustered_mean(values, second=prompt)
+        means.append(score.value)
+        errors.append(score.standard_error)
+        by_user.append(dg.clustered_mean(values).standard_error)
+    truth = (1 / 12 + 1 / 15 + 1 / 180) ** 0.5
+    assert np.std(means) == pytest.approx(truth, rel=0.08)
+    assert np.mean(np.square(errors)) == pytest.approx(truth**2, rel=0.08)
+    assert np.mean(np.square(by_user)) < 0.7 * truth**2
+
+
+def test_a_second_unit_of_its_own_in_every_comparison_changes_nothing() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(40, 1)) + rng.normal(size=(40, 5))
+    alone = dg.clustered_mean(values)
+    both = dg.clustered_mean(values, second=np.arange(200).reshape(40, 5))
+    assert both.value == alone.value
+    assert both.standard_error == pytest.approx(alone.standard_error)
+    same = dg.clustered_mean(values, second=np.repeat(np.arange(40), 5).reshape(40, 5))
+    assert same.standard_error == pytest.approx(alone.standard_error)
+    with pytest.raises(ValueError, match="second must hold at least 2 different units"):
+        dg.clustered_mean(values, second=np.zeros((40, 5)))
+
+
 def test_clustered_mean_compares_two_forecasters() -> None:
     prob, choice = choices(1000)
     narrow, _ = choices(1000, scale=0.7)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fssa_bayes.data import Preferences
+from fssa_bayes.datasets._simulation import check_sizes, new_pairs, posterior_of_types
 
 __all__ = [
     "TwoMode",
@@ -54,9 +55,7 @@ def simulate(num_users: int, num_comparisons: int, *, seed: int = 0) -> TwoMode:
     Returns:
         The comparisons, with the feature `x`, and the people's types.
     """
-    for argument, value in (("num_users", num_users), ("num_comparisons", num_comparisons)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_sizes(num_users, num_comparisons)
     rng = np.random.default_rng(seed)
     person_type = rng.integers(2, size=num_users)
     total = num_users * num_comparisons
@@ -66,14 +65,7 @@ def simulate(num_users: int, num_comparisons: int, *, seed: int = 0) -> TwoMode:
     utilities = utility(items.astype(np.float64), repeated)
     tied = utilities[:, 0] == utilities[:, 1]
     choice = np.where(tied, 0.5, utilities[:, 0] > utilities[:, 1])
-    data = Preferences(
-        np.arange(0, 2 * total, 2),
-        np.arange(1, 2 * total, 2),
-        choice,
-        np.arange(0, total + 1, num_comparisons),
-        items=items.reshape(-1, 1),
-        feature_names=["x"],
-    )
+    data = new_pairs(items[..., None], choice, num_comparisons, feature_names=["x"])
     return TwoMode(data, person_type)
 
 
@@ -83,17 +75,7 @@ def bayes_type_prob(context: Preferences) -> np.ndarray:
     Raises:
         ValueError: If a person's choices agree with neither type.
     """
-    possible = np.ones((2, len(context)), dtype=bool)
-    person = np.repeat(np.arange(len(context)), context.counts)
-    for person_type in (0, 1):
-        wrong = np.abs(context.choice - _predict(context, person_type)) > 0.5
-        possible[person_type, person[wrong]] = False
-    if not possible.any(0).all():
-        raise ValueError(
-            f"context must hold choices of type 0 or 1, user "
-            f"{context.user_names[np.flatnonzero(~possible.any(0))[0]]!r} is of neither"
-        )
-    return possible[1] / possible.sum(0)
+    return posterior_of_types(context, np.stack([_predict(context, type) for type in (0, 1)]))[1]
 
 
 def bayes_choice_prob(context: Preferences, target: Preferences) -> np.ndarray:

@@ -186,6 +186,7 @@ def clustered_mean(
     *,
     mask: ArrayLike | None = None,
     average: str = "user",
+    second: ArrayLike | None = None,
 ) -> Score:
     r"""Averages values of comparisons with a standard error clustered by person.
 
@@ -195,25 +196,48 @@ def clustered_mean(
 
     .. math:: SE^2 = \frac{U}{U - 1} \sum_u \Bigl(\sum_n w_{un} (x_{un} - \bar x)\Bigr)^2.
 
+    Where comparisons of different people share something else that was drawn, such as a prompt,
+    `second` clusters both ways: squared errors by person and by prompt are added and that by person
+    and prompt is subtracted; the result is not let fall below either of the first two.
+
     Args:
         values: Any numbers, with shape (U, N) or (n,).
         user: The person of every comparison of a list, with shape (n,).
         mask: True where a comparison is real.
         average: `"user"` gives every person the same weight, `"comparison"` every comparison.
+        second: Number of the second unit of every comparison, with the shape of `values`, or None.
 
     Returns:
         The mean in the units of the values.
 
     Raises:
         ValueError: If shapes differ, a value is NaN outside of padding or there are fewer than 2
-            people.
+            people, or fewer than 2 of the second unit.
 
     References:
         Liang & Zeger (1986), Longitudinal data analysis using generalized linear models.
+        Cameron, Gelbach & Miller (2011), Robust inference with multiway clustering.
     """
-    values, user = flatten({"values": values}, user, mask)
+    if second is None:
+        values, user = flatten({"values": values}, user, mask)
+        require("values", values, ~np.isnan(values), "not be NaN")
+        return _clustered(values, *user_weights(user, average, least_users=2))
+    values, second, user = flatten({"values": values, "second": second}, user, mask)
     require("values", values, ~np.isnan(values), "not be NaN")
-    return _clustered(values, *user_weights(user, average, least_users=2))
+    require("second", second, ~np.isnan(second), "not be NaN")
+    user, weight, num_users = user_weights(user, average, least_users=2)
+    _, second = np.unique(second, return_inverse=True)
+    if second.max() == 0:
+        raise ValueError("second must hold at least 2 different units, got 1")
+    score = _clustered(values, user, weight, num_users)
+    _, both = np.unique(user * (second.max() + 1) + second, return_inverse=True)
+    by_second, by_both = (
+        _clustered(values, unit, weight, unit.max() + 1).standard_error ** 2
+        for unit in (second, both)
+    )
+    by_user = score.standard_error**2
+    variance = max(by_user + by_second - by_both, by_user, by_second)
+    return Score(score.value, float(np.sqrt(variance)), num_users)
 
 
 def _clustered(values: np.ndarray, user: np.ndarray, weight: np.ndarray, num_users: int) -> Score:
