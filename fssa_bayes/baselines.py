@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from fssa_bayes._random import seeded
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry
+from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.export import check_same_people
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.importance import user_batches
@@ -55,11 +55,14 @@ __all__ = [
     "choose_num_classes",
 ]
 
-_LEAST_PEOPLE = 10  # People below whom none are held out to stop a network early.
+_LEAST_PEOPLE = 20  # People below whom none are held out to stop a network early.
 _SHORT_RUN = 15  # EM iterations of a restart, of which the best goes on.
 _STEPS_OF_M = 10  # L-BFGS iterations of an M-step; EM needs it to climb, not to arrive.
 _CONCENTRATION = 0.3  # Of the Dirichlet draws that EM starts from: people are almost in a class.
 _SEPARATED = 15.0  # Nats per standard deviation above which a coefficient may have no maximum.
+# Where nobody disagrees σ would go to 0 and the slopes with it to infinity; μ is free, so that any
+# probability is still possible.
+_LARGEST_LOG_SD = 3.0
 _NUM_ATOMS = 10  # Values of the categorical utility, as published.
 
 
@@ -174,7 +177,8 @@ class HomogeneousBTL(Baseline):
             "position_bias": position_bias,
             "lapses": lapses,
         }
-        HeterogeneousBTL(1, 0, **self.options)  # Complains of an option now, not in a loop of fits.
+        with seeded(0):  # Complains of an option now, and not in a loop of fits.
+            HeterogeneousBTL(1, 0, **self.options)
 
     def fit(self, data: Preferences, *, seed: int = 0, progress_bar: bool = True) -> Self:
         """Fits by maximum likelihood, see :meth:`Baseline.fit`.
@@ -238,7 +242,8 @@ class DistributionalBTL(Baseline):
         {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right);
 
     with categorical ones, over ten ordered values, :math:`P(r_l > r_r) + \tfrac12 P(r_l = r_r)`.
-    It shows where people disagree and does not know who is who: a context changes nothing.
+    σ is kept between 1/20 and 20. The model shows where people disagree and does not know who is
+    who: a context changes nothing.
 
     Args:
         utility: `"mlp"`, a network of the item with a head for each parameter, or `"linear"`.
@@ -345,8 +350,8 @@ class _NormalHead(_Head):
 
     def moments(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Returns μ and log σ, each with shape (M,)."""
-        mean, log_sd = self.net(items).unbind(-1)
-        return mean, log_sd
+        mean, raw = self.net(items).unbind(-1)
+        return mean, _LARGEST_LOG_SD * torch.tanh(raw / _LARGEST_LOG_SD)
 
     def margin(self, items: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Evaluates logit Φ(…) = log Φ(t) − log Φ(−t) with shape (U, N), exact in both tails."""
@@ -628,7 +633,7 @@ class _EM:
         self.template = model
         self.model = copy.deepcopy(model).double()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.batches = [_double(batch) for batch in user_batches(data, 1, model.device)]
+        self.comparisons = _Comparisons(self.model, data)
         self.num_people, self.num_classes = len(data), num_classes
         self.rng = np.random.default_rng(seed)
 
@@ -702,8 +707,8 @@ class _EM:
         columns = []
         for vector in state.parameters:
             self._set(vector)
-            columns.append(torch.cat([_person_log_prob(self.model, b) for b in self.batches]))
-        log_joint = torch.stack(columns, -1).cpu() + state.log_weights
+            columns.append(self.comparisons.log_prob(self.model))
+        log_joint = torch.stack(columns, -1) + state.log_weights
         state.responsibility = log_joint.softmax(-1)
         state.log_likelihood = log_joint.logsumexp(-1).sum().item()
 
@@ -717,19 +722,42 @@ class _EM:
         """Returns the weighted loss of a class, in nats a person, and its gradient."""
         self._set(vector)
         self.model.zero_grad()
-        total, first = 0.0, 0
-        for batch in self.batches:
-            share = weight[first : first + batch.num_users].to(batch.choice.device)
-            first += batch.num_users
-            loss = -(share * _person_log_prob(self.model, batch)).sum() / self.num_people
-            loss.backward()
-            total += loss.item()
+        loss = -(weight @ self.comparisons.log_prob(self.model)) / self.num_people
+        loss.backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return total, parameters_to_vector(gradients).cpu()
+        return loss.item(), parameters_to_vector(gradients)
 
     def _set(self, vector: Tensor) -> None:
         with torch.no_grad():
-            vector_to_parameters(vector.to(self.model.device), self.parameters)
+            vector_to_parameters(vector, self.parameters)
+
+
+class _Comparisons:
+    """Lists all comparisons without padding: EM evaluates one model on them a thousand times.
+
+    Args:
+        model: A homogeneous model in double precision, on the CPU.
+        data: The comparisons.
+    """
+
+    def __init__(self, model: HeterogeneousBTL, data: Preferences) -> None:
+        used, pairs = np.unique(np.stack([data.left, data.right]), return_inverse=True)
+        used = torch.from_numpy(used.astype(np.int64))
+        items = used if data.items is None else data.items[used].double()
+        self.items = model.standardise(items)
+        self.left, self.right = torch.from_numpy(pairs.reshape(2, -1))
+        self.choice = torch.from_numpy(data.choice).double()
+        self.person = torch.from_numpy(np.repeat(np.arange(len(data)), data.counts))
+        self.num_people = len(data)
+
+    def log_prob(self, model: HeterogeneousBTL) -> Tensor:
+        """Evaluates log p(choices of a person), in nats, with shape (U,)."""
+        utility = model.utility(self.items, self.choice.new_zeros(1, 0)).squeeze(0)
+        margin = utility[self.left] - utility[self.right]
+        margin = margin if model.bias is None else margin + model.bias
+        outcomes = Outcomes.of(margin, model.log_tie, model.lapse_logit)
+        total = self.choice.new_zeros(self.num_people)
+        return total.index_add(0, self.person, outcomes.log_prob(self.choice))
 
 
 def _minimise(
@@ -948,7 +976,8 @@ class DeterministicNeuralProcess(Baseline):
         if not isinstance(latent_dim, int) or latent_dim < 1:
             raise ValueError(f"latent_dim must be an integer of at least 1, got {latent_dim!r}")
         self.objective = PredictiveLikelihood(deterministic=True, steps=steps)
-        HeterogeneousBTL(1, latent_dim, utility, hidden_dim=hidden_dim)
+        with seeded(0):
+            HeterogeneousBTL(1, latent_dim, utility, hidden_dim=hidden_dim)
         self.latent_dim, self.utility, self.hidden_dim = latent_dim, utility, hidden_dim
         self.learning_rate = learning_rate
 
@@ -1005,17 +1034,10 @@ def _fitted(baseline: Baseline, attribute: str) -> object:
 def _log_prob(model: HeterogeneousBTL, data: Preferences) -> Tensor:
     """Evaluates log p(choices of a person) under a homogeneous model, (U,), in nats."""
     check_data(model, data)
-    twin = copy.deepcopy(model).double()
-    batches = (_double(batch) for batch in user_batches(data, 1, model.device))
-    return torch.cat([_person_log_prob(twin, batch) for batch in batches]).cpu()
-
-
-def _person_log_prob(model: HeterogeneousBTL, batch: Batch) -> Tensor:
-    z = batch.choice.new_zeros(batch.num_users, 0)
-    return model.choice(batch, z).log_prob(batch.choice)
-
-
-def _double(batch: Batch) -> Batch:
-    batch = batch.clean()
-    items = batch.items if batch.items.dtype == torch.int64 else batch.items.double()
-    return batch.replace(items=items, choice=batch.choice.double())
+    twin, parts = copy.deepcopy(model).double(), []
+    for batch in user_batches(data, 1, model.device):
+        items = batch.items if data.items is None else batch.items.double()
+        batch = batch.replace(items=items, choice=batch.choice.double())
+        z = batch.choice.new_zeros(batch.num_users, 0)
+        parts.append(twin.choice(batch, z).log_prob(batch.choice).cpu())
+    return torch.cat(parts)
