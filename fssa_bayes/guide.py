@@ -127,9 +127,9 @@ class NeuralProcessGuide(nn.Module):
         elif posterior == "flow":
             self.spline = MLP(hidden_dim, hidden_dim, 3 * _SPLINE_BINS - 1)
         self.register_buffer("largest_context", torch.tensor(0))
-        self.location, self.expected = None, None
+        self.of_location, self.expected = None, None
         if model.num_covariates:  # Last, so that the other weights are drawn as ever.
-            self.location = nn.Linear(width, hidden_dim, bias=False)
+            self.of_location = nn.Linear(width, hidden_dim, bias=False)
             self.expected = nn.Parameter(torch.zeros(hidden_dim))
 
     @property
@@ -144,7 +144,7 @@ class NeuralProcessGuide(nn.Module):
         items, factors = self.model.prepare_items(batch.items, keep=True)
         factors = factors.detach()
         elements = self._embed(items, factors, pairs)
-        if self.location is not None:
+        if self.of_location is not None:
             elements = elements + self._embed_covariates(batch, (items, factors), pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, pairs.count)
         base, loc, tril, inverse = self._normal(elements, summary, factors, pairs)
@@ -156,6 +156,21 @@ class NeuralProcessGuide(nn.Module):
                 base = HeavyNoise(batch.num_comparisons > 0, loc.shape[-1], loc.dtype)
             base = dist.TransformedDistribution(base, transforms)
         return self.model.push_forward(base, batch.covariates)
+
+    def location(self, batch: Batch) -> Tensor:
+        """Returns one point z for each person, with shape (U, K): the centre of q(z | context).
+
+        The mean of the normal that the guide starts from, carried through its flow; the mean of
+        q itself where there is no flow.
+        """
+        distribution, transforms = self.posterior(batch), []
+        while isinstance(distribution, dist.TransformedDistribution):
+            transforms = [*distribution.transforms, *transforms]
+            distribution = distribution.base_dist
+        z = distribution.mean
+        for transform in transforms:
+            z = transform(z)
+        return z
 
     def forward(self, batch: Batch, observe: bool = True) -> Tensor:
         """Samples z given the batch's comparisons, as Pyro expects of a guide."""
@@ -186,7 +201,7 @@ class NeuralProcessGuide(nn.Module):
             z = torch.stack([location, torch.zeros_like(location)])
             moved, average = self.model.choice(batch.clean(), z, prepared).margin
         expected = pairs.of_chosen(moved - average) * self.expected
-        return expected + self.location(location)[pairs.person]
+        return expected + self.of_location(location)[pairs.person]
 
     def _normal(
         self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: _Pairs
