@@ -8,20 +8,34 @@ from fssa_bayes.policy.data import (
     ResponseBatch,
     TokenisedPairs,
 )
+from fssa_bayes.policy.dpo import SteerableDPOTrainer, dpo_loss, draw_latents
 from fssa_bayes.policy.film import FiLM, decoder_layers, steered
+from fssa_bayes.policy.log_probs import response_log_prob, token_log_prob
 from fssa_bayes.policy.model import PolicyConfig, SteerablePolicy, interpolate
+from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
+from fssa_bayes.policy.shared_prompt import pair_log_prob, shares_prompts
 
 __all__ = [
     "Contexts",
     "Conversation",
     "Dropped",
     "FiLM",
+    "LengthBuckets",
     "PolicyConfig",
     "PreferenceRows",
+    "ReferenceCache",
     "ResponseBatch",
+    "SteerableDPOTrainer",
     "SteerablePolicy",
     "TokenisedPairs",
     "decoder_layers",
+    "dpo_loss",
+    "draw_latents",
+    "fingerprint",
     "interpolate",
+    "pair_log_prob",
+    "response_log_prob",
+    "shares_prompts",
     "steered",
+    "token_log_prob",
 ]

@@ -7,6 +7,7 @@ short: a pair that is longer than `max_length` is dropped and counted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -461,9 +462,9 @@ class TokenisedPairs(torch.utils.data.Dataset):
         """Returns the number of pairs P."""
         return len(self.row)
 
-    def __getitem__(self, pair: int) -> int:
-        """Returns the position itself: :meth:`batch` gathers the tokens of many at once."""
-        return int(pair)
+    def __getitem__(self, pair: int) -> tuple[TokenisedPairs, int]:
+        """Returns whose pair it is, and which: :meth:`batch` gathers the tokens of many at once."""
+        return self, int(pair)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -471,6 +472,14 @@ class TokenisedPairs(torch.utils.data.Dataset):
         lengths = self._table.lengths
         longer = np.maximum(lengths[self._chosen], lengths[self._rejected])
         return lengths[self._prompt] + longer
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of the tokens of all pairs, to recognise the data by."""
+        digest = hashlib.sha256()
+        for column in (self.row, self._prompt, self._chosen, self._rejected, self._table.lengths):
+            digest.update(column.tobytes())
+        digest.update(np.concatenate(self._table.tokens).tobytes())
+        return digest.hexdigest()
 
     def batch(self, pairs: np.ndarray | Sequence[int]) -> ResponseBatch:
         """Returns 2 P sequences: the chosen ones of P pairs, then the rejected ones."""
@@ -594,7 +603,7 @@ class _TokenTable:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, plain: Sequence[bool]) -> None:
         self._tokenizer, self._plain = tokenizer, np.asarray(plain)
-        self._tokens: list[np.ndarray] = []
+        self.tokens: list[np.ndarray] = []
         self._known: dict[tuple[int, ...], int] = {}
 
     def add_prompts(self, texts: Sequence[str]) -> np.ndarray:
@@ -628,20 +637,20 @@ class _TokenTable:
                 tokens = [*tokens, end]
             key = tuple(tokens)
             if key not in self._known:
-                self._known[key] = len(self._tokens)
-                self._tokens.append(np.asarray(tokens, dtype=np.int64))
+                self._known[key] = len(self.tokens)
+                self.tokens.append(np.asarray(tokens, dtype=np.int64))
             where[text] = self._known[key]
         return np.array([where[text] for text in texts], dtype=np.int64)
 
     @property
     def lengths(self) -> np.ndarray:
         """Number of tokens of every text, with shape (texts,)."""
-        return np.array([len(tokens) for tokens in self._tokens], dtype=np.int64)
+        return np.array([len(tokens) for tokens in self.tokens], dtype=np.int64)
 
     def batch(self, prompts: np.ndarray, responses: np.ndarray) -> ResponseBatch:
         """Joins R prompts and responses and pads them on the right."""
         pieces = [
-            self._tokens[text] for pair in zip(prompts, responses, strict=True) for text in pair
+            self.tokens[text] for pair in zip(prompts, responses, strict=True) for text in pair
         ]
         sizes = np.array([len(piece) for piece in pieces], dtype=np.int64).reshape(-1, 2)
         column = np.arange(max(int(sizes.sum(-1).max()), 1))

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["response_log_prob", "token_log_prob"]
 
-_CHUNK = {"cpu": 2**20}
+_CHUNK = {"cpu": 2**19}  # The optimum is flat: 2^16 and 2^24 cost a third more.
 _LARGE_CHUNK = 2**26  # 256 MB of float32: large enough that launches of kernels do not count.
 
 
@@ -43,7 +43,7 @@ def response_log_prob(
         targets: The token that each position predicts (its successor), with shape (R, T).
         mask: True where that token is to be scored, with shape (R, T).
         softcap: c of models that replace logits ℓ by c·tanh(ℓ/c), as Gemma 2.
-        chunk_size: Logits held at a time; by default 2^20 on a CPU and 2^26 elsewhere.
+        chunk_size: Logits held at a time; by default 2^19 on a CPU and 2^26 elsewhere.
 
     Returns:
         Log-probability of each row, in nats, with shape (R,), 0 for a row without scored tokens;

@@ -1,0 +1,666 @@
+r"""Direct preference optimisation of a policy steered by z ~ q(z | context).
+
+A pair of responses (y⁺, y⁻) to a prompt x, by a person with context C, has for a latent factor z
+the log-ratio
+
+.. math:: ρ(z) = \log\frac{π(y^+ \mid x, z)}{π_0(y^+ \mid x)}
+    - \log\frac{π(y^- \mid x, z)}{π_0(y^- \mid x)},
+
+and βρ is its margin under the policy's implicit reward. The reference π₀ is the policy itself with
+adapter and modulation off.
+
+Every draw, of contexts, of z and of the order of rows, is a function of (seed, step, row): not of
+how a batch is divided among processes and accumulation steps, nor of how often a run was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from peft import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints, sort_checkpoints
+
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Batch
+from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
+
+__all__ = ["SteerableDPOTrainer", "dpo_loss", "draw_latents"]
+
+_SETTINGS = "steerable_dpo.json"
+_GUIDE = "guide.safetensors"
+_FORMAT = 1
+_SHOWN = 60  # Characters of a prompt in an error.
+_BATCHES_OF_A_LENGTH = 50
+
+
+def dpo_loss(log_ratio: Tensor, *, beta: float, marginal: bool = False) -> Tensor:
+    r"""Evaluates the loss of each pair, averaged over draws of z.
+
+    .. math:: -\tfrac{1}{S}\textstyle\sum_s \log σ(β ρ_s) \quad\text{or, marginal,}\quad
+        -\log \tfrac{1}{S}\textstyle\sum_s σ(β ρ_s)
+
+    The first asks every draw to explain the pair, the second that their mixture does; by Jensen's
+    inequality the second is never larger.
+
+    Args:
+        log_ratio: ρ of every draw and pair, in nats, with shape (S, P).
+        beta: Strength of the pull towards the reference; margins are β ρ.
+        marginal: Which of the two.
+
+    Returns:
+        Losses in nats with shape (P,); float64 if `log_ratio` is, else float32.
+
+    References:
+        Rafailov et al. (2023), Direct preference optimization, arXiv 2305.18290.
+        Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
+    """
+    _check_log_ratio(log_ratio)
+    _check_positive("beta", beta)
+    precision = torch.promote_types(log_ratio.dtype, torch.float32)
+    log_prob = F.logsigmoid(beta * log_ratio.to(precision))
+    if not marginal:
+        return -log_prob.mean(0)
+    largest = log_prob.detach().amax(0)  # logsumexp would divide by e to a number rounded to 1e-3.
+    return -largest - (log_prob - largest).exp().mean(0).log()
+
+
+def draw_latents(
+    posterior: Callable[[Batch], torch.distributions.Distribution],
+    contexts: Contexts,
+    rows: Sequence[int] | np.ndarray,
+    *,
+    step: int,
+    num_draws: int,
+    seed: int,
+    num_context: int | None = None,
+) -> Tensor:
+    """Draws a context for each row, and z given the context, as functions of (seed, step, row).
+
+    Each row is asked about alone, so that its draws are the same to the bit in any company.
+
+    Args:
+        posterior: q(z | context), for example `guide.posterior`.
+        contexts: Where contexts come from.
+        rows: Positions of P rows.
+        step: Number of the draw.
+        num_draws: Number of draws S.
+        seed: Seed of z; that of the contexts is their own.
+        num_context: Size of the contexts, None for random sizes.
+
+    Returns:
+        Draws with shape (S, P, K), with gradients to the posterior's parameters.
+    """
+    device = _device_of(posterior)
+    draws = []
+    with seeded(seed):
+        for row in rows:
+            context = contexts.batch([int(row)], step, num_context).to(device)
+            entropy = np.random.SeedSequence([seed, step, int(row)])
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
+            draws.append(posterior(context).rsample((num_draws,)))
+    return torch.cat(draws, 1)
+
+
+class SteerableDPOTrainer(Trainer):
+    r"""Trains a policy by preference optimisation under z ~ q(z | context).
+
+    It is the `Trainer` of transformers, whose `TrainingArguments` give steps, batches (of pairs),
+    rates, mixed precision, logging and checkpoints; `accelerate` and `torchrun` run it on several
+    processes. In an epoch every row is met once, in a new order and with a new context, except for
+    rows left over when the rows do not fill the last batch: another epoch leaves out others.
+
+    Two stages: q(z | context) is known, from a reward model, and stays what it is. Jointly, with
+    `guide`: its parameters learn with the policy.
+
+    A checkpoint `checkpoint-STEP` holds `policy`, which `SteerablePolicy.load` reads, the guide's
+    parameters if they learn, and the optimiser's state. One that was not finished when the run was
+    killed is not taken for one.
+
+    Args:
+        policy: The policy, trained in place.
+        args: How to train; `per_device_train_batch_size` counts pairs.
+        train_dataset: The pairs.
+        contexts: Contexts of `train_dataset.rows`.
+        posterior: q(z | context) as a function of a batch of contexts, such as `guide.posterior`;
+            where that belongs to a module, this and its model are on the training device.
+        guide: The module whose parameters learn with the policy, None for none.
+        beta: Strength of the pull towards the reference.
+        num_draws: Draws S of z for each pair and step.
+        marginal: Whether the loss is that of the mixture of draws; see :func:`dpo_loss`.
+        guide_learning_rate: Learning rate of the guide, None for that of `args`.
+        eval_dataset: Pairs to evaluate on, with the same contexts and draws every time.
+        eval_contexts: Contexts of `eval_dataset.rows`.
+        reference: Log-probabilities of the reference policy for chosen and rejected responses,
+            in nats with shape (2, P), None to compute them as they are needed.
+        eval_reference: The same of `eval_dataset`.
+        chunk_size: See `SteerablePolicy.sequence_log_prob`.
+        callbacks: Further callbacks.
+        optimizers: Optimiser and schedule in place of those of `args`.
+
+    Raises:
+        ValueError: If an option is out of its range, contexts or reference belong to other rows,
+            z has not the width of the policy's, or there are fewer pairs than in a batch.
+        FloatingPointError: From `train`, if a loss or gradient is not finite, before it does harm;
+            the last checkpoint is kept.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        args: TrainingArguments,
+        train_dataset: TokenisedPairs,
+        contexts: Contexts,
+        posterior: Callable[[Batch], torch.distributions.Distribution],
+        *,
+        guide: nn.Module | None = None,
+        beta: float = 0.1,
+        num_draws: int = 1,
+        marginal: bool = False,
+        guide_learning_rate: float | None = None,
+        eval_dataset: TokenisedPairs | None = None,
+        eval_contexts: Contexts | None = None,
+        reference: Tensor | None = None,
+        eval_reference: Tensor | None = None,
+        chunk_size: int | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+    ) -> None:
+        _check_positive("beta", beta)
+        if num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        _check_arguments(args)
+        self._train = _Source(train_dataset, contexts, reference, "train_dataset", "contexts")
+        self._eval = None
+        if eval_dataset is not None:
+            self._eval = _Source(
+                eval_dataset, eval_contexts, eval_reference, "eval_dataset", "eval_contexts"
+            )
+        self.policy, self.guide, self.posterior = policy, guide, posterior
+        self.beta, self.num_draws, self.marginal = beta, num_draws, marginal
+        self.guide_learning_rate = guide_learning_rate
+        _check_width(posterior, contexts, policy.latent_dim)
+        self._logged: list[Tensor] = []
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # There is nothing to pin for, and PyTorch warns.
+        with _random_state_kept():
+            super().__init__(
+                _SteeredPairs(policy, guide, chunk_size),
+                args,
+                data_collator=_collate,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                compute_metrics=_accuracy_and_margin,
+                callbacks=[_StopAtNaN(), *(callbacks or [])],
+                optimizers=optimizers,
+            )
+        self.label_names = []
+        if len(train_dataset) < self.global_batch_size:
+            raise ValueError(
+                f"train_dataset must have at least the {self.global_batch_size} pairs of a batch "
+                f"over all processes and accumulation steps, got {len(train_dataset)}"
+            )
+
+    @property
+    def global_batch_size(self) -> int:
+        """Number of pairs of a step, over all processes and accumulation steps."""
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    # ------------------------------------------------------------------ the loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Computes the mean loss of a batch of pairs, in nats.
+
+        Raises:
+            FloatingPointError: If a pair's loss is not finite.
+        """
+        source = self._train if model.training else self._eval
+        log_ratio = self._log_ratio(model, inputs, source)
+        losses = dpo_loss(log_ratio, beta=self.beta, marginal=self.marginal)
+        margin = self.beta * log_ratio.detach().float()
+        if model.training:
+            self._check_finite(losses.detach(), inputs["pair"])
+            correct = _mean_probability(margin)
+            self._logged.append(torch.stack([_share_correct(correct), margin.mean()]))
+        loss = losses.mean()
+        return (loss, margin) if return_outputs else loss
+
+    def _log_ratio(self, model: nn.Module, inputs: dict[str, Tensor], source: _Source) -> Tensor:
+        pairs = inputs["pair"].cpu().numpy()
+        step = self.state.global_step if model.training else 0
+        learns = self.guide is not None and model.training
+
+        def draw() -> Tensor:
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                return draw_latents(
+                    self.posterior,
+                    source.contexts,
+                    source.pairs.row[pairs],
+                    step=step,
+                    num_draws=self.num_draws,
+                    seed=self.args.seed,
+                )
+
+        names = ("input_ids", "attention_mask", "response_mask")
+        reference = None if source.reference is None else source.reference[:, pairs].flatten()
+        return model(ResponseBatch(*(inputs[name] for name in names)), draw, reference)
+
+    def _check_finite(self, losses: Tensor, pairs: Tensor) -> None:
+        wrong = (~torch.isfinite(losses)).nonzero()
+        if len(wrong):
+            first = int(wrong[0])
+            shown = self._train.describe(int(pairs[first]))
+            raise FloatingPointError(
+                f"loss must be finite, got {losses[first].item()} at step {self.state.global_step} "
+                f"in {shown}, and {len(wrong)} such pairs of {len(losses)}; "
+                f"{self._describe_last_checkpoint()}"
+            )
+
+    def _describe_last_checkpoint(self) -> str:
+        last = self.last_checkpoint()
+        return f"the last checkpoint is {str(last)!r}" if last else "there is no checkpoint yet"
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Returns the loss of a batch and the margins (P, S) in place of logits."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, margin = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        margin = margin.T.contiguous()
+        return loss, margin, torch.ones_like(margin[:, 0])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the share of pairs ordered rightly, and their mean margin in nats, to the logs."""
+        if "loss" in logs and self._logged:
+            local = torch.stack(self._logged).mean(0)
+            accuracy, margin = self.accelerator.gather(local[None]).mean(0).tolist()
+            logs |= {"accuracy": accuracy, "margin": margin}
+            self._logged.clear()
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------ data and optimiser
+
+    def _get_train_sampler(self, train_dataset: TokenisedPairs | None = None) -> Sampler:
+        return _EpochSampler(
+            self._train.pairs.lengths,
+            self.global_batch_size,
+            self.args.train_sampling_strategy,
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            lambda: self.state.global_step,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Creates the optimiser of the arguments, with a group of its own for the guide."""
+        if self.optimizer is None:
+            super().create_optimizer(self.policy)
+            if self.guide is not None:
+                rate = self.guide_learning_rate
+                self.optimizer.add_param_group(
+                    {
+                        "params": [p for p in self.guide.parameters() if p.requires_grad],
+                        "lr": self.args.learning_rate if rate is None else rate,
+                        "weight_decay": 0.0,
+                    }
+                )
+        return self.optimizer
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **options: Any
+    ) -> Any:
+        """Trains from the start, or from a checkpoint to the result of a run without a break.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder; True for the last one in
+                `args.output_dir`; None for none.
+            options: What `Trainer.train` takes besides.
+
+        Raises:
+            ValueError: If there is no finished checkpoint, it is one of other settings or data, or,
+                without one, `args.output_dir` already holds checkpoints that would be overwritten.
+        """
+        folder = None
+        if resume_from_checkpoint:
+            asked = resume_from_checkpoint
+            folder = self.last_checkpoint() if asked is True else Path(asked)
+            self._check_checkpoint(folder)
+        elif self.args.save_strategy != SaveStrategy.NO and self.last_checkpoint():
+            raise ValueError(
+                f"args.output_dir must hold no checkpoints of another run, got "
+                f"{str(self.last_checkpoint())!r}; resume_from_checkpoint=True goes on"
+            )
+        with _random_state_kept():
+            return super().train(None if folder is None else str(folder), **options)
+
+    def last_checkpoint(self) -> Path | None:
+        """Returns the folder of the last finished checkpoint, None if there is none."""
+        folders = map(Path, sort_checkpoints(self.args.output_dir))
+        finished = [folder for folder in folders if (folder / _SETTINGS).is_file()]
+        return finished[-1] if finished else None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be the same for a run to go on from a checkpoint."""
+        return {
+            "format": _FORMAT,
+            "beta": self.beta,
+            "num_draws": self.num_draws,
+            "marginal": self.marginal,
+            "joint": self.guide is not None,
+            "seed": self.args.seed,
+            "data_seed": self.args.data_seed,
+            "sampling": str(self.args.train_sampling_strategy),
+            "global_batch_size": self.global_batch_size,
+            "context_seed": self._train.contexts.seed,
+            "max_context": self._train.contexts.max_context,
+            "data": self._train.digest(),
+        }
+
+    def _check_checkpoint(self, folder: Path | None) -> None:
+        if folder is None or not (folder / _SETTINGS).is_file():
+            raise ValueError(
+                "resume_from_checkpoint must be a finished checkpoint of this trainer, or True "
+                f"where there is one in {self.args.output_dir!r}, got {folder and str(folder)!r}"
+            )
+        saved = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        now = self.settings()
+        other = [name for name in now if saved.get(name) != now[name]]
+        if other:
+            shown = ", ".join(f"{name}: {saved.get(name)} then, {now[name]} now" for name in other)
+            raise ValueError(
+                f"resume_from_checkpoint must be of the same settings and data, got {shown}"
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / _SETTINGS).unlink(missing_ok=True)  # Not finished until it is there again.
+        # Older ones go when this one is finished, not before.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _write_json(folder / _SETTINGS, self.settings())
+            rotate_checkpoints(
+                str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:  # One process writes, though all get here.
+            return
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy.save_pretrained(folder / "policy")
+        if self.guide is not None:
+            tensors = {name: value.cpu() for name, value in self.guide.state_dict().items()}
+            safetensors.torch.save_file(tensors, folder / f"{_GUIDE}.part")
+            os.replace(folder / f"{_GUIDE}.part", folder / _GUIDE)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        folder = Path(resume_from_checkpoint)
+        adapter = load_peft_weights(str(folder / "policy"), device="cpu")
+        set_peft_model_state_dict(self.policy.model, adapter)
+        film = safetensors.torch.load_file(folder / "policy" / "film.safetensors")
+        self.policy.film.load_state_dict(film)
+        if self.guide is not None:
+            self.guide.load_state_dict(safetensors.torch.load_file(folder / _GUIDE))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _SteeredPairs(nn.Module):
+    """Computes log-ratios of pairs: what is run, and wrapped, as one module."""
+
+    def __init__(self, policy: nn.Module, guide: nn.Module | None, chunk_size: int | None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.guide = guide
+        self.chunk_size = chunk_size
+
+    def forward(
+        self, batch: ResponseBatch, draw: Callable[[], Tensor], reference: Tensor | None
+    ) -> Tensor:
+        """Returns log-ratios (S, P) of 2 P sequences, the chosen ones first."""
+        device = batch.input_ids.device
+        with torch.autocast(device.type, enabled=False):
+            z = draw().to(device)
+        if reference is None:
+            with torch.no_grad(), self.policy.reference():
+                reference = self._score(batch, None)
+        log_prob = self._score(batch, torch.cat([z, z], 1))
+        chosen, rejected = (log_prob - reference.to(log_prob)).chunk(2, -1)
+        return chosen - rejected
+
+    def _score(self, batch: ResponseBatch, z: Tensor | None) -> Tensor:
+        score = self.policy.sequence_log_prob(batch, z, chunk_size=self.chunk_size)
+        return score.reshape(-1, len(batch))
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Recomputes decoder layers in backward, as `TrainingArguments` may ask for."""
+        self.policy.enable_gradient_checkpointing()
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Pairs, contexts and reference that belong together."""
+
+    pairs: TokenisedPairs
+    contexts: Contexts
+    reference: Tensor | None
+    name: str
+    context_name: str
+
+    def __post_init__(self) -> None:
+        if self.contexts is None or self.contexts.rows is not self.pairs.rows:
+            raise ValueError(f"{self.context_name} must be of the rows of {self.name}, got others")
+        shape = None if self.reference is None else tuple(self.reference.shape)
+        if shape not in (None, (2, len(self.pairs))):
+            raise ValueError(
+                f"reference must have shape (2, {len(self.pairs)}), one column for each pair of "
+                f"{self.name}, got {shape}"
+            )
+
+    def describe(self, pair: int) -> str:
+        """Names the row of a pair."""
+        row, rows = int(self.pairs.row[pair]), self.pairs.rows
+        prompt = rows.prompts[row]
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        text = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        return f"row {row} of {self.name} (user {rows.users[row]!r}, prompt {text!r})"
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of tokens and contexts."""
+        digest = hashlib.sha256(self.pairs.digest().encode())
+        digest.update(self.contexts.preferences.digest().encode())
+        return digest.hexdigest()
+
+
+class _EpochSampler(Sampler[int]):
+    """Orders the rows of an epoch by (seed, epoch), as many as fill whole batches of a step.
+
+    Where rows are grouped by length, batches are of rows of similar length; within a batch they
+    are ordered by length either way, so that its parts are padded less.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        strategy: str,
+        seed: int,
+        step: Callable[[], int],
+    ) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.strategy, self.step = str(getattr(strategy, "value", strategy)), step
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        # Asked for the step, it needs nobody to tell it the epoch after a run was resumed.
+        epoch = self.step() // (len(self) // self.batch_size)
+        yield from self.order(epoch).tolist()
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Returns the positions of the pairs of an epoch."""
+        if self.strategy == "sequential":
+            return np.arange(len(self))
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.lengths))[: len(self)]
+        if self.strategy == "group_by_length":
+            size = _BATCHES_OF_A_LENGTH * self.batch_size
+            groups = [order[start : start + size] for start in range(0, len(order), size)]
+            order = np.concatenate([self._by_length(group) for group in groups])
+            order = rng.permutation(order.reshape(-1, self.batch_size)).ravel()
+        batches = order.reshape(-1, self.batch_size)
+        return np.concatenate([self._by_length(batch) for batch in batches])
+
+    def _by_length(self, pairs: np.ndarray) -> np.ndarray:
+        return pairs[np.argsort(-self.lengths[pairs], kind="stable")]
+
+
+class _StopAtNaN(TrainerCallback):
+    """Stops before a gradient that is not finite reaches the parameters."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: Any, control: Any, **given: Any
+    ) -> None:
+        """Looks at the gradients; those of a scaled loss in half precision may overflow."""
+        if args.fp16:
+            return
+        gradients = [p.grad for p in given["model"].parameters() if p.grad is not None]
+        if not all(torch.isfinite(norm) for norm in torch._foreach_norm(gradients)):
+            raise FloatingPointError(
+                f"gradients must be finite, got others at step {state.global_step}, where the loss "
+                "is finite; parameters and checkpoints are those of the step before"
+            )
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+def _mean_probability(margin: Tensor) -> Tensor:
+    """Averages the probability of the chosen response over draws (S, P)."""
+    return margin.sigmoid().mean(0)
+
+
+def _share_correct(probability: Tensor) -> Tensor:
+    """Counts the pairs ordered rightly, those left open as half."""
+    return ((probability > 0.5).float() + 0.5 * (probability == 0.5).float()).mean()
+
+
+def _accuracy_and_margin(prediction: EvalPrediction) -> dict[str, float]:
+    margin = torch.from_numpy(prediction.predictions).T
+    correct = _share_correct(_mean_probability(margin))
+    return {"accuracy": correct.item(), "margin": margin.mean().item()}
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _collate(items: list[tuple[TokenisedPairs, int]]) -> dict[str, Tensor]:
+    """Gathers pairs to a batch; `pair` comes first, by which their number is recognised."""
+    pairs = [pair for _, pair in items]
+    batch = items[0][0].batch(pairs)
+    return {
+        "pair": torch.tensor(pairs),
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "response_mask": batch.response_mask,
+    }
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restores the random states that the trainer seeds: PyTorch's, NumPy's and Python's."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def _device_of(posterior: Callable) -> torch.device:
+    """Returns the device of the module that a function is, or is a method of."""
+    owner = getattr(posterior, "__self__", posterior)
+    parameter = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _write_json(path: Path, document: dict) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _check_log_ratio(log_ratio: Tensor) -> None:
+    if log_ratio.ndim != 2 or 0 in log_ratio.shape:
+        raise ValueError(
+            f"log_ratio must have shape (S, P), both at least 1, got {tuple(log_ratio.shape)}"
+        )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
+    rules = {
+        "fsdp or deepspeed: adapters are small, use torchrun": args.fsdp or args.deepspeed,
+        "label_smoothing_factor": args.label_smoothing_factor,
+        "batch_rebalance": strategy == "batch_rebalance",
+        "several GPUs in one process: use torchrun, or show it one": args.n_gpu > 1,
+    }
+    for rule, broken in rules.items():
+        if broken:
+            raise ValueError(f"args must not ask for {rule}, got {broken}")
+
+
+def _check_width(posterior: Callable, contexts: Contexts, latent_dim: int) -> None:
+    z = draw_latents(posterior, contexts, [0], step=0, num_draws=1, seed=0, num_context=0)
+    if z.shape != (1, 1, latent_dim):
+        raise ValueError(
+            f"posterior must give z of the policy's width {latent_dim}, for one person a "
+            f"distribution over (1, {latent_dim}), got {tuple(z.shape[1:])}"
+        )

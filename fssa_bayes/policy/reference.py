@@ -1,0 +1,375 @@
+r"""Log-probabilities of the reference policy, computed once and kept on disk.
+
+The reference :math:`\log \pi_{\mathrm{ref}}(y \mid x)` does not change while a policy is trained. A
+folder of safetensors and JSON keeps it, by model and by batch. By batch, because a matrix product
+rounds differently when other rows or more padding come with it: only the same tokens in the same
+batch give the same bits, and so a log-ratio of exactly 0 before the first step.
+:class:`LengthBuckets` makes batches that stay the same from epoch to epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from fssa_bayes.policy.data import ResponseBatch
+
+__all__ = ["LengthBuckets", "ReferenceCache", "fingerprint"]
+
+FORMAT_VERSION = 1
+"""Version of the cache folders that this version of the library writes."""
+
+_DESCRIPTION = "cache.json"
+_PATTERN = "reference-*.safetensors"
+_ROWS_A_FILE = 1024
+_DIGEST = hashlib.sha256().digest_size
+
+# What a configuration says about where a model was, not what it computes.
+_INCIDENTAL = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
+_fingerprints: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Computes the SHA-256 of a model's configuration and of the bytes of all its weights.
+
+    Adapters of peft and modulation are left out: a policy has the fingerprint of its base model,
+    before, while and after it is trained. The weights are read once, and again after a change.
+
+    Args:
+        model: A model of transformers, inside a PeftModel or not, or a policy around it.
+    """
+    model = getattr(model, "base", model)  # A policy's.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    state = dict(_base_tensors(model))
+    stamp = tuple((name, t.data_ptr(), t._version, t.dtype) for name, t in state.items())
+    known = _fingerprints.get(model)
+    if known is None or known[0] != stamp:
+        known = stamp, _hash_model(model, state)
+        _fingerprints[model] = known
+    return known[1]
+
+
+def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the base model's tensors, by the names they have outside of any adapter."""
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        parts = name.split(".")
+        if not any(part.startswith("lora_") or part == "modules_to_save" for part in parts):
+            wrappers = ("base_layer", "original_module")
+            yield ".".join(part for part in parts if part not in wrappers), tensor
+
+
+def _hash_model(model: nn.Module, state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    if hasattr(model, "config"):
+        options = {k: v for k, v in model.config.to_dict().items() if k not in _INCIDENTAL}
+        options["attention"] = model.config._attn_implementation
+        digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """Returns a tensor's memory, of whatever type, without copying it on a CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+class ReferenceCache:
+    """Keeps reference log-probabilities in a folder that belongs to one model.
+
+    Files appear whole under names of their content: a run that was killed loses what it had not
+    written yet and goes on from there, and several processes may share a folder. A `with` block
+    writes what is left at its end.
+
+    Args:
+        folder: Where to keep them; made if it is not there.
+        fingerprint: The reference model's :func:`fingerprint`.
+        exact: Whether a value is used again in the same batch only. Otherwise it serves in every
+            batch, at a rounding error of about 1e-6 of its size.
+
+    Raises:
+        ValueError: If the folder is the cache of another model or of another format version, or
+            a file in it is damaged; nothing is changed.
+    """
+
+    def __init__(self, folder: str | os.PathLike, fingerprint: str, *, exact: bool = True) -> None:
+        self.folder, self.fingerprint, self.exact = Path(folder), fingerprint, exact
+        self._batches: dict[bytes, Tensor] = {}
+        self._rows: dict[bytes, Tensor] = {}
+        self._new: list[tuple[bytes, list[bytes], Tensor]] = []
+        self._open()
+
+    def __len__(self) -> int:
+        """Returns the number of responses whose value is known."""
+        return len(self._rows)
+
+    def __enter__(self) -> ReferenceCache:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
+
+    def log_prob(
+        self,
+        batch: ResponseBatch,
+        compute: Callable[[ResponseBatch], Tensor],
+        *,
+        way: str = "",
+    ) -> Tensor:
+        """Returns the reference log-probabilities of a batch, computing those not yet known.
+
+        Args:
+            batch: R sequences.
+            compute: Function that scores a batch by the reference policy, (R,) in nats; best the
+                very one that scores the policy, with adapter and modulation off.
+            way: Name of the way in which it does, where there are several that round differently.
+
+        Returns:
+            Log-probabilities in nats, with shape (R,), on the device of the batch, no gradient.
+
+        Raises:
+            ValueError: If a computed value is not finite, with its row; nothing is kept then.
+        """
+        rows = [_digest(tokens, scored) for tokens, scored in _sequences(batch)]
+        key = _batch_key(batch, rows, way)
+        found = self._find(key, rows)
+        if found is None:
+            with torch.no_grad():
+                found = compute(batch).detach().cpu()
+            self._add(key, rows, found)
+        return found.to(batch.input_ids.device, copy=True)
+
+    def fill(
+        self,
+        batches: Iterable[ResponseBatch],
+        compute: Callable[[ResponseBatch], Tensor],
+        *,
+        way: str = "",
+        progress_bar: bool = True,
+    ) -> None:
+        """Computes what is not yet known of many batches, and writes it; see :meth:`log_prob`."""
+        bar = tqdm(batches, desc="reference", disable=not progress_bar, leave=False)
+        with self:
+            for batch in bar:
+                self.log_prob(batch, compute, way=way)
+
+    def flush(self) -> None:
+        """Writes what is new since the last file."""
+        if not self._new:
+            return
+        keys, rows, values = zip(*self._new, strict=True)
+        tensors = {
+            "batch": _stack(keys),
+            "size": torch.tensor([len(value) for value in values]),
+            "row": _stack([row for group in rows for row in group]),
+            "log_prob": torch.cat(values).double(),
+            "single": torch.tensor([value.dtype == torch.float32 for value in values]),
+        }
+        content = safetensors.torch.save(tensors)
+        name = _PATTERN.replace("*", hashlib.sha256(content).hexdigest()[:16])
+        _write(self.folder / name, content)
+        self._new = []
+
+    def _find(self, key: bytes, rows: list[bytes]) -> Tensor | None:
+        if key in self._batches:
+            return self._batches[key]
+        if self.exact or not all(row in self._rows for row in rows):
+            return None
+        return torch.stack([self._rows[row] for row in rows])
+
+    def _add(self, key: bytes, rows: list[bytes], values: Tensor) -> None:
+        if values.shape != (len(rows),):
+            raise ValueError(
+                f"compute must return a value for each of {len(rows)} rows, got shape "
+                f"{tuple(values.shape)}"
+            )
+        wrong = (~values.isfinite()).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"reference log-probabilities must be finite, got {values[row]} at row {row} of "
+                "the batch: look at the base model's precision"
+            )
+        self._remember(key, rows, values)
+        self._new.append((key, rows, values))
+        if sum(len(group) for _, group, _ in self._new) >= _ROWS_A_FILE:
+            self.flush()
+
+    def _remember(self, key: bytes, rows: list[bytes], values: Tensor) -> None:
+        self._batches[key] = values
+        self._rows.update(zip(rows, values, strict=True))
+
+    def _open(self) -> None:
+        """Checks that the folder is this model's, or makes it so, and reads what it holds."""
+        path = self.folder / _DESCRIPTION
+        description = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
+        if path.exists():
+            _check(path, self.fingerprint)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"folder must be new, empty or a cache, got {str(self.folder)!r} without "
+                f"{_DESCRIPTION}"
+            )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(path, json.dumps(description, indent=1).encode())
+        for file in sorted(self.folder.glob(_PATTERN)):
+            self._read(file)
+
+    def _read(self, file: Path) -> None:
+        try:
+            tensors = safetensors.torch.load_file(file)
+            rows = [bytes(row) for row in tensors["row"].numpy()]
+            sizes = tensors["size"].tolist()
+            groups = tensors["log_prob"].split(sizes)
+            records = zip(tensors["batch"].numpy(), groups, tensors["single"], strict=True)
+        except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{str(file)!r} is damaged ({error}): delete it, its values are computed again"
+            ) from error
+        start = 0
+        for key, values, single in records:
+            stop = start + len(values)
+            self._remember(bytes(key), rows[start:stop], values.float() if single else values)
+            start = stop
+
+
+def _check(path: Path, fingerprint: str) -> None:
+    try:
+        found = json.loads(path.read_bytes())
+        version, owner = found["format_version"], found["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version of {str(path)!r} must be {FORMAT_VERSION}, got {version}")
+    if owner != fingerprint:
+        raise ValueError(
+            f"folder must hold references of the model with fingerprint {fingerprint[:12]}, got "
+            f"{str(path.parent)!r} of the model {owner[:12]}: choose another folder; this one is "
+            "left as it is"
+        )
+
+
+def _sequences(batch: ResponseBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the tokens of every row and which of them are scored, without padding."""
+    tensors = (batch.input_ids, batch.attention_mask, batch.response_mask)
+    for tokens, present, scored in zip(*(t.cpu() for t in tensors), strict=True):
+        yield tokens[present.bool()], scored[present.bool()]
+
+
+def _digest(*tensors: Tensor) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(_bytes(tensor))
+    return digest.digest()
+
+
+def _batch_key(batch: ResponseBatch, rows: list[bytes], way: str) -> bytes:
+    """Names a batch by its rows in order, its padding and how and where it is computed."""
+    device = batch.input_ids.device.type
+    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    digest = hashlib.sha256(f"{device} {cast} {way} {tuple(batch.input_ids.shape)}".encode())
+    digest.update(_bytes(batch.attention_mask.bool()))
+    digest.update(b"".join(rows))
+    return digest.digest()
+
+
+def _stack(digests: Sequence[bytes]) -> Tensor:
+    joined = np.frombuffer(b"".join(digests), dtype=np.uint8).copy()
+    return torch.from_numpy(joined).reshape(-1, _DIGEST)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class LengthBuckets(Sampler[int]):
+    """Puts rows of similar length into the same batch, in an order that changes with the epoch.
+
+    The batches themselves never change: consecutive blocks of `batch_size` rows are the same in
+    every epoch, in another order. The very first holds the longest rows, so that too little memory
+    shows at once; where the last is smaller, it holds the shortest and always comes last.
+
+    A DataLoader takes it as its `sampler` with the same `batch_size`, and processes of
+    `accelerate` take these batches in turn.
+
+    Args:
+        lengths: Number of tokens of each row.
+        batch_size: Rows of a batch.
+        seed: Seed of the order, and of which rows of equal length meet.
+        drop_last: Whether to leave out as many rows, drawn once, as do not fill a batch.
+
+    Raises:
+        ValueError: If `lengths` is not one-dimensional with at least one entry, or `batch_size` is
+            not positive.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        lengths = np.asarray(lengths)
+        if lengths.ndim != 1 or not len(lengths):
+            raise ValueError(
+                f"lengths must have shape (R,) with R of at least 1, got {lengths.shape}"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        count = len(lengths) // batch_size * batch_size if drop_last else len(lengths)
+        if count == 0:
+            raise ValueError(f"lengths must fill a batch of {batch_size}, got {len(lengths)} rows")
+        shuffled = np.random.default_rng(seed).permutation(len(lengths))[:count]
+        self._order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self._order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of an epoch, as the Trainer does before each."""
+        self.epoch = epoch
+
+    def batches(self) -> list[np.ndarray]:
+        """Lists the rows of every batch of this epoch, in order."""
+        starts = range(0, len(self), self.batch_size)
+        blocks = [self._order[start : start + self.batch_size] for start in starts]
+        full = len(self) // self.batch_size
+        if self.epoch == 0:
+            order = np.arange(full)
+            order[1:] = 1 + np.random.default_rng([self.seed, 0]).permutation(max(full - 1, 0))
+        else:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(full)
+        return [blocks[position] for position in order] + blocks[full:]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.concatenate(self.batches()).tolist())
