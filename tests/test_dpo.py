@@ -1,0 +1,651 @@
+"""Preference optimisation of a steered policy: the loss, its draws, training, breaks and faults."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import (
+    ColourGuide,
+    digest,
+    make_arguments,
+    make_base,
+    make_contexts,
+    make_policy,
+    make_rows,
+    make_tokenizer,
+    make_trainer,
+    parameters,
+)
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+from transformers import TrainerCallback
+
+from fssa_bayes.policy import (
+    ReferenceCache,
+    SteerableDPOTrainer,
+    SteerablePolicy,
+    dpo_loss,
+    draw_latents,
+    fingerprint,
+)
+from fssa_bayes.policy.dpo import _EpochSampler
+
+pytestmark = pytest.mark.filterwarnings(
+    # peft asks for an attribute that transformers has renamed.
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+WORKER = Path(__file__).with_name("tiny_policy.py")
+
+
+def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+# ---------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("marginal", [False, True])
+@pytest.mark.parametrize("beta", [0.1, 3.0])
+def test_loss_has_its_closed_form(marginal: bool, beta: float) -> None:
+    log_ratio = torch.tensor([[0.3, -2.0, 40.0], [-1.0, 7.0, 0.0]], dtype=torch.float64)
+    probability = 1 / (1 + np.exp(-beta * log_ratio.numpy()))
+    expected = -np.log(probability.mean(0)) if marginal else -np.log(probability).mean(0)
+    loss = dpo_loss(log_ratio, beta=beta, marginal=marginal)
+    assert np.allclose(loss.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("marginal", [False, True])
+def test_gradient_of_the_loss_is_that_of_finite_differences(marginal: bool) -> None:
+    log_ratio = 5 * torch.randn(4, 6, dtype=torch.float64)
+    log_ratio.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: dpo_loss(x, beta=0.7, marginal=marginal), log_ratio)
+
+
+def test_loss_of_the_mixture_is_never_larger() -> None:
+    log_ratio = 10 * torch.randn(5, 200, dtype=torch.float64)
+    mixture, expected = (dpo_loss(log_ratio, beta=1.0, marginal=m) for m in (True, False))
+    assert (mixture < expected).all()
+    same = log_ratio[:1].expand(5, -1)
+    assert torch.allclose(
+        dpo_loss(same, beta=1.0, marginal=True), dpo_loss(same, beta=1.0), rtol=1e-12
+    )
+    # One draw is no mixture, bit for bit.
+    single = log_ratio[:1].float()
+    assert torch.equal(dpo_loss(single, beta=1.0, marginal=True), dpo_loss(single, beta=1.0))
+
+
+@pytest.mark.parametrize("marginal", [False, True])
+def test_loss_is_exact_at_the_edges(marginal: bool) -> None:
+    log_ratio = torch.tensor([[1e4, -1e4, 0.0]] * 3, requires_grad=True)
+    loss = dpo_loss(log_ratio, beta=2.0, marginal=marginal)
+    assert loss[:2].tolist() == [0.0, 2e4]
+    assert loss[2].item() == pytest.approx(math.log(2), rel=1e-7)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
+    assert torch.allclose(gradient.sum(0), torch.tensor([0.0, -2.0, -1.0]))
+    half = dpo_loss(torch.zeros(1, 1, dtype=torch.bfloat16), beta=1.0, marginal=marginal)
+    assert half.dtype == torch.float32
+    assert half.item() == torch.tensor(2.0).log().item()
+
+
+def test_bad_options_of_the_loss_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"log_ratio must have shape \(S, P\).* got \(3,\)"):
+        dpo_loss(torch.zeros(3), beta=1.0)
+    for beta in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="beta must be positive and finite"):
+            dpo_loss(torch.zeros(1, 3), beta=beta)
+
+
+# ---------------------------------------------------------------------- draws
+
+
+def test_draws_depend_on_seed_step_and_row_alone() -> None:
+    contexts, guide = make_contexts(make_rows(), seed=1), ColourGuide()
+
+    def draw(rows: list[int], step: int = 3, seed: int = 2) -> Tensor:
+        return draw_latents(guide.posterior, contexts, rows, step=step, num_draws=4, seed=seed)
+
+    state = torch.get_rng_state()
+    together = draw([5, 9, 2, 30])
+    assert together.shape == (4, 4, 2)
+    for place, row in ((0, 5), (1, 9), (3, 30)):
+        assert torch.equal(draw([row])[:, 0], together[:, place])
+    assert torch.equal(torch.get_rng_state(), state)
+    for other in (draw([5, 9, 2, 30], step=4), draw([5, 9, 2, 30], seed=3)):
+        assert not torch.isclose(other, together).any()
+    # No two rows share their noise.
+    noise = draw_latents(
+        guide.posterior, contexts, range(32), step=0, num_draws=1, seed=0, num_context=0
+    )
+    assert len(noise[0].unique(dim=0)) == 32
+
+
+def test_draws_are_those_of_the_posterior() -> None:
+    contexts, guide = make_contexts(make_rows(), seed=1), ColourGuide()
+    draws = [
+        draw_latents(guide.posterior, contexts, [5], step=step, num_draws=50, seed=0, num_context=3)
+        for step in range(40)
+    ]
+    z = torch.cat(draws)[:, 0]
+    # Row 5 is the first person's, who prefers red: three contexts of red give loc ¾, 0.
+    assert torch.allclose(z.mean(0), torch.tensor([0.75, 0.0]), atol=4 * 0.22 / 2000**0.5)
+    assert torch.allclose(z.std(0), torch.tensor(math.exp(-1.5)).expand(2), rtol=0.07)
+
+
+# ---------------------------------------------------------------------- a step
+
+
+class _Still(TrainerCallback):
+    """Keeps the gradients of every step, as they are before clipping."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **given) -> None:
+        self.gradients.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        )
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+@pytest.mark.parametrize("marginal", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_begins_at_log_2_exactly(
+    tmp_path: Path, num_draws: int, marginal: bool, bf16: bool
+) -> None:
+    arguments = {"max_steps": 1, "bf16": bf16}
+    trainer = make_trainer(tmp_path, num_draws=num_draws, marginal=marginal, arguments=arguments)
+    trainer.train()
+    expected = dpo_loss(torch.zeros(num_draws, 1), beta=1.0, marginal=marginal).item()
+    assert history(trainer) == [expected]
+    assert abs(expected - math.log(2)) < 1e-7
+    assert history(trainer, "margin") == [0.0]
+    assert history(trainer, "accuracy") == [0.5]
+
+
+@pytest.fixture
+def moved(randomise):
+    """Returns a trainer whose parameters are away from where they start."""
+
+    def make(folder: Path, **options) -> SteerableDPOTrainer:
+        trainer = make_trainer(folder, **options)
+        with torch.no_grad():
+            for parameter in parameters(trainer).values():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("marginal", [False, True])
+def test_gradient_of_a_step_is_that_of_the_formula(
+    tmp_path: Path, moved, joint: bool, marginal: bool
+) -> None:
+    seen = _Still()
+    arguments = {"max_steps": 1, "max_grad_norm": 0.0, "learning_rate": 0.0}
+    trainer = moved(tmp_path, joint=joint, marginal=marginal, arguments=arguments, callbacks=[seen])
+    trainer.train()
+    pairs = trainer.train_dataset
+    order = next(iter(trainer.get_train_dataloader()))["pair"].tolist()
+    # The same, from whole logits.
+    policy, guide = trainer.policy, trainer.posterior.__self__
+    contexts = trainer._train.contexts
+    z = draw_latents(guide.posterior, contexts, pairs.row[order], step=0, num_draws=2, seed=5)
+    batch = pairs.batch(order)
+    z = z if joint else z.detach()
+
+    def score(z: Tensor | None) -> Tensor:
+        logits = policy(batch.input_ids, batch.attention_mask, z=z)
+        token = logits[:, :-1].log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+        return (token * batch.response_mask[:, 1:]).sum(-1)
+
+    with torch.no_grad(), policy.reference():
+        base = score(None)
+    rho = torch.stack([score(torch.cat([draw, draw])) - base for draw in z])
+    margin = 0.5 * (rho[:, :8] - rho[:, 8:])
+    loss = -margin.sigmoid().mean(0).log() if marginal else -margin.sigmoid().log().mean(0)
+    assert history(trainer)[0] == pytest.approx(loss.mean().item(), rel=1e-5)
+    assert abs(loss.mean().item() - math.log(2)) > 0.01
+    names = list(parameters(trainer))
+    wanted = torch.autograd.grad(
+        loss.mean(), [dict(trainer.model.named_parameters())[name] for name in names]
+    )
+    for name, gradient in zip(names, wanted, strict=True):
+        assert torch.allclose(seen.gradients[0][name], gradient, rtol=1e-4, atol=1e-6), name
+        assert gradient.abs().max() > 0, name
+    assert joint == any("guide" in name for name in names)
+
+
+def test_padding_has_no_effect(tmp_path: Path, moved) -> None:
+    trainer = moved(tmp_path)
+    batch = trainer.train_dataset.batch([0, 1, 2, 8])
+    z = torch.randn(2, 8, 2)
+    expected = trainer.policy.sequence_log_prob(batch, z)
+    wide = type(batch)(
+        torch.nn.functional.pad(batch.input_ids, (0, 5), value=3),
+        torch.nn.functional.pad(batch.attention_mask, (0, 5)),
+        torch.nn.functional.pad(batch.response_mask, (0, 5)),
+    )
+    wide.input_ids[wide.attention_mask == 0] = 4
+    assert torch.allclose(trainer.policy.sequence_log_prob(wide, z), expected, atol=1e-5)
+    # Other prompts are other conditions: the masks stay with the responses.
+    rows = make_rows()
+    rows.prompts = ["say now " + prompt for prompt in rows.prompts]
+    longer = rows.tokenise(make_tokenizer()).batch([0, 1, 2, 8])
+    kept = [
+        tokens[mask].tolist()
+        for tokens, mask in zip(longer.input_ids, longer.response_mask, strict=True)
+    ]
+    assert kept == [
+        tokens[mask].tolist()
+        for tokens, mask in zip(batch.input_ids, batch.response_mask, strict=True)
+    ]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    runs = []
+    for number, (size, parts) in enumerate(((8, 1), (4, 2), (2, 4))):
+        seen = _Still()
+        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
+        trainer = make_trainer(tmp_path / str(number), arguments=arguments, callbacks=[seen])
+        trainer.train()
+        runs.append((trainer, seen))
+    (whole, gradients), *parted = runs
+    assert len(history(whole)) == 6
+    for trainer, seen in parted:
+        assert history(trainer) == pytest.approx(history(whole), rel=1e-5)
+        assert history(trainer, "margin") == pytest.approx(history(whole, "margin"), abs=1e-5)
+        for mine, theirs in zip(seen.gradients, gradients.gradients, strict=True):
+            for name in mine:
+                assert torch.allclose(mine[name], theirs[name], rtol=1e-3, atol=1e-5), name
+    # And other draws would be seen.
+    other = make_trainer(tmp_path / "other", arguments={"seed": 6})
+    other.train()
+    assert history(other)[1:] != pytest.approx(history(whole)[1:], rel=1e-3)
+
+
+def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
+    arguments = {"max_steps": 9, "train_sampling_strategy": "group_by_length"}
+    live = make_trainer(tmp_path / "live", arguments=arguments)
+    live.train()
+    owner = fingerprint(live.policy)
+    calls = []
+    for _ in range(2):
+        cache = ReferenceCache(tmp_path / "cache", owner)
+        known = make_trainer(tmp_path / "known", arguments=arguments, reference=cache)
+        layer = known.policy.base.model.layers[0]
+        layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        known.train()
+        assert digest(known) == digest(live)
+    # Two draws in 9 steps, twice; and once each of the 4 batches (beside the one that finds out
+    # whether prompts can be shared, twice two).
+    assert calls.count(True) == 36
+    assert calls.count(False) == 4 + 4
+    other = ReferenceCache(tmp_path / "other", "another model")
+    with pytest.raises(ValueError, match="must be the cache of the policy's base model"):
+        make_trainer(tmp_path, reference=other)
+
+
+@pytest.mark.parametrize("marginal", [False, True])
+@pytest.mark.parametrize("joint", [False, True])
+def test_opposite_preferences_are_learned_in_both_directions(
+    tmp_path: Path, joint: bool, marginal: bool
+) -> None:
+    arguments = {"max_steps": 100, "learning_rate": 1e-2}
+    trainer = make_trainer(tmp_path, joint=joint, marginal=marginal, arguments=arguments)
+    before = [value.clone() for value in trainer.posterior.__self__.parameters()]
+    trainer.train()
+    policy, pairs = trainer.policy, trainer.train_dataset
+    batch = pairs.batch(range(8))  # The first person's, who prefers red.
+    margins = []
+    for first in (0.8, -0.8, 0.0):
+        z = torch.tensor([[first, 0.0]]).expand(16, 2)
+        with torch.no_grad():
+            score = policy.sequence_log_prob(batch, z)
+            with policy.reference():
+                score = score - policy.sequence_log_prob(batch)
+        margins.append(score[:8] - score[8:])
+    red, blue, nobody = margins
+    assert (red > 1).all()
+    assert (blue < -1).all()
+    assert (nobody < red).all()
+    assert (nobody > blue).all()
+    guide = trainer.posterior.__self__
+    moved = any((old != new).any() for old, new in zip(before, guide.parameters(), strict=True))
+    assert moved == joint
+    assert all(parameter.grad is None for parameter in guide.parameters()) or joint
+
+
+def test_the_guide_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, joint=True, guide_learning_rate=0.0)
+    start = parameters_to_vector(trainer.guide.parameters()).clone()
+    trainer.train()
+    assert torch.equal(parameters_to_vector(trainer.guide.parameters()), start)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == [3e-3, 3e-3, 0.0]
+
+
+def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
+    rows = make_rows()
+    evaluation, _ = rows.split_prompts(0.5)
+    arguments = {"eval_strategy": "steps", "eval_steps": 10, "max_steps": 60, "learning_rate": 1e-2}
+    arguments |= {"save_strategy": "steps", "save_steps": 10, "load_best_model_at_end": True}
+    trainer = make_trainer(
+        tmp_path,
+        arguments=arguments,
+        eval_dataset=evaluation.tokenise(make_tokenizer()),
+        eval_contexts=make_contexts(evaluation, max_context=3),
+    )
+    first = trainer.evaluate()
+    assert first["eval_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert first["eval_accuracy"] == 0.5
+    trainer.train()
+    losses = history(trainer, "eval_loss")[1:]
+    last = trainer.evaluate()
+    assert last["eval_loss"] == pytest.approx(min(losses), rel=1e-5)  # That of the best step.
+    assert trainer.evaluate()["eval_loss"] == last["eval_loss"]
+    assert last["eval_accuracy"] > 0.6
+    # By hand, one row at a time.
+    pairs = trainer.eval_dataset
+    z = draw_latents(
+        trainer.posterior, trainer._eval.contexts, pairs.row, step=0, num_draws=2, seed=5
+    )
+    batch = pairs.batch(range(len(pairs)))
+    with torch.no_grad():
+        score = trainer.policy.sequence_log_prob(batch, torch.cat([z, z], 1))
+        with trainer.policy.reference():
+            score = score - trainer.policy.sequence_log_prob(batch)
+    chosen, rejected = score.chunk(2, -1)
+    losses = dpo_loss(chosen - rejected, beta=0.5)
+    assert last["eval_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert last["eval_margin"] == pytest.approx(0.5 * (chosen - rejected).mean().item(), rel=1e-5)
+
+
+def test_checkpointing_of_activations_changes_nothing(tmp_path: Path) -> None:
+    plain, checkpointed = (
+        make_trainer(tmp_path / str(on), arguments={"activation_checkpointing": on})
+        for on in (False, True)
+    )
+    calls = []
+    layer = checkpointed.policy.base.model.layers[0].mlp
+    layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    plain.train()
+    checkpointed.train()
+    assert digest(plain) == digest(checkpointed)
+    assert calls.count(True) == 6 * 4  # Two draws, and each once again in backward.
+
+
+# ---------------------------------------------------------------------- order and random state
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+def test_an_epoch_meets_every_row_once(strategy: str) -> None:
+    lengths = np.random.default_rng(0).integers(5, 50, size=1003)
+    step = [0]
+    sampler = _EpochSampler(lengths, 10, strategy, 0, lambda: step[0])
+    epochs = []
+    for epoch in range(3):
+        step[0] = 100 * epoch
+        order = np.array(list(sampler))
+        assert len(order) == len(sampler) == 1000
+        assert len(np.unique(order)) == 1000
+        step[0] = 100 * epoch + 42  # The same epoch, half-way.
+        assert list(sampler) == order.tolist()
+        within = np.diff(lengths[order].reshape(-1, 10))
+        assert strategy == "sequential" or (within <= 0).all()
+        epochs.append(order)
+    spread = np.ptp(lengths[epochs[0]].reshape(-1, 10), axis=1).mean()
+    assert (spread < 3) == (strategy == "group_by_length")
+    batches = [{frozenset(batch) for batch in order.reshape(-1, 10).tolist()} for order in epochs]
+    assert (batches[0] == batches[1]) == (strategy != "random")
+    same = np.array_equal(epochs[0], epochs[1])
+    assert same == (strategy == "sequential")
+
+
+def test_training_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    random.seed(1)
+    np.random.seed(1)
+
+    def state() -> tuple:
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+        )
+
+    before = state()
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    assert state() == before
+    torch.manual_seed(99)
+    other = make_trainer(tmp_path)
+    other.train()
+    assert digest(other) == digest(trainer)
+
+
+# ---------------------------------------------------------------------- breaks
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 9}
+
+
+class _Break(TrainerCallback):
+    """Stops a run as a lost connection would, in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **given) -> None:
+        if state.global_step == self.step:
+            raise ConnectionError("lost")
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_broken_run_ends_as_one_without_a_break(
+    tmp_path: Path, joint: bool, accumulate: int
+) -> None:
+    arguments = SAVING | {
+        "gradient_accumulation_steps": accumulate,
+        "per_device_train_batch_size": 8 // accumulate,
+        "lr_scheduler_type": "cosine",
+    }
+    whole = make_trainer(tmp_path / "whole", joint=joint, arguments=arguments)
+    whole.train()
+    for step in (3, 7):  # In the first epoch, in the second.
+        broken = make_trainer(
+            tmp_path / "broken", joint=joint, arguments=arguments, callbacks=[_Break(step)]
+        )
+        with pytest.raises(ConnectionError):
+            broken.train(resume_from_checkpoint=step > 3)
+        assert broken.last_checkpoint().name == f"checkpoint-{step - 1}"
+    resumed = make_trainer(tmp_path / "broken", joint=joint, arguments=arguments)
+    assert digest(resumed) != digest(whole)
+    resumed.train(resume_from_checkpoint=True)
+    assert digest(resumed) == digest(whole)
+    assert history(resumed) == history(whole)
+
+
+def test_a_checkpoint_holds_the_policy_and_the_guide(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, joint=True, arguments=SAVING | {"save_total_limit": 2})
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "checkpoint-9"]
+    last = trainer.last_checkpoint()
+    names = {path.name for path in last.iterdir()}
+    assert {"policy", "guide.safetensors", "optimizer.pt", "trainer_state.json"} < names
+    assert "training_args.bin" not in names
+    for name in ("optimizer.pt", "scheduler.pt"):  # Nothing that could run code.
+        torch.load(last / name, weights_only=True)
+    loaded = SteerablePolicy.load(last / "policy", base_model=make_base())
+    batch, z = trainer.train_dataset.batch([0, 9]), torch.randn(4, 2)
+    expected = trainer.policy.sequence_log_prob(batch, z)
+    assert torch.equal(loaded.sequence_log_prob(batch, z), expected)
+    assert not torch.allclose(make_policy().sequence_log_prob(batch, z), expected, atol=0.1)
+
+
+def test_unfinished_checkpoints_are_not_taken(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, arguments=SAVING)
+    trainer.train()
+    expected = digest(trainer)
+    (tmp_path / "checkpoint-9" / "steerable_dpo.json").unlink()
+    (tmp_path / "checkpoint-9" / "optimizer.pt").write_bytes(b"half")
+    again = make_trainer(tmp_path, arguments=SAVING)
+    assert again.last_checkpoint().name == "checkpoint-8"
+    with pytest.raises(ValueError, match="must be a finished checkpoint .* got '.*checkpoint-9'"):
+        again.train(resume_from_checkpoint=tmp_path / "checkpoint-9")
+    again.train(resume_from_checkpoint=True)
+    assert digest(again) == expected
+    assert again.last_checkpoint().name == "checkpoint-9"
+
+
+def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a finished checkpoint .* got None"):
+        make_trainer(tmp_path, arguments=SAVING).train(resume_from_checkpoint=True)
+    make_trainer(tmp_path, arguments=SAVING).train()
+    with pytest.raises(ValueError, match="must hold no checkpoints of another run"):
+        make_trainer(tmp_path, arguments=SAVING).train()
+    changes = {
+        "beta: 0.5 then, 1.0 now": {"beta": 1.0},
+        "num_draws: 2 then, 3 now": {"num_draws": 3},
+        "joint: False then, True now": {"joint": True},
+        "seed: 5 then, 6 now": {"arguments": SAVING | {"seed": 6}},
+        "global_batch_size: 8 then, 4 now": {
+            "arguments": SAVING | {"per_device_train_batch_size": 4}
+        },
+    }
+    for message, change in changes.items():
+        other = make_trainer(tmp_path, **{"arguments": SAVING, **change})
+        with pytest.raises(ValueError, match=message):
+            other.train(resume_from_checkpoint=True)
+    document = json.loads((tmp_path / "checkpoint-9" / "steerable_dpo.json").read_text())
+    assert document["data"] == make_trainer(tmp_path).settings()["data"]
+
+
+@pytest.mark.slow
+def test_processes_that_are_several_or_killed_end_as_one_that_is_neither(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "whole", joint=True, arguments={"max_steps": 9})
+    trainer.train()
+    command = [sys.executable, str(WORKER), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout)
+    assert results["killed"] == {"ends": [-9], "left": ["checkpoint-6"]}
+    assert results["two_killed"] == {"ends": [-9, -9], "left": ["checkpoint-6"]}
+    for name in ("resumed", "two", "two_resumed"):
+        found = results[name]
+        assert set(found["ends"]) == {0}, run.stderr
+        assert found["left"] == ["checkpoint-9"]
+        for entry in ("loss", "margin"):
+            values = [line[entry] for line in found["entries"]]
+            assert values == pytest.approx(history(trainer, entry), rel=1e-5, abs=1e-5), name
+    assert results["resumed"]["digest"] == digest(trainer)
+    assert results["two_resumed"]["digest"] == results["two"]["digest"]
+
+
+# ---------------------------------------------------------------------- faults
+
+
+class _Spoil(TrainerCallback):
+    """Puts a NaN into the modulation before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model, **given) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(iter(model.policy.film.parameters())).fill_(torch.nan)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, arguments=SAVING, callbacks=[_Spoil(5)])
+    message = (
+        r"loss must be finite, got nan at step 5 in row \d+ of train_dataset \(user \d, prompt "
+        r"'say p\d'\), and 8 such pairs of 8; the last checkpoint is '.*checkpoint-4'"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    whole = make_trainer(tmp_path / "whole", arguments=SAVING)
+    whole.train()
+    resumed = make_trainer(tmp_path, arguments=SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert digest(resumed) == digest(whole)
+
+
+def test_a_single_bad_row_is_named(tmp_path: Path) -> None:
+    guide = ColourGuide()
+    rows = make_rows()
+
+    def posterior(batch):
+        found = guide.posterior(batch)
+        if batch.people is not None and batch.people[0] == 3 and batch.mask.shape[1] == 4:
+            found.base_dist.loc = found.base_dist.loc + torch.nan
+        return found
+
+    trainer = SteerableDPOTrainer(
+        make_policy(),
+        make_arguments(tmp_path, max_steps=40),
+        rows.tokenise(make_tokenizer()),
+        make_contexts(rows, max_context=4),
+        posterior,
+    )
+    with pytest.raises(FloatingPointError, match=r"\(user 3, .* no checkpoint yet"):
+        trainer.train()
+
+
+def test_gradients_that_are_not_finite_do_not_reach_the_parameters(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    parameter = next(iter(trainer.policy.film.parameters()))
+    parameter.register_hook(lambda gradient: gradient * torch.inf)
+    before = digest(trainer)
+    with pytest.raises(FloatingPointError, match="gradients must be finite, got others at step 0"):
+        trainer.train()
+    assert digest(trainer) == before
+
+
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+    rows = make_rows()
+    pairs, contexts, guide = rows.tokenise(make_tokenizer()), make_contexts(rows), ColourGuide()
+
+    def make(**options) -> SteerableDPOTrainer:
+        given = {
+            "policy": make_policy(),
+            "args": make_arguments(tmp_path),
+            "train_dataset": pairs,
+            "contexts": contexts,
+            "posterior": guide.posterior,
+        }
+        return SteerableDPOTrainer(**{**given, **options})
+
+    make()
+    others = make_contexts(make_rows())
+    bad = {
+        "beta must be positive and finite, got -1": {"beta": -1},
+        "num_draws must be at least 1, got 0": {"num_draws": 0},
+        "contexts must be of the rows of train_dataset": {"contexts": others},
+        "eval_contexts must be of the rows of eval_dataset": {"eval_dataset": pairs},
+        "must have at least the 33 pairs of a batch": {
+            "args": make_arguments(tmp_path, per_device_train_batch_size=33)
+        },
+        "args must not ask for label_smoothing_factor": {
+            "args": make_arguments(tmp_path, label_smoothing_factor=0.1)
+        },
+        r"z of the policy's width 2, .* got \(1, 3\)": {
+            "posterior": lambda batch: torch.distributions.Normal(
+                torch.zeros(batch.num_users, 3), 1.0
+            )
+        },
+    }
+    for message, options in bad.items():
+        with pytest.raises(ValueError, match=message):
+            make(**options)
