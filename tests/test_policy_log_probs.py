@@ -127,6 +127,15 @@ def test_large_logits(scale: float, frozen: bool) -> None:
     torch.testing.assert_close(gradient.flatten(), slopes, rtol=1e-4, atol=1e-7)
 
 
+def test_what_all_logits_share_has_no_part() -> None:
+    hidden, layer, targets, mask = problem()
+    before = response_log_prob(hidden, layer, targets, mask, chunk_size=20)
+    with torch.no_grad():
+        layer.bias.sub_(1e4)
+    after = response_log_prob(hidden, layer, targets, mask, chunk_size=20)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_sums_in_float32(dtype: torch.dtype, frozen: bool) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 
 from fssa_bayes._folders import whole_folder
 from fssa_bayes._random import seeded
-from fssa_bayes.policy.film import FiLM, decoder_layers, recompute_as_now, steered
+from fssa_bayes.policy.film import FiLM, Traced, decoder_layers, recompute_as_now, steered
 from fssa_bayes.policy.generation import Message, encode_prompts, filler_token, generate_tokens
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
@@ -306,10 +306,11 @@ class SteerablePolicy(nn.Module):
                 :meth:`reference` if True.
         """
         options: dict[str, Any] = {"use_reentrant": use_reentrant}
-        if not use_reentrant:
+        if use_reentrant:  # It looks for something to differentiate among a layer's inputs.
+            self.base.enable_input_require_grads()
+        else:
             options["context_fn"] = recompute_as_now
         self.base.activation_checkpointing_enable(options)
-        self.base.enable_input_require_grads()  # Else reentrant ones see nothing to differentiate.
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -405,14 +406,15 @@ class SteerablePolicy(nn.Module):
         return inputs
 
     def _steered(self, z: Tensor | None, rows: int) -> contextlib.AbstractContextManager[None]:
-        if z is None:
-            return contextlib.nullcontext()
-        if z.shape not in ((self.latent_dim,), (rows, self.latent_dim)):
+        if z is not None and z.shape not in ((self.latent_dim,), (rows, self.latent_dim)):
             raise ValueError(
                 f"z must have shape (K,) or (R, K) with K = {self.latent_dim} and R = {rows}, got "
                 f"{tuple(z.shape)}"
             )
-        return steered(torch.atleast_2d(z))
+        z = None if z is None else torch.atleast_2d(z)
+        if torch.compiler.is_compiling():
+            return Traced(self.film, z)
+        return contextlib.nullcontext() if z is None else steered(z)
 
     # ------------------------------------------------------------------ text
 
