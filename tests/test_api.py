@@ -10,6 +10,7 @@ import pytest
 
 import fssa_bayes
 from fssa_bayes import (
+    baselines,
     comparison,
     diagnostics,
     exact,
@@ -39,7 +40,17 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
         assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
 
 
-MODULES = [plots, kernels, table, diagnostics, exact, comparison, predictive_checks, report]
+MODULES = [
+    baselines,
+    plots,
+    kernels,
+    table,
+    diagnostics,
+    exact,
+    comparison,
+    predictive_checks,
+    report,
+]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
