@@ -186,7 +186,10 @@ TWO_MODE_METHODS: dict[str, Callable[..., Predict]] = {
 
 
 def train_choice(args: argparse.Namespace) -> Iterator[Row]:
-    """A mixture of 3 classes against random coefficients on held-out people; standard errors."""
+    """A mixture of 3 classes against random coefficients on held-out people; standard errors.
+
+    Random coefficients are fitted in 250 steps a stage.
+    """
     if args.data is None:
         print("experiments: train_choice skipped, it needs --data PATH")
         return
@@ -200,7 +203,7 @@ def train_choice(args: argparse.Namespace) -> Iterator[Row]:
                 data,
                 2 if args.quick else 5,
                 seed=seed,
-                fit_options={"steps": 5} if args.quick else None,
+                fit_options={"steps": 5 if args.quick else 250},
             )
             for name, build in TRAIN_MODELS.items()
         }

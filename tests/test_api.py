@@ -10,6 +10,7 @@ import pytest
 
 import fssa_bayes
 from fssa_bayes import (
+    baselines,
     comparison,
     diagnostics,
     effects,
@@ -42,7 +43,7 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
 
 MODULES = [
     *(plots, kernels, table, diagnostics, exact, comparison, effects),
-    *(predictive_checks, report),
+    *(baselines, predictive_checks, report),
 ]
 
 
