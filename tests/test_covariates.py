@@ -531,20 +531,26 @@ def test_effects_on_linear_utilities_are_those_of_the_coefficients() -> None:
 
 class _Square(torch.nn.Module):
     def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        return items[..., 0] * z[..., 0].square()
+        return items[..., 0] * (1 + z[..., 0]).square()
 
 
-def test_effects_on_other_utilities_are_averages_over_people() -> None:
-    values = (np.arange(200) % 4 == 0)[:, None]
-    data = ask(200, 2, num_features=1, covariates=values)
+@pytest.mark.parametrize("binary", [True, False])
+def test_effects_on_other_utilities_are_averages_over_people(binary: bool) -> None:
+    yes = np.arange(200) % 4 == 0
+    values = yes if binary else np.random.default_rng(0).gamma(3, 2, 200)
+    data = ask(200, 2, num_features=1, covariates=values[:, None])
     model = HeterogeneousBTL(1, 1, _Square(), num_covariates=1)
     with torch.no_grad():
         model.set_covariate_standardisation(data.covariates)
         model.covariate_effect.fill_(0.7)
     table = covariate_effects(model, data, [0, 1], num_draws=200_000)
-    low, high = model.location(torch.tensor([[0.0], [1.0]]))[:, 0].tolist()
-    # E z² = 1 + location², and utilities of two items are centred half their difference apart.
-    expected = (high**2 - low**2) * (data.items[0, 0] - data.items[1, 0]).item() / 2
+    # E (1 + z)² = 1 + (1 + location)², utilities of two items are centred half their difference
+    # apart, and a location is .7 in standard deviations.
+    step = 0.7 / values.std()
+    change = 2 * step
+    if binary:
+        change = (1 + (1 - yes.mean()) * step) ** 2 - (1 - yes.mean() * step) ** 2
+    expected = change * (data.items[0, 0] - data.items[1, 0]).item() / 2
     np.testing.assert_allclose(table["utility"], [expected, -expected], rtol=0.02)
 
 
