@@ -471,6 +471,8 @@ class Preferences:
         ranked = read_rankings(rankings, columns, choice_set)
         frame = ranked.item.to_frame("item")
         names = _item_names(frame, "item", "item", items)
+        if items is None:
+            names = _neutral_order(names, choice_set)
         position = names.get_indexer(ranked.item)
         unknown = np.flatnonzero(position < 0)
         if len(unknown):
@@ -1085,6 +1087,16 @@ def _item_names(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | N
         )
     _check_numeric("items", items)
     return items.index
+
+
+def _neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
+    """Orders items by the choice set or by name: rankings list the best first, and left first."""
+    if choice_set is not None:
+        return pd.Index(choice_set)
+    try:
+        return names.sort_values()
+    except TypeError:  # Names of different types have no order.
+        return names
 
 
 def _check_numeric(argument: str, table: pd.DataFrame) -> None:

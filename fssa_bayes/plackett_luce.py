@@ -92,7 +92,7 @@ class Rankings:
             head.view_as(mask),
             place,
             pair,
-            *_incident(start[owner], place, pair),
+            *_incident(place, pair),
             start[owner],
             *_anchors(start[owner], place, pair),
             num_below[owner],
@@ -164,15 +164,14 @@ def _joint(first: Tensor, second: Tensor) -> Tensor:
     return first * (second.max() + 1 if second.numel() else 1) + second
 
 
-def _incident(first: Tensor, place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+def _incident(place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
     """Lists the places (P, W) that each slot is part of, and on which side."""
     slot = pair.flatten()
     order = slot.argsort(stable=True)
     count = slot.bincount()
     ordered = slot[order]
     column = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[ordered]
-    # Padding points at a place of the same person: no NaN of another's comes in.
-    incident = first.unsqueeze(-1).repeat(1, int(count.max()))
+    incident = place.new_zeros(len(count), int(count.max()))
     side = torch.zeros_like(incident)
     incident[ordered, column] = place.repeat(2)[order]
     sign = torch.ones_like(pair) * pair.new_tensor([[1], [-1]])

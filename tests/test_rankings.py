@@ -137,12 +137,19 @@ def test_unlisted_items_of_a_choice_set_and_missing_ranks_lie_below() -> None:
 
 def test_storage_does_not_depend_on_the_outcome() -> None:
     """Or left would be the winner, and every calibration of P(left) would be wrong."""
-    first, second = (
-        Preferences.from_rankings({"u": [list(order)]}, choice_set=ITEMS)
-        for order in ("abc", "edc")
-    )
-    assert np.array_equal(first.left, second.left)
-    assert np.array_equal(first.right, second.right)
+    for options in ({}, {"choice_set": ["d", "c", "b", "a"]}):
+        stored = [
+            Preferences.from_rankings({"u": [order, order[:3]]}, **options)
+            for order in (("a", "b", "c", "d"), ("d", "b", "a", "c"))
+        ]
+        for data in stored:
+            assert list(data.item_names) == options.get("choice_set", ["a", "b", "c", "d"])
+            assert (data.left < data.right).all()
+        whole = stored[0].ranking == 0
+        assert np.array_equal(stored[0].left[whole], stored[1].left[whole])
+        assert np.array_equal(stored[0].right[whole], stored[1].right[whole])
+    mixed = Preferences.from_rankings([("b", 1, "a")])
+    assert list(mixed.item_names) == ["b", 1, "a"]
 
 
 def test_a_ranking_of_two_is_a_comparison() -> None:
