@@ -109,7 +109,7 @@ def _pooled(values: Figures, seed: int, args: argparse.Namespace) -> None:
 
     torch.manual_seed(seed)
     network = HeterogeneousBTL(1, latent_dim=0, utility="mlp")
-    part = data.subset(range(min(users, 1_000)))
+    part = data.subset(range(min(users, 500)))
     fit(network, None, part, validation=None, seed=seed, progress_bar=False)
     error = np.abs(_borda(network, torch.tensor(middle, dtype=torch.float32)[:, None]) - truth)
     for metric, kept in (("", slice(None)), (f", {JUMP} or more from .8", smooth)):
