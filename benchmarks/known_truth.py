@@ -1,4 +1,4 @@
-"""Simulated people whose truth is known: what pooling hides, and who belongs to which cluster."""
+"""Tables of `experiments` with known truth: what pooling hides, and who is of which type."""
 
 from __future__ import annotations
 
@@ -33,11 +33,6 @@ JUMP = 0.02
 Figures = dict[tuple[str, str, str, str], list[float]]
 
 
-def run(args: argparse.Namespace) -> Iterator[Row]:
-    yield from hidden_context(args)
-    yield from clusters(args)
-
-
 def hidden_context(args: argparse.Namespace) -> Iterator[Row]:
     """Pooled choices give the Borda score; a person's own choices give that person's utilities.
 
@@ -50,8 +45,8 @@ def hidden_context(args: argparse.Namespace) -> Iterator[Row]:
     for seed in args.seeds:
         _pooled(values, seed, args)
         _two_modes(values, seed, args)
-    for key, figures in values.items():
-        yield spread("hidden", *key, figures)
+    for (case, *key), figures in values.items():
+        yield spread("experiments", f"hidden context, {case}", *key, figures)
 
 
 def clusters(args: argparse.Namespace) -> Iterator[Row]:
@@ -71,8 +66,8 @@ def clusters(args: argparse.Namespace) -> Iterator[Row]:
             prob = posterior.choice_prob(target).mean.double().numpy()
             divided = cluster_data.controversial(target, people.kind).reshape(prob.shape)
             _score_clusters(values, f"{count} contexts", prob, target, divided)
-    for key, figures in values.items():
-        yield spread("clusters", *key, figures)
+    for (case, *key), figures in values.items():
+        yield spread("experiments", f"clusters, {case}", *key, figures)
 
 
 def _score_clusters(
@@ -104,7 +99,7 @@ def _pooled(values: Figures, seed: int, args: argparse.Namespace) -> None:
     table = HeterogeneousBTL(BINS, latent_dim=0, utility="linear")
     fit(table, None, _binned(data), seed=seed, progress_bar=False)
     error = np.abs(_borda(table, torch.arange(BINS)) - truth)
-    case = "pooled, drawn by item"
+    case = "pooled"
     values[case, "homogeneous, 100 bins", "largest error of Borda score", ""].append(error.max())
 
     torch.manual_seed(seed)

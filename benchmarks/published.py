@@ -85,9 +85,14 @@ class PublishedModel(nn.Module):
         left_wins = choices[..., None] == 1
         chosen = torch.where(left_wins, pairs[:, :, 0], pairs[:, :, 1])
         rejected = torch.where(left_wins, pairs[:, :, 1], pairs[:, :, 0])
-        summary = self.pair(torch.cat([chosen, rejected], -1)).mean(1)
+        summary = self.pair(torch.cat([chosen, rejected], -1)).sum(1) / max(1, pairs.shape[1])
         loc, scale = self.summary(summary).chunk(2, -1)
         return Normal(loc, F.softplus(scale))
+
+    def margin(self, context: tuple[Tensor, Tensor], pairs: Tensor) -> Tensor:
+        """Returns the margins (U, N) of pairs (U, N, 2, D) at z = the mean of q(z | context)."""
+        left, right = self.decode(pairs, self.encode(*context).loc).unbind(-1)
+        return left - right
 
     def decode(self, pairs: Tensor, z: Tensor) -> Tensor:
         """Returns the utilities (U, N, 2) of pairs (U, N, 2, D) to people with z (U, H)."""

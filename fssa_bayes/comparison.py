@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,17 @@ __all__ = [
 ]
 
 Pair = tuple[HeterogeneousBTL, NeuralProcessGuide | None]
+
+
+class Fittable(Protocol):
+    """What :func:`leave_users_out` asks of a model of another kind, such as the baselines."""
+
+    def fit(self, data: Preferences, *, seed: int, progress_bar: bool) -> object:
+        """Fits to the comparisons of training people."""
+
+    def log_evidence(self, data: Preferences) -> Tensor:
+        """Evaluates log p(all choices of a person), in nats, with shape (U,)."""
+
 
 _MIN_PEOPLE = 10  # People whose scores can have a standard error worth the name.
 _SMALL_DIFFERENCE = 4.0  # Nats below which the normal approximation of a difference fails.
@@ -231,7 +243,7 @@ def score_users(
 
 
 def leave_users_out(
-    build: Callable[[], Pair],
+    build: Callable[[], Pair | Fittable],
     data: Preferences,
     num_folds: int = 5,
     *,
@@ -245,13 +257,13 @@ def leave_users_out(
     same folds; each fold is scored by :func:`score_users` after a fit to all others.
 
     Args:
-        build: Returns a fresh model and its guide, None for `latent_dim=0`. Its initial weights
-            are drawn with `seed`.
+        build: Returns a fresh model and its guide, None for `latent_dim=0`; or a baseline, not yet
+            fitted. Its initial weights are drawn with `seed`.
         data: The comparisons of all people.
         num_folds: Number of folds, and of fits.
         seed: Seed of the folds, the initial weights, the fits and the draws.
         num_samples: Number of draws of each person to begin with.
-        fit_options: Arguments of :func:`fssa_bayes.fit`, such as `steps`.
+        fit_options: Arguments of :func:`fssa_bayes.fit`, such as `steps`; a baseline has its own.
 
     Returns:
         The score, with log p(all choices of the person) for each, people in the order of `data`.
@@ -266,8 +278,15 @@ def leave_users_out(
     fold = np.random.default_rng(seed).permutation(len(data)) % num_folds
     values, variance = np.empty(len(data)), 0.0
     for number in range(num_folds):
-        model, guide = _fit_fresh(build, data.subset(fold != number), seed + number, fit_options)
-        score = score_users(model, guide, data.subset(fold == number), num_samples, seed=seed)
+        with seeded(seed + number):
+            contender = build()
+        training, unseen = data.subset(fold != number), data.subset(fold == number)
+        if not isinstance(contender, tuple):
+            contender.fit(training, seed=seed + number, progress_bar=False)
+            values[fold == number] = contender.log_evidence(unseen).numpy()
+            continue
+        _fit(contender, training, seed + number, fit_options)
+        score = score_users(*contender, unseen, num_samples, seed=seed)
         values[fold == number] = score.values
         variance += score.monte_carlo_error**2
     return Elpd(
@@ -288,12 +307,19 @@ def _fit_fresh(
     fit_options: Mapping[str, object] | None,
 ) -> Pair:
     with seeded(seed):
-        model, guide = build()
+        pair = build()
+    _fit(pair, data, seed, fit_options)
+    return pair
+
+
+def _fit(
+    pair: Pair, data: Preferences, seed: int, fit_options: Mapping[str, object] | None
+) -> None:
+    model, guide = pair
     options = {"seed": seed, "progress_bar": False} | dict(fit_options or {})
     if model.latent_dim == 0:  # Maximum likelihood is its only objective, and converges by itself.
         options = {key: value for key, value in options.items() if key in _ANY_FIT}
     fit(model, guide, data, **options)
-    return model, guide
 
 
 _ANY_FIT = ("seed", "progress_bar", "validation", "refit", "device")

@@ -42,6 +42,11 @@ class HeavyNoise(TorchDistribution):
         self.share = _WIDE_SHARE * is_wide.to(dtype)
         super().__init__(is_wide.shape, Size((width,)), validate_args=False)
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean, zeros with shape (U, K)."""
+        return self.share.new_zeros(self._extended_shape())
+
     def rsample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws noise with shape (*, U, K)."""
         shape = self._extended_shape(sample_shape)

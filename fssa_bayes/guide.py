@@ -147,6 +147,21 @@ class NeuralProcessGuide(nn.Module):
             base = dist.TransformedDistribution(base, transforms)
         return self.model.push_forward(base)
 
+    def location(self, batch: Batch) -> Tensor:
+        """Returns one point z for each person, with shape (U, K): the centre of q(z | context).
+
+        The mean of the normal that the guide starts from, carried through its flow; the mean of
+        q itself where there is no flow.
+        """
+        distribution, transforms = self.posterior(batch), []
+        while isinstance(distribution, dist.TransformedDistribution):
+            transforms = [*distribution.transforms, *transforms]
+            distribution = distribution.base_dist
+        z = distribution.mean
+        for transform in transforms:
+            z = transform(z)
+        return z
+
     def forward(self, batch: Batch, observe: bool = True) -> Tensor:
         """Samples z given the batch's comparisons, as Pyro expects of a guide."""
         with pyro.plate("users", batch.num_users, dim=-1):

@@ -217,29 +217,44 @@ class PredictiveLikelihood(Objective):
 
     The published training signal: there is no prior in it but that of the guide's construction.
 
+    With `deterministic` it is :math:`\log p(T \mid z)` at one point z, the guide's location
+    (:meth:`NeuralProcessGuide.location`), without a draw: a conditional neural process. The guide's
+    spread is then never trained, and no posterior is to be read off it.
+
     Args:
         num_particles: Number of draws S.
+        deterministic: Whether z is the guide's location in place of draws; `num_particles` is 1
+            then.
         steps: Number of optimisation steps.
         batch_size: Number of people in a batch.
 
     References:
         Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
+        Garnelo et al. (2018), Conditional neural processes, arXiv 1807.01613.
     """
 
     def __init__(
         self,
         num_particles: int = 16,
+        deterministic: bool = False,
         *,
         steps: int | None = None,
         batch_size: int | None = None,
     ) -> None:
         super().__init__(steps=steps, batch_size=batch_size)
-        self.num_particles = _checked_particles(num_particles)
+        if not isinstance(deterministic, bool):
+            raise TypeError(f"deterministic must be True or False, got {deterministic!r}")
+        self.num_particles = 1 if deterministic else _checked_particles(num_particles)
+        self.deterministic = deterministic
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
         context_mask, target_mask = split_mask(batch.mask)
-        z = guide.posterior(batch.replace(mask=context_mask)).rsample((self.num_particles,))
+        context = batch.replace(mask=context_mask)
+        if self.deterministic:
+            z = guide.location(context).unsqueeze(0)
+        else:
+            z = guide.posterior(context).rsample((self.num_particles,))
         log_prob = model.choice(batch.replace(mask=target_mask), z).log_prob(batch.choice)
         return math.log(self.num_particles) - log_prob.logsumexp(0).mean()
 

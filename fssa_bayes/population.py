@@ -33,6 +33,7 @@ __all__ = [
     "PopulationDraws",
     "PopulationMixture",
     "feature_differences",
+    "mixture_table",
     "population_draws",
     "population_table",
     "ranking_table",
@@ -109,10 +110,21 @@ def population_table(
         correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
         return torch.cat([location, sd, correlation, of_answers])
 
-    theta = estimate.theta
+    columns = _with_errors(quantities, estimate.theta, outer, information, estimate.expected_null)
+    return pd.DataFrame(columns, index=_labels(data, rank, _answers(model)))
+
+
+def _with_errors(
+    quantities: Callable[[Tensor], Tensor],
+    theta: Tensor,
+    outer: Tensor,
+    information: Tensor,
+    expected_null: int,
+) -> dict[str, np.ndarray]:
+    """Evaluates functions of the estimates, with standard errors of three forms."""
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
-    inverse = _invert(information, expected_null=estimate.expected_null)
-    inverse_outer = _invert(outer, expected_null=estimate.expected_null)
+    inverse = _invert(information, expected_null=expected_null)
+    inverse_outer = _invert(outer, expected_null=expected_null)
     unidentified = _unidentified(jacobian, inverse, information)
     standard_error = {
         "se_hessian": inverse,
@@ -123,7 +135,126 @@ def population_table(
     for name, covariance in standard_error.items():
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
         columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
-    return pd.DataFrame(columns, index=_labels(data, rank, _answers(model)))
+    return columns
+
+
+def mixture_table(
+    models: Sequence[HeterogeneousBTL],
+    weights: Tensor,
+    responsibility: Tensor,
+    data: Preferences,
+) -> pd.DataFrame:
+    """Estimates the coefficients and the shares of the classes of a mixture.
+
+    By Louis' identity the observed information is the mean of the complete-data information less
+    the covariance of the complete-data score, both over a person's possible classes.
+
+    Args:
+        models: The classes' fitted models, with linear utility and `latent_dim=0`.
+        weights: Shares of the classes, with shape (C,).
+        responsibility: Probability of every person's class given all their choices, (U, C).
+        data: The comparisons the mixture was fitted to.
+
+    Returns:
+        One row for each class's coefficients, in units of the features given (items without
+        features are centred over all items), parameters of the answers, and `share` (index
+        `class`, from 1, and `term`). Columns as in :func:`population_table`.
+
+    Raises:
+        ValueError: If a utility is not linear or there are too many parameters for a dense
+            information matrix.
+
+    References:
+        Louis (1982), Finding the observed information matrix when using the EM algorithm.
+        White (1982), Maximum likelihood estimation of misspecified models.
+    """
+    if not all(isinstance(model.utility, LinearUtility) for model in models):
+        raise ValueError(
+            "coefficients() needs utility='linear', whose coefficients are identified, got "
+            f"{models[0].config['utility']!r}"
+        )
+    first, size = models[0], models[0].num_features
+    each = size + len(_answers(first))
+    _check_size("coefficients()", len(models) * (each + 1) - 1)
+    outer, information = _mixture_moments(models, weights.double(), responsibility.double(), data)
+    scale = first.feature_scale.double().cpu()
+
+    def quantities(theta: Tensor) -> Tensor:
+        logits = torch.cat([theta.new_zeros(1), theta[len(models) * each :]])
+        share, rows = logits.softmax(0), []
+        for number in range(len(models)):
+            own = theta[number * each : (number + 1) * each]
+            mean = own[:size] / scale
+            mean = mean - mean.mean() if data.items is None else mean
+            rate = [] if first.lapse_logit is None else [own[-1:].sigmoid()]
+            rows += [mean, own[size:], *rate, share[number : number + 1]]
+        return torch.cat(rows)
+
+    means = [model.utility.mean.detach().double().cpu() for model in models]
+    answers = [torch.tensor(list(_answers(m).values()), dtype=torch.float64) for m in models]
+    logits = weights.double().clamp(min=1e-300).log()
+    own = [part for pair in zip(means, answers, strict=True) for part in pair]
+    theta = torch.cat([*own, logits[1:] - logits[0]])
+    expected_null = len(models) if data.items is None else 0
+    columns = _with_errors(quantities, theta, outer, information, expected_null)
+    terms = [term for _, term in _labels(data, 0, _answers(first))] + ["share"]
+    index = [(number + 1, term) for number in range(len(models)) for term in terms]
+    return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index, names=["class", "term"]))
+
+
+@torch.no_grad()
+def _mixture_moments(
+    models: Sequence[HeterogeneousBTL], weights: Tensor, responsibility: Tensor, data: Preferences
+) -> tuple[Tensor, Tensor]:
+    """Sums the outer products of people's scores, and their observed information.
+
+    Parameters are those of the classes, one class after another, and log π_c / π_1 for c > 1.
+    """
+    each = models[0].num_features + len(_answers(models[0]))
+    size = len(models) * (each + 1) - 1
+    outer, information = torch.zeros(2, size, size, dtype=torch.float64)
+    of_shares = slice(len(models) * each, size)
+    is_class = torch.eye(len(models), dtype=torch.float64) - weights
+    start = 0
+    for batch in user_batches(data, max(4, size), models[0].device):
+        prob = responsibility[start : start + batch.num_users]
+        start += batch.num_users
+        mean_score = torch.zeros(batch.num_users, size, dtype=torch.float64)
+        for number, model in enumerate(models):
+            own = slice(number * each, (number + 1) * each)
+            share = prob[:, number : number + 1]
+            score = torch.zeros_like(mean_score)
+            score[:, own], complete = _class_moments(model, batch, share.squeeze(-1))
+            score[:, of_shares] = is_class[number, 1:]
+            information[own, own] += complete
+            information -= score.T @ (share * score)
+            mean_score += share * score
+        between = (weights.diag() - weights.outer(weights))[1:, 1:]
+        information[of_shares, of_shares] += batch.num_users * between
+        outer_here = mean_score.T @ mean_score
+        outer += outer_here
+        information += outer_here
+    return outer, information
+
+
+def _class_moments(model: HeterogeneousBTL, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the scores (U, P) of people of one class, and the sum of weighted information."""
+    z = batch.choice.new_zeros(1, batch.num_users, 0)
+    first, second = _derivatives(model.choice(batch, z), batch.choice, model.bias is not None)
+    difference = feature_differences(model, batch).double()
+    weight = weight.to(difference.device)
+    # The margin moves with the coefficients by x_l − x_r, the answers' parameters by themselves.
+    ones = difference.new_ones(*difference.shape[:-1], 1)
+    moves = [difference, *(ones for _ in first[1:])]
+    score = [torch.einsum("un,und->ud", d[0], move) for d, move in zip(first, moves, strict=True)]
+    blocks = [
+        [
+            -torch.einsum("u,un,und,une->de", weight, second[i][j][0], moves[i], moves[j])
+            for j in range(len(moves))
+        ]
+        for i in range(len(moves))
+    ]
+    return torch.cat(score, -1).cpu(), torch.cat([torch.cat(row, -1) for row in blocks]).cpu()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -41,9 +41,12 @@ from fssa_bayes.trust import FALLBACKS, MOST_PARETO_K, context_surprise, fall_ba
 if TYPE_CHECKING:
     from fssa_bayes.inference_data import InferenceData
 
-__all__ = ["ChoiceProbability", "Posterior"]
+__all__ = ["ChoiceProbability", "Posterior", "describe_choices", "score_choices"]
 
 _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
+
+# Which people, their comparisons, p(choices | z) of all draws, normalised log-weights (S, U).
+Likelihoods = tuple[slice, Batch, BradleyTerry, Tensor]
 
 
 @dataclass(frozen=True)
@@ -349,28 +352,7 @@ class Posterior:
         Returns:
             Weighted posterior mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
         """
-        width = int(self._check_target(target).counts.max(initial=0))
-        out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
-        for people, batch, likelihood, log_weights in self.likelihoods(target):
-            weights = log_weights.exp().unsqueeze(-1)
-            prob, outcomes = likelihood.mean, likelihood.outcomes
-            mean = (weights * prob).sum(0).clamp(0, 1)
-            tie = torch.zeros_like(mean)
-            if outcomes.tie is not None:
-                tie = torch.minimum((weights * outcomes.tie.exp()).sum(0), 1 - mean)
-            aleatoric = (weights * outcomes.entropy()).sum(0)
-            total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
-            values = (
-                mean,
-                *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
-                (total - aleatoric).clamp(min=0),
-                aleatoric,
-                tie,
-            )
-            for table, value in zip(out, values, strict=True):
-                columns = batch.mask.shape[1]
-                table[people, :columns] = value.masked_fill(~batch.mask, math.nan).cpu()
-        return ChoiceProbability(*out)
+        return describe_choices(self.likelihoods(self._check_target(target)), target)
 
     @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
@@ -383,21 +365,14 @@ class Posterior:
             Mean over a person's comparisons of log mean_z p(y | z), in nats, with shape (U,):
             marginal for each choice, not joint. Higher is better; NaN without comparisons.
         """
-        scores = [
-            (log_predictive(likelihood.outcomes, log_weights, batch.choice) * batch.mask).sum(-1)
-            / batch.num_comparisons
-            for _, batch, likelihood, log_weights in self.likelihoods(self._check_target(target))
-        ]
-        return torch.cat(scores).cpu()
+        return score_choices(self.likelihoods(self._check_target(target)))
 
     def _check_target(self, target: Preferences) -> Preferences:
         check_data(self.model, target)
         check_same_people(self.context, target)
         return target
 
-    def likelihoods(
-        self, target: Preferences
-    ) -> Iterator[tuple[slice, Batch, BradleyTerry, Tensor]]:
+    def likelihoods(self, target: Preferences) -> Iterator[Likelihoods]:
         """Iterates over the target, few enough people at a time to bound memory.
 
         Args:
@@ -643,6 +618,56 @@ def _check_size(what: str, shape: tuple[int, int, int]) -> None:
             f"{what} would need {size / 2**30:.1f} GiB for a table of shape {shape}, more than "
             f"{_MAX_BYTES / 2**30:.0f} GiB: name fewer items= or users=, or take fewer draws"
         )
+
+
+@torch.no_grad()
+def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> ChoiceProbability:
+    """Averages the probabilities of choices over weighted draws of what a person is like.
+
+    Args:
+        parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
+        target: The comparisons that these are likelihoods of.
+
+    Returns:
+        Weighted mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
+    """
+    width = int(target.counts.max(initial=0))
+    out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
+    for people, batch, likelihood, log_weights in parts:
+        weights = log_weights.exp().unsqueeze(-1)
+        prob, outcomes = likelihood.mean, likelihood.outcomes
+        mean = (weights * prob).sum(0).clamp(0, 1)
+        tie = torch.zeros_like(mean)
+        if outcomes.tie is not None:
+            tie = torch.minimum((weights * outcomes.tie.exp()).sum(0), 1 - mean)
+        aleatoric = (weights * outcomes.entropy()).sum(0)
+        total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
+        values = (
+            mean,
+            *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
+            (total - aleatoric).clamp(min=0),
+            aleatoric,
+            tie,
+        )
+        for table, value in zip(out, values, strict=True):
+            columns = batch.mask.shape[1]
+            table[people, :columns] = value.masked_fill(~batch.mask, math.nan).cpu()
+    return ChoiceProbability(*out)
+
+
+@torch.no_grad()
+def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
+    """Averages log mean_z p(y | z) over each person's comparisons, in nats, with shape (U,).
+
+    Args:
+        parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
+    """
+    scores = [
+        (log_predictive(likelihood.outcomes, log_weights, batch.choice) * batch.mask).sum(-1)
+        / batch.num_comparisons
+        for _, batch, likelihood, log_weights in parts
+    ]
+    return torch.cat(scores).cpu()
 
 
 def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:

@@ -69,6 +69,19 @@ def test_quickstart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_paper_synthetic(tmp_path: Path) -> None:
+    options = ("--users", "100", "--test-users", "60", "--steps", "5", "--draws", "50")
+    out = run("examples/paper_synthetic.py", *options, "--out", str(tmp_path))
+    assert "Bayes limit, expected" in out
+    assert (tmp_path / "paper_synthetic.png").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "paper_synthetic.csv").set_index(["model", "contexts"])
+    assert len(table) == 20
+    # A model of one utility cannot use a context: the same people, other pairs.
+    assert table.loc["BTL", "accuracy"].between(60, 85).all()
+    assert (table["ece"] >= table["ece_lower"]).all()
+
+
+@pytest.mark.slow
 def test_calibration_study(tmp_path: Path) -> None:
     options = [
         *("--users", "150", "--steps", "10", "--refine", "10", "--study-users", "200"),
@@ -351,6 +364,7 @@ def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
     assert {row["benchmark"] for row in document["rows"]} == {
         "data", "two_mode", "train_choice", "recovery", "inference", "training", "scale",
         "kernels", "precision", "refinement", "calibration", "nuts", "population",
+        "experiments",
     }  # fmt: skip
     assert document["environment"]["seeds"] == [0]
     known = [row for row in document["rows"] if row["median"] is not None]

@@ -457,3 +457,32 @@ def test_bad_option_is_named(options: dict[str, Any], match: str) -> None:
 def test_homogeneous_model_has_no_guide() -> None:
     with pytest.raises(ValueError, match=r"latent_dim of at least 1, got 0.*pass guide=None"):
         NeuralProcessGuide(HeterogeneousBTL(3, 0))
+
+
+@KINDS
+@WIDTHS
+def test_location_is_the_centre_carried_through_the_flow(
+    posterior: str,
+    prior: str,
+    encoder: str,
+    latent_dim: int,
+    make_guide: MakeGuide,
+    make_data: MakeData,
+) -> None:
+    """Taken back through every transform it is the mode; there is no higher density beside it."""
+    guide = make_guide(posterior, prior, encoder, latent_dim)
+    batch = make_data().batch()
+    z = guide.location(batch)
+    distribution = guide.posterior(batch)
+    back = z
+    while isinstance(distribution, torch.distributions.TransformedDistribution):
+        for transform in reversed(distribution.transforms):
+            back = transform.inv(back)
+        distribution = distribution.base_dist
+    peak = distribution.log_prob(back)
+    for direction in torch.eye(latent_dim):
+        for step in (-0.05, 0.05):
+            assert (distribution.log_prob(back + step * direction) < peak + 1e-6).all()
+    if prior == "normal":  # What is known of nobody is the prior, whose centre is the origin.
+        empty = batch.replace(mask=torch.zeros_like(batch.mask))
+        torch.testing.assert_close(guide.location(empty), torch.zeros_like(z))

@@ -26,7 +26,7 @@ ORDER = [
     {"trust"},
     {"posterior"},
     {"comparison", "predictive_checks", "calibration", "held_out"},
-    {"report"},
+    {"report", "baselines"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

@@ -155,6 +155,7 @@ def test_log_marginal_likelihood_matches_quadrature_and_its_own_error() -> None:
         ELBO(),
         NeuralProcessELBO(),
         PredictiveLikelihood(4),
+        PredictiveLikelihood(deterministic=True),
         Sleep(),
     ],
     ids=lambda objective: objective.name,

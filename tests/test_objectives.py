@@ -251,6 +251,23 @@ def test_predictive_likelihood_is_a_log_mean(num_particles: int, make_data: Make
     torch.testing.assert_close(result, -prob.mean(0).log().mean(), atol=1e-5, rtol=1e-5)
 
 
+def test_deterministic_predictive_likelihood_is_that_of_one_point(make_data: MakeData) -> None:
+    """The target's likelihood at the known mean of q(z | C); only the split is drawn."""
+    batch = make_data([1, 3, 5], num_features=1).batch()
+    objective, pair = PredictiveLikelihood(deterministic=True), known_pair(slope=1.5)
+    torch.manual_seed(1)
+    result = objective.loss(*pair, batch)
+    torch.manual_seed(1)
+    context, target = split_mask(batch.mask)
+    loc, _ = known_posterior(context.sum(-1))
+    expected = -(log_lik(batch, loc, 1.5) * target).sum(-1).mean()
+    torch.testing.assert_close(result.detach(), expected)
+    assert objective.config["deterministic"]
+    assert objective.num_particles == 1
+    with pytest.raises(TypeError, match="deterministic must be True or False"):
+        PredictiveLikelihood(16, "yes")
+
+
 def test_likelihood_of_a_homogeneous_model(make_data: MakeData) -> None:
     batch = make_data([2, 5]).batch()
     loss = MaximumLikelihood().loss(HeterogeneousBTL(3, 0, "linear"), None, batch)
