@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import Row, spread
+from benchmarks.known_truth import clusters, hidden_context
 from benchmarks.published import PublishedModel
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -239,4 +240,4 @@ TRAIN_MODELS: dict[str, Callable[[bool], object]] = {
     "BTL": lambda quick: HomogeneousBTL(),
 }
 
-TABLES = (two_modes, train_choice)
+TABLES = (two_modes, train_choice, hidden_context, clusters)

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
+from tiny_models import make_model
 from torch import Tensor
 
 from fssa_bayes import embedding
@@ -29,40 +31,11 @@ TEXTS = [
 KINDS = ["bert", "llama", "gpt2"]
 
 
+WORDS = sorted({word for text in TEXTS for word in text.split()})
+
+
 def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
-    """Cuts at spaces; BERT's adds [CLS] and [SEP], the others have no padding token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = sorted({word for text in TEXTS for word in text.split()})
-    names = ["[CLS]", "[SEP]", "[UNK]", "[PAD]", *words]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if kind != "bert":
-        return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]"
-    )
-
-
-def make_model(kind: str, *, width: int = 16, with_head: bool = False) -> torch.nn.Module:
-    size = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2}
-    configs = {
-        "bert": lambda: transformers.BertConfig(**size, vocab_size=30, intermediate_size=32),
-        "llama": lambda: transformers.LlamaConfig(**size, vocab_size=30, intermediate_size=32),
-        "gpt2": lambda: transformers.GPT2Config(
-            **size, vocab_size=30, bos_token_id=0, eos_token_id=1
-        ),
-    }
-    auto = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
-    torch.manual_seed(width)
-    model = auto.from_config(configs[kind]())
-    for parameter in model.parameters():  # As they start, norms and positions hardly matter.
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model.eval()
+    return tiny_models.make_tokenizer(kind, WORDS)
 
 
 def one_by_one(texts: list[str], kind: str, pooling: str) -> Tensor:

@@ -14,6 +14,7 @@ import arviz
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_models
 
 from fssa_bayes import load
 
@@ -101,6 +102,44 @@ def test_misspecification(tmp_path: Path) -> None:
     for people in ("none", "lapses", "shrunken model", "informative contexts"):
         assert f"\n{people}" in out
     assert (tmp_path / "misspecification.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_conflict_study(tmp_path: Path) -> None:
+    options = ("--users", "200", "--test-users", "50", "--steps", "10", "--draws", "100")
+    out = run("examples/conflict_study.py", *options, "--out", str(tmp_path))
+    assert "10 known choices" in out
+    table = pd.read_csv(tmp_path / "conflict_study.csv")
+    assert len(table) == 3 * 6 * 3
+    limits = table[(table["contexts"] == 3) & (table["metric"] == "accuracy")]["limit"]
+    assert limits.tolist() == pytest.approx([0.5, 0.6355, 0.789, 0.9375, 0.9922, 1], abs=1e-4)
+    assert (tmp_path / "conflict_study.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_paper_ultrafeedback(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    out = run(
+        "examples/paper_ultrafeedback.py",
+        *("--data", str(tiny_models.write_ultrafeedback(tmp_path / "uf.jsonl", 120))),
+        *("--embedder", str(tiny_models.save_encoder(tmp_path / "m", "llama", tiny_models.WORDS))),
+        *("--cache", str(tmp_path / "cache"), "--components", "8", "--users", "60"),
+        *("--comparisons", "8", "--test-users", "45", "--contexts", "0", "3", "--steps", "8"),
+        *("--latent-dim", "2", "--draws", "50", "--out", str(tmp_path), "--device", "cpu"),
+    )
+    assert "HH: " in out
+    assert "100.0 % conflicting (helpfulness / honesty / truthfulness)" in out
+    table = pd.read_csv(tmp_path / "paper_ultrafeedback.csv")
+    assert len(table) == 3 * 2 * (3 + 4)
+    assert set(table["objective"]) == {"all", "helpfulness", "honesty", "truthfulness"}
+    assert table["accuracy"].between(0, 1 + 1e-9).all()
+    assert (table[["accuracy_se", "log_loss_se"]] > 0).all().all()
+    # On pairs that divide the two objectives nobody who treats both alike beats a coin.
+    hh = table[(table["set"] == "HH") & (table["model"] == "homogeneous BTL")]
+    assert hh.loc[hh["objective"] == "all", "accuracy"].between(0.4, 0.6).all()
+    told = table[(table["model"] == "one BTL per objective") & (table["objective"] == "all")]
+    assert (told["accuracy"] > 0.7).all()
+    assert (tmp_path / "paper_ultrafeedback.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

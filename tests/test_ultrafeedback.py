@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_embedding import make_model
+from tiny_models import WORDS, save_encoder, write_ultrafeedback
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, fit
 from fssa_bayes.datasets import ultrafeedback
@@ -373,37 +373,13 @@ def test_bad_requests_are_refused(small: ultrafeedback.UltraFeedback, call, mess
 # ---------------------------------------------------------------------- from end to end
 
 
-def save_encoder(folder: Path, kind: str, words: list[str]) -> Path:
-    """Saves a tiny model with random weights, and a tokeniser of the words that there are."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", truncation_side="left"
-    ).save_pretrained(folder)
-    make_model(kind).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "mean"), ("llama", "last")])
 def test_from_a_file_to_what_a_new_person_prefers(tmp_path: Path, kind: str, pooling: str) -> None:
-    """Long answers are helpful and modest ones honest, so that two contexts tell people apart."""
-    rng = np.random.default_rng(0)
-    records = []
-    for number in range(150):
-        completions = []
-        for _ in range(3):
-            helpful, honest = rng.integers(1, 6, size=2)
-            response = " ".join(["much"] * helpful + ["perhaps"] * honest)
-            completions.append(completion(response, str(helpful), str(honest), names=HH))
-        records.append({"instruction": f"ask {number}", "completions": completions})
-    pairs = read(write(tmp_path / "a.jsonl", records), objectives=HH).pairs(HH)
-    words = ["Human:", "Assistant:", "ask", "much", "perhaps"]
-    model, tokenizer = load_encoder(save_encoder(tmp_path / kind, kind, words), device="cpu")
+    """Words tell how helpful and how honest an answer is, so that contexts tell people apart."""
+    pytest.importorskip("transformers")
+    pairs = read(write_ultrafeedback(tmp_path / "a.jsonl", 150)).pairs(HH)
+    model, tokenizer = load_encoder(save_encoder(tmp_path / kind, kind, WORDS), device="cpu")
     features = embed_texts(
         pairs.texts(), model, tokenizer, pooling=pooling, cache=tmp_path / "c", progress_bar=False
     )
