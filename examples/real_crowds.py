@@ -28,6 +28,7 @@ import functools
 import multiprocessing
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,8 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.datasets import table
-from fssa_bayes.held_out import compare_by_context, score_by_context
+from fssa_bayes.datasets import llmfao, ukp_convarg
+from fssa_bayes.held_out import compare_by_context, score_folds
 from fssa_bayes.predictive_checks import predictive_checks
 
 SIZES = (0, 1, 3, 5, 10)
@@ -61,42 +62,23 @@ HABITS = {
 
 @dataclass(frozen=True)
 class Crowd:
-    """Tells where a crowd's file is and how it is modelled.
+    """Tells how a crowd is read and modelled.
 
     Attributes:
-        file: Name of the file of comparisons.
-        columns: Its columns and words, for `table.read`.
-        items: Name of the file of features, or None for an indicator per item.
+        read: Reads it from the folder with the files.
         utility: The models' utility.
-        rounds: Number of the five folds that are left out by default.
+        rounds: Number of folds that are left out by default.
     """
 
-    file: str
-    columns: dict[str, object]
-    items: str | None
+    read: Callable[[Path], Preferences]
     utility: str
     rounds: int
 
-    def read(self, folder: Path) -> Preferences:
-        items = None if self.items is None else folder / self.items
-        return table.read(folder / self.file, items=items, ties="keep", **self.columns).data
-
 
 CROWDS = {
-    "llmfao": Crowd(
-        "llmfao.csv",
-        {"user": "worker", "left": "left", "right": "right", "choice": "winner"},
-        None,
-        "linear",
-        5,
-    ),
+    "llmfao": Crowd(lambda folder: llmfao.read(folder / llmfao.FILE), "linear", 5),
     "ukp": Crowd(
-        "ukp_comparisons.csv.gz",
-        {
-            **{"user": "worker", "left": "arg1", "right": "arg2", "choice": "label"},
-            "choice_labels": {"a1": "left", "a2": "right", "equal": "tie"},
-        },
-        "ukp_argument_embeddings.npz",
+        lambda folder: ukp_convarg.read(folder / ukp_convarg.FILE, folder / ukp_convarg.EMBEDDINGS),
         "bilinear",
         2,
     ),
@@ -134,26 +116,29 @@ def main(args: argparse.Namespace) -> None:
 def quiet() -> None:
     """Sets up a process: one thread, and no warnings of what the text says anyway."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message=".*(repeat an earlier row|have no target)")
-    warnings.filterwarnings("ignore", message="(the largest context has|the comparison graph has)")
+    warnings.filterwarnings("ignore", message="the largest context has")  # Heavy workers.
     warnings.filterwarnings("ignore", message="feature .* is the same for all items")
 
 
 def leave_out(args: argparse.Namespace, name: str, number: int) -> pd.DataFrame:
     """Fits both models to all folds but one, and scores the people of that one."""
     crowd = CROWDS[name]
-    data = crowd.read(args.data)
-    fold = np.random.default_rng(args.seed).permutation(len(data)) % args.folds
-    train, test = data.subset(fold != number), data.subset(fold == number)
-    predictors = {
-        "homogeneous": functools.partial(Posterior, *fit_model(crowd, train, 0, args)),
-        "heterogeneous": functools.partial(Posterior, *fit_model(crowd, train, 2, args)),
-    }
-    predictors = {
-        name: functools.partial(predict, num_samples=args.draws, seed=args.seed)
-        for name, predict in predictors.items()
-    }
-    return score_by_context(predictors, test, SIZES, seed=args.seed)
+
+    def fitter(latent_dim: int, train: Preferences) -> Callable[[Preferences], Posterior]:
+        model, guide = fit_model(crowd, train, latent_dim, args)
+        return lambda context: Posterior(model, guide, context, args.draws, seed=args.seed)
+
+    return score_folds(
+        {
+            "homogeneous": functools.partial(fitter, 0),
+            "heterogeneous": functools.partial(fitter, 2),
+        },
+        crowd.read(args.data),
+        SIZES,
+        num_folds=args.folds,
+        folds=[number],
+        seed=args.seed,
+    )
 
 
 def fit_model(

@@ -41,6 +41,7 @@ __all__ = [
     "compare_by_context",
     "predict_held_out",
     "score_by_context",
+    "score_folds",
     "score_tests",
 ]
 
@@ -244,6 +245,55 @@ def score_by_context(
                 "accuracy": _accuracy(predictor.choice_prob(target), target),
             }
             parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def score_folds(
+    fitters: Mapping[str, Callable[[Preferences], Callable[[Preferences], Predictor]]],
+    data: Preferences,
+    sizes: Sequence[int] = (0, 1, 3, 5, 10),
+    *,
+    num_folds: int = 5,
+    folds: Sequence[int] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Fits to some people and scores predictions for the others, fold by fold.
+
+    People are dealt into folds at random, by `seed` alone, so that different fits are compared on
+    the same folds.
+
+    Args:
+        fitters: By name, what fits to people and returns a predictor as :func:`score_by_context`
+            wants it.
+        data: The comparisons of all people.
+        sizes: Numbers of known choices.
+        num_folds: Number of folds.
+        folds: Which folds are left out in turn, from 0; all if None.
+        seed: Seed of the folds, and of splits into known and unseen choices.
+
+    Returns:
+        The table of :func:`score_by_context`, with a column `fold`: everybody stands once for each
+        size and predictor, for :func:`compare_by_context`.
+
+    Raises:
+        ValueError: If `num_folds` does not lie between 2 and the number of people, or a fold is
+            none of them.
+    """
+    if not isinstance(num_folds, int) or not 2 <= num_folds <= len(data):
+        raise ValueError(
+            f"num_folds must be an integer between 2 and the {len(data)} people, got {num_folds!r}"
+        )
+    folds = range(num_folds) if folds is None else folds
+    unknown = [number for number in folds if number not in range(num_folds)]
+    if unknown or len(folds) == 0:
+        raise ValueError(f"folds must be some of 0 to {num_folds - 1}, got {list(folds)}")
+    dealt = np.random.default_rng(seed).permutation(len(data)) % num_folds
+    parts = []
+    for number in folds:
+        train, test = data.subset(dealt != number), data.subset(dealt == number)
+        predictors = {name: fitter(train) for name, fitter in fitters.items()}
+        scores = score_by_context(predictors, test, sizes, seed=seed)
+        parts.append(scores.assign(fold=number))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -16,6 +16,7 @@ from fssa_bayes.held_out import (
     compare_by_context,
     predict_held_out,
     score_by_context,
+    score_folds,
     score_tests,
 )
 from fssa_bayes.posterior import ChoiceProbability
@@ -225,3 +226,28 @@ def test_bad_comparisons_are_named(people: Preferences, scores: pd.DataFrame) ->
         score_by_context({"coin": lambda context: Constant(0.5)}, people, sizes=(8,))
     with pytest.raises(ValueError, match="predictors must hold at least one"):
         score_by_context({}, people)
+
+
+def test_folds_score_everybody_once_by_others(people: Preferences) -> None:
+    few = people.subset(range(30))
+    seen = []
+
+    def fitter(train: Preferences):
+        seen.append(set(train.user_names))
+        prob = float(np.clip(train.choice.mean(), 0.01, 0.99))
+        return lambda context: Constant(prob)
+
+    table = score_folds({"share": fitter}, few, sizes=(0, 2), num_folds=3, seed=1)
+    assert (table.groupby(["known", "user"]).size() == 1).all()
+    assert set(table["user"]) == set(few.user_names)
+    for number, others in enumerate(seen):
+        left_out = set(table.loc[table["fold"] == number, "user"])
+        assert left_out.isdisjoint(others)
+        assert left_out | others == set(few.user_names)
+    one = score_folds({"share": fitter}, few, sizes=(0, 2), num_folds=3, folds=[2], seed=1)
+    expected = table[table["fold"] == 2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, expected)
+    with pytest.raises(ValueError, match=r"folds must be some of 0 to 2, got \[3\]"):
+        score_folds({"share": fitter}, few, num_folds=3, folds=[3])
+    with pytest.raises(ValueError, match="num_folds must be an integer between 2 and the 30"):
+        score_folds({"share": fitter}, few, num_folds=31)
