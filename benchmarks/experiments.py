@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.crowds import crowds, size
 from benchmarks.harness import Row, spread
 from benchmarks.known_truth import clusters, hidden_context
 from benchmarks.published import PublishedModel
@@ -240,4 +241,4 @@ TRAIN_MODELS: dict[str, Callable[[bool], object]] = {
     "BTL": lambda quick: HomogeneousBTL(),
 }
 
-TABLES = (two_modes, train_choice, hidden_context, clusters)
+TABLES = (two_modes, train_choice, hidden_context, clusters, crowds, size)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.datasets import train_choice, two_mode
+from fssa_bayes.datasets import llmfao, train_choice, two_mode, ukp_convarg
 
 
 def within_4_standard_errors(per_user: np.ndarray, truth: float) -> bool:
@@ -168,3 +168,33 @@ def test_table_without_a_column_is_refused(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         train_choice.read(tmp_path / "none.csv")
+
+
+# ---------------------------------------------------------------------- crowds
+
+
+def test_votes_are_read_with_ties(tmp_path: Path) -> None:
+    path = tmp_path / llmfao.FILE
+    rows = "id,worker,winner,left,right\n0,7,tie,A,B\n1,7,left,B,C\n2,9,right,A,C\n3,9,tie,A,B\n"
+    path.write_text(rows)
+    data = llmfao.read(path)
+    assert list(data.item_names[data.left]) == ["A", "B", "A", "A"]
+    assert list(data.choice) == [0.5, 1.0, 0.0, 0.5]
+    assert data.ties == "keep"
+    assert list(data.user_names) == ["7", "9"]
+    assert llmfao.read(path, ties="drop").num_comparisons == 2
+
+
+def test_arguments_are_read_with_embeddings(tmp_path: Path) -> None:
+    path, embeddings = tmp_path / "judgements.csv", tmp_path / ukp_convarg.EMBEDDINGS
+    path.write_text("topic,arg1,arg2,worker,label\nt,b,a,0,a2\nt,a,c,1,equal\nt,a,c,0,a1\n")
+    np.savez(embeddings, arg=np.array(["a", "b", "c"]), embedding=np.eye(3, dtype=np.float16))
+    data = ukp_convarg.read(path, embeddings)
+    person = dict(zip(data.user_names, np.split(data.choice, data.offsets[1:-1]), strict=True))
+    assert list(person["0"]) == [0.0, 1.0]
+    assert list(person["1"]) == [0.5]
+    features = data.items[data.left].numpy()
+    np.testing.assert_array_equal(features[0], [0, 1, 0])
+    assert ukp_convarg.read(path, None).items is None
+    with pytest.raises(ValueError, match="no column"):
+        llmfao.read(path)
