@@ -196,5 +196,5 @@ def test_arguments_are_read_with_embeddings(tmp_path: Path) -> None:
     features = data.items[data.left].numpy()
     np.testing.assert_array_equal(features[0], [0, 1, 0])
     assert ukp_convarg.read(path, None).items is None
-    with pytest.raises(ValueError, match="no column"):
+    with pytest.raises(ValueError, match="is not a column of"):
         llmfao.read(path)
