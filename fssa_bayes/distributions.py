@@ -215,10 +215,13 @@ class BradleyTerry(TorchDistribution):
         value = value.masked_fill(~self.mask_, 0.0)
         if self.rankings is None:
             return self.outcomes.log_prob(value).masked_fill(~self.mask_, 0.0)
-        margin = self.margin
-        alone = Outcomes.of(margin).log_prob(value)
-        alone = alone.masked_fill(~self.mask_ | self.rankings.inside, 0.0)
-        return alone + self.rankings.log_prob(margin, value)
+        margin, alone = self.margin, self.rankings.alone
+        total = self.rankings.log_prob(margin, value)
+        if not len(alone):
+            return total
+        margin, value = (x.flatten(-2).index_select(-1, alone) for x in (margin, value))
+        each = Outcomes.of(margin).log_prob(value)
+        return total.flatten(-2).index_add(-1, alone, each).view_as(total)
 
     def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N).

@@ -20,16 +20,18 @@ __all__ = ["Rankings"]
 class Rankings:
     """Tells which comparisons of U people make up rankings: places and items, and no outcome.
 
-    A *slot* is an item in a ranking; there are P of them, and W pairs at most that one is part of.
+    A *slot* is an item in a ranking, of which there are P; those of a ranking lie together. The
     R = U · N places are those of the comparisons, person by person.
 
     Attributes:
         inside: True where a comparison is part of a ranking, with shape (U, N).
         head: The first comparison of every ranking, (U, N).
+        alone: Places of the comparisons that stand alone, with shape (T,).
         place: Places of the rankings' comparisons, (Q,).
         pair: Slots of left and right of each of these, (2, Q).
-        incident: Places of the pairs that a slot is part of, (P, W).
-        side: 1 where the slot is left, −1 where it is right, 0 where there is no pair, (P, W).
+        owner: Number of each slot's ranking, from 0 up, (P,).
+        start: First slot of that ranking, (P,).
+        most: Largest number of items in a ranking.
         first: Place of the first comparison of each slot's ranking, (P,).
         anchor: Place of a pair of the slot and the first slot of its ranking, (P,).
         anchor_side: 1 or −1 for the slot's side there; 0 for the first slot itself, (P,).
@@ -38,10 +40,12 @@ class Rankings:
 
     inside: Tensor
     head: Tensor
+    alone: Tensor
     place: Tensor
     pair: Tensor
-    incident: Tensor
-    side: Tensor
+    owner: Tensor
+    start: Tensor
+    most: int
     first: Tensor
     anchor: Tensor
     anchor_side: Tensor
@@ -69,7 +73,8 @@ class Rankings:
         whole = size[group] > 1
         if not whole.any():
             return None
-        place = (person * mask.shape[1] + column)[whole]
+        place = person * mask.shape[1] + column
+        place, alone = place[whole], place[~whole]
         group = torch.unique(group[whole], return_inverse=True)[1]
         inside = torch.zeros_like(mask).flatten()
         inside[place] = True
@@ -87,14 +92,18 @@ class Rankings:
         start = torch.full_like(size, mask.numel()).scatter_reduce(0, group, place, "amin")
         head = torch.zeros_like(inside).flatten()
         head[start] = True
+        first_slot = torch.searchsorted(owner, owner)
         return cls(
             inside,
             head.view_as(mask),
+            alone,
             place,
             pair,
-            *_incident(place, pair),
+            owner,
+            first_slot,
+            int(count.max()),
             start[owner],
-            *_anchors(start[owner], place, pair),
+            *_anchors(first_slot, start[owner], place, pair),
             num_below[owner],
         )
 
@@ -109,16 +118,56 @@ class Rankings:
             Log-probabilities with the shape of the two, 0 at the other comparisons.
         """
         batch = torch.broadcast_shapes(margin.shape, choice.shape)
-        side = self.side.to(margin.dtype)
-        advantage = side * margin.flatten(-2)[..., self.incident]
-        won = side * (2 * choice.flatten(-2)[..., self.incident] - 1) > 0
-        rivals = torch.where(won, -advantage, -torch.inf)
-        is_stage = won.any(-1)
-        # Not all −∞ where there is no stage: that has no gradient.
-        rivals = rivals.masked_fill(~is_stage.unsqueeze(-1), 0.0)
-        stage = -F.softplus(rivals.logsumexp(-1)).masked_fill(~is_stage, 0.0)
+        stage = self.stages(margin, choice)
         total = stage.new_zeros((*batch[:-2], self.inside.numel()))
         return total.index_add(-1, self.first, stage).unflatten(-1, self.inside.shape)
+
+    def stages(self, margin: Tensor, choice: Tensor) -> Tensor:
+        """Evaluates the log-probability of the stage that each slot won, (*, P); 0 if none.
+
+        Items are put in order, the last first, so that those left at a stage lie before its winner.
+        """
+        order = self._order(choice)
+        rankings = int(self.owner[-1]) + 1
+        cell, utility = order * rankings + self.owner, self._utility(margin)
+        lead = torch.broadcast_shapes(cell.shape, utility.shape)
+        cell, utility = cell.expand(lead), utility.expand(lead)
+        cells = utility.new_zeros((*lead[:-1], self.most * rankings)).scatter(-1, cell, utility)
+        total, *others = cells.split(rankings, -1)
+        stages = [torch.zeros_like(total)]
+        for value in others:
+            # log σ keeps small probabilities of an upset, and of none, to the last digit.
+            stages.append(F.logsigmoid(value - total))
+            total = torch.logaddexp(total, value)
+        stage = torch.cat(stages, -1).gather(-1, cell)
+        return stage.masked_fill(order < self.num_below, 0.0)
+
+    def gradient(self, margin: Tensor, choice: Tensor) -> Tensor:
+        """Differentiates by the margins, as if each were free: p_j by the winner's over item j.
+
+        With p_j the probability that j is chosen in the stage; shapes as in :meth:`log_prob`.
+        """
+        won = 2 * choice.flatten(-2)[..., self.place] - 1
+        winner = torch.where(won > 0, *self.pair).expand(*margin.shape[:-2], -1)
+        log_prob = self.stages(margin, choice).gather(-1, winner)
+        slope = won * (log_prob - won * margin.flatten(-2)[..., self.place]).exp()
+        total = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
+        return total.index_add(-1, self.place, slope).view_as(margin)
+
+    def _utility(self, margin: Tensor) -> Tensor:
+        """Returns the utility of each slot less that of its ranking's first, (*, P)."""
+        utility = margin.flatten(-2).index_select(-1, self.anchor)
+        return utility * self.anchor_side.to(margin.dtype)
+
+    def _order(self, choice: Tensor) -> Tensor:
+        """Numbers the items of each ranking from the last, 0, to the best, (*, P)."""
+        won = choice.flatten(-2)[..., self.place]
+        winner = torch.where(won > 0.5, *self.pair)
+        wins = torch.zeros_like(self.owner).expand(*won.shape[:-1], -1)
+        wins = wins.scatter_add(-1, winner, (won != 0.5).long())
+        below = (wins == 0).long()
+        number = below.cumsum(-1) - below
+        return torch.where(wins > 0, wins, number - number[..., self.start])
 
     def sample(self, margin: Tensor) -> Tensor:
         """Draws rankings given margins (*, U, N) in nats, as choices of that shape.
@@ -126,7 +175,7 @@ class Rankings:
         Utilities with Gumbel noise, sorted, are a draw of Plackett–Luce (Yellott 1977). As many
         items are ranked as were; comparisons outside of rankings are 0.
         """
-        utility = self.anchor_side.to(margin.dtype) * margin.flatten(-2)[..., self.anchor]
+        utility = self._utility(margin)
         value = utility - torch.empty_like(utility).exponential_().log()
         left, right = value[..., self.pair[0]], value[..., self.pair[1]]
         left_wins = left > right
@@ -164,25 +213,9 @@ def _joint(first: Tensor, second: Tensor) -> Tensor:
     return first * (second.max() + 1 if second.numel() else 1) + second
 
 
-def _incident(place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists the places (P, W) that each slot is part of, and on which side."""
-    slot = pair.flatten()
-    order = slot.argsort(stable=True)
-    count = slot.bincount()
-    ordered = slot[order]
-    column = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[ordered]
-    incident = place.new_zeros(len(count), int(count.max()))
-    side = torch.zeros_like(incident)
-    incident[ordered, column] = place.repeat(2)[order]
-    sign = torch.ones_like(pair) * pair.new_tensor([[1], [-1]])
-    side[ordered, column] = sign.flatten()[order]
-    return incident, side
-
-
-def _anchors(first: Tensor, place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+def _anchors(start: Tensor, first: Tensor, place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
     """Finds the pair of each slot with the first slot of its ranking, and the slot's side in it."""
-    is_first = torch.ones_like(first, dtype=torch.bool)
-    is_first[1:] = first[1:] != first[:-1]
+    is_first = start == torch.arange(len(start), device=start.device)
     anchor, side = first.clone(), torch.zeros_like(first)
     for one, other, sign in ((pair[1], pair[0], 1), (pair[0], pair[1], -1)):
         with_first = is_first[one]

@@ -793,7 +793,6 @@ def _derivatives(
     return [first[i].detach() for i in index], [[second[i][j] for j in index] for i in index]
 
 
-@torch.enable_grad()
 def _ranking_derivatives(
     likelihood: BradleyTerry, choice: Tensor
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -803,12 +802,11 @@ def _ranking_derivatives(
     margin over j is p_j, and the second ones are −p_j on the diagonal and p_j p_k everywhere. Of
     these the diagonal part is returned; :func:`_stage_products` is the other.
     """
-    margin = likelihood.margin.detach().double().requires_grad_()
-    rankings = likelihood.rankings
-    twin = BradleyTerry.from_margin(margin, likelihood.mask_, rankings=rankings)
-    (first,) = torch.autograd.grad(twin.log_prob(choice.double()).sum(), margin)
-    prob = torch.sigmoid(margin.detach())
-    alone = (-prob * (1 - prob)).masked_fill(~likelihood.mask_, 0.0)
+    margin, mask, rankings = likelihood.margin.double(), likelihood.mask_, likelihood.rankings
+    choice = choice.double().masked_fill(~mask, 0.0)
+    prob, ranked = torch.sigmoid(margin), rankings.gradient(margin, choice)
+    first = torch.where(rankings.inside, ranked, (choice - prob).masked_fill(~mask, 0.0))
+    alone = (-prob * (1 - prob)).masked_fill(~mask, 0.0)
     return [first], [[torch.where(rankings.inside, -first.abs(), alone)]]
 
 
