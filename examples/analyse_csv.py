@@ -414,11 +414,14 @@ def describe_covariates(
     linear = model.config["utility"] == "linear"
     if linear and result is not None and data.items is not None and data.num_features <= 30:
         effects = result.population(seed=args.seed).loc["effect"]
+        spanned = (
+            f" With {model.latent_dim} latent dimensions effects lie in the directions in which "
+            f"people differ (--latent-dim {data.num_features} leaves them free)."
+        )
         report.say(
             "Change of the mean coefficient with a unit of the covariate, in nats per unit of the "
             "feature, the other covariates held fixed; errors are sandwich, with people as "
-            f"clusters. With {model.latent_dim} latent dimensions effects lie in the directions in "
-            f"which people differ (--latent-dim {data.num_features} leaves them free).\n"
+            f"clusters.{spanned if model.latent_dim < data.num_features else ''}\n"
         )
         report.tabulate(effects[["estimate", "se_sandwich"]].rename_axis("effect"), 4)
     items = common_items(data, MAX_SHOWN)
