@@ -460,6 +460,8 @@ class SteerablePolicy(nn.Module):
         filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
         z, draws = self._one_each(z, len(tokens))
+        if z is not None and not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or an infinite number")
         _check_reach(self.base, tokens, max_new_tokens)
         uniform = _uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
@@ -507,8 +509,6 @@ class SteerablePolicy(nn.Module):
                 f"z must have shape (K,), (R, K) or (S, R, K) with K = {self.latent_dim} and R = "
                 f"{rows}, got {tuple(z.shape)}"
             )
-        if not z.isfinite().all():
-            raise ValueError("z must be finite, got NaN or an infinite number")
         return z.expand(rows, -1) if z.ndim == 1 else z, len(z) if z.ndim == 3 else 1
 
 
