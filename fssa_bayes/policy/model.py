@@ -430,8 +430,8 @@ class SteerablePolicy(nn.Module):
     ) -> list[str] | list[list[str]]:
         """Writes a response to each prompt.
 
-        Each response is drawn by random numbers of its own: it depends on `seed` and its place in
-        the list, not on `batch_size`, and draws of the same prompt under different z are coupled.
+        Each response is drawn by random numbers of its own, which depend on `seed` and its place in
+        the list but not on `batch_size` or z: two calls with one seed differ by what z does.
 
         Args:
             prompts: R strings, or conversations, lists of messages with `role` and `content`.
