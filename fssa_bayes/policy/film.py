@@ -279,7 +279,7 @@ class _Modulation(Function):
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Finds the decoder layers of a causal language model, also inside a PEFT model.
 
-    They are the outermost list of as many modules of one kind as the configuration has layers.
+    They are the outermost list of as many modules as the configuration has layers.
 
     Raises:
         ValueError: If the model has an encoder, or no such list, or several.
