@@ -12,13 +12,14 @@ import fssa_bayes
 from fssa_bayes import (
     comparison,
     diagnostics,
+    embedding,
     exact,
     kernels,
     plots,
     predictive_checks,
     report,
 )
-from fssa_bayes.datasets import table
+from fssa_bayes.datasets import table, ultrafeedback
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8").split("## API")[1].split("\n## ")[0]
@@ -39,7 +40,18 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
         assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
 
 
-MODULES = [plots, kernels, table, diagnostics, exact, comparison, predictive_checks, report]
+MODULES = [
+    plots,
+    kernels,
+    table,
+    ultrafeedback,
+    embedding,
+    diagnostics,
+    exact,
+    comparison,
+    predictive_checks,
+    report,
+]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
