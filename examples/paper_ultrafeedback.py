@@ -260,40 +260,43 @@ def print_table(table: pd.DataFrame) -> None:
 
 
 def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
-    """Draws accuracy against the number of contexts, an axis for each set and objective."""
+    """Draws accuracy against the number of contexts, a row for each set, an axis an objective."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = list(result[["set", "objective"]].drop_duplicates().itertuples(index=False))
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
+    panels = {name: list(dict.fromkeys(part["objective"])) for name, part in result.groupby("set")}
+    shape = len(panels), max(map(len, panels.values()))
     figure, axes = plt.subplots(
-        lines, columns, figsize=(3.1 * columns, 2.9 * lines), sharey=True, squeeze=False
+        *shape, figsize=(3.1 * shape[1], 2.9 * shape[0]), sharey=True, squeeze=False
     )
     styles = list(zip(MODELS, ("C7", "C0", "C1"), ("s", "o", "^"), ("--", "-", ":"), strict=True))
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        part = result[(result["set"] == panel.set) & (result["objective"] == panel.objective)]
-        for model, colour, marker, line in styles:
-            rows = part[part["model"] == model]
-            ax.errorbar(
-                rows["contexts"],
-                100 * rows["accuracy"],
-                196 * rows["accuracy_se"],
-                fmt=marker + line,
-                color=colour,
-                markersize=4,
-                capsize=2,
-                label=model,
-            )
-        ax.set_title(f"{panel.set}, {panel.objective}", fontsize=10)
-        ax.set_xlabel("known choices")
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy, %")
+    for line, (name, objectives) in zip(axes, panels.items(), strict=True):
+        for ax in line[len(objectives) :]:
+            ax.set_visible(False)
+        line[0].set_ylabel("accuracy, %")
+        for ax, objective in zip(line, objectives, strict=False):
+            part = result[(result["set"] == name) & (result["objective"] == objective)]
+            for shift, (model, colour, marker, dashes) in zip((-0.1, 0, 0.1), styles, strict=True):
+                rows = part[part["model"] == model]
+                ax.errorbar(
+                    rows["contexts"] + shift,
+                    100 * rows["accuracy"],
+                    196 * rows["accuracy_se"],
+                    fmt=marker + dashes,
+                    color=colour,
+                    markersize=4,
+                    capsize=2,
+                    label=model,
+                    clip_on=False,
+                )
+            ax.axhline(50, color="0.8", linewidth=0.8, zorder=0)
+            ax.set_title(f"{name}, {objective}", fontsize=10)
+            ax.set_xlabel("known choices")
+            ax.set_xticks(args.contexts)
+            ax.set_ylim(0, 100)
+            ax.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.32 / figure.get_figheight()))
     figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, fontsize=9)
