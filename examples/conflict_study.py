@@ -191,9 +191,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--users", type=int, default=10_000, help="training people")
-    parser.add_argument("--test-users", type=int, default=1_000, help="fresh people to predict")
+    parser.add_argument("--test-users", type=int, default=500, help="fresh people to predict")
     parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
-    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
+    parser.add_argument("--draws", type=int, default=400, help="posterior draws a person")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
     return parser.parse_args(argv)

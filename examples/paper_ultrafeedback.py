@@ -13,7 +13,8 @@ told whose objective it is.
 Hugging Face encoder or causal model. Embeddings are kept in `--cache` and computed once.
 
 Two things differ from the published code: training and test pairs are split by prompt, and what is
-predicted is never in the context. Standard errors are clustered by person and by prompt, since
+predicted is never in the context. How long a model is fitted is chosen by prompts held out of the
+training prompts. Standard errors are clustered by person and by prompt, since
 people share prompts.
 
 What to see: without context nobody can beat chance where every pair divides the objectives; with
@@ -25,7 +26,10 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,6 +44,9 @@ from fssa_bayes.embedding import embed_texts, load_encoder
 SETS = {"HH": ultrafeedback.HH, "HHT": ultrafeedback.HHT}
 MODELS = ("homogeneous BTL", "heterogeneous BTL", "one BTL per objective")
 TARGETS = 10
+
+# Takes context, target and everybody's objective; gives probabilities and log-probabilities.
+Predict = Callable[[Preferences, Preferences, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -71,15 +78,26 @@ def main(args: argparse.Namespace) -> None:
           "paper_ultrafeedback.csv and .png")  # fmt: skip
 
 
+class People(NamedTuple):
+    """Holds people to fit, people of other prompts to judge that fit by, and people of both."""
+
+    train: ultrafeedback.Users
+    validation: ultrafeedback.Users
+    everybody: ultrafeedback.Users
+
+    def only(self, objective: str) -> list[Preferences]:
+        """Selects people with one objective."""
+        return [users.data.subset(users.objective == objective) for users in self]
+
+
 def run_set(
     pairs: ultrafeedback.ResponsePairs, features: Tensor, args: argparse.Namespace
 ) -> pd.DataFrame:
     """Fits the models to people of the training prompts and scores them on the others."""
     train, test = pairs.split_prompts(0.2, seed=args.seed)
     features = compress(features, train, args.components)
-    people = train.users(features, args.users, args.comparisons, seed=args.seed)
     start = time.perf_counter()
-    predictors = fit_models(people, args)
+    predictors = fit_models(simulate_people(train, features, args), args)
     print(f"fitted in {time.perf_counter() - start:.0f} s")
     fresh = test.users(
         features, args.test_users, max(args.contexts) + TARGETS, seed=args.seed + 1_000_000
@@ -91,6 +109,19 @@ def run_set(
             prob, log_prob = predict(context, target, fresh.objective)
             rows += summarise(model_name, count, prob, log_prob, target, fresh.objective, pairs)
     return pd.DataFrame(rows)
+
+
+def simulate_people(
+    pairs: ultrafeedback.ResponsePairs, features: Tensor, args: argparse.Namespace
+) -> People:
+    """Splits prompts once more: people held out tell of overfitting only on prompts held out."""
+    train, validation = pairs.split_prompts(0.1, seed=args.seed + 1)
+    number = min(5 + TARGETS, len(np.unique(validation.prompt)))
+    return People(
+        train.users(features, args.users, args.comparisons, seed=args.seed),
+        validation.users(features, args.test_users, number, seed=args.seed + 1),
+        pairs.users(features, args.users, args.comparisons, seed=args.seed + 2),
+    )
 
 
 def compress(features: Tensor, train: ultrafeedback.ResponsePairs, number: int) -> Tensor:
@@ -105,47 +136,88 @@ def compress(features: Tensor, train: ultrafeedback.ResponsePairs, number: int) 
     return (features - mean) @ directions
 
 
-def fit_models(people: ultrafeedback.Users, args: argparse.Namespace) -> dict[str, object]:
+def fit_models(people: People, args: argparse.Namespace) -> dict[str, Predict]:
     """Fits all models; each predicts from context, target and, if it may, the objectives."""
-    torch.manual_seed(args.seed)
-    data = people.data
-    model = HeterogeneousBTL(data.num_features, latent_dim=args.latent_dim)
-    guide = NeuralProcessGuide(model)
-    fit(model, guide, data, steps=args.steps, seed=args.seed, device=args.device)
-    pooled = fit_homogeneous(data, args)
+    everybody = [users.data for users in people]
+    ours = fit_best(args.latent_dim, *everybody, args.steps, args)
+    pooled = fit_best(0, *everybody, args.iterations, args)
     alone = {
-        name: fit_homogeneous(data.subset(people.objective == name), args)
-        for name in np.unique(people.objective)
+        objective: fit_best(0, *people.only(objective), args.iterations, args)
+        for objective in np.unique(people.everybody.objective)
     }
 
-    def predict(model, guide, context: Preferences, target: Preferences):
-        posterior = Posterior(model, guide, context, num_samples=args.draws, seed=args.seed)
-        prob = posterior.choice_prob(target).mean.double().numpy()
-        chosen = np.where(target.choice.reshape(prob.shape) > 0.5, prob, 1 - prob)
-        return prob, np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
-
-    def predict_alone(context, target, objective):
+    def predict_alone(context: Preferences, target: Preferences, objective: np.ndarray) -> tuple:
         prob = np.empty((len(target), target.counts[0]))
         log_prob = np.empty_like(prob)
-        for name, single in alone.items():
+        for name, fitted in alone.items():
             own = objective == name
             if own.any():
-                parts = predict(single, None, context.subset(own), target.subset(own))
+                parts = predict(*fitted, context.subset(own), target.subset(own), args)
                 prob[own], log_prob[own] = parts
         return prob, log_prob
 
     return {
-        MODELS[0]: lambda context, target, _: predict(pooled, None, context, target),
-        MODELS[1]: lambda context, target, _: predict(model, guide, context, target),
+        MODELS[0]: lambda context, target, _: predict(*pooled, context, target, args),
+        MODELS[1]: lambda context, target, _: predict(*ours, context, target, args),
         MODELS[2]: predict_alone,
     }
 
 
-def fit_homogeneous(data: Preferences, args: argparse.Namespace) -> HeterogeneousBTL:
-    """Fits a network without latent factor, stopped early on people held out."""
-    model = HeterogeneousBTL(data.num_features, latent_dim=0)
-    fit(model, None, data, seed=args.seed, device=args.device, progress_bar=False)
-    return model
+def fit_best(
+    latent_dim: int,
+    train: Preferences,
+    validation: Preferences,
+    everybody: Preferences,
+    candidates: list[int],
+    args: argparse.Namespace,
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+    """Fits everybody for the number of steps that predicts people of other prompts best."""
+    best = candidates[0]
+    if len(candidates) > 1:
+        context, target = validation.split_context(validation.counts[0] // 3, seed=args.seed)
+        scores = {
+            steps: predict(*fit_once(latent_dim, train, steps, args), context, target, args)[1]
+            for steps in candidates
+        }
+        best = max(scores, key=lambda steps: scores[steps].mean())
+    print(f"{latent_dim} latent dimensions, {len(everybody):,} people: {best} steps")
+    return fit_once(latent_dim, everybody, best, args)
+
+
+def fit_once(
+    latent_dim: int, data: Preferences, steps: int, args: argparse.Namespace
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+    torch.manual_seed(args.seed)
+    model = HeterogeneousBTL(data.num_features, latent_dim=latent_dim)
+    guide = NeuralProcessGuide(model) if latent_dim else None
+    with warnings.catch_warnings():
+        # L-BFGS is stopped early on purpose.
+        warnings.filterwarnings("ignore", message="maximum likelihood did not converge")
+        fit(
+            model,
+            guide,
+            data,
+            steps=steps,
+            validation=None,
+            seed=args.seed,
+            device=args.device,
+            progress_bar=latent_dim > 0,
+        )
+    return model, guide
+
+
+def predict(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    context: Preferences,
+    target: Preferences,
+    args: argparse.Namespace,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns probabilities that left is preferred and log-probabilities of choices, (U, N)."""
+    posterior = Posterior(model, guide, context, num_samples=args.draws, seed=args.seed)
+    prob = posterior.choice_prob(target).mean.double().numpy()
+    chosen = np.where(target.choice.reshape(prob.shape) > 0.5, prob, 1 - prob)
+    return prob, np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
 
 
 def summarise(
@@ -188,40 +260,43 @@ def print_table(table: pd.DataFrame) -> None:
 
 
 def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
-    """Draws accuracy against the number of contexts, an axis for each set and objective."""
+    """Draws accuracy against the number of contexts, a row for each set, an axis an objective."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = list(result[["set", "objective"]].drop_duplicates().itertuples(index=False))
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
+    panels = {name: list(dict.fromkeys(part["objective"])) for name, part in result.groupby("set")}
+    shape = len(panels), max(map(len, panels.values()))
     figure, axes = plt.subplots(
-        lines, columns, figsize=(3.1 * columns, 2.9 * lines), sharey=True, squeeze=False
+        *shape, figsize=(3.1 * shape[1], 2.9 * shape[0]), sharey=True, squeeze=False
     )
     styles = list(zip(MODELS, ("C7", "C0", "C1"), ("s", "o", "^"), ("--", "-", ":"), strict=True))
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        part = result[(result["set"] == panel.set) & (result["objective"] == panel.objective)]
-        for model, colour, marker, line in styles:
-            rows = part[part["model"] == model]
-            ax.errorbar(
-                rows["contexts"],
-                100 * rows["accuracy"],
-                196 * rows["accuracy_se"],
-                fmt=marker + line,
-                color=colour,
-                markersize=4,
-                capsize=2,
-                label=model,
-            )
-        ax.set_title(f"{panel.set}, {panel.objective}", fontsize=10)
-        ax.set_xlabel("known choices")
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy, %")
+    for line, (name, objectives) in zip(axes, panels.items(), strict=True):
+        for ax in line[len(objectives) :]:
+            ax.set_visible(False)
+        line[0].set_ylabel("accuracy, %")
+        for ax, objective in zip(line, objectives, strict=False):
+            part = result[(result["set"] == name) & (result["objective"] == objective)]
+            for shift, (model, colour, marker, dashes) in zip((-0.1, 0, 0.1), styles, strict=True):
+                rows = part[part["model"] == model]
+                ax.errorbar(
+                    rows["contexts"] + shift,
+                    100 * rows["accuracy"],
+                    196 * rows["accuracy_se"],
+                    fmt=marker + dashes,
+                    color=colour,
+                    markersize=4,
+                    capsize=2,
+                    label=model,
+                    clip_on=False,
+                )
+            ax.axhline(50, color="0.8", linewidth=0.8, zorder=0)
+            ax.set_title(f"{name}, {objective}", fontsize=10)
+            ax.set_xlabel("known choices")
+            ax.set_xticks(args.contexts)
+            ax.set_ylim(0, 100)
+            ax.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.32 / figure.get_figheight()))
     figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, fontsize=9)
@@ -250,7 +325,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-users", type=int, default=600, help="people to predict")
     parser.add_argument("--contexts", type=int, nargs="+", default=[0, 1, 3, 5, 10])
     parser.add_argument("--latent-dim", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=None, help="steps of every stage of the fit")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[250, 500, 1000, 2000],
+        help="steps of every stage to choose from, by people of prompts held out",
+    )
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        nargs="+",
+        default=[10, 30, 100, 300],
+        help="the same for the homogeneous models, which L-BFGS fits",
+    )
     parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the results")

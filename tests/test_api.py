@@ -14,13 +14,14 @@ from fssa_bayes import (
     comparison,
     diagnostics,
     effects,
+    embedding,
     exact,
     kernels,
     plots,
     predictive_checks,
     report,
 )
-from fssa_bayes.datasets import table
+from fssa_bayes.datasets import table, ultrafeedback
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8").split("## API")[1].split("\n## ")[0]
@@ -42,7 +43,7 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
 
 
 MODULES = [
-    *(plots, kernels, table, diagnostics, exact, comparison, effects),
+    *(plots, kernels, table, ultrafeedback, embedding, diagnostics, exact, comparison, effects),
     *(baselines, predictive_checks, report),
 ]
 

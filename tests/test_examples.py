@@ -124,7 +124,20 @@ def test_paper_ultrafeedback(tmp_path: Path) -> None:
         *("--data", str(tiny_models.write_ultrafeedback(tmp_path / "uf.jsonl", 120))),
         *("--embedder", str(tiny_models.save_encoder(tmp_path / "m", "llama", tiny_models.WORDS))),
         *("--cache", str(tmp_path / "cache"), "--components", "8", "--users", "60"),
-        *("--comparisons", "8", "--test-users", "45", "--contexts", "0", "3", "--steps", "8"),
+        *(
+            "--comparisons",
+            "8",
+            "--test-users",
+            "45",
+            "--contexts",
+            "0",
+            "3",
+            "--steps",
+            "8",
+            "--iterations",
+            "5",
+            "40",
+        ),
         *("--latent-dim", "2", "--draws", "50", "--out", str(tmp_path), "--device", "cpu"),
     )
     assert "HH: " in out
