@@ -383,6 +383,7 @@ def test_text_depends_on_its_seed_and_place_alone(policy: Callable) -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     texts = [moved.generate(PROMPTS, z, batch_size=size, **options) for size in (1, 2, 16)]
     assert texts[0] == texts[1] == texts[2]
+    assert moved.generate(PROMPTS[:1], z[:1], **options) == texts[0][:1]
     assert torch.equal(torch.get_rng_state(), state[0])
     assert np.array_equal(np.random.get_state()[1], state[1])
     assert random.getstate() == state[2]
