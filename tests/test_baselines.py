@@ -367,6 +367,9 @@ def test_em_never_falls(
         assert len(steps) > 5
         assert steps.min() > -1e-9 * abs(run["log_likelihood"].iloc[0])
     assert run["iteration"].is_monotonic_increasing
+    # Where it ends, shares are means of class probabilities.
+    shares = baseline.class_posterior(data).mean()
+    np.testing.assert_allclose(shares, baseline.weights, atol=0.02)
     largest = baseline.history["log_likelihood"].max()
     assert baseline.log_likelihood == pytest.approx(largest, rel=1e-9)
     assert baseline.log_evidence(data).sum().item() == pytest.approx(largest, rel=1e-5)
