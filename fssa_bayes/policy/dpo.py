@@ -382,6 +382,7 @@ class SteerableDPOTrainer(Trainer):
             "global_batch_size": self.global_batch_size,
             "context_seed": self._train.contexts.seed,
             "max_context": self._train.contexts.max_context,
+            "min_context": self._train.contexts.min_context,
             "data": self._train.digest(),
         }
 
