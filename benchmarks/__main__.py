@@ -17,7 +17,7 @@ from benchmarks.harness import environment
 NAMES = (
     *("data", "two_mode", "train_choice", "recovery"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
-    *("refinement", "calibration", "nuts", "population_uncertainty"),
+    *("refinement", "calibration", "nuts", "population_uncertainty", "policy"),
 )
 
 

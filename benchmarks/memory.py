@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["in_fresh_process", "peak_gigabytes"]
+__all__ = ["held_gigabytes", "in_fresh_process", "peak_gigabytes"]
 
 
 def in_fresh_process(function: Callable, threads: int, *args: Any) -> Any:
@@ -27,9 +27,18 @@ def in_fresh_process(function: Callable, threads: int, *args: Any) -> Any:
 
 def peak_gigabytes() -> float:
     """Reads the largest memory that this process has held so far, in GB of 2**30 bytes."""
+    # Not ru_maxrss, which a new process inherits from the one that started it.
+    return _status("VmHWM")
+
+
+def held_gigabytes() -> float:
+    """Reads the memory that this process holds now, in GB of 2**30 bytes; its peak off Linux."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> float:
     status = Path("/proc/self/status")
     if status.exists():
-        # Not ru_maxrss, which a new process inherits from the one that started it.
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20
+        return int(re.search(rf"{field}:\s+(\d+)", status.read_text())[1]) / 2**20
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -28,7 +28,14 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from transformers import TrainerCallback
 
-from fssa_bayes.policy import SteerableDPOTrainer, SteerablePolicy, dpo_loss, draw_latents
+from fssa_bayes.policy import (
+    ReferenceCache,
+    SteerableDPOTrainer,
+    SteerablePolicy,
+    dpo_loss,
+    draw_latents,
+    fingerprint,
+)
 from fssa_bayes.policy.dpo import _EpochSampler
 
 pytestmark = pytest.mark.filterwarnings(
@@ -266,18 +273,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     assert history(other)[1:] != pytest.approx(history(whole)[1:], rel=1e-3)
 
 
-def test_reference_may_be_given(tmp_path: Path) -> None:
-    live = make_trainer(tmp_path / "live")
-    policy, pairs = live.policy, live.train_dataset
-    with torch.no_grad(), policy.reference():
-        given = policy.sequence_log_prob(pairs.batch(range(len(pairs)))).reshape(2, -1)
-    known = make_trainer(tmp_path / "known", reference=given)
+def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
+    arguments = {"max_steps": 9, "train_sampling_strategy": "group_by_length"}
+    live = make_trainer(tmp_path / "live", arguments=arguments)
     live.train()
-    known.train()
-    assert history(known) == pytest.approx(history(live), rel=1e-5)
-    shifted = make_trainer(tmp_path / "off", reference=given + torch.tensor([[1.0], [0.0]]))
-    shifted.train()
-    assert history(shifted)[0] == pytest.approx(math.log1p(math.exp(0.5)), rel=1e-5)
+    owner = fingerprint(live.policy)
+    calls = []
+    for _ in range(2):
+        cache = ReferenceCache(tmp_path / "cache", owner)
+        known = make_trainer(tmp_path / "known", arguments=arguments, reference=cache)
+        layer = known.policy.base.model.layers[0]
+        layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        known.train()
+        assert digest(known) == digest(live)
+    # Two draws in 9 steps, twice; and once each of the 4 batches (beside the one that finds out
+    # whether prompts can be shared, twice two).
+    assert calls.count(True) == 36
+    assert calls.count(False) == 4 + 4
+    other = ReferenceCache(tmp_path / "other", "another model")
+    with pytest.raises(ValueError, match="must be the cache of the policy's base model"):
+        make_trainer(tmp_path, reference=other)
 
 
 @pytest.mark.parametrize("marginal", [False, True])
@@ -366,7 +381,7 @@ def test_checkpointing_of_activations_changes_nothing(tmp_path: Path) -> None:
     plain.train()
     checkpointed.train()
     assert digest(plain) == digest(checkpointed)
-    assert len(calls) == 6 * 3  # Reference, forward, and once again in backward.
+    assert calls.count(True) == 6 * 4  # Two draws, and each once again in backward.
 
 
 # ---------------------------------------------------------------------- order and random state
@@ -390,6 +405,8 @@ def test_an_epoch_meets_every_row_once(strategy: str) -> None:
         epochs.append(order)
     spread = np.ptp(lengths[epochs[0]].reshape(-1, 10), axis=1).mean()
     assert (spread < 3) == (strategy == "group_by_length")
+    batches = [{frozenset(batch) for batch in order.reshape(-1, 10).tolist()} for order in epochs]
+    assert (batches[0] == batches[1]) == (strategy != "random")
     same = np.array_equal(epochs[0], epochs[1])
     assert same == (strategy == "sequential")
 
@@ -617,7 +634,6 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         "num_draws must be at least 1, got 0": {"num_draws": 0},
         "contexts must be of the rows of train_dataset": {"contexts": others},
         "eval_contexts must be of the rows of eval_dataset": {"eval_dataset": pairs},
-        r"reference must have shape \(2, 32\)": {"reference": torch.zeros(2, 31)},
         "must have at least the 33 pairs of a batch": {
             "args": make_arguments(tmp_path, per_device_train_batch_size=33)
         },

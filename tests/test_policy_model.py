@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from scipy import stats
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaForCausalLM
 
 from fssa_bayes.policy import ResponseBatch, SteerablePolicy, interpolate, steered
@@ -75,8 +76,7 @@ def log_prob_from_logits(logits: Tensor, batch: ResponseBatch) -> Tensor:
 # ---------------------------------------------------------------------- identity
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "training"), [(torch.float32, True), (torch.bfloat16, False)])
 @pytest.mark.parametrize("name", HEADS)
 def test_new_and_reference_policies_are_the_base_model(
     name: str, dtype: torch.dtype, training: bool, tiny_model: Callable, policy: Callable
@@ -224,8 +224,7 @@ def test_one_z_for_all_one_each_and_draws(policy: Callable) -> None:
     assert found.std(0).min() > 0.01
 
 
-@pytest.mark.parametrize("draws", [None, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "draws"), [(torch.float32, 3), (torch.bfloat16, None)])
 @pytest.mark.parametrize("name", HEADS)
 def test_log_ratio_starts_at_exactly_0(
     name: str, dtype: torch.dtype, draws: int | None, policy: Callable
@@ -345,6 +344,34 @@ def test_bf16_trains_in_float32(policy: Callable) -> None:
         directions.append(torch.cat([gradient.flatten() for gradient in gradients]))
     for rounded in directions[1:]:
         assert torch.cosine_similarity(directions[0], rounded, dim=0) > 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Of PyTorch's tracer, which would stop it.
+def test_a_compiled_policy_breaks_once_to_read_its_context(policy: Callable) -> None:
+    moved = policy(film_layers=[0, 1], target_modules=["q_proj"])
+    tokens = responses().input_ids
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(moved, backend=counter)
+    for z in (factors(), -factors(), None):
+        expected = moved(tokens, z=z)
+        found = compiled(tokens, z=z)
+        torch.testing.assert_close(found, expected)
+        parameters = moved.trainable_parameters()
+        compared = [
+            torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True)
+            for logits in (found, expected)
+        ]
+        for mine, theirs in zip(*compared, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        if z is not None:
+            assert counter.frame_count == 2
+    with steered(factors()):
+        torch.testing.assert_close(compiled(tokens), moved(tokens))
+    with moved.reference():
+        torch.testing.assert_close(compiled(tokens, z=factors()), moved(tokens))
 
 
 # ---------------------------------------------------------------------- text

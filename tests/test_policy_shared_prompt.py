@@ -173,7 +173,7 @@ def test_beyond_a_sliding_window_rows_stay_separate(name: str) -> None:
         batch = groups([size])
         assert (shared_prompt._pack_if_worthwhile(policy, batch, 2) is not None) == packs
         found = pair_log_prob(policy, batch, z)
-        expected = policy.sequence_log_prob(batch, z)
+        expected = policy.sequence_log_prob(batch, z.repeat(2, 1))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 

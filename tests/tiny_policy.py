@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,10 @@ def attempt(folder: Path, processes: int, kill_at: int | None = None) -> dict:
                     }  # fmt: skip
                 train(folder, processes, kill_at)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(code)
         children.append(child)
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

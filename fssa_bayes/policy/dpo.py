@@ -39,6 +39,8 @@ from transformers.trainer_utils import SaveStrategy, rotate_checkpoints, sort_ch
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
+from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
+from fssa_bayes.policy.shared_prompt import pair_log_prob
 
 __all__ = ["SteerableDPOTrainer", "dpo_loss", "draw_latents"]
 
@@ -46,7 +48,6 @@ _SETTINGS = "steerable_dpo.json"
 _GUIDE = "guide.safetensors"
 _FORMAT = 1
 _SHOWN = 60  # Characters of a prompt in an error.
-_BATCHES_OF_A_LENGTH = 50
 
 
 def dpo_loss(log_ratio: Tensor, *, beta: float, marginal: bool = False) -> Tensor:
@@ -123,7 +124,9 @@ class SteerableDPOTrainer(Trainer):
     It is the `Trainer` of transformers, whose `TrainingArguments` give steps, batches (of pairs),
     rates, mixed precision, logging and checkpoints; `accelerate` and `torchrun` run it on several
     processes. In an epoch every row is met once, in a new order and with a new context, except for
-    rows left over when the rows do not fill the last batch: another epoch leaves out others.
+    rows left over when the rows do not fill the last batch: another epoch leaves out others. With
+    `train_sampling_strategy="group_by_length"` batches are of rows of similar length and the same
+    in every epoch, in another order; this is what a cache of exact references needs.
 
     Two stages: q(z | context) is known, from a reward model, and stays what it is. Jointly, with
     `guide`: its parameters learn with the policy.
@@ -146,16 +149,16 @@ class SteerableDPOTrainer(Trainer):
         guide_learning_rate: Learning rate of the guide, None for that of `args`.
         eval_dataset: Pairs to evaluate on, with the same contexts and draws every time.
         eval_contexts: Contexts of `eval_dataset.rows`.
-        reference: Log-probabilities of the reference policy for chosen and rejected responses,
-            in nats with shape (2, P), None to compute them as they are needed.
-        eval_reference: The same of `eval_dataset`.
-        chunk_size: See `SteerablePolicy.sequence_log_prob`.
+        reference: Where log-probabilities of the reference policy are kept, None to compute them
+            in every step.
+        chunk_size: Logits held at a time, None for the device's default.
         callbacks: Further callbacks.
         optimizers: Optimiser and schedule in place of those of `args`.
 
     Raises:
-        ValueError: If an option is out of its range, contexts or reference belong to other rows,
-            z has not the width of the policy's, or there are fewer pairs than in a batch.
+        ValueError: If an option is out of its range, contexts belong to other rows or `reference`
+            to another model, z has not the width of the policy's, or there are fewer pairs than in
+            a batch.
         FloatingPointError: From `train`, if a loss or gradient is not finite, before it does harm;
             the last checkpoint is kept.
     """
@@ -175,8 +178,7 @@ class SteerableDPOTrainer(Trainer):
         guide_learning_rate: float | None = None,
         eval_dataset: TokenisedPairs | None = None,
         eval_contexts: Contexts | None = None,
-        reference: Tensor | None = None,
-        eval_reference: Tensor | None = None,
+        reference: ReferenceCache | None = None,
         chunk_size: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
@@ -185,22 +187,25 @@ class SteerableDPOTrainer(Trainer):
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}")
         _check_arguments(args)
-        self._train = _Source(train_dataset, contexts, reference, "train_dataset", "contexts")
+        if reference is not None and reference.fingerprint != fingerprint(policy):
+            raise ValueError(
+                "reference must be the cache of the policy's base model, got that of another in "
+                f"{str(reference.folder)!r}"
+            )
+        self._train = _Source(train_dataset, contexts, "train_dataset", "contexts")
         self._eval = None
         if eval_dataset is not None:
-            self._eval = _Source(
-                eval_dataset, eval_contexts, eval_reference, "eval_dataset", "eval_contexts"
-            )
+            self._eval = _Source(eval_dataset, eval_contexts, "eval_dataset", "eval_contexts")
         self.policy, self.guide, self.posterior = policy, guide, posterior
         self.beta, self.num_draws, self.marginal = beta, num_draws, marginal
-        self.guide_learning_rate = guide_learning_rate
+        self.guide_learning_rate, self.reference = guide_learning_rate, reference
         _check_width(posterior, contexts, policy.latent_dim)
         self._logged: list[Tensor] = []
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # There is nothing to pin for, and PyTorch warns.
         with _random_state_kept():
             super().__init__(
-                _SteeredPairs(policy, guide, chunk_size),
+                _SteeredPairs(policy, guide, reference, chunk_size),
                 args,
                 data_collator=_collate,
                 train_dataset=train_dataset,
@@ -264,8 +269,7 @@ class SteerableDPOTrainer(Trainer):
                 )
 
         names = ("input_ids", "attention_mask", "response_mask")
-        reference = None if source.reference is None else source.reference[:, pairs].flatten()
-        return model(ResponseBatch(*(inputs[name] for name in names)), draw, reference)
+        return model(ResponseBatch(*(inputs[name] for name in names)), draw)
 
     def _check_finite(self, losses: Tensor, pairs: Tensor) -> None:
         wrong = (~torch.isfinite(losses)).nonzero()
@@ -359,7 +363,9 @@ class SteerableDPOTrainer(Trainer):
                 f"args.output_dir must hold no checkpoints of another run, got "
                 f"{str(self.last_checkpoint())!r}; resume_from_checkpoint=True goes on"
             )
-        with _random_state_kept():
+        # An empty cache is false.
+        cache = contextlib.nullcontext() if self.reference is None else self.reference
+        with _random_state_kept(), cache:
             return super().train(None if folder is None else str(folder), **options)
 
     def last_checkpoint(self) -> Path | None:
@@ -411,6 +417,8 @@ class SteerableDPOTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.reference is not None:
+            self.reference.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             _write_json(folder / _SETTINGS, self.settings())
@@ -419,6 +427,8 @@ class SteerableDPOTrainer(Trainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:  # One process writes, though all get here.
+            return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(folder / "policy")
@@ -445,29 +455,36 @@ class SteerableDPOTrainer(Trainer):
 class _SteeredPairs(nn.Module):
     """Computes log-ratios of pairs: what is run, and wrapped, as one module."""
 
-    def __init__(self, policy: nn.Module, guide: nn.Module | None, chunk_size: int | None) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        guide: nn.Module | None,
+        reference: ReferenceCache | None,
+        chunk_size: int | None,
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.guide = guide
+        self.reference = reference
         self.chunk_size = chunk_size
 
-    def forward(
-        self, batch: ResponseBatch, draw: Callable[[], Tensor], reference: Tensor | None
-    ) -> Tensor:
+    def forward(self, batch: ResponseBatch, draw: Callable[[], Tensor]) -> Tensor:
         """Returns log-ratios (S, P) of 2 P sequences, the chosen ones first."""
         device = batch.input_ids.device
         with torch.autocast(device.type, enabled=False):
             z = draw().to(device)
-        if reference is None:
-            with torch.no_grad(), self.policy.reference():
-                reference = self._score(batch, None)
-        log_prob = self._score(batch, torch.cat([z, z], 1))
-        chosen, rejected = (log_prob - reference.to(log_prob)).chunk(2, -1)
+        reference = self._reference(batch)  # Before activations are kept for the gradient.
+        chosen, rejected = (self._score(batch, z) - reference).chunk(2, -1)
         return chosen - rejected
 
+    def _reference(self, batch: ResponseBatch) -> Tensor:
+        with torch.no_grad(), self.policy.reference():
+            if self.reference is None:
+                return self._score(batch, None)
+            return self.reference.log_prob(batch, lambda batch: self._score(batch, None), way="dpo")
+
     def _score(self, batch: ResponseBatch, z: Tensor | None) -> Tensor:
-        score = self.policy.sequence_log_prob(batch, z, chunk_size=self.chunk_size)
-        return score.reshape(-1, len(batch))
+        return pair_log_prob(self.policy, batch, z, chunk_size=self.chunk_size)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recomputes decoder layers in backward, as `TrainingArguments` may ask for."""
@@ -478,23 +495,16 @@ class _SteeredPairs(nn.Module):
 
 @dataclass(frozen=True)
 class _Source:
-    """Pairs, contexts and reference that belong together."""
+    """Pairs and contexts that belong together."""
 
     pairs: TokenisedPairs
     contexts: Contexts
-    reference: Tensor | None
     name: str
     context_name: str
 
     def __post_init__(self) -> None:
         if self.contexts is None or self.contexts.rows is not self.pairs.rows:
             raise ValueError(f"{self.context_name} must be of the rows of {self.name}, got others")
-        shape = None if self.reference is None else tuple(self.reference.shape)
-        if shape not in (None, (2, len(self.pairs))):
-            raise ValueError(
-                f"reference must have shape (2, {len(self.pairs)}), one column for each pair of "
-                f"{self.name}, got {shape}"
-            )
 
     def describe(self, pair: int) -> str:
         """Names the row of a pair."""
@@ -514,8 +524,7 @@ class _Source:
 class _EpochSampler(Sampler[int]):
     """Orders the rows of an epoch by (seed, epoch), as many as fill whole batches of a step.
 
-    Where rows are grouped by length, batches are of rows of similar length; within a batch they
-    are ordered by length either way, so that its parts are padded less.
+    Within a batch they are ordered by length, so that its parts are padded less.
     """
 
     def __init__(
@@ -530,6 +539,7 @@ class _EpochSampler(Sampler[int]):
         self.strategy, self.step = str(getattr(strategy, "value", strategy)), step
 
     def __len__(self) -> int:
+        """Returns the number of rows of an epoch."""
         return len(self.lengths) // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
@@ -541,18 +551,14 @@ class _EpochSampler(Sampler[int]):
         """Returns the positions of the pairs of an epoch."""
         if self.strategy == "sequential":
             return np.arange(len(self))
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths))[: len(self)]
         if self.strategy == "group_by_length":
-            size = _BATCHES_OF_A_LENGTH * self.batch_size
-            groups = [order[start : start + size] for start in range(0, len(order), size)]
-            order = np.concatenate([self._by_length(group) for group in groups])
-            order = rng.permutation(order.reshape(-1, self.batch_size)).ravel()
-        batches = order.reshape(-1, self.batch_size)
-        return np.concatenate([self._by_length(batch) for batch in batches])
-
-    def _by_length(self, pairs: np.ndarray) -> np.ndarray:
-        return pairs[np.argsort(-self.lengths[pairs], kind="stable")]
+            buckets = LengthBuckets(self.lengths, self.batch_size, seed=self.seed, drop_last=True)
+            buckets.set_epoch(epoch)
+            return np.concatenate(buckets.batches())
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        batches = order[: len(self)].reshape(-1, self.batch_size)
+        by_length = np.argsort(-self.lengths[batches], axis=1, kind="stable")
+        return np.take_along_axis(batches, by_length, axis=1).ravel()
 
 
 class _StopAtNaN(TrainerCallback):

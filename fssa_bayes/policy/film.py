@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-__all__ = ["FiLM", "decoder_layers", "recompute_as_now", "steered"]
+__all__ = ["FiLM", "Traced", "decoder_layers", "recompute_as_now", "steered"]
 
 
 @dataclass(eq=False)
@@ -30,7 +30,9 @@ class _Steering:
     """One z, and what modules made of it while no gradient was needed."""
 
     z: Tensor | None
-    cache: dict[nn.Module, tuple[object, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    cache: dict[tuple[nn.Module, int], tuple[list, tuple[Tensor, Tensor]]] = field(
+        default_factory=dict
+    )
 
 
 # Contexts may end in another order than they began, as generators' do: each removes its own entry.
@@ -60,6 +62,32 @@ def steered(z: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _STEERING.set(tuple(other for other in _STEERING.get() if other is not entry))
+
+
+class Traced:
+    """Hands z to the layers through a plain attribute, which PyTorch's compiler sees through.
+
+    It cannot look into context variables: they are read once, before what it compiles. Outside
+    compiled code the attribute is ignored.
+    """
+
+    def __init__(self, film: FiLM, z: Tensor | None) -> None:
+        self.film = film
+        self.state = _read(film, z)
+
+    def __enter__(self) -> None:
+        self.film._traced = self.state
+
+    def __exit__(self, *_: object) -> None:
+        self.film._traced = None
+
+
+@torch.compiler.disable
+def _read(film: FiLM, z: Tensor | None) -> tuple[Tensor | None, bool]:
+    steering = _STEERING.get()
+    if z is None and steering:
+        z = steering[-1].z
+    return z, film.is_switched_off
 
 
 def recompute_as_now() -> tuple[
@@ -124,6 +152,7 @@ class FiLM(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+        self._traced: tuple[Tensor | None, bool] | None = None
         self.latent_dim = latent_dim
         self.hidden_size = hidden_size
         self.trunk = nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.SiLU())
@@ -174,25 +203,32 @@ class FiLM(nn.Module):
     @property
     def is_switched_off(self) -> bool:
         """Whether this runs inside :meth:`switched_off`."""
+        if torch.compiler.is_compiling() and self._traced is not None:
+            return self._traced[1]
         return any(module is self for module in _SWITCHED_OFF.get())
 
     def _current(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        if torch.compiler.is_compiling() and self._traced is not None:
+            z, off = self._traced
+            return None if off or z is None else self.modulation(z, layer)
         steering = _STEERING.get()
         if not steering or steering[-1].z is None or self.is_switched_off:
             return None
         if torch.is_grad_enabled():
             return self.modulation(steering[-1].z, layer)
-        scale, shift = self._cached(steering[-1])
-        return scale[layer], shift[layer]
+        return self._cached(steering[-1], layer)
 
-    def _cached(self, steering: _Steering) -> tuple[Tensor, Tensor]:
-        """Computes all layers once a block instead of once a token."""
-        tensors = [steering.z, *self.parameters()]
-        key = [(tensor.device, tensor.dtype, tensor._version) for tensor in tensors]
-        found = steering.cache.get(self)
-        if found is None or found[0] != key:
-            found = (key, self(steering.z))
-            steering.cache[self] = found
+    def _cached(self, steering: _Steering, layer: int) -> tuple[Tensor, Tensor]:
+        """Computes scale and shift once a block instead of once a token."""
+        before, after = self.trunk[0], self.heads[layer]
+        tensors = (steering.z, before.weight, before.bias, after.weight, after.bias)
+        if any(tensor.is_inference() for tensor in tensors):  # Their changes leave no trace.
+            return self.modulation(steering.z, layer)
+        state = [(tensor.device, tensor.dtype, tensor._version) for tensor in tensors]
+        found = steering.cache.get((self, layer))
+        if found is None or found[0] != state:
+            found = (state, self.modulation(steering.z, layer))
+            steering.cache[self, layer] = found
         return found[1]
 
 
@@ -214,10 +250,9 @@ def _modulate(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         )
     if len(hidden) % rows:
         raise ValueError(f"z must have a row for each of {len(hidden)} sequences, got {rows} rows")
-    scale, shift = (
-        tensor.to(hidden.device).repeat_interleave(len(hidden) // rows, 0).unsqueeze(1)
-        for tensor in (scale, shift)
-    )
+    if len(hidden) > rows:
+        scale, shift = (t.repeat_interleave(len(hidden) // rows, 0) for t in (scale, shift))
+    scale, shift = (t.to(hidden.device).unsqueeze(1) for t in (scale, shift))
     return _Modulation.apply(hidden, scale, shift)
 
 
@@ -244,7 +279,7 @@ class _Modulation(Function):
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Finds the decoder layers of a causal language model, also inside a PEFT model.
 
-    They are the outermost list of as many modules of one kind as the configuration has layers.
+    They are the outermost list of as many modules as the configuration has layers.
 
     Raises:
         ValueError: If the model has an encoder, or no such list, or several.

@@ -26,7 +26,7 @@ from transformers import (
 
 from fssa_bayes._folders import whole_folder
 from fssa_bayes._random import seeded
-from fssa_bayes.policy.film import FiLM, decoder_layers, recompute_as_now, steered
+from fssa_bayes.policy.film import FiLM, Traced, decoder_layers, recompute_as_now, steered
 from fssa_bayes.policy.generation import Message, encode_prompts, filler_token, generate_tokens
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
@@ -306,10 +306,11 @@ class SteerablePolicy(nn.Module):
                 :meth:`reference` if True.
         """
         options: dict[str, Any] = {"use_reentrant": use_reentrant}
-        if not use_reentrant:
+        if use_reentrant:  # It looks for something to differentiate among a layer's inputs.
+            self.base.enable_input_require_grads()
+        else:
             options["context_fn"] = recompute_as_now
         self.base.activation_checkpointing_enable(options)
-        self.base.enable_input_require_grads()  # Else reentrant ones see nothing to differentiate.
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -405,14 +406,15 @@ class SteerablePolicy(nn.Module):
         return inputs
 
     def _steered(self, z: Tensor | None, rows: int) -> contextlib.AbstractContextManager[None]:
-        if z is None:
-            return contextlib.nullcontext()
-        if z.shape not in ((self.latent_dim,), (rows, self.latent_dim)):
+        if z is not None and z.shape not in ((self.latent_dim,), (rows, self.latent_dim)):
             raise ValueError(
                 f"z must have shape (K,) or (R, K) with K = {self.latent_dim} and R = {rows}, got "
                 f"{tuple(z.shape)}"
             )
-        return steered(torch.atleast_2d(z))
+        z = None if z is None else torch.atleast_2d(z)
+        if torch.compiler.is_compiling():
+            return Traced(self.film, z)
+        return contextlib.nullcontext() if z is None else steered(z)
 
     # ------------------------------------------------------------------ text
 
@@ -428,8 +430,8 @@ class SteerablePolicy(nn.Module):
     ) -> list[str] | list[list[str]]:
         """Writes a response to each prompt.
 
-        Each response is drawn by random numbers of its own: it depends on `seed` and its place in
-        the list, not on `batch_size`, and draws of the same prompt under different z are coupled.
+        Each response is drawn by random numbers of its own, which depend on `seed` and its place in
+        the list but not on `batch_size` or z: two calls with one seed differ by what z does.
 
         Args:
             prompts: R strings, or conversations, lists of messages with `role` and `content`.
@@ -458,6 +460,8 @@ class SteerablePolicy(nn.Module):
         filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
         z, draws = self._one_each(z, len(tokens))
+        if z is not None and not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or an infinite number")
         _check_reach(self.base, tokens, max_new_tokens)
         uniform = _uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
@@ -505,8 +509,6 @@ class SteerablePolicy(nn.Module):
                 f"z must have shape (K,), (R, K) or (S, R, K) with K = {self.latent_dim} and R = "
                 f"{rows}, got {tuple(z.shape)}"
             )
-        if not z.isfinite().all():
-            raise ValueError("z must be finite, got NaN or an infinite number")
         return z.expand(rows, -1) if z.ndim == 1 else z, len(z) if z.ndim == 3 else 1
 
 
