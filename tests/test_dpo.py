@@ -107,25 +107,42 @@ def test_bad_options_of_the_loss_are_refused() -> None:
 # ---------------------------------------------------------------------- draws
 
 
-def test_draws_depend_on_seed_step_and_row_alone() -> None:
+def test_draws_depend_on_seed_step_and_rows_alone() -> None:
     contexts, guide = make_contexts(make_rows(), seed=1), ColourGuide()
 
-    def draw(rows: list[int], step: int = 3, seed: int = 2) -> Tensor:
-        return draw_latents(guide.posterior, contexts, rows, step=step, num_draws=4, seed=seed)
+    def draw(step: int = 3, seed: int = 2, **options) -> Tensor:
+        rows = range(32)
+        return draw_latents(
+            guide.posterior, contexts, rows, step=step, num_draws=4, seed=seed, **options
+        )
 
     state = torch.get_rng_state()
-    together = draw([5, 9, 2, 30])
-    assert together.shape == (4, 4, 2)
-    for place, row in ((0, 5), (1, 9), (3, 30)):
-        assert torch.equal(draw([row])[:, 0], together[:, place])
+    z = draw()
+    assert z.shape == (4, 32, 2)
     assert torch.equal(torch.get_rng_state(), state)
-    for other in (draw([5, 9, 2, 30], step=4), draw([5, 9, 2, 30], seed=3)):
-        assert not torch.isclose(other, together).any()
-    # No two rows share their noise.
-    noise = draw_latents(
-        guide.posterior, contexts, range(32), step=0, num_draws=1, seed=0, num_context=0
-    )
-    assert len(noise[0].unique(dim=0)) == 32
+    torch.manual_seed(77)
+    assert torch.equal(draw(), z)
+    for other in (draw(step=4), draw(seed=3)):
+        assert not torch.isclose(other, z).any()
+    noise = draw(num_context=0)  # No two rows or draws share it.
+    assert len(noise.flatten(0, 1).unique(dim=0)) == 128
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_parts_of_a_step_share_its_draws(tmp_path: Path, joint: bool) -> None:
+    trainer = make_trainer(tmp_path, joint=joint)
+    trainer.state.global_step = 6
+    whole = trainer._sampler.pairs_of_step(6)
+    expected = trainer._draw(trainer._train, whole, 6)
+    for part in (whole[:3], whole[[7, 2]], whole):
+        z = trainer._training_latents(trainer._train, part)
+        place = [whole.tolist().index(pair) for pair in part]
+        assert torch.equal(z, expected[:, place])
+        assert z.requires_grad == joint
+    trainer.state.global_step = 7
+    other = trainer._sampler.pairs_of_step(7)
+    z = trainer._training_latents(trainer._train, other)
+    assert torch.equal(z, trainer._draw(trainer._train, other, 7))
 
 
 def test_draws_are_those_of_the_posterior() -> None:

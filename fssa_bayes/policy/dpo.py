@@ -10,12 +10,13 @@ and βρ is its margin under the policy's implicit reward. The reference π₀ i
 adapter and modulation off.
 
 Every draw, of contexts, of z and of the order of rows, is a function of (seed, step, row): not of
-how a batch is divided among processes and accumulation steps, nor of how often a run was killed.
+how a step is divided among processes and accumulation steps, nor of how often a run was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -47,6 +48,7 @@ __all__ = ["SteerableDPOTrainer", "dpo_loss", "draw_latents"]
 _SETTINGS = "steerable_dpo.json"
 _GUIDE = "guide.safetensors"
 _FORMAT = 1
+_CHUNK = 256  # Rows of an evaluation that the posterior is asked about at once.
 _SHOWN = 60  # Characters of a prompt in an error.
 
 
@@ -91,9 +93,7 @@ def draw_latents(
     seed: int,
     num_context: int | None = None,
 ) -> Tensor:
-    """Draws a context for each row, and z given the context, as functions of (seed, step, row).
-
-    Each row is asked about alone, so that its draws are the same to the bit in any company.
+    """Draws a context for each row, and z given the context, as functions of (seed, step, rows).
 
     Args:
         posterior: q(z | context), for example `guide.posterior`.
@@ -107,15 +107,10 @@ def draw_latents(
     Returns:
         Draws with shape (S, P, K), with gradients to the posterior's parameters.
     """
-    device = _device_of(posterior)
-    draws = []
-    with seeded(seed):
-        for row in rows:
-            context = contexts.batch([int(row)], step, num_context).to(device)
-            entropy = np.random.SeedSequence([seed, step, int(row)])
-            torch.manual_seed(int(entropy.generate_state(1)[0]))
-            draws.append(posterior(context).rsample((num_draws,)))
-    return torch.cat(draws, 1)
+    context = contexts.batch(rows, step, num_context).to(_device_of(posterior))
+    entropy = np.random.SeedSequence([seed, step])
+    with seeded(int(entropy.generate_state(1)[0])):
+        return posterior(context).rsample((num_draws,))
 
 
 class SteerableDPOTrainer(Trainer):
@@ -201,6 +196,8 @@ class SteerableDPOTrainer(Trainer):
         self.guide_learning_rate, self.reference = guide_learning_rate, reference
         _check_width(posterior, contexts, policy.latent_dim)
         self._logged: list[Tensor] = []
+        self._latents: tuple[tuple, Tensor] | None = None
+        self._eval_latents: Tensor | None = None
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # There is nothing to pin for, and PyTorch warns.
         with _random_state_kept():
@@ -220,6 +217,13 @@ class SteerableDPOTrainer(Trainer):
                 f"train_dataset must have at least the {self.global_batch_size} pairs of a batch "
                 f"over all processes and accumulation steps, got {len(train_dataset)}"
             )
+        self._sampler = _EpochSampler(
+            train_dataset.lengths,
+            self.global_batch_size,
+            args.train_sampling_strategy,
+            args.seed if args.data_seed is None else args.data_seed,
+            lambda: self.state.global_step,
+        )
 
     @property
     def global_batch_size(self) -> int:
@@ -254,22 +258,46 @@ class SteerableDPOTrainer(Trainer):
 
     def _log_ratio(self, model: nn.Module, inputs: dict[str, Tensor], source: _Source) -> Tensor:
         pairs = inputs["pair"].cpu().numpy()
-        step = self.state.global_step if model.training else 0
-        learns = self.guide is not None and model.training
-
-        def draw() -> Tensor:
-            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                return draw_latents(
-                    self.posterior,
-                    source.contexts,
-                    source.pairs.row[pairs],
-                    step=step,
-                    num_draws=self.num_draws,
-                    seed=self.args.seed,
-                )
-
+        latents = self._training_latents if model.training else self._evaluation_latents
         names = ("input_ids", "attention_mask", "response_mask")
-        return model(ResponseBatch(*(inputs[name] for name in names)), draw)
+        batch = ResponseBatch(*(inputs[name] for name in names))
+        return model(batch, functools.partial(latents, source, pairs))
+
+    def _training_latents(self, source: _Source, pairs: np.ndarray) -> Tensor:
+        """Draws z of the whole step, all processes' and accumulated parts', and selects pairs."""
+        step = self.state.global_step
+        group = self._sampler.pairs_of_step(step)
+        if not np.isin(pairs, group).all():  # Not within a run: a batch that somebody made.
+            group = pairs
+        order = np.argsort(group)
+        place = order[np.searchsorted(group[order], pairs)]
+        if self.guide is not None:
+            return self._draw(source, group, step)[:, place]
+        key = (step, group.tobytes())
+        if self._latents is None or self._latents[0] != key:  # Once for all parts of a step.
+            with torch.no_grad():
+                self._latents = (key, self._draw(source, group, step))
+        return self._latents[1][:, place]
+
+    def _evaluation_latents(self, source: _Source, pairs: np.ndarray) -> Tensor:
+        """Selects z of some pairs, after drawing that of all when the first are asked for."""
+        if self._eval_latents is None:
+            everyone = np.arange(len(source.pairs))
+            chunks = np.split(everyone, everyone[_CHUNK::_CHUNK])
+            with torch.no_grad():
+                drawn = [self._draw(source, chunk, step) for step, chunk in enumerate(chunks)]
+            self._eval_latents = torch.cat(drawn, 1)
+        return self._eval_latents[:, pairs]
+
+    def _draw(self, source: _Source, pairs: np.ndarray, step: int) -> Tensor:
+        return draw_latents(
+            self.posterior,
+            source.contexts,
+            source.pairs.row[pairs],
+            step=step,
+            num_draws=self.num_draws,
+            seed=self.args.seed,
+        )
 
     def _check_finite(self, losses: Tensor, pairs: Tensor) -> None:
         wrong = (~torch.isfinite(losses)).nonzero()
@@ -302,6 +330,11 @@ class SteerableDPOTrainer(Trainer):
         margin = margin.T.contiguous()
         return loss, margin, torch.ones_like(margin[:, 0])
 
+    def evaluation_loop(self, *given: Any, **options: Any) -> Any:
+        """Evaluates with the same contexts and noise as any time before."""
+        self._eval_latents = None
+        return super().evaluation_loop(*given, **options)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the share of pairs ordered rightly, and their mean margin in nats, to the logs."""
         if "loss" in logs and self._logged:
@@ -314,13 +347,7 @@ class SteerableDPOTrainer(Trainer):
     # ------------------------------------------------------------------ data and optimiser
 
     def _get_train_sampler(self, train_dataset: TokenisedPairs | None = None) -> Sampler:
-        return _EpochSampler(
-            self._train.pairs.lengths,
-            self.global_batch_size,
-            self.args.train_sampling_strategy,
-            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            lambda: self.state.global_step,
-        )
+        return self._sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates the optimiser of the arguments, with a group of its own for the guide."""
@@ -537,6 +564,7 @@ class _EpochSampler(Sampler[int]):
     ) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.strategy, self.step = str(getattr(strategy, "value", strategy)), step
+        self._known: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Returns the number of rows of an epoch."""
@@ -547,8 +575,18 @@ class _EpochSampler(Sampler[int]):
         epoch = self.step() // (len(self) // self.batch_size)
         yield from self.order(epoch).tolist()
 
+    def pairs_of_step(self, step: int) -> np.ndarray:
+        """Returns the positions of the pairs of a step, of all processes."""
+        epoch, batch = divmod(step, len(self) // self.batch_size)
+        return self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+
     def order(self, epoch: int) -> np.ndarray:
         """Returns the positions of the pairs of an epoch."""
+        if self._known is None or self._known[0] != epoch:
+            self._known = (epoch, self._arrange(epoch))
+        return self._known[1]
+
+    def _arrange(self, epoch: int) -> np.ndarray:
         if self.strategy == "sequential":
             return np.arange(len(self))
         if self.strategy == "group_by_length":
@@ -655,6 +693,7 @@ def _check_arguments(args: TrainingArguments) -> None:
         "fsdp or deepspeed: adapters are small, use torchrun": args.fsdp or args.deepspeed,
         "label_smoothing_factor": args.label_smoothing_factor,
         "batch_rebalance": strategy == "batch_rebalance",
+        "auto_find_batch_size: a run must know the batch of a step": args.auto_find_batch_size,
         "several GPUs in one process: use torchrun, or show it one": args.n_gpu > 1,
     }
     for rule, broken in rules.items():
