@@ -104,7 +104,8 @@ def main(args: argparse.Namespace) -> None:
     rates, samples = measure_traits(policy, model, guide, test, args)
     line = walk(policy, guide, test, new_prompts[: args.texts], args)
     clock("evaluation")
-    draw_figures(rates, line, samples, args.out)
+    draw_traits(rates, line, args.out)
+    draw_samples(samples, test, args.out)
     print(f"figures and tables in {args.out}")
 
 
@@ -412,8 +413,8 @@ def show(title: str, table: pd.DataFrame, args: argparse.Namespace, scale: int =
     print(cells.to_string())
 
 
-def draw_figures(rates: pd.DataFrame, line: pd.DataFrame, samples: pd.DataFrame, out: Path) -> None:
-    """Draws traits against choices and along the line, and answers side by side."""
+def draw_traits(rates: pd.DataFrame, line: pd.DataFrame, out: Path) -> None:
+    """Draws traits against the number of choices known, and along the line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -439,29 +440,36 @@ def draw_figures(rates: pd.DataFrame, line: pd.DataFrame, samples: pd.DataFrame,
     axes[0].set_ylabel("share, ± standard error by person")
     for trait, style in zip(TRAITS, ("o-", "s--"), strict=True):
         axes[2].plot(line.index, line[trait], style, label=trait)
-    axes[2].set(xlabel="place between a terse formal and a long casual person")
+    axes[2].set(xlabel="from a terse formal to a long casual person")
     axes[2].set_title("along a line of z")
-    axes[2].legend(frameon=False, loc="center left")
+    axes[2].legend(frameon=False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(out / "steer_policy.png", dpi=110)
     plt.close(figure)
 
-    sizes = (0, 1, CONTEXTS[-1])
-    cells = [["" for _ in sizes] for _ in styles.TYPES]
-    for row, name in enumerate(styles.TYPES):
-        own = samples[samples["group"] == name]
-        own = own[own["row"] == own["row"].min()].set_index("contexts")["text"]
-        cells[row] = [textwrap.fill(own[size], 44) for size in sizes]
-    figure, ax = plt.subplots(figsize=(12, 4.6))
-    ax.axis("off")
-    heads = [f"{size} choices known" for size in sizes]
-    table = ax.table(
-        cells, rowLabels=styles.TYPES, colLabels=heads, cellLoc="left", bbox=(0.08, 0, 0.92, 1)
-    )
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
+
+def draw_samples(samples: pd.DataFrame, test: Task, out: Path) -> None:
+    """Shows what is written for one person of each type after 0, 1 and 10 choices."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(styles.TYPES), 1, figsize=(12, 6.4), sharex=True)
+    for ax, name in zip(axes, styles.TYPES, strict=True):
+        row = samples.loc[samples["group"] == name, "row"].min()
+        own = samples[samples["row"] == row].set_index("contexts")["text"]
+        ax.set(xlim=(0, 3), ylim=(0, 1), xticks=[], yticks=[])
+        ax.set_title(
+            f"a {name} person asks: {test.rows.prompts[row][0]['content']}", loc="left", fontsize=10
+        )
+        for column, size in enumerate((0, 1, CONTEXTS[-1])):
+            text = textwrap.fill(own[size], 56, max_lines=4, placeholder=" …")
+            ax.text(column + 0.03, 0.9, f"{size} choices known", fontsize=8, color="gray", va="top")
+            ax.text(column + 0.03, 0.7, text, fontsize=9, va="top")
+            ax.axvline(column, color="lightgray", linewidth=0.8)
     figure.tight_layout()
     figure.savefig(out / "steer_policy_samples.png", dpi=110)
     plt.close(figure)
