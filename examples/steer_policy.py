@@ -2,34 +2,36 @@
 
 Trains a small language model from scratch on answers in four styles (`fssa_bayes.datasets.styles`:
 terse or long, formal or casual), fits the preference model to choices of people of four types, and
-then a policy under z ~ q(z | a few choices), by preference optimisation with the guide frozen. One
-policy serves all four types: it is never told a type, and nothing is trained for a new person.
+then one policy under z ~ q(z | choices), by preference optimisation with the guide frozen. The
+policy is never told a type, and nothing is trained for a new person. Oracles, policies trained for
+one type alone, show what could be reached.
 
-Everything is measured on people and prompts that training has not seen, on pairs of which every
-one divides the types two against two:
+What to see, of people and prompts that training has not met, on pairs that divide the types two
+against two:
 
-1. Accuracy of the implicit reward for each type after 0, 1, 2, 5 and 10 choices, beside an oracle, a
-   policy trained for that type alone.
-2. Traits of what it writes, with standard errors by person: both ends of both traits rise.
-3. A continuum: rates of the traits along a line between two people's z.
-4. How often people prefer its answers to the base model's, and how much averaging over the
-   posterior changes what it writes.
+1. The implicit reward's accuracy starts at a half and comes close to the oracle's for every type.
+2. What it writes follows: both ends of both traits rise with the number of choices.
+3. On a line between two people's z the traits change step by step.
+4. People would choose its answers over the base model's; averaging over the posterior changes what
+   it writes where little is known, and hardly where much is.
 
     python examples/steer_policy.py
 
-`--model PATH` takes a pretrained instruct model with a chat template in place of the small one
-(`--beta .1` and a smaller `--learning-rate` suit it), `--device cuda` a GPU. Nothing is downloaded.
+About four minutes on two cores. `--model PATH` takes a pretrained instruct model in place of the
+small one, `--device cuda` a GPU. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from pyro import distributions as dist
 from scipy.stats import spearmanr
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -39,6 +41,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     TrainingArguments,
 )
 
@@ -52,79 +55,93 @@ from fssa_bayes.policy import (
     ResponseBatch,
     SteerableDPOTrainer,
     SteerablePolicy,
-    draw_latents,
     interpolate,
 )
 from fssa_bayes.policy.evaluation import (
     accuracy,
     accuracy_by_context,
+    draw_given,
     implicit_margin,
     posterior_gap,
     trait_rates,
     win_rate,
 )
 
-NUM_CONTEXTS = (0, 1, 2, 5, 10)
 LATENT_DIM = 2
+CONTEXTS = (0, 1, 2, 5, 10)
+CHOICES = 24  # Of every person.
+LONGEST = 48  # Tokens of an answer.
+LINE = 11  # Points between two people.
+TRAITS = {"long": styles.is_long, "formal": styles.formality}
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<end> "
     "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-TRAITS = {"long": styles.is_long, "formal": styles.formality}
 
 
 def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter(), time.process_time()
-    train_prompts, test_prompts = np.split(styles.prompts(), [1500])
-    path = args.model or pretrain(train_prompts, args)
-    report("language model", start)
-    people = Task(train_prompts, args.users, path, args, seed=args.seed)
-    others = Task(test_prompts, args.test_users, path, args, seed=args.seed + 1_000_000)
-    report("embeddings", start)
-    model, guide = fit_reward(people, args)
-    report("reward model", start)
-    policy = train_policy(path, people, guide.posterior, args.steps, args)
-    report("policy", start)
-    oracles = [train_oracle(path, people, t, args) for t in range(len(styles.TYPES))]
-    report("oracles", start)
-    show_accuracy(policy, oracles, others, guide, args)
-    report("accuracy", start)
-    show_traits(policy, model, others, guide, args)
-    report("traits", start)
-    show_continuum(policy, others, guide, args)
-    report("continuum", start)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    clock = Clock()
+    prompts, new_prompts = styles.prompts()[:1500], styles.prompts()[1500:]
+    path = args.model or pretrain(prompts, args)
+    clock("language model")
+    task = Task(path, prompts, args.users, args, seed=args.seed)
+    test = Task(path, new_prompts, args.test_users, args, seed=args.seed + 1_000_000)
+    clock("choices as text, tokens and embeddings")
+    model, guide = fit_reward(task, args)
+    clock("preference model and guide")
+    policy = train_policy(task, guide.posterior, args.steps, args)
+    clock("policy")
+    reached = score(policy, guide, test, args)
+    if args.oracle:
+        oracle = score_oracles(task, test, args)
+        clock("four oracles")
+        reached = reached.merge(oracle, on="group")
+        reached["share"] = (reached["value"] - 0.5) / (reached["oracle"] - 0.5)
+    show("Accuracy of the implicit reward, %", reached, args)
+    rates, samples = measure_traits(policy, model, guide, test, args)
+    line = walk(policy, guide, test, new_prompts[: args.texts], args)
+    clock("evaluation")
+    draw_traits(rates, line, args.out)
+    draw_samples(samples, test, args.out)
+    print(f"figures and tables in {args.out}")
 
 
 class Task:
-    """Holds simulated people, their choices as text, tokens and features, and their contexts."""
+    """Holds people of four types and their choices: as text, as tokens and as features."""
 
     def __init__(
-        self, prompts: np.ndarray, users: int, path: Path, args: argparse.Namespace, seed: int
+        self, path: Path, prompts: list[str], users: int, args: argparse.Namespace, seed: int
     ) -> None:
-        table, self.type = styles.simulate(users, args.choices, prompts=list(prompts), seed=seed)
+        table, self.type = styles.simulate(users, CHOICES, prompts=prompts, seed=seed)
         self.rows = PreferenceRows(
             [ask(prompt) for prompt in table["prompt"]],
             [answer(text) for text in table["chosen"]],
             [answer(text) for text in table["rejected"]],
             table["user"],
         )
-        self.encoder, tokenizer = load_encoder(path, device=args.device)
-        self.tokenizer = tokenizer
-        self.pairs = self.rows.tokenise(tokenizer)
+        self.path = path
+        self.encoder, self.tokenizer = load_encoder(path, device=args.device)
+        self.pairs = self.rows.tokenise(self.tokenizer)
         self.preferences = self.rows.to_preferences(self.embed, seed=seed)
-        self.contexts = Contexts(self.rows, self.preferences, max_context=args.choices, seed=seed)
+        self.contexts = Contexts(
+            self.rows, self.preferences, max_context=CHOICES, min_context=10, seed=seed
+        )
 
     def embed(self, texts: list[str]) -> torch.Tensor:
+        """Averages hidden states of the language model itself."""
         return embed_texts(texts, self.encoder, self.tokenizer, progress_bar=False)
 
     @property
-    def row_type(self) -> np.ndarray:
+    def type_of_row(self) -> np.ndarray:
+        """Name of the type of every row's person, with shape (R,)."""
         return np.array(styles.TYPES, dtype=object)[self.type[self.rows.user]]
 
 
 def ask(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": str(prompt)}]
+    return [{"role": "user", "content": prompt}]
 
 
 def answer(text: str) -> list[dict[str, str]]:
@@ -134,17 +151,17 @@ def answer(text: str) -> list[dict[str, str]]:
 # ------------------------------------------------------------------ training
 
 
-def pretrain(prompts: np.ndarray, args: argparse.Namespace) -> Path:
+def pretrain(prompts: list[str], args: argparse.Namespace) -> Path:
     """Trains a small Llama and its tokenizer on answers in all four styles, equally often."""
     rng = np.random.default_rng(args.seed)
-    asked = np.repeat(prompts, 6)
-    texts = [styles.write(str(p), int(rng.integers(len(styles.TYPES))), rng) for p in asked]
-    tokenizer = train_tokenizer([*map(str, prompts), *texts])
+    asked = prompts * 6
+    texts = [styles.write(prompt, int(rng.integers(len(styles.TYPES))), rng) for prompt in asked]
+    tokenizer = train_tokenizer([*prompts, *texts])
     talks = [ask(prompt) + answer(text) for prompt, text in zip(asked, texts, strict=True)]
     encoded = tokenizer.apply_chat_template(
         talks, padding=True, return_dict=True, return_tensors="pt"
     )
-    tokens, mask = encoded["input_ids"], encoded["attention_mask"].bool()
+    tokens, real = encoded["input_ids"], encoded["attention_mask"].bool()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -165,23 +182,22 @@ def pretrain(prompts: np.ndarray, args: argparse.Namespace) -> Path:
         )
         for _ in range(args.pretrain_steps):
             rows = torch.randint(len(tokens), (32,))
-            width = int(mask[rows].sum(-1).max())
-            inputs = tokens[rows, :width].to(args.device)
-            real = mask[rows, :width].to(args.device)
-            loss = model(inputs, attention_mask=real, labels=inputs.masked_fill(~real, -100)).loss
+            width = int(real[rows].sum(-1).max())
+            batch, mask = (x[rows, :width].to(args.device) for x in (tokens, real))
+            loss = model(batch, attention_mask=mask, labels=batch.masked_fill(~mask, -100)).loss
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-    print(f"language model: {model.num_parameters():,} parameters, {loss.item():.3f} nats a token")
-    model.save_pretrained(args.out / "language_model")
-    tokenizer.save_pretrained(args.out / "language_model")
+    print(f"language model: {model.num_parameters():,} parameters, {loss.item():.2f} nats a token")
+    for part in (model, tokenizer):
+        part.save_pretrained(args.out / "language_model")
     return args.out / "language_model"
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Builds a tokenizer of words and punctuation with a chat template."""
+    """Builds a tokenizer of words and punctuation, with a chat template."""
     tokenizer = Tokenizer(WordLevel(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -192,46 +208,41 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(
         texts, WordLevelTrainer(special_tokens=special, show_progress=False)
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        chat_template=TEMPLATE,
     )
-    fast.chat_template = TEMPLATE
-    return fast
 
 
-def fit_reward(
-    people: Task, args: argparse.Namespace
-) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    """Fits the preference model and its guide on mean hidden states of the language model."""
+def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
+    """Fits the preference model and its guide to embeddings of prompts with answers."""
     with seeded(args.seed):
-        model = HeterogeneousBTL(people.preferences.num_features, LATENT_DIM, utility=args.utility)
-        guide = NeuralProcessGuide(model)
-    stages = [ImportanceWeightedELBO(steps=args.reward_steps), Sleep(steps=args.reward_steps)]
-    fit(
-        model,
-        guide,
-        people.preferences,
-        objective=stages,
-        learning_rate=5e-3,
-        validation=None,
-        seed=args.seed,
-        progress_bar=False,
-    )
+        model = HeterogeneousBTL(task.preferences.num_features, LATENT_DIM)
+        guide = NeuralProcessGuide(model, "multivariate_normal")
+    stages = [
+        ImportanceWeightedELBO(steps=args.reward_steps),
+        Sleep(steps=2 * args.reward_steps),
+    ]
+    options = {"validation": None, "seed": args.seed, "progress_bar": False}
+    fit(model, guide, task.preferences, objective=stages, learning_rate=5e-3, **options)
     return model, guide
 
 
-def train_policy(path, people: Task, posterior, steps: int, args: argparse.Namespace):
-    """Trains a policy under z ~ q(z | context), with the guide frozen."""
+def train_policy(task: Task, posterior, steps: int, args: argparse.Namespace) -> SteerablePolicy:
+    """Trains a policy on a task's pairs under z ~ posterior(context), which stays as it is."""
     policy = SteerablePolicy.from_pretrained(
-        path, latent_dim=LATENT_DIM, device=args.device, seed=args.seed
+        task.path, latent_dim=LATENT_DIM, device=args.device, seed=args.seed
     )
-    arguments = TrainingArguments(
+    training = TrainingArguments(
         output_dir=str(args.out / "training"),
         max_steps=steps,
         per_device_train_batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=10,
+        warmup_steps=min(10, steps // 2),
         logging_steps=50,
         save_strategy="no",
         report_to="none",
@@ -240,217 +251,269 @@ def train_policy(path, people: Task, posterior, steps: int, args: argparse.Names
         seed=args.seed,
     )
     trainer = SteerableDPOTrainer(
-        policy,
-        arguments,
-        people.pairs,
-        people.contexts,
-        posterior,
-        beta=args.beta,
-        num_draws=args.draws,
-        marginal=args.marginal,
+        policy, training, task.pairs, task.contexts, posterior, beta=args.beta
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return policy
 
 
-def train_oracle(path: Path, people: Task, own_type: int, args: argparse.Namespace):
-    """Trains a policy for one type alone: its people's choices only, and z the same for all."""
-    own = Subset(people, people.type[people.rows.user] == own_type, args)
-
-    def same(batch):
-        return dist.Delta(torch.zeros(batch.num_users, LATENT_DIM)).to_event(1)
-
-    return train_policy(path, own, same, args.oracle_steps, args)
-
-
-class Subset:
-    """The same task with fewer rows."""
-
-    def __init__(self, whole: Task, keep: np.ndarray, args) -> None:
-        self.rows = whole.rows.subset(keep)
-        self.pairs = self.rows.tokenise(whole.tokenizer)
-        features = torch.zeros(len(self.rows.item_texts()), 1)
-        self.contexts = Contexts(self.rows, self.rows.to_preferences(features), max_context=0)
+def same_for_all(context) -> dist.Distribution:
+    """Gives everybody the same z: a policy that is not steered."""
+    return dist.Delta(torch.zeros(context.num_users, LATENT_DIM)).to_event(1)
 
 
 # ------------------------------------------------------------------ what to see
 
 
-def show_accuracy(policy, oracles, others: Task, guide, args) -> None:
-    group, user = others.row_type[others.pairs.row], others.rows.user[others.pairs.row]
-    table = accuracy_by_context(
+def score(
+    policy: SteerablePolicy, guide: NeuralProcessGuide, test: Task, args: argparse.Namespace
+) -> pd.DataFrame:
+    """Measures accuracy by type and number of choices known."""
+    return accuracy_by_context(
         policy,
-        others.pairs,
-        others.contexts,
+        test.pairs,
+        test.contexts,
         guide.posterior,
-        group,
-        num_contexts=NUM_CONTEXTS,
-        num_draws=args.eval_draws,
+        test.type_of_row,
+        num_contexts=CONTEXTS,
+        num_draws=args.draws,
         seed=args.seed,
     )
-    z = torch.zeros(LATENT_DIM)
-    best = {}
-    for name, oracle in zip(styles.TYPES, oracles, strict=True):
-        own = np.flatnonzero(group == name)
-        margin = implicit_margin(oracle, others.pairs, z)
-        t = accuracy(margin[own], user[own])
-        best[name] = (t.value[0], t.standard_error[0])
-    wide = table.pivot(index="group", columns="contexts", values="value").loc[list(styles.TYPES)]
-    se = table.pivot(index="group", columns="contexts", values="standard_error").loc[
-        list(styles.TYPES)
-    ]
-    print((100 * wide).round(1))
-    print((100 * se).round(1))
-    print(best)
-    for name in styles.TYPES:
-        print(
-            name, "share of the way", round((wide.loc[name, 10] - 0.5) / (best[name][0] - 0.5), 3)
-        )
 
 
-def show_traits(policy, model, others: Task, guide, args) -> None:
-    rng = np.random.default_rng(args.seed)
-    rows = np.concatenate(
-        [
-            rng.choice(np.flatnonzero(others.rows.user == u), args.texts, replace=False)
-            for u in range(len(others.rows.user_names))
-        ]
-    )
-    prompts = [others.rows.prompts[r] for r in rows]
-    user, group = others.rows.user[rows], others.row_type[rows]
-    tables = []
-    for size in NUM_CONTEXTS:
-        z = draw_latents(
-            guide.posterior,
-            others.contexts,
-            rows,
-            step=1,
-            num_draws=1,
-            seed=args.seed,
-            num_context=size,
-        ).detach()
-        texts = policy.generate(
-            prompts, z[0], max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=128
-        )
-        tables.append(trait_rates(texts, TRAITS, user, group).assign(contexts=size))
-        print(size, texts[:4])
-    table = pd.concat(tables)
-    print(table.pivot(index=["trait", "group"], columns="contexts", values="value").round(3))
-    base = (
-        policy.generate(
-            prompts, None, max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=128
-        )
-        if False
-        else None
-    )
+def score_oracles(task: Task, test: Task, args: argparse.Namespace) -> pd.DataFrame:
+    """Trains a policy for each type alone and measures its accuracy for people of that type."""
+    rows = []
+    for number, name in enumerate(styles.TYPES):
+        own = Subtask(task, task.type[task.rows.user] == number)
+        oracle = train_policy(own, same_for_all, args.steps // 2, args)
+        of_type = Subtask(test, test.type_of_row == name)
+        margin = implicit_margin(oracle, of_type.pairs, torch.zeros(LATENT_DIM))
+        table = accuracy(margin, of_type.rows.user)
+        rows.append((name, table["value"][0], table["standard_error"][0]))
+    return pd.DataFrame(rows, columns=["group", "oracle", "oracle_error"])
+
+
+class Subtask:
+    """Holds some rows of a task, with contexts that tell nothing."""
+
+    def __init__(self, task: Task, rows: np.ndarray) -> None:
+        self.path, self.rows = task.path, task.rows.subset(rows)
+        self.pairs = self.rows.tokenise(task.tokenizer)
+        nothing = self.rows.to_preferences(torch.zeros(len(self.rows.item_texts()), 1))
+        self.contexts = Contexts(self.rows, nothing, max_context=0)
+
+
+def measure_traits(
+    policy: SteerablePolicy,
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    test: Task,
+    args: argparse.Namespace,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Writes answers for the people tested, one draw of z each, and looks at them."""
+    rows = np.flatnonzero(np.arange(len(test.rows)) % CHOICES < args.prompts)
+    prompts = [test.rows.prompts[row] for row in rows]
+    user, group = test.rows.user[rows], test.type_of_row[rows]
+    write = {"max_new_tokens": LONGEST, "seed": args.seed, "batch_size": 128}
     with policy.reference():
-        base = policy.generate(
-            prompts, max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=128
-        )
-    zr = draw_latents(
-        guide.posterior,
-        others.contexts,
-        rows,
-        step=1,
-        num_draws=8,
-        seed=args.seed,
-        num_context=others.contexts.available(0).size,
-    ).detach()
+        base = policy.generate(prompts, **write)
+    known = draw_given(
+        guide.posterior, test.contexts, rows, num_context=CHOICES - 1, num_draws=16, seed=args.seed
+    )
 
     @torch.no_grad()
-    def reward(responses):
-        f = others.embed(
-            [f"user: {p[0]['content']}\nassistant: {t}" for p, t in zip(prompts, responses)]
-        )
-        return model.item_utility(f, zr).diagonal(dim1=-2, dim2=-1)
+    def reward(texts: list[str]) -> torch.Tensor:
+        """Draws each person's utility of the answer, given all that person's other choices."""
+        items = [
+            f"user: {p[0]['content']}\nassistant: {a}" for p, a in zip(prompts, texts, strict=True)
+        ]
+        return model.item_utility(test.embed(items), known).diagonal(dim1=-2, dim2=-1)
 
-    print("win", win_rate(texts, base, reward, user, group))
-    for size in (1, 10):
-        z = draw_latents(
-            guide.posterior,
-            others.contexts,
-            rows,
-            step=1,
-            num_draws=8,
-            seed=args.seed,
-            num_context=size,
-        ).detach()
-        t = policy.generate(
-            prompts, z[0], max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=128
+    tables, wins, gaps, samples = [], [], [], []
+    for size in CONTEXTS:
+        z = draw_given(
+            guide.posterior, test.contexts, rows, num_context=size, num_draws=8, seed=args.seed
         )
-        batch = ResponseBatch.from_texts(others.tokenizer, prompts, [answer(x or ".") for x in t])
-        few = slice(0, 120)
-        print(
-            "gap",
-            size,
-            posterior_gap(policy, batch.select(torch.arange(120)), z[:, :120], user[few]),
+        texts = policy.generate(prompts, z[0], **write)
+        tables.append(trait_rates(texts, TRAITS, user, group).assign(contexts=size))
+        wins.append(win_rate(texts, base, reward, user).assign(contexts=size))
+        few = np.arange(0, len(rows), 4)
+        batch = ResponseBatch.from_texts(
+            test.tokenizer, [prompts[i] for i in few], [answer(texts[i] or ".") for i in few]
         )
+        gaps.append(posterior_gap(policy, batch, z[:, few], user[few]).assign(contexts=size))
+        samples.append(pd.DataFrame({"contexts": size, "group": group, "row": rows, "text": texts}))
+    rates = pd.concat(tables)
+    for name in TRAITS:
+        show(f"Answers that are {name}, %", rates[rates["trait"] == name], args)
+    show("Preferred to the base model's answer, %", pd.concat(wins), args)
+    show(
+        "Posterior-averaged policy against that at the mean, nats a token", pd.concat(gaps), args, 1
+    )
+    return rates, pd.concat(samples)
 
 
-def show_continuum(policy, others: Task, guide, args) -> None:
-    means = []
-    for t in (0, 3):
-        person = int(np.flatnonzero(others.type == t)[0])
-        row = int(np.flatnonzero(others.rows.user == person)[0])
-        means.append(
-            draw_latents(
-                guide.posterior,
-                others.contexts,
-                [row],
-                step=2,
-                num_draws=200,
-                seed=args.seed,
-                num_context=10,
-            )
-            .mean((0, 1))
-            .detach()
+def walk(
+    policy: SteerablePolicy,
+    guide: NeuralProcessGuide,
+    test: Task,
+    prompts: list[str],
+    args: argparse.Namespace,
+) -> pd.DataFrame:
+    """Writes answers along the line from a terse formal person's z to a long casual one's."""
+    ends = []
+    for name in (styles.TYPES[0], styles.TYPES[-1]):
+        row = np.flatnonzero(test.type_of_row == name)[:1]
+        z = draw_given(
+            guide.posterior, test.contexts, row, num_context=10, num_draws=500, seed=args.seed
         )
-    print("z", means)
-    line = interpolate(*means, 11)
-    prompts = [ask(p) for p in styles.prompts()[1500:]][: args.line_texts]
+        ends.append(z.mean((0, 1)))
     rates = []
-    for z in line:
+    for z in interpolate(*ends, LINE):
         texts = policy.generate(
-            prompts, z, max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=128
+            [ask(prompt) for prompt in prompts],
+            z,
+            max_new_tokens=LONGEST,
+            seed=args.seed,
+            batch_size=128,
         )
-        rates.append([np.mean([f(t) for t in texts]) for f in TRAITS.values()])
-    rates = np.array(rates)
-    print(rates.round(3).T)
-    for k, name in enumerate(TRAITS):
-        print(name, spearmanr(np.arange(11), rates[:, k]).statistic)
+        rates.append({name: np.mean([trait(x) for x in texts]) for name, trait in TRAITS.items()})
+    line = pd.DataFrame(rates, index=pd.Index(np.linspace(0, 1, LINE), name="position"))
+    line.to_csv(args.out / "line.csv")
+    print(f"\nFrom a terse formal person to a long casual one, % of {len(prompts)} answers")
+    print((100 * line.T).round(1).to_string())
+    for name in TRAITS:
+        correlation = spearmanr(line.index, line[name]).statistic
+        print(f"rank correlation of position and share {name}: {correlation:.3f}")
+    return line
 
 
-def report(stage: str, start: tuple[float, float]) -> None:
-    wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    print(f"[{stage}: {wall:.0f} s, {cpu:.0f} CPU s]", flush=True)
+def show(title: str, table: pd.DataFrame, args: argparse.Namespace, scale: int = 100) -> None:
+    """Prints a table with a row a group and a column a number of choices, and keeps it."""
+    name = title.split(",")[0].lower().replace(" ", "_").replace("'", "")
+    table.to_csv(args.out / f"{name}.csv", index=False)
+    digits = 1 if scale == 100 else 4
+    cells = table.assign(
+        cell=[
+            f"{scale * value:.{digits}f} ± {scale * error:.{digits}f}"
+            for value, error in zip(table["value"], table["standard_error"], strict=True)
+        ]
+    ).pivot(index="group", columns="contexts", values="cell")
+    if "oracle" in table:
+        first = table.drop_duplicates("group").set_index("group")
+        cells["oracle"] = [
+            f"{100 * value:.1f} ± {100 * error:.1f}"
+            for value, error in first.loc[cells.index, ["oracle", "oracle_error"]].to_numpy()
+        ]
+        share = table[table["contexts"] == CONTEXTS[-1]].set_index("group")["share"]
+        cells["of the way"] = [f"{100 * value:.0f} %" for value in share[cells.index]]
+    print(f"\n{title} (± standard error by person) after 0, 1, … choices")
+    print(cells.to_string())
+
+
+def draw_traits(rates: pd.DataFrame, line: pd.DataFrame, out: Path) -> None:
+    """Draws traits against the number of choices known, and along the line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    place = np.arange(len(CONTEXTS))
+    for ax, trait in zip(axes, TRAITS, strict=False):
+        for number, name in enumerate(styles.TYPES):
+            own = rates[(rates["trait"] == trait) & (rates["group"] == name)]
+            ax.errorbar(
+                place + 0.06 * (number - 1.5),
+                own["value"],
+                own["standard_error"],
+                marker="os^D"[number],
+                color=f"C{number}",
+                linestyle="-" if number < 2 else "--",
+                capsize=2,
+                label=name,
+            )
+        ax.set(xticks=place, xticklabels=CONTEXTS, xlabel="choices known", ylim=(-0.03, 1.03))
+        ax.set_title(f"answers that are {trait}")
+    axes[0].set_ylabel("share, ± standard error by person")
+    for trait, style in zip(TRAITS, ("o-", "s--"), strict=True):
+        axes[2].plot(line.index, line[trait], style, label=trait)
+    axes[2].set(xlabel="from a terse formal to a long casual person")
+    axes[2].set_title("along a line of z")
+    axes[2].legend(frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(out / "steer_policy.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_samples(samples: pd.DataFrame, test: Task, out: Path) -> None:
+    """Shows what is written for one person of each type after 0, 1 and 10 choices."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(styles.TYPES), 1, figsize=(12, 6.4), sharex=True)
+    for ax, name in zip(axes, styles.TYPES, strict=True):
+        row = samples.loc[samples["group"] == name, "row"].min()
+        own = samples[samples["row"] == row].set_index("contexts")["text"]
+        ax.set(xlim=(0, 3), ylim=(0, 1), xticks=[], yticks=[])
+        ax.set_title(
+            f"a {name} person asks: {test.rows.prompts[row][0]['content']}", loc="left", fontsize=10
+        )
+        for column, size in enumerate((0, 1, CONTEXTS[-1])):
+            text = textwrap.fill(own[size], 56, max_lines=4, placeholder=" …")
+            ax.text(column + 0.03, 0.9, f"{size} choices known", fontsize=8, color="gray", va="top")
+            ax.text(column + 0.03, 0.7, text, fontsize=9, va="top")
+            ax.axvline(column, color="lightgray", linewidth=0.8)
+    figure.tight_layout()
+    figure.savefig(out / "steer_policy_samples.png", dpi=110)
+    plt.close(figure)
+
+
+class Clock:
+    """Prints the seconds that each stage took, by the clock and of processors."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def __call__(self, stage: str) -> None:
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        print(f"[{stage}: {wall:.0f} s in all, {cpu:.0f} s of processors]", flush=True)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--users", type=int, default=200)
-    parser.add_argument("--test-users", type=int, default=48)
-    parser.add_argument("--choices", type=int, default=24)
-    parser.add_argument("--pretrain-steps", type=int, default=1000)
-    parser.add_argument("--reward-steps", type=int, default=400)
-    parser.add_argument("--utility", default="bilinear")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--oracle-steps", type=int, default=60)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--draws", type=int, default=1)
-    parser.add_argument("--eval-draws", type=int, default=4)
-    parser.add_argument("--texts", type=int, default=8)
-    parser.add_argument("--line-texts", type=int, default=300)
-    parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--marginal", action="store_true")
-    parser.add_argument("--beta", type=float, default=1.0)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--model", type=Path, help="folder of an instruct model")
+    parser.add_argument("--device", default="cpu", help="where language models are")
+    parser.add_argument("--users", type=int, default=200, help="training people")
+    parser.add_argument("--test-users", type=int, default=40, help="people to follow")
+    parser.add_argument("--pretrain-steps", type=int, default=700)
+    parser.add_argument("--reward-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200, help="of the policy; oracles take half")
+    parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the policy")
+    parser.add_argument("--beta", type=float, default=1.0, help="pull towards the base model")
+    parser.add_argument("--draws", type=int, default=8, help="of z, for the averaged policy")
+    parser.add_argument("--prompts", type=int, default=8, help="answers written for a person")
+    parser.add_argument("--texts", type=int, default=200, help="answers for a place on the line")
+    parser.add_argument(
+        "--oracle", action=argparse.BooleanOptionalAction, default=True, help="train the oracles"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny run, to see that it runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"))
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the results")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.users, args.test_users, args.pretrain_steps, args.reward_steps = 16, 8, 30, 10
+        args.steps, args.draws, args.prompts, args.texts, args.batch_size = 4, 2, 2, 8, 8
+    return args
 
 
 if __name__ == "__main__":

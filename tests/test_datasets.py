@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.datasets import llmfao, train_choice, two_mode, ukp_convarg
+from fssa_bayes.datasets import llmfao, styles, train_choice, two_mode, ukp_convarg
 
 
 def within_4_standard_errors(per_user: np.ndarray, truth: float) -> bool:
@@ -198,3 +198,58 @@ def test_arguments_are_read_with_embeddings(tmp_path: Path) -> None:
     assert ukp_convarg.read(path, None).items is None
     with pytest.raises(ValueError, match="is not a column of"):
         llmfao.read(path)
+
+
+# ---------------------------------------------------------------------- styles
+
+
+def test_answers_have_the_style_that_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    for style in range(len(styles.TYPES)):
+        texts = [styles.write(prompt, style, rng) for prompt in styles.prompts()[:300]]
+        assert {styles.style_of(text) for text in texts} == {style}
+        assert {styles.formality(text) for text in texts} == {1.0 - style % 2}
+        assert {styles.is_long(text) for text in texts} == {float(style // 2)}
+
+
+def test_answers_are_about_the_prompt() -> None:
+    rng = np.random.default_rng(0)
+    for prompt in styles.prompts()[:100]:
+        thing = prompt.rstrip("?").split()[-1]
+        assert all(thing in styles.write(prompt, style, rng) for style in range(4))
+
+
+def test_every_pair_of_styles_divides_the_types_two_against_two() -> None:
+    for style in range(4):
+        for other in set(range(4)) - {style}:
+            margins = styles.margin(np.arange(4), style, other)
+            assert (margins > 0).sum() == 2
+            assert (margins < 0).sum() == 2
+            np.testing.assert_array_equal(margins, -styles.margin(np.arange(4), other, style))
+    assert styles.margin(0, 0, 3) == 13.0  # Terse formal: both traits, 8 + 5 nats.
+    assert styles.margin(1, 0, 3) == 3.0  # Terse casual: length outweighs register.
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_styled_choices_follow_the_margin(noise: bool) -> None:
+    choices = styles.simulate(400, 30, prompts=styles.prompts()[:60], noise=noise, seed=1)
+    assert np.bincount(choices.type).tolist() == [100] * 4
+    chosen, rejected = (choices.table[side].map(styles.style_of) for side in ("chosen", "rejected"))
+    types = np.repeat(choices.type, 30)
+    margin = styles.margin(types, chosen.to_numpy(), rejected.to_numpy())
+    right = (margin > 0).reshape(400, 30)
+    if noise:
+        surprise = right - 1 / (1 + np.exp(-np.abs(margin))).reshape(400, 30)
+        assert within_4_standard_errors(surprise.mean(1), 0.0)
+    assert right.all() == (not noise)
+    again = styles.simulate(400, 30, prompts=styles.prompts()[:60], noise=noise, seed=1)
+    pd.testing.assert_frame_equal(choices.table, again.table)
+    # No person is asked about one prompt twice.
+    assert not choices.table.duplicated(["user", "prompt"]).any()
+
+
+def test_styled_choices_need_people_and_prompts() -> None:
+    with pytest.raises(ValueError, match="num_users must be at least 1, got 0"):
+        styles.simulate(0, 3, prompts=styles.prompts())
+    with pytest.raises(ValueError, match="at least num_comparisons=3, got 2"):
+        styles.simulate(4, 3, prompts=styles.prompts()[:2])

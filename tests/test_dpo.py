@@ -519,6 +519,10 @@ def test_unfinished_checkpoints_are_not_taken(tmp_path: Path) -> None:
     assert again.last_checkpoint().name == "checkpoint-8"
     with pytest.raises(ValueError, match="must be a finished checkpoint .* got '.*checkpoint-9'"):
         again.train(resume_from_checkpoint=tmp_path / "checkpoint-9")
+    film = tmp_path / "checkpoint-6" / "policy" / "film.safetensors"
+    film.write_bytes(film.read_bytes()[:-4] + b"oops")
+    with pytest.raises(ValueError, match="film.safetensors"):
+        again.train(resume_from_checkpoint=tmp_path / "checkpoint-6")
     again.train(resume_from_checkpoint=True)
     assert digest(again) == expected
     assert again.last_checkpoint().name == "checkpoint-9"

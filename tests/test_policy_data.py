@@ -297,6 +297,17 @@ def test_contexts_are_other_rows_of_the_person_with_other_prompts() -> None:
     assert len(np.bincount(sizes)) == 9
 
 
+def test_contexts_of_a_least_size() -> None:
+    rows = many_rows()
+    preferences = rows.to_preferences(lookup)
+    contexts = Contexts(rows, preferences, max_context=8, min_context=5, seed=3)
+    sizes = [len(contexts.draw(row, step)) for row in range(len(rows)) for step in range(20)]
+    assert set(sizes) == {5, 6, 7, 8}
+    assert len(contexts.draw(0, num_context=2)) == 2
+    with pytest.raises(ValueError, match="min_context must lie between 0 and max_context=3, got 4"):
+        Contexts(rows, preferences, max_context=3, min_context=4)
+
+
 def test_a_context_depends_on_seed_step_and_row_alone() -> None:
     rows = many_rows()
     data = rows.to_preferences(lookup)

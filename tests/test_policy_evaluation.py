@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from fssa_bayes.policy.evaluation import (
     accuracy,
     accuracy_by_context,
     by_group,
+    draw_given,
     implicit_margin,
     implicit_reward,
     posterior_gap,
@@ -122,6 +122,7 @@ def test_implicit_reward_takes_a_reference_that_is_known(policy: TiltedPolicy) -
     batch, z = sequences([[1, 2], [3]]), torch.tensor([0.3, -1.0])
     with policy.reference():
         known = policy.sequence_log_prob(batch)
+    assert not policy.is_off
     reward = implicit_reward(policy, batch, z)
     torch.testing.assert_close(implicit_reward(policy, batch, z, reference=known), reward)
     shifted = implicit_reward(policy, batch, z, reference=known - 2.0)
@@ -136,6 +137,21 @@ def test_implicit_margin_is_a_difference_of_rewards(policy: TiltedPolicy) -> Non
     torch.testing.assert_close(implicit_margin(policy, pairs, z), expected, atol=1e-5, rtol=1e-5)
     margin = implicit_margin(policy, pairs, z[0, 0], beta=2.0)
     torch.testing.assert_close(margin[0], 2.0 * expected[0, 0])
+
+
+def test_averaged_draws_are_one_policy(policy: TiltedPolicy) -> None:
+    batch, z = sequences([[1, 2], [3]]), 3 * torch.randn(5, 2, 2)
+    with policy.reference():
+        base = policy.sequence_log_prob(batch)
+    probability = policy.sequence_log_prob(batch, z).exp().mean(0)  # Of the mixture.
+    reward = implicit_reward(policy, batch, z, beta=0.3, averaged=True)
+    torch.testing.assert_close(reward, 0.3 * (probability.log() - base))
+    pairs = Pairs([1], [4], rows_of(["a"]))
+    chosen, rejected = (
+        implicit_reward(policy, sequences([[token]]), z[:, :1], averaged=True) for token in (1, 4)
+    )
+    margin = implicit_margin(policy, pairs, z[:, :1], averaged=True)
+    torch.testing.assert_close(margin, chosen - rejected)
 
 
 # ------------------------------------------------------------------ accuracy
@@ -175,7 +191,14 @@ def test_accuracy_by_context_of_a_policy_that_is_its_posterior() -> None:
         return SimpleNamespace(rsample=rsample, sample=rsample)
 
     table = accuracy_by_context(
-        policy, pairs, contexts, posterior, likes_one, num_contexts=(0, 1, 4), num_draws=20
+        policy,
+        pairs,
+        contexts,
+        posterior,
+        likes_one,
+        num_contexts=(0, 1, 4),
+        num_draws=20,
+        averaged=False,
     )
     assert table["contexts"].tolist() == [0, 0, 1, 1, 4, 4]
     expected = (table["contexts"] + 1) / (table["contexts"] + 2)
@@ -184,10 +207,39 @@ def test_accuracy_by_context_of_a_policy_that_is_its_posterior() -> None:
     assert table["standard_error"].to_numpy() == pytest.approx(
         np.sqrt(expected * (1 - expected) / 4800), rel=0.4
     )
-    same = accuracy_by_context(
-        policy, pairs, contexts, posterior, likes_one, num_contexts=(4,), num_draws=20
+    # Averaged, the policy knows the type as soon as a choice makes it more probable than not.
+    averaged = accuracy_by_context(
+        policy, pairs, contexts, posterior, likes_one, num_contexts=(0, 4), num_draws=200
     )
-    pd.testing.assert_frame_equal(same, table[4:].reset_index(drop=True))
+    assert (averaged["value"][:2] - 0.5).abs().max() < 4 * averaged["standard_error"][:2].max()
+    assert (averaged["value"][2:] > 0.99).all()
+
+
+def test_contexts_share_no_prompt_and_draws_follow_their_seed() -> None:
+    rows = rows_of(["a"] * 5 + ["b"] * 4)
+    preferences = rows.to_preferences(torch.arange(18.0)[:, None])
+    contexts = Contexts(rows, preferences, max_context=4)
+    seen = []
+
+    def posterior(batch):
+        seen.append(batch)
+        return torch.distributions.Normal(batch.num_comparisons.float(), 1.0)
+
+    z = draw_given(posterior, contexts, np.arange(9), num_context=3, num_draws=2, seed=5)
+    assert z.shape == (2, 9)
+    assert torch.equal(
+        z, draw_given(posterior, contexts, np.arange(9), num_context=3, num_draws=2, seed=5)
+    )
+    assert not torch.equal(
+        z, draw_given(posterior, contexts, np.arange(9), num_context=3, num_draws=2)
+    )
+    for row in range(9):  # Items 2 r and 2 r + 1 are those of row r.
+        batch = seen[0]
+        items = batch.items[torch.stack([batch.left[row], batch.right[row]])].flatten() // 2
+        assert len(items.unique()) == 3
+        assert row not in items
+    with pytest.raises(ValueError, match="num_context=4"):
+        draw_given(posterior, contexts, [8], num_context=4)
 
 
 # ------------------------------------------------------------------ groups and their errors

@@ -5,7 +5,7 @@ each other and of its content: *length*, terse (one sentence) or long (three or 
 *register*, formal or casual. A person prefers one end of each, so there are four types. In every
 pair the answers differ in one trait or in both. The utility of an answer to a person is
 
-.. math:: u = s_L\,(\pm\tfrac12) + s_R\,(\pm\tfrac12), \qquad s_L = 5, \; s_R = 3 \text{ nats},
+.. math:: u = s_L\,(\pm\tfrac12) + s_R\,(\pm\tfrac12), \qquad s_L = 8, \; s_R = 5 \text{ nats},
 
 plus where the answer has the end that the person prefers, minus where it has the other; choices
 are Bradley–Terry–Luce. As the strengths differ, nobody is indifferent between any two styles, and
@@ -40,7 +40,7 @@ __all__ = [
 
 TYPES = ("terse formal", "terse casual", "long formal", "long casual")
 LONG = 15  # Words: one sentence of any style has fewer, three have more.
-_STRENGTH = np.array([5.0, 3.0])  # Nats from one end of length, and of register, to the other.
+_STRENGTH = np.array([8.0, 5.0])  # Nats from one end of length, and of register, to the other.
 # Ends of length (long: 1) and register (casual: 1) of each type, and of each style of answer.
 _ENDS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 

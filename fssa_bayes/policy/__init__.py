@@ -9,6 +9,15 @@ from fssa_bayes.policy.data import (
     TokenisedPairs,
 )
 from fssa_bayes.policy.dpo import SteerableDPOTrainer, dpo_loss, draw_latents
+from fssa_bayes.policy.evaluation import (
+    accuracy_by_context,
+    draw_given,
+    implicit_margin,
+    implicit_reward,
+    posterior_gap,
+    trait_rates,
+    win_rate,
+)
 from fssa_bayes.policy.film import FiLM, decoder_layers, steered
 from fssa_bayes.policy.log_probs import response_log_prob, token_log_prob
 from fssa_bayes.policy.model import PolicyConfig, SteerablePolicy, interpolate
@@ -28,14 +37,21 @@ __all__ = [
     "SteerableDPOTrainer",
     "SteerablePolicy",
     "TokenisedPairs",
+    "accuracy_by_context",
     "decoder_layers",
     "dpo_loss",
+    "draw_given",
     "draw_latents",
     "fingerprint",
+    "implicit_margin",
+    "implicit_reward",
     "interpolate",
     "pair_log_prob",
+    "posterior_gap",
     "response_log_prob",
     "shares_prompts",
     "steered",
     "token_log_prob",
+    "trait_rates",
+    "win_rate",
 ]

@@ -495,12 +495,14 @@ class Contexts:
     Args:
         rows: The rows targets and contexts come from.
         preferences: `rows.to_preferences(…)`, for the features.
-        max_context: Largest size of a context; sizes are uniform from 0 to it, or to the number
-            of a person's rows with other prompts where that is smaller.
+        max_context: Largest size of a context; sizes are uniform from `min_context` to it, or to
+            the number of a person's rows with other prompts where that is smaller.
+        min_context: Smallest size of a context. A policy learns what z means from contexts that
+            tell z: after few choices draws are mostly of other people than the one who chose.
         seed: Seed of sizes and draws.
 
     Raises:
-        ValueError: If `preferences` do not belong to `rows`, or `max_context` is negative.
+        ValueError: If `preferences` do not belong to `rows`, or the sizes are not in order.
     """
 
     def __init__(
@@ -509,6 +511,7 @@ class Contexts:
         preferences: Preferences,
         *,
         max_context: int = 10,
+        min_context: int = 0,
         seed: int = 0,
     ) -> None:
         counts = np.bincount(rows.user)
@@ -521,8 +524,12 @@ class Contexts:
             )
         if max_context < 0:
             raise ValueError(f"max_context must be at least 0, got {max_context}")
+        if not 0 <= min_context <= max_context:
+            raise ValueError(
+                f"min_context must lie between 0 and max_context={max_context}, got {min_context}"
+            )
         self.rows, self.preferences = rows, preferences
-        self.max_context, self.seed = max_context, seed
+        self.max_context, self.min_context, self.seed = max_context, min_context, seed
         self._order = np.argsort(rows.user, kind="stable")  # Comparison -> row.
         self._comparison = np.argsort(self._order, kind="stable")  # Row -> comparison.
 
@@ -549,7 +556,8 @@ class Contexts:
         """
         available = self.available(row)
         rng = np.random.default_rng([self.seed, step, row])
-        size = int(rng.integers(min(self.max_context, len(available)) + 1))
+        largest = min(self.max_context, len(available))
+        size = int(rng.integers(min(self.min_context, largest), largest + 1))
         if num_context is not None:
             if num_context > len(available):
                 raise ValueError(

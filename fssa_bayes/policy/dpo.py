@@ -35,13 +35,19 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import SaveStrategy, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import (
+    SaveStrategy,
+    TrainOutput,
+    rotate_checkpoints,
+    sort_checkpoints,
+)
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
 from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
 from fssa_bayes.policy.shared_prompt import pair_log_prob
+from fssa_bayes.policy.storage import read_description
 
 __all__ = ["SteerableDPOTrainer", "dpo_loss", "draw_latents"]
 
@@ -367,14 +373,18 @@ class SteerableDPOTrainer(Trainer):
     # ------------------------------------------------------------------ checkpoints
 
     def train(
-        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **options: Any
-    ) -> Any:
+        self,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Trains from the start, or from a checkpoint to the result of a run without a break.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder; True for the last one in
                 `args.output_dir`; None for none.
-            options: What `Trainer.train` takes besides.
+            trial: As in `Trainer.train`.
+            ignore_keys_for_eval: As in `Trainer.train`.
 
         Raises:
             ValueError: If there is no finished checkpoint, it is one of other settings or data, or,
@@ -390,10 +400,13 @@ class SteerableDPOTrainer(Trainer):
                 f"args.output_dir must hold no checkpoints of another run, got "
                 f"{str(self.last_checkpoint())!r}; resume_from_checkpoint=True goes on"
             )
+        self._logged.clear()
         # An empty cache is false.
         cache = contextlib.nullcontext() if self.reference is None else self.reference
         with _random_state_kept(), cache:
-            return super().train(None if folder is None else str(folder), **options)
+            return super().train(
+                None if folder is None else str(folder), trial, ignore_keys_for_eval
+            )
 
     def last_checkpoint(self) -> Path | None:
         """Returns the folder of the last finished checkpoint, None if there is none."""
@@ -415,6 +428,7 @@ class SteerableDPOTrainer(Trainer):
             "global_batch_size": self.global_batch_size,
             "context_seed": self._train.contexts.seed,
             "max_context": self._train.contexts.max_context,
+            "min_context": self._train.contexts.min_context,
             "data": self._train.digest(),
         }
 
@@ -459,7 +473,8 @@ class SteerableDPOTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(folder / "policy")
         if self.guide is not None:
-            tensors = {name: value.cpu() for name, value in self.guide.state_dict().items()}
+            state = self.guide.state_dict()
+            tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
             safetensors.torch.save_file(tensors, folder / f"{_GUIDE}.part")
             os.replace(folder / f"{_GUIDE}.part", folder / _GUIDE)
 
@@ -467,6 +482,7 @@ class SteerableDPOTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
+        read_description(folder / "policy")  # Raises where a file is missing or damaged.
         adapter = load_peft_weights(str(folder / "policy"), device="cpu")
         set_peft_model_state_dict(self.policy.model, adapter)
         film = safetensors.torch.load_file(folder / "policy" / "film.safetensors")

@@ -6,7 +6,8 @@ what they are to predict, and standard errors are clustered by person.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics import clustered_mean
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
-from fssa_bayes.policy.dpo import draw_latents
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,6 +28,7 @@ __all__ = [
     "accuracy",
     "accuracy_by_context",
     "by_group",
+    "draw_given",
     "implicit_margin",
     "implicit_reward",
     "posterior_gap",
@@ -42,6 +44,7 @@ def implicit_reward(
     z: Tensor | None = None,
     *,
     beta: float = 1.0,
+    averaged: bool = False,
     reference: Tensor | None = None,
     batch_size: int = 64,
 ) -> Tensor:
@@ -54,12 +57,14 @@ def implicit_reward(
         batch: R prompts with a response to each.
         z: Latent factors (K,), (R, K), or draws (S, R, K); None for the adapter alone.
         beta: The factor of :func:`fssa_bayes.policy.dpo_loss` that the policy was trained with.
+        averaged: Whether to evaluate the one policy that draws average to,
+            :math:`\barπ(y \mid x) = \tfrac1S \sum_s π(y \mid x, z_s)`, in place of each.
         reference: Log-probabilities of the responses under the reference policy, in nats with
             shape (R,), None to compute them.
-        batch_size: Sequences scored at a time, draws counted.
+        batch_size: Sequences scored at a time.
 
     Returns:
-        Rewards in nats with shape (R,), or (S, R) for draws.
+        Rewards in nats with shape (R,), or (S, R) for draws that are not averaged.
 
     Raises:
         ValueError: If a number is not positive or a shape is another.
@@ -73,23 +78,24 @@ def implicit_reward(
         raise ValueError(f"reference must have shape ({rows},), got {tuple(reference.shape)}")
     if z is not None:
         z = _one_each("z", z, rows, policy.latent_dim)
-    draws = len(z) if z is not None and z.ndim == 3 else 1
-    parts = []
-    for part in _parts(batch, max(1, batch_size // draws)):
+    has_draws = z is not None and z.ndim == 3
+    ratios = torch.empty((len(z), rows) if has_draws else (rows,))
+    for part in (
+        batch.attention_mask.sum(-1).argsort(descending=True, stable=True).split(batch_size)
+    ):
         tokens = batch.select(part).to(policy.device)
-        steering = None if z is None else z[..., part, :].to(policy.device)
-        log_prob = policy.sequence_log_prob(tokens, steering)
+        log_prob = policy.sequence_log_prob(
+            tokens, None if z is None else z[..., part, :].to(policy.device)
+        )
         if reference is None:
             with policy.reference():
                 base = policy.sequence_log_prob(tokens)
         else:
             base = reference[part].to(log_prob)
-        parts.append((part, (beta * (log_prob - base)).float().cpu()))
-    shape = (rows,) if z is None or z.ndim == 2 else (draws, rows)
-    rewards = torch.empty(shape)
-    for part, values in parts:
-        rewards[..., part] = values.reshape(*shape[:-1], len(part))
-    return rewards
+        ratios[..., part] = (log_prob - base).float().cpu()
+    if averaged and has_draws:
+        ratios = ratios.logsumexp(0) - math.log(len(z))
+    return beta * ratios
 
 
 def implicit_margin(
@@ -98,6 +104,7 @@ def implicit_margin(
     z: Tensor | None = None,
     *,
     beta: float = 1.0,
+    averaged: bool = False,
     reference: Tensor | None = None,
     batch_size: int = 64,
 ) -> Tensor:
@@ -108,13 +115,14 @@ def implicit_margin(
         pairs: P pairs.
         z: Latent factors (K,), (P, K), or draws (S, P, K); None for the adapter alone.
         beta: See :func:`implicit_reward`.
+        averaged: See :func:`implicit_reward`.
         reference: Log-probabilities of chosen and rejected responses under the reference policy,
             in nats with shape (2, P), None to compute them.
-        batch_size: Sequences scored at a time, draws counted.
+        batch_size: Sequences scored at a time.
 
     Returns:
-        Margins in nats with shape (P,), or (S, P) for draws; above 0 the policy agrees with the
-        person.
+        Margins in nats with shape (P,), or (S, P) for draws that are not averaged; above 0 the
+        policy agrees with the person.
     """
     if reference is not None and reference.shape != (2, len(pairs)):
         raise ValueError(
@@ -128,6 +136,7 @@ def implicit_margin(
         pairs.batch(np.arange(len(pairs))),
         z,
         beta=beta,
+        averaged=averaged,
         reference=None if reference is None else reference.flatten(),
         batch_size=batch_size,
     )
@@ -164,6 +173,7 @@ def accuracy_by_context(
     *,
     num_contexts: Sequence[int] = (0, 1, 2, 5, 10),
     num_draws: int = 8,
+    averaged: bool = True,
     reference: Tensor | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -181,8 +191,9 @@ def accuracy_by_context(
         group: What to tabulate by, such as the person's type, with shape (P,).
         num_contexts: Sizes of the contexts.
         num_draws: Draws S of z for each pair.
+        averaged: Whether to judge the policy that the draws average to, or each draw by itself.
         reference: See :func:`implicit_margin`.
-        batch_size: Sequences scored at a time, draws counted.
+        batch_size: Sequences scored at a time.
         seed: Seed of the draws of z.
 
     Returns:
@@ -192,23 +203,56 @@ def accuracy_by_context(
         ValueError: If a person has fewer choices on other prompts than a size asks for.
     """
     _check_positive(num_draws=num_draws)
+    if reference is None:
+        with torch.no_grad(), policy.reference():
+            tokens = pairs.batch(np.arange(len(pairs)))
+            reference = _score(policy, tokens, batch_size).reshape(2, -1)
     tables = []
     for size in num_contexts:
-        with torch.no_grad():
-            z = draw_latents(
-                posterior,
-                contexts,
-                pairs.row,
-                step=0,
-                num_draws=num_draws,
-                seed=seed,
-                num_context=size,
-            )
-        margin = implicit_margin(policy, pairs, z, reference=reference, batch_size=batch_size)
+        z = draw_given(
+            posterior, contexts, pairs.row, num_context=size, num_draws=num_draws, seed=seed
+        )
+        margin = implicit_margin(
+            policy, pairs, z, averaged=averaged, reference=reference, batch_size=batch_size
+        )
         table = accuracy(margin, pairs.rows.user[pairs.row], group)
         tables.append(table.assign(contexts=size))
     table = pd.concat(tables, ignore_index=True)
     return table[["group", "contexts", "value", "standard_error", "users"]]
+
+
+@torch.no_grad()
+def draw_given(
+    posterior: Callable[[Batch], torch.distributions.Distribution],
+    contexts: Contexts,
+    rows: ArrayLike,
+    *,
+    num_context: int,
+    num_draws: int = 1,
+    seed: int = 0,
+) -> Tensor:
+    """Draws z given contexts of one size, all rows at once.
+
+    Args:
+        posterior: q(z | context) as a function of a batch of contexts, such as `guide.posterior`.
+        contexts: Where contexts come from.
+        rows: Positions of R rows; none shares its prompt with its own context.
+        num_context: Size of the contexts.
+        num_draws: Number of draws S.
+        seed: Seed of z; that of the contexts is their own.
+
+    Returns:
+        Draws with shape (S, R, K).
+
+    Raises:
+        ValueError: If a person has fewer than `num_context` rows on other prompts.
+    """
+    batch = contexts.batch(np.asarray(rows), num_context=num_context)
+    owner = getattr(posterior, "__self__", posterior)
+    if isinstance(owner, nn.Module):
+        batch = batch.to(next(owner.parameters()).device)
+    with seeded(seed):
+        return posterior(batch).sample((num_draws,))
 
 
 def trait_rates(
@@ -386,9 +430,11 @@ def by_group(values: ArrayLike, user: ArrayLike, group: ArrayLike | None = None)
     return pd.DataFrame(rows, columns=["group", "value", "standard_error", "users"])
 
 
-def _parts(batch: ResponseBatch, size: int) -> Iterator[Tensor]:
-    """Cuts positions of sequences into parts of similar length, the longest first."""
-    yield from batch.attention_mask.sum(-1).argsort(descending=True, stable=True).split(size)
+def _score(policy: nn.Module, batch: ResponseBatch, batch_size: int) -> Tensor:
+    """Computes log-probabilities (R,) some rows at a time."""
+    parts = torch.arange(len(batch)).split(batch_size)
+    scores = [policy.sequence_log_prob(batch.select(part).to(policy.device)) for part in parts]
+    return torch.cat(scores).cpu()
 
 
 def _one_each(name: str, z: Tensor, rows: int, width: int) -> Tensor:
