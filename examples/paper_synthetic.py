@@ -16,7 +16,7 @@ What to see: BTL and DPL cannot use a context and stay at 75 %. The published si
 type, so its accuracy follows the limit, but its probabilities do not: a point z is as sure of an
 undecided person as of a decided one, which costs log-loss and calibration (ECE). Ours follows the
 limit in all three. The bands are one standard error by person, for the ECE its 95 % interval.
-About a minute and a half on two cores.
+About a minute on two cores.
 """
 
 from __future__ import annotations
