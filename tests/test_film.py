@@ -301,6 +301,23 @@ def test_changes_inside_a_block_are_seen_without_gradients(modulated: Callable) 
     assert not torch.allclose(first, second)
 
 
+def test_inference_mode(modulated: Callable) -> None:
+    model, _ = modulated()
+    expected, z = run(model, factors()), factors()
+    with steered(z):
+        with torch.inference_mode():
+            assert torch.equal(model(tokens()).logits, expected)
+            made = factors()
+        with torch.no_grad():
+            assert torch.equal(model(tokens()).logits, expected)
+        assert model(tokens()).logits.requires_grad
+    with steered(made), torch.no_grad():
+        assert torch.equal(model(tokens()).logits, expected)
+        with torch.inference_mode():
+            made.neg_()
+        assert torch.equal(model(tokens()).logits, run(model, -factors()))
+
+
 # ---------------------------------------------------------------------- contexts
 
 

@@ -76,8 +76,7 @@ def log_prob_from_logits(logits: Tensor, batch: ResponseBatch) -> Tensor:
 # ---------------------------------------------------------------------- identity
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "training"), [(torch.float32, True), (torch.bfloat16, False)])
 @pytest.mark.parametrize("name", HEADS)
 def test_new_and_reference_policies_are_the_base_model(
     name: str, dtype: torch.dtype, training: bool, tiny_model: Callable, policy: Callable
@@ -225,8 +224,7 @@ def test_one_z_for_all_one_each_and_draws(policy: Callable) -> None:
     assert found.std(0).min() > 0.01
 
 
-@pytest.mark.parametrize("draws", [None, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "draws"), [(torch.float32, 3), (torch.bfloat16, None)])
 @pytest.mark.parametrize("name", HEADS)
 def test_log_ratio_starts_at_exactly_0(
     name: str, dtype: torch.dtype, draws: int | None, policy: Callable

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-__all__ = ["FiLM", "decoder_layers", "recompute_as_now", "steered"]
+__all__ = ["FiLM", "Traced", "decoder_layers", "recompute_as_now", "steered"]
 
 
 @dataclass(eq=False)
@@ -222,6 +222,8 @@ class FiLM(nn.Module):
         """Computes scale and shift once a block instead of once a token."""
         before, after = self.trunk[0], self.heads[layer]
         tensors = (steering.z, before.weight, before.bias, after.weight, after.bias)
+        if any(tensor.is_inference() for tensor in tensors):  # Their changes leave no trace.
+            return self.modulation(steering.z, layer)
         state = [(tensor.device, tensor.dtype, tensor._version) for tensor in tensors]
         found = steering.cache.get((self, layer))
         if found is None or found[0] != state:
@@ -277,7 +279,7 @@ class _Modulation(Function):
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Finds the decoder layers of a causal language model, also inside a PEFT model.
 
-    They are the outermost list of as many modules of one kind as the configuration has layers.
+    They are the outermost list of as many modules as the configuration has layers.
 
     Raises:
         ValueError: If the model has an encoder, or no such list, or several.

@@ -430,8 +430,8 @@ class SteerablePolicy(nn.Module):
     ) -> list[str] | list[list[str]]:
         """Writes a response to each prompt.
 
-        Each response is drawn by random numbers of its own: it depends on `seed` and its place in
-        the list, not on `batch_size`, and draws of the same prompt under different z are coupled.
+        Each response is drawn by random numbers of its own, which depend on `seed` and its place in
+        the list but not on `batch_size` or z: two calls with one seed differ by what z does.
 
         Args:
             prompts: R strings, or conversations, lists of messages with `role` and `content`.
@@ -460,6 +460,8 @@ class SteerablePolicy(nn.Module):
         filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
         z, draws = self._one_each(z, len(tokens))
+        if z is not None and not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or an infinite number")
         _check_reach(self.base, tokens, max_new_tokens)
         uniform = _uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
@@ -507,8 +509,6 @@ class SteerablePolicy(nn.Module):
                 f"z must have shape (K,), (R, K) or (S, R, K) with K = {self.latent_dim} and R = "
                 f"{rows}, got {tuple(z.shape)}"
             )
-        if not z.isfinite().all():
-            raise ValueError("z must be finite, got NaN or an infinite number")
         return z.expand(rows, -1) if z.ndim == 1 else z, len(z) if z.ndim == 3 else 1
 
 
