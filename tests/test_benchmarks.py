@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -100,3 +102,68 @@ def test_slope_is_the_power(load, power: float) -> None:
     curve = {n: 3 * n**power for n in (10, 1000, 20_000)}
     row = load("harness").slope("scale", "slope", "x", "y", curve)
     assert (row.low, row.median, row.high) == pytest.approx((power,) * 3)
+
+
+def test_every_way_of_a_policys_step_has_the_published_gradient(load, tmp_path: Path) -> None:
+    policy = load("policy")
+    problem = policy.Problem(policy.QUICK, "cpu", str(tmp_path))
+    loss = problem.step(policy.WAYS["published"])
+    gradient = problem.gradient()
+    assert gradient.norm() > 1e-3
+    for name, way in policy.WAYS.items():
+        for _ in range(2):  # The second finds its references in the cache.
+            assert problem.step(way) == pytest.approx(loss, rel=1e-5), name
+            assert (problem.gradient() - gradient).norm() < 1e-4 * gradient.norm(), name
+    assert len(problem.cache) == 2 * policy.QUICK.pairs
+
+
+def test_the_published_step_is_what_it_says(load, tmp_path: Path) -> None:
+    """A second model with the base weights, sequences padded to the maximum, plain log-softmax."""
+    policy = load("policy")
+    problem, way = policy.Problem(policy.QUICK, "cpu", str(tmp_path)), policy.Way()
+    batch = problem.batch(way, np.array([1, 0]))
+    assert batch.input_ids.shape == (4, policy.QUICK.maximum)
+    with torch.no_grad():
+        reference = problem._reference(way, batch)
+        with problem.policy.reference():
+            logits = problem.policy(batch.input_ids, batch.attention_mask)
+        live = problem._score(way, batch, problem.z[[1, 0]])
+    assert (live - reference).abs().min() > 1e-4
+    for row, (pair, side) in enumerate([(1, 0), (0, 0), (1, 1), (0, 1)]):
+        prompt, response = problem.rows[pair][side]
+        place = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        by_hand = sum(
+            logits[row, at].double().softmax(-1)[token].log().item()
+            for at, token in zip(place, response, strict=True)
+        )
+        assert reference[row].item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_policy_on_a_device_that_is_too_small_for_the_published_way(
+    load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours is measured in bfloat16 with recomputation, and the other's failure is reported."""
+    policy = load("policy")
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    case = replace(policy.QUICK, dtype=torch.bfloat16, checkpointing=True)
+    problem = policy.Problem(case, "cpu", str(tmp_path))
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(policy, "published_log_prob", fail)
+    rows = list(policy._on_device(problem, Namespace(device="cuda", threads=1, quick=True)))
+    found = {(row.implementation, row.metric): row for row in rows}
+    assert found["ours", "peak memory"].median == 3
+    tokens = sum(len(p) + len(r) for pair in problem.rows for p, r in pair)
+    step, rate = found["ours", "step"], found["ours", "tokens a second"]
+    assert rate.high == pytest.approx(tokens / step.low)
+    assert np.isnan(found["published", "step: out of memory"].median)
+    assert ("published", "step") not in found
+
+
+def test_memory_held_is_at_most_the_peak(load) -> None:
+    memory = load("memory")
+    assert 0 < memory.held_gigabytes() <= memory.peak_gigabytes()

@@ -312,6 +312,7 @@ def test_benchmarks(tmp_path: Path, train_choices: Path) -> None:
     assert {row["benchmark"] for row in document["rows"]} == {
         "data", "two_mode", "train_choice", "recovery", "inference", "training", "scale",
         "kernels", "precision", "refinement", "calibration", "nuts", "population",
+        "policy",
     }  # fmt: skip
     assert document["environment"]["seeds"] == [0]
     known = [row for row in document["rows"] if row["median"] is not None]

@@ -127,6 +127,25 @@ def test_large_logits(scale: float, frozen: bool) -> None:
     torch.testing.assert_close(gradient.flatten(), slopes, rtol=1e-4, atol=1e-7)
 
 
+def test_close_large_logits_keep_their_digits() -> None:
+    """Logits of 8192 and 8191.5, exact in float32, score as 0 and −½ do."""
+    layer = nn.Linear(1, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0], [1 - 2**-14]])
+    hidden, targets = torch.full((1, 2, 1), 8192.0), torch.tensor([[0, 1]])
+    found = token_log_prob(hidden, layer, targets, torch.ones(1, 2, dtype=torch.bool))
+    expected = torch.tensor([[0.0, -0.5]]).log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_what_all_logits_share_has_no_part() -> None:
+    hidden, layer, targets, mask = problem()
+    before = response_log_prob(hidden, layer, targets, mask, chunk_size=20)
+    with torch.no_grad():
+        layer.bias.sub_(1e4)
+    after = response_log_prob(hidden, layer, targets, mask, chunk_size=20)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_sums_in_float32(dtype: torch.dtype, frozen: bool) -> None:

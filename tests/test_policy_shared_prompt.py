@@ -126,10 +126,11 @@ def test_models_that_cannot_share_are_found_out_and_still_right(name: str) -> No
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Gemma"])
 @pytest.mark.parametrize("blind", ["mask", "positions"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_probe_sees_what_a_model_ignores(
-    name: str, blind: str, monkeypatch: pytest.MonkeyPatch
+    name: str, blind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = new_policy(name, dtype=torch.float32)
+    policy = new_policy(name, dtype=dtype)
     hidden_states = SteerablePolicy.hidden_states
 
     def ignore(self, input_ids, attention_mask=None, position_ids=None, *, z=None):
@@ -146,7 +147,9 @@ def test_the_probe_sees_what_a_model_ignores(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "GPT2", "Gemma"])
 def test_the_probe_allows_for_rounding(name: str, dtype: torch.dtype) -> None:
-    assert shares_prompts(new_policy(name, dtype=dtype))
+    policy = new_policy(name, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert shares_prompts(policy)
 
 
 def test_the_probe_is_tried_once_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ class ReferenceCache:
     def __init__(self, folder: str | os.PathLike, fingerprint: str, *, exact: bool = True) -> None:
         self.folder, self.fingerprint, self.exact = Path(folder), fingerprint, exact
         self._batches: dict[bytes, Tensor] = {}
-        self._rows: dict[bytes, Tensor] = {}
+        self._rows: dict[bytes, float] = {}
         self._new: list[tuple[bytes, list[bytes], Tensor]] = []
         self._open()
 
@@ -191,7 +191,7 @@ class ReferenceCache:
             return self._batches[key]
         if self.exact or not all(row in self._rows for row in rows):
             return None
-        return torch.stack([self._rows[row] for row in rows])
+        return torch.tensor([self._rows[row] for row in rows], dtype=self._dtype)
 
     def _add(self, key: bytes, rows: list[bytes], values: Tensor) -> None:
         if values.shape != (len(rows),):
@@ -212,8 +212,8 @@ class ReferenceCache:
             self.flush()
 
     def _remember(self, key: bytes, rows: list[bytes], values: Tensor) -> None:
-        self._batches[key] = values
-        self._rows.update(zip(rows, values, strict=True))
+        self._batches[key], self._dtype = values, values.dtype
+        self._rows.update(zip(rows, values.tolist(), strict=True))
 
     def _open(self) -> None:
         """Checks that the folder is this model's, or makes it so, and reads what it holds."""
