@@ -387,6 +387,24 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     assert last["eval_margin"] == pytest.approx(0.5 * (chosen - rejected).mean().item(), rel=1e-5)
 
 
+def test_evaluation_follows_a_guide_that_learns(tmp_path: Path, moved) -> None:
+    rows = make_rows()
+    trainer = moved(
+        tmp_path,
+        joint=True,
+        eval_dataset=rows.tokenise(make_tokenizer()),
+        eval_contexts=make_contexts(rows),
+    )
+    before = trainer.evaluate()["eval_loss"]
+    with torch.no_grad():
+        trainer.guide.weight.mul_(-1)
+    after = trainer.evaluate()["eval_loss"]
+    assert abs(after - before) > 0.01
+    with torch.no_grad():
+        trainer.guide.weight.mul_(-1)
+    assert trainer.evaluate()["eval_loss"] == before
+
+
 def test_checkpointing_of_activations_changes_nothing(tmp_path: Path) -> None:
     plain, checkpointed = (
         make_trainer(tmp_path / str(on), arguments={"activation_checkpointing": on})
