@@ -707,3 +707,16 @@ def test_modules_are_ordinary(policy: Callable) -> None:
     assert any(name.startswith("film.") for name in names)
     assert isinstance(moved.output_layer, nn.Linear)
     assert moved.device == torch.device("cpu")
+
+
+def test_prompts_go_on_where_a_tokenizer_ends_every_text(word_tokenizer) -> None:
+    from tokenizers import processors
+
+    from fssa_bayes.policy.generation import encode_prompts
+
+    assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]
+    word_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    assert word_tokenizer("w3 w4")["input_ids"] == [3, 4, 1]
+    assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]

@@ -65,7 +65,10 @@ def encode_prompts(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
+        tokens = tokenizer(prompt)["input_ids"]
+        # Some tokenizers end every text; a prompt goes on.
+        ended = len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id
+        return tokens[:-1] if ended else tokens
     if tokenizer.chat_template is None:
         raise ValueError(
             "prompts must be strings, because the tokenizer has no chat template; got a "
