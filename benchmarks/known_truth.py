@@ -36,10 +36,10 @@ Figures = dict[tuple[str, str, str, str], list[float]]
 def hidden_context(args: argparse.Namespace) -> Iterator[Row]:
     """Pooled choices give the Borda score; a person's own choices give that person's utilities.
 
-    Homogeneous BTL is fitted to contexts drawn anew for every item shown, as published: one
-    utility for each of 100 bins of items, and a network. The heterogeneous model is fitted where
-    the context belongs to the person. Utilities are compared by the Borda scores that their choice
-    probabilities imply, which need no identification.
+    Homogeneous BTL is fitted to contexts drawn anew for every item shown, as published: with a
+    utility for each of 100 bins of items, and with a network on their middles. The heterogeneous
+    model is fitted where the context belongs to the person. Utilities are compared by the Borda
+    scores that their choice probabilities imply, which need no identification.
     """
     values: Figures = defaultdict(list)
     for seed in args.seeds:
@@ -99,16 +99,17 @@ def _pooled(values: Figures, seed: int, args: argparse.Namespace) -> None:
     table = HeterogeneousBTL(BINS, latent_dim=0, utility="linear")
     fit(table, None, _binned(data), seed=seed, progress_bar=False)
     error = np.abs(_borda(table, torch.arange(BINS)) - truth)
-    case = "pooled"
-    values[case, "homogeneous, 100 bins", "largest error of Borda score", ""].append(error.max())
+    values["pooled", "homogeneous, 100 bins", "largest error of Borda score", ""].append(
+        error.max()
+    )
 
     torch.manual_seed(seed)
     network = HeterogeneousBTL(1, latent_dim=0, utility="mlp")
-    part = data.subset(range(min(users, 500)))
-    fit(network, None, part, validation=None, seed=seed, progress_bar=False)
-    error = np.abs(_borda(network, torch.tensor(middle, dtype=torch.float32)[:, None]) - truth)
+    items = torch.tensor(middle, dtype=torch.float32)[:, None]
+    fit(network, None, _binned(data, items), validation=None, seed=seed, progress_bar=False)
+    error = np.abs(_borda(network, items) - truth)
     for metric, kept in (("", slice(None)), (f", {JUMP} or more from .8", smooth)):
-        key = (case, "homogeneous, mlp", f"largest error of Borda score{metric}", "")
+        key = ("pooled", "homogeneous, mlp", f"largest error of Borda score{metric}", "")
         values[key].append(error[kept].max())
 
 
@@ -171,8 +172,11 @@ def _borda_of(utility: Tensor) -> np.ndarray:
     return torch.sigmoid(utility.unsqueeze(-1) - utility.unsqueeze(-2)).mean(-1).numpy()
 
 
-def _binned(data: Preferences) -> Preferences:
-    """Replaces items by the bin they fall into; pairs within a bin are left out."""
+def _binned(data: Preferences, items: Tensor | None = None) -> Preferences:
+    """Replaces items by the bin they fall into, with features or an indicator each.
+
+    Pairs within a bin are left out.
+    """
     position = np.minimum((data.items[:, 0].numpy() * BINS).astype(int), BINS - 1)
     left, right = position[data.left], position[data.right]
     kept = left != right
@@ -183,6 +187,7 @@ def _binned(data: Preferences) -> Preferences:
         right[kept],
         data.choice[kept],
         np.append(0, counts.cumsum()),
+        items=items,
         num_items=BINS,
     )
 

@@ -146,7 +146,7 @@ def test_paper_ultrafeedback(tmp_path: Path) -> None:
     assert len(table) == 3 * 2 * (3 + 4)
     assert set(table["objective"]) == {"all", "helpfulness", "honesty", "truthfulness"}
     assert table["accuracy"].between(0, 1 + 1e-9).all()
-    assert (table[["accuracy_se", "log_loss_se"]] > 0).all().all()
+    assert (table["log_loss_se"] > 0).all()
     # On pairs that divide the two objectives nobody who treats both alike beats a coin.
     hh = table[(table["set"] == "HH") & (table["model"] == "homogeneous BTL")]
     assert hh.loc[hh["objective"] == "all", "accuracy"].between(0.4, 0.6).all()
