@@ -251,6 +251,13 @@ def test_a_value_belongs_to_its_batch(tmp_path: Path, change: str, exact: bool) 
     assert calls == ([4, len(order)] if again else [4])
 
 
+def test_rows_of_equal_length_keep_their_own_values(tmp_path: Path) -> None:
+    batch, cache = sequences([(3, 4), (3, 4)]), ReferenceCache(tmp_path, "a")
+    cache.log_prob(batch, scores)
+    swapped = batch.select(torch.tensor([1, 0]))
+    assert torch.equal(cache.log_prob(swapped, scores), scores(batch).flip(0))
+
+
 def test_what_lies_under_the_padding_is_not_data(tmp_path: Path) -> None:
     batch = sequences([(3, 4), (2, 2)])
     cache, (compute, calls) = ReferenceCache(tmp_path, "a"), counted(scores)
