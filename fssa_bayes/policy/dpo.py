@@ -523,7 +523,8 @@ class _SteeredPairs(nn.Module):
         with torch.no_grad(), self.policy.reference():
             if self.reference is None:
                 return self._score(batch, None)
-            return self.reference.log_prob(batch, lambda batch: self._score(batch, None), way="dpo")
+            way = f"dpo {self.chunk_size}"  # The size of chunks changes how sums are rounded.
+            return self.reference.log_prob(batch, lambda batch: self._score(batch, None), way=way)
 
     def _score(self, batch: ResponseBatch, z: Tensor | None) -> Tensor:
         return pair_log_prob(self.policy, batch, z, chunk_size=self.chunk_size)
