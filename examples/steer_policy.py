@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
         reached["share"] = (reached["value"] - 0.5) / (reached["oracle"] - 0.5)
     show("Accuracy of the implicit reward, %", reached, args)
     rates, samples = measure_traits(policy, model, posterior, test, args)
-    line = walk(policy, posterior, test, new_prompts[: args.texts], args)
+    line = walk(policy, posterior, test, (2 * new_prompts)[: args.texts], args)
     clock("evaluation")
     draw_traits(rates, line, args.out)
     draw_samples(samples, test, args.out)
@@ -543,7 +543,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beta", type=float, default=1.0, help="pull towards the base model")
     parser.add_argument("--draws", type=int, default=4, help="of z for every pair")
     parser.add_argument("--prompts", type=int, default=8, help="answers written for a person")
-    parser.add_argument("--texts", type=int, default=200, help="answers for a place on the line")
+    parser.add_argument("--texts", type=int, default=800, help="answers for a place on the line")
     parser.add_argument(
         "--oracle", action=argparse.BooleanOptionalAction, default=True, help="train the oracles"
     )
