@@ -505,9 +505,9 @@ def draw_samples(samples: pd.DataFrame, test: Task, out: Path) -> None:
             f"a {name} person asks: {test.rows.prompts[row][0]['content']}", loc="left", fontsize=10
         )
         for column, size in enumerate((0, 1, CONTEXTS[-1])):
-            text = textwrap.fill(own[size], 56, max_lines=4, placeholder=" …")
+            text = textwrap.fill(own[size], 50, max_lines=5, placeholder=" …")
             ax.text(column + 0.03, 0.9, f"{size} choices known", fontsize=8, color="gray", va="top")
-            ax.text(column + 0.03, 0.7, text, fontsize=9, va="top")
+            ax.text(column + 0.03, 0.7, text, fontsize=8.5, va="top")
             ax.axvline(column, color="lightgray", linewidth=0.8)
     figure.tight_layout()
     figure.savefig(out / "steer_policy_samples.png", dpi=110)
