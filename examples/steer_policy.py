@@ -26,7 +26,9 @@ from __future__ import annotations
 import argparse
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -45,8 +47,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from fssa_bayes import HeterogeneousBTL, ImportanceWeightedELBO, NeuralProcessGuide, Sleep, fit
+from fssa_bayes import (
+    HeterogeneousBTL,
+    ImportanceWeightedELBO,
+    NeuralProcessGuide,
+    Posterior,
+    Preferences,
+    Sleep,
+    fit,
+)
 from fssa_bayes._random import seeded
+from fssa_bayes.data import Batch
 from fssa_bayes.datasets import styles
 from fssa_bayes.embedding import embed_texts, load_encoder
 from fssa_bayes.policy import (
@@ -92,17 +103,18 @@ def main(args: argparse.Namespace) -> None:
     clock("choices as text, tokens and embeddings")
     model, guide = fit_reward(task, args)
     clock("preference model and guide")
-    policy = train_policy(task, guide.posterior, args.steps, args)
+    posterior = corrected(model, guide)
+    policy = train_policy(task, posterior, args.steps, args)
     clock("policy")
-    reached = score(policy, guide, test, args)
+    reached = score(policy, posterior, test, args)
     if args.oracle:
         oracle = score_oracles(task, test, args)
         clock("four oracles")
         reached = reached.merge(oracle, on="group")
         reached["share"] = (reached["value"] - 0.5) / (reached["oracle"] - 0.5)
     show("Accuracy of the implicit reward, %", reached, args)
-    rates, samples = measure_traits(policy, model, guide, test, args)
-    line = walk(policy, guide, test, new_prompts[: args.texts], args)
+    rates, samples = measure_traits(policy, model, posterior, test, args)
+    line = walk(policy, posterior, test, (2 * new_prompts)[: args.texts], args)
     clock("evaluation")
     draw_traits(rates, line, args.out)
     draw_samples(samples, test, args.out)
@@ -222,17 +234,45 @@ def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, 
     with seeded(args.seed):
         model = HeterogeneousBTL(task.preferences.num_features, LATENT_DIM)
         guide = NeuralProcessGuide(model, "multivariate_normal")
-    stages = [
-        ImportanceWeightedELBO(steps=args.reward_steps),
-        Sleep(steps=2 * args.reward_steps),
-    ]
-    options = {"validation": None, "seed": args.seed, "progress_bar": False}
-    fit(model, guide, task.preferences, objective=stages, learning_rate=5e-3, **options)
+    stages = [ImportanceWeightedELBO(), Sleep()]
+    options = {"validation": None, "learning_rate": 5e-3, "progress_bar": False}
+    fit(
+        model,
+        guide,
+        task.preferences,
+        objective=stages,
+        steps=args.reward_steps,
+        seed=args.seed,
+        **options,
+    )
     return model, guide
 
 
+def corrected(model: HeterogeneousBTL, guide: NeuralProcessGuide) -> Callable[[Batch], object]:
+    """Returns the model's posterior as a function of contexts: the guide's draws, corrected."""
+
+    def posterior(batch: Batch) -> SimpleNamespace:
+        def draw(shape: tuple[int]) -> torch.Tensor:
+            if not batch.mask.any():
+                return guide.posterior(batch).sample(shape)  # Is the prior.
+            context = Preferences(
+                batch.left[batch.mask].numpy(),
+                batch.right[batch.mask].numpy(),
+                batch.choice[batch.mask].numpy(),
+                np.append(0, batch.num_comparisons.cumsum(0)),
+                items=batch.items,
+            )
+            seed = int(torch.randint(2**31, ()))
+            z = Posterior(model, guide, context, 200, seed=seed, fallback=None).z
+            return z[torch.randint(len(z), shape)]
+
+        return SimpleNamespace(sample=draw, rsample=draw)
+
+    return posterior
+
+
 def train_policy(task: Task, posterior, steps: int, args: argparse.Namespace) -> SteerablePolicy:
-    """Trains a policy on a task's pairs under z ~ posterior(context), which stays as it is."""
+    """Trains a policy on a task's pairs under z ~ posterior(context)."""
     policy = SteerablePolicy.from_pretrained(
         task.path, latent_dim=LATENT_DIM, device=args.device, seed=args.seed
     )
@@ -267,17 +307,18 @@ def same_for_all(context) -> dist.Distribution:
 
 
 def score(
-    policy: SteerablePolicy, guide: NeuralProcessGuide, test: Task, args: argparse.Namespace
+    policy: SteerablePolicy, posterior: Callable, test: Task, args: argparse.Namespace
 ) -> pd.DataFrame:
     """Measures accuracy by type and number of choices known."""
     return accuracy_by_context(
         policy,
         test.pairs,
         test.contexts,
-        guide.posterior,
+        posterior,
         test.type_of_row,
         num_contexts=CONTEXTS,
         num_draws=args.draws,
+        averaged=False,
         seed=args.seed,
     )
 
@@ -287,7 +328,7 @@ def score_oracles(task: Task, test: Task, args: argparse.Namespace) -> pd.DataFr
     rows = []
     for number, name in enumerate(styles.TYPES):
         own = Subtask(task, task.type[task.rows.user] == number)
-        oracle = train_policy(own, same_for_all, args.steps // 2, args)
+        oracle = train_policy(own, same_for_all, max(1, args.steps // 3), args)
         of_type = Subtask(test, test.type_of_row == name)
         margin = implicit_margin(oracle, of_type.pairs, torch.zeros(LATENT_DIM))
         table = accuracy(margin, of_type.rows.user)
@@ -308,7 +349,7 @@ class Subtask:
 def measure_traits(
     policy: SteerablePolicy,
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide,
+    posterior: Callable,
     test: Task,
     args: argparse.Namespace,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -320,7 +361,7 @@ def measure_traits(
     with policy.reference():
         base = policy.generate(prompts, **write)
     known = draw_given(
-        guide.posterior, test.contexts, rows, num_context=CHOICES - 1, num_draws=16, seed=args.seed
+        posterior, test.contexts, rows, num_context=CHOICES - 1, num_draws=16, seed=args.seed
     )
 
     @torch.no_grad()
@@ -334,7 +375,7 @@ def measure_traits(
     tables, wins, gaps, samples = [], [], [], []
     for size in CONTEXTS:
         z = draw_given(
-            guide.posterior, test.contexts, rows, num_context=size, num_draws=8, seed=args.seed
+            posterior, test.contexts, rows, num_context=size, num_draws=8, seed=args.seed
         )
         texts = policy.generate(prompts, z[0], **write)
         tables.append(trait_rates(texts, TRAITS, user, group).assign(contexts=size))
@@ -357,7 +398,7 @@ def measure_traits(
 
 def walk(
     policy: SteerablePolicy,
-    guide: NeuralProcessGuide,
+    posterior: Callable,
     test: Task,
     prompts: list[str],
     args: argparse.Namespace,
@@ -366,9 +407,7 @@ def walk(
     ends = []
     for name in (styles.TYPES[0], styles.TYPES[-1]):
         row = np.flatnonzero(test.type_of_row == name)[:1]
-        z = draw_given(
-            guide.posterior, test.contexts, row, num_context=10, num_draws=500, seed=args.seed
-        )
+        z = draw_given(posterior, test.contexts, row, num_context=10, num_draws=200, seed=args.seed)
         ends.append(z.mean((0, 1)))
     rates = []
     for z in interpolate(*ends, LINE):
@@ -466,9 +505,9 @@ def draw_samples(samples: pd.DataFrame, test: Task, out: Path) -> None:
             f"a {name} person asks: {test.rows.prompts[row][0]['content']}", loc="left", fontsize=10
         )
         for column, size in enumerate((0, 1, CONTEXTS[-1])):
-            text = textwrap.fill(own[size], 56, max_lines=4, placeholder=" …")
+            text = textwrap.fill(own[size], 50, max_lines=5, placeholder=" …")
             ax.text(column + 0.03, 0.9, f"{size} choices known", fontsize=8, color="gray", va="top")
-            ax.text(column + 0.03, 0.7, text, fontsize=9, va="top")
+            ax.text(column + 0.03, 0.7, text, fontsize=8.5, va="top")
             ax.axvline(column, color="lightgray", linewidth=0.8)
     figure.tight_layout()
     figure.savefig(out / "steer_policy_samples.png", dpi=110)
@@ -494,15 +533,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="where language models are")
     parser.add_argument("--users", type=int, default=200, help="training people")
     parser.add_argument("--test-users", type=int, default=40, help="people to follow")
-    parser.add_argument("--pretrain-steps", type=int, default=700)
-    parser.add_argument("--reward-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=200, help="of the policy; oracles take half")
+    parser.add_argument("--pretrain-steps", type=int, default=800)
+    parser.add_argument("--reward-steps", type=int, default=400)
+    parser.add_argument(
+        "--steps", type=int, default=300, help="of the policy; oracles take a third"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the policy")
     parser.add_argument("--beta", type=float, default=1.0, help="pull towards the base model")
-    parser.add_argument("--draws", type=int, default=8, help="of z, for the averaged policy")
+    parser.add_argument("--draws", type=int, default=4, help="of z for every pair")
     parser.add_argument("--prompts", type=int, default=8, help="answers written for a person")
-    parser.add_argument("--texts", type=int, default=200, help="answers for a place on the line")
+    parser.add_argument("--texts", type=int, default=800, help="answers for a place on the line")
     parser.add_argument(
         "--oracle", action=argparse.BooleanOptionalAction, default=True, help="train the oracles"
     )
