@@ -11,7 +11,7 @@ against two:
 
 1. The implicit reward's accuracy starts at a half and comes close to the oracle's for every type.
 2. What it writes follows: both ends of both traits rise with the number of choices.
-3. On a line between two people's z the traits change step by step.
+3. On lines between the z of people of two types the traits change step by step.
 4. People would choose its answers over the base model's; averaging over the posterior changes what
    it writes where little is known, and hardly where much is.
 
@@ -24,6 +24,7 @@ small one, `--device cuda` a GPU. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 import time
 from collections.abc import Callable
@@ -66,7 +67,6 @@ from fssa_bayes.policy import (
     ResponseBatch,
     SteerableDPOTrainer,
     SteerablePolicy,
-    interpolate,
 )
 from fssa_bayes.policy.evaluation import (
     accuracy,
@@ -234,17 +234,12 @@ def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, 
     with seeded(args.seed):
         model = HeterogeneousBTL(task.preferences.num_features, LATENT_DIM)
         guide = NeuralProcessGuide(model, "multivariate_normal")
-    stages = [ImportanceWeightedELBO(), Sleep()]
-    options = {"validation": None, "learning_rate": 5e-3, "progress_bar": False}
-    fit(
-        model,
-        guide,
-        task.preferences,
-        objective=stages,
-        steps=args.reward_steps,
-        seed=args.seed,
-        **options,
-    )
+    stages = [
+        ImportanceWeightedELBO(steps=args.reward_steps),
+        Sleep(steps=math.ceil(args.reward_steps / 2)),
+    ]
+    options = {"validation": None, "seed": args.seed, "progress_bar": False}
+    fit(model, guide, task.preferences, objective=stages, **options)
     return model, guide
 
 
@@ -403,17 +398,24 @@ def walk(
     prompts: list[str],
     args: argparse.Namespace,
 ) -> pd.DataFrame:
-    """Writes answers along the line from a terse formal person's z to a long casual one's."""
+    """Writes answers along lines from terse formal people's z to long casual people's.
+
+    Every person of the one type is paired with one of the other, and a prompt with one such pair.
+    """
     ends = []
     for name in (styles.TYPES[0], styles.TYPES[-1]):
-        row = np.flatnonzero(test.type_of_row == name)[:1]
-        z = draw_given(posterior, test.contexts, row, num_context=10, num_draws=200, seed=args.seed)
-        ends.append(z.mean((0, 1)))
+        rows = np.flatnonzero(test.type_of_row == name)
+        first = rows[np.unique(test.rows.user[rows], return_index=True)[1]]
+        z = draw_given(
+            posterior, test.contexts, first, num_context=10, num_draws=50, seed=args.seed
+        )
+        ends.append(z.mean(0))
+    pair = torch.arange(len(prompts)) % min(map(len, ends))
     rates = []
-    for z in interpolate(*ends, LINE):
+    for position in np.linspace(0, 1, LINE):
         texts = policy.generate(
             [ask(prompt) for prompt in prompts],
-            z,
+            torch.lerp(ends[0][pair], ends[1][pair], float(position)),
             max_new_tokens=LONGEST,
             seed=args.seed,
             batch_size=128,
@@ -421,7 +423,10 @@ def walk(
         rates.append({name: np.mean([trait(x) for x in texts]) for name, trait in TRAITS.items()})
     line = pd.DataFrame(rates, index=pd.Index(np.linspace(0, 1, LINE), name="position"))
     line.to_csv(args.out / "line.csv")
-    print(f"\nFrom a terse formal person to a long casual one, % of {len(prompts)} answers")
+    print(
+        f"\nFrom terse formal people to long casual ones, {int(pair.max()) + 1} lines, "
+        f"% of {len(prompts)} answers"
+    )
     print((100 * line.T).round(1).to_string())
     for name in TRAITS:
         correlation = spearmanr(line.index, line[name]).statistic
@@ -531,10 +536,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, help="folder of an instruct model")
     parser.add_argument("--device", default="cpu", help="where language models are")
-    parser.add_argument("--users", type=int, default=200, help="training people")
-    parser.add_argument("--test-users", type=int, default=40, help="people to follow")
+    parser.add_argument("--users", type=int, default=400, help="training people")
+    parser.add_argument("--test-users", type=int, default=80, help="people to follow")
     parser.add_argument("--pretrain-steps", type=int, default=800)
-    parser.add_argument("--reward-steps", type=int, default=400)
+    parser.add_argument("--reward-steps", type=int, default=800)
     parser.add_argument(
         "--steps", type=int, default=300, help="of the policy; oracles take a third"
     )
@@ -542,7 +547,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the policy")
     parser.add_argument("--beta", type=float, default=1.0, help="pull towards the base model")
     parser.add_argument("--draws", type=int, default=4, help="of z for every pair")
-    parser.add_argument("--prompts", type=int, default=8, help="answers written for a person")
+    parser.add_argument("--prompts", type=int, default=4, help="answers written for a person")
     parser.add_argument("--texts", type=int, default=800, help="answers for a place on the line")
     parser.add_argument(
         "--oracle", action=argparse.BooleanOptionalAction, default=True, help="train the oracles"
