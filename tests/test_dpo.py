@@ -688,3 +688,63 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     for message, options in bad.items():
         with pytest.raises(ValueError, match=message):
             make(**options)
+
+
+# ---------------------------------------------------------------------- another policy, other pairs
+
+
+def test_a_run_goes_on_with_the_same_policy_and_guide_alone(tmp_path: Path) -> None:
+    make_trainer(tmp_path, arguments=SAVING).train()
+    rows = make_rows()
+
+    def build(policy: SteerablePolicy, guide: ColourGuide) -> SteerableDPOTrainer:
+        return SteerableDPOTrainer(
+            policy,
+            make_arguments(tmp_path, **SAVING),
+            rows.tokenise(make_tokenizer()),
+            make_contexts(rows, max_context=4, seed=1),
+            guide.posterior,
+            num_draws=2,
+            beta=0.5,
+        )
+
+    def policy(base: torch.nn.Module, **options) -> SteerablePolicy:
+        options = {"latent_dim": 2, "lora_rank": 2} | options
+        return SteerablePolicy.from_model(base, make_tokenizer(), **options)
+
+    base, guide = make_base(), ColourGuide()
+    with torch.no_grad():
+        base.lm_head.weight[0, 0] += 1
+        guide.weight[0, 0] += 1
+    for name, other in {
+        "base": build(policy(base), ColourGuide()),
+        "film_layers": build(policy(make_base(), film_layers=[1]), ColourGuide()),
+        "q_proj": build(policy(make_base(), target_modules=["q_proj"]), ColourGuide()),
+        "guide": build(make_policy(), guide),
+    }.items():
+        with pytest.raises(ValueError, match=f"same settings and data, got .*{name}"):
+            other.train(resume_from_checkpoint=True)
+    same = build(policy(make_base()), ColourGuide())
+    same.train(resume_from_checkpoint=True)
+
+
+def test_evaluation_is_of_the_pairs_that_the_trainer_has_contexts_of(tmp_path: Path) -> None:
+    rows = make_rows()
+    pairs = rows.tokenise(make_tokenizer())
+    with pytest.raises(ValueError, match="eval_dataset and eval_contexts must be given"):
+        make_trainer(tmp_path).evaluate(pairs)
+    given = {"eval_dataset": pairs, "eval_contexts": make_contexts(rows)}
+    trainer = make_trainer(tmp_path, **given)
+    others = rows.tokenise(make_tokenizer())
+    for measure in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="eval_dataset must be the one that the trainer was"):
+            measure(others)
+    state = torch.get_rng_state()
+    found = trainer.evaluate(pairs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert trainer.predict(pairs).metrics["test_loss"] == found["eval_loss"]
+    assert trainer.predict(pairs).predictions.shape == (len(pairs), 2)
+    with torch.no_grad():
+        next(iter(trainer.policy.film.parameters())).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="loss must be finite, .* of eval_dataset"):
+        trainer.evaluate()

@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaForCausalLM
 
-from fssa_bayes.policy import ResponseBatch, SteerablePolicy, interpolate, steered
+from fssa_bayes.policy import (
+    ResponseBatch,
+    SteerablePolicy,
+    implicit_reward,
+    interpolate,
+    pair_log_prob,
+    steered,
+)
 from fssa_bayes.policy.generation import InverseTransform
+from fssa_bayes.policy.model import _end_tokens
 
 HEADS = ["llama", "gpt2", "gemma", "gemma2", "phi", "granite", "cohere"]
 PROMPTS = ["w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
@@ -720,3 +728,74 @@ def test_prompts_go_on_where_a_tokenizer_ends_every_text(word_tokenizer) -> None
     )
     assert word_tokenizer("w3 w4")["input_ids"] == [3, 4, 1]
     assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]
+
+
+# ---------------------------------------------------------------------- what readers ran into
+
+
+def test_a_surrounding_z_stays_with_its_sequence(policy: Callable) -> None:
+    moved, z, batch = policy(), factors(), responses()
+    prompts = ["w3 w4 w5 w6 w7", "w8", "w9 w10 w11", "w4 w4"]
+    options = {"max_new_tokens": 6, "batch_size": 2}
+    reward = implicit_reward(moved, batch, z)
+    with steered(z):
+        assert moved.generate(prompts, **options) == moved.generate(prompts, z, **options)
+        torch.testing.assert_close(implicit_reward(moved, batch, batch_size=2), reward)
+    with steered(z[:2]):  # One for each two neighbours.
+        doubled = z[:2].repeat_interleave(2, 0)
+        assert moved.generate(prompts, **options) == moved.generate(prompts, doubled, **options)
+    with steered(z[:3]), pytest.raises(ValueError, match="z must have a row for each of 4"):
+        moved.generate(prompts, **options)
+    with steered(z[:2]):  # One for each prompt, whether or not prompts are encoded once.
+        found = pair_log_prob(moved, batch)
+    torch.testing.assert_close(found, pair_log_prob(moved, batch, z[:2]))
+    torch.testing.assert_close(found, moved.sequence_log_prob(batch, z[:2].repeat(2, 1)))
+
+
+def test_left_padded_sequences_are_scored_alike(policy: Callable) -> None:
+    moved, z, batch = policy(), factors(), responses()
+    length = batch.input_ids.shape[1]
+    shift = [torch.roll(torch.arange(length), int(length - n)) for n in batch.attention_mask.sum(1)]
+    order = torch.stack(shift)
+    left = ResponseBatch(
+        *(t.gather(1, order) for t in (batch.input_ids, batch.attention_mask, batch.response_mask))
+    )
+    assert not left.attention_mask[-1, 0]
+    expected = implicit_reward(moved, batch, z)
+    assert expected.abs().min() > 1e-3
+    found = implicit_reward(moved, left, z, batch_size=1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_text_ends_by_the_models_token_or_the_tokenizers(policy: Callable) -> None:
+    moved = policy()
+    moved.base.generation_config.eos_token_id = [7, 9]
+    assert sorted(_end_tokens(moved.base, moved.tokenizer)) == [1, 7, 9]
+    moved.base.generation_config.eos_token_id = 7
+    moved.tokenizer.eos_token = None
+    assert _end_tokens(moved.base, moved.tokenizer) == [7]
+
+
+def test_a_save_that_is_broken_off_leaves_the_old_policy(
+    policy: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, rename = policy(), Path.rename
+    made.save_pretrained(tmp_path / "pol")
+    before = (tmp_path / "pol" / "policy.json").read_bytes()
+
+    def interrupt(path: Path, to: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            made.save_pretrained(tmp_path / "pol")
+    assert [path.name for path in tmp_path.iterdir()] == ["pol"]
+    assert (tmp_path / "pol" / "policy.json").read_bytes() == before
+    (tmp_path / "pol").rename(tmp_path / ".pol.previous")  # As a power cut would leave it.
+    with pytest.raises(FileNotFoundError, match=r"is whole in '.*\.pol\.previous'"):
+        SteerablePolicy.load(tmp_path / "pol", base_model=made.base)
+    made.save_pretrained(tmp_path / "pol")
+    assert [path.name for path in tmp_path.iterdir()] == ["pol"]

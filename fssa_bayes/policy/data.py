@@ -68,11 +68,13 @@ class ResponseBatch:
 
     def select(self, rows: Tensor | slice) -> ResponseBatch:
         """Returns some of the sequences, no wider than they need."""
-        width = max(int(self.attention_mask[rows].sum(-1).max()), 1)
+        needed = self.attention_mask[rows].any(0)  # On whichever side the padding is.
+        if not needed.any():
+            needed[:1] = True
         return ResponseBatch(
-            self.input_ids[rows, :width],
-            self.attention_mask[rows, :width],
-            self.response_mask[rows, :width],
+            self.input_ids[rows][:, needed],
+            self.attention_mask[rows][:, needed],
+            self.response_mask[rows][:, needed],
         )
 
     @classmethod

@@ -23,9 +23,9 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import (
+    PredictionOutput,
     SaveStrategy,
     TrainOutput,
     rotate_checkpoints,
@@ -49,11 +50,14 @@ from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerpri
 from fssa_bayes.policy.shared_prompt import pair_log_prob
 from fssa_bayes.policy.storage import read_description
 
+if TYPE_CHECKING:
+    from fssa_bayes.policy.model import PolicyConfig
+
 __all__ = ["SteerableDPOTrainer", "dpo_loss", "draw_latents"]
 
 _SETTINGS = "steerable_dpo.json"
 _GUIDE = "guide.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 256  # Rows of an evaluation that the posterior is asked about at once.
 _SHOWN = 60  # Characters of a prompt in an error.
 
@@ -255,8 +259,8 @@ class SteerableDPOTrainer(Trainer):
         log_ratio = self._log_ratio(model, inputs, source)
         losses = dpo_loss(log_ratio, beta=self.beta, marginal=self.marginal)
         margin = self.beta * log_ratio.detach().float()
+        self._check_finite(losses.detach(), inputs["pair"], source)
         if model.training:
-            self._check_finite(losses.detach(), inputs["pair"])
             correct = _mean_probability(margin)
             self._logged.append(torch.stack([_share_correct(correct), margin.mean()]))
         loss = losses.mean()
@@ -305,11 +309,11 @@ class SteerableDPOTrainer(Trainer):
             seed=self.args.seed,
         )
 
-    def _check_finite(self, losses: Tensor, pairs: Tensor) -> None:
+    def _check_finite(self, losses: Tensor, pairs: Tensor, source: _Source) -> None:
         wrong = (~torch.isfinite(losses)).nonzero()
         if len(wrong):
             first = int(wrong[0])
-            shown = self._train.describe(int(pairs[first]))
+            shown = source.describe(int(pairs[first]))
             raise FloatingPointError(
                 f"loss must be finite, got {losses[first].item()} at step {self.state.global_step} "
                 f"in {shown}, and {len(wrong)} such pairs of {len(losses)}; "
@@ -339,7 +343,49 @@ class SteerableDPOTrainer(Trainer):
     def evaluation_loop(self, *given: Any, **options: Any) -> Any:
         """Evaluates with the same contexts and noise as any time before."""
         self._eval_latents = None
-        return super().evaluation_loop(*given, **options)
+        with _random_state_kept():
+            return super().evaluation_loop(*given, **options)
+
+    def evaluate(
+        self,
+        eval_dataset: TokenisedPairs | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measures loss, accuracy and margin on the pairs that the trainer was given to evaluate.
+
+        Args:
+            eval_dataset: These very pairs or None: others would need contexts of their own.
+            ignore_keys: As in `Trainer.evaluate`.
+            metric_key_prefix: As in `Trainer.evaluate`.
+
+        Raises:
+            ValueError: If the trainer has no `eval_dataset`, or another is asked for.
+            FloatingPointError: If a loss is not finite.
+        """
+        self._check_evaluated(eval_dataset)
+        return super().evaluate(None, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self,
+        test_dataset: TokenisedPairs | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """Returns margins (P, S) and metrics of the pairs to evaluate; see :meth:`evaluate`."""
+        self._check_evaluated(test_dataset)
+        return super().predict(self._eval.pairs, ignore_keys, metric_key_prefix)
+
+    def _check_evaluated(self, pairs: TokenisedPairs | None) -> None:
+        if self._eval is None:
+            raise ValueError(
+                "eval_dataset and eval_contexts must be given to the trainer to evaluate, got none"
+            )
+        if pairs is not None and pairs is not self._eval.pairs:
+            raise ValueError(
+                "eval_dataset must be the one that the trainer was given, whose contexts it has, "
+                "or None, got another: make a trainer for it"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the share of pairs ordered rightly, and their mean margin in nats, to the logs."""
@@ -430,6 +476,9 @@ class SteerableDPOTrainer(Trainer):
             "max_context": self._train.contexts.max_context,
             "min_context": self._train.contexts.min_context,
             "data": self._train.digest(),
+            "base": fingerprint(self.policy),
+            "policy": _plain_config(self.policy.config),
+            "guide": _digest_guide(self.posterior, self.guide),
         }
 
     def _check_checkpoint(self, folder: Path | None) -> None:
@@ -683,6 +732,29 @@ def _device_of(posterior: Callable) -> torch.device:
     owner = getattr(posterior, "__self__", posterior)
     parameter = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _plain_config(config: PolicyConfig) -> dict[str, Any]:
+    """Returns a policy's options as JSON gives them back, without where the base model lies."""
+    options = json.loads(json.dumps(asdict(config)))
+    del options["base_model"]
+    return options
+
+
+def _digest_guide(posterior: Callable, guide: nn.Module | None) -> str | None:
+    """Returns a SHA-256 of the guide: names and shapes of what learns, the values of what does not.
+
+    None where z comes from a function that is no module's: nothing is known of it then.
+    """
+    owner = getattr(posterior, "__self__", posterior) if guide is None else guide
+    if not isinstance(owner, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(owner.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        if guide is None:
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, document: dict) -> None:

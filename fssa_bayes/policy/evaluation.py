@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics import clustered_mean
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
+from fssa_bayes.policy.film import surrounding_z
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -55,7 +56,8 @@ def implicit_reward(
     Args:
         policy: A `SteerablePolicy`.
         batch: R prompts with a response to each.
-        z: Latent factors (K,), (R, K), or draws (S, R, K); None for the adapter alone.
+        z: Latent factors (K,), (R, K), or draws (S, R, K); None for those of the surrounding
+            :func:`fssa_bayes.policy.steered`, or else the adapter alone.
         beta: The factor of :func:`fssa_bayes.policy.dpo_loss` that the policy was trained with.
         averaged: Whether to evaluate the one policy that draws average to,
             :math:`\barπ(y \mid x) = \tfrac1S \sum_s π(y \mid x, z_s)`, in place of each.
@@ -76,6 +78,7 @@ def implicit_reward(
     rows = len(batch)
     if reference is not None and reference.shape != (rows,):
         raise ValueError(f"reference must have shape ({rows},), got {tuple(reference.shape)}")
+    z = surrounding_z(rows) if z is None else z
     if z is not None:
         z = _one_each("z", z, rows, policy.latent_dim)
     has_draws = z is not None and z.ndim == 3
@@ -113,7 +116,8 @@ def implicit_margin(
     Args:
         policy: A `SteerablePolicy`.
         pairs: P pairs.
-        z: Latent factors (K,), (P, K), or draws (S, P, K); None for the adapter alone.
+        z: Latent factors (K,), (P, K), or draws (S, P, K); None for those of the surrounding
+            :func:`fssa_bayes.policy.steered`, or else the adapter alone.
         beta: See :func:`implicit_reward`.
         averaged: See :func:`implicit_reward`.
         reference: Log-probabilities of chosen and rejected responses under the reference policy,
@@ -128,6 +132,7 @@ def implicit_margin(
         raise ValueError(
             f"reference must have shape (2, {len(pairs)}), got {tuple(reference.shape)}"
         )
+    z = surrounding_z(len(pairs)) if z is None else z
     if z is not None:
         z = _one_each("z", z, len(pairs), policy.latent_dim)
         z = torch.cat([z, z], -2)

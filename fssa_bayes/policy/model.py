@@ -26,7 +26,14 @@ from transformers import (
 
 from fssa_bayes._folders import whole_folder
 from fssa_bayes._random import seeded
-from fssa_bayes.policy.film import FiLM, Traced, decoder_layers, recompute_as_now, steered
+from fssa_bayes.policy.film import (
+    FiLM,
+    Traced,
+    decoder_layers,
+    recompute_as_now,
+    steered,
+    surrounding_z,
+)
 from fssa_bayes.policy.generation import Message, encode_prompts, filler_token, generate_tokens
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
@@ -436,7 +443,8 @@ class SteerablePolicy(nn.Module):
         Args:
             prompts: R strings, or conversations, lists of messages with `role` and `content`.
             z: Latent factor (K,) for all, (R, K) one a prompt, or draws (S, R, K) of the posterior:
-                S responses to each prompt, draws of the policy's posterior predictive.
+                S responses to each prompt, draws of the policy's posterior predictive. None for
+                those of the surrounding :func:`steered`, if any.
             max_new_tokens: Greatest length of a response, in tokens.
             temperature: What logits are divided by; 0 takes the most probable tokens.
             seed: Seed of the draws.
@@ -459,6 +467,8 @@ class SteerablePolicy(nn.Module):
             raise ValueError("tokenizer must be given to generate text, got None")
         filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
+        if z is None:
+            z = surrounding_z(len(tokens))
         z, draws = self._one_each(z, len(tokens))
         if z is not None and not z.isfinite().all():
             raise ValueError("z must be finite, got NaN or an infinite number")
@@ -648,10 +658,14 @@ def _check_reach(
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Lists the tokens that end a text, by the model's generation settings or the tokenizer."""
-    end = model.generation_config.eos_token_id
-    end = tokenizer.eos_token_id if end is None else end
-    return [] if end is None else [end] if isinstance(end, int) else list(end)
+    """Lists the tokens that end a text, by the model's generation settings or the tokenizer.
+
+    Training ends responses by the tokenizer's, the base model may know others.
+    """
+    found = []
+    for end in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found += end if isinstance(end, list | tuple) else [end]
+    return [end for end in dict.fromkeys(found) if end is not None]
 
 
 @contextlib.contextmanager

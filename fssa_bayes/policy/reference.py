@@ -221,7 +221,11 @@ class ReferenceCache:
         description = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         if path.exists():
             _check(path, self.fingerprint)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(
+            # What another process is about to rename, or did not live to.
+            not (file.name.startswith(".") and file.suffix == ".part")
+            for file in self.folder.iterdir()
+        ):
             raise ValueError(
                 f"folder must be new, empty or a cache, got {str(self.folder)!r} without "
                 f"{_DESCRIPTION}"

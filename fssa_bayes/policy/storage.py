@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fssa_bayes._folders import previous_folder
+
 __all__ = [
     "FORMAT_VERSION",
     "check_base",
@@ -120,7 +122,12 @@ def read_description(folder: Path) -> dict[str, object]:
     """
     where = str(folder)
     if not (folder / _DESCRIPTION).is_file():
-        raise FileNotFoundError(f"folder must hold a saved policy, got {where!r} without one")
+        previous = previous_folder(folder)
+        hint = f"; the policy that stood there is whole in {str(previous)!r}"
+        raise FileNotFoundError(
+            f"folder must hold a saved policy, got {where!r} without one"
+            f"{hint if previous.is_dir() else ''}"
+        )
     try:
         document = json.loads((folder / _DESCRIPTION).read_bytes())
         version, sums = document["format_version"], document["sha256"]
