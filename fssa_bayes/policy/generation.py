@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fssa_bayes.policy.data import open_ended
+
 __all__ = ["InverseTransform", "encode_prompts", "filler_token", "generate_tokens"]
 
 Message = Mapping[str, str]
@@ -65,10 +67,10 @@ def encode_prompts(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
     if isinstance(prompt, str):
-        tokens = tokenizer(prompt)["input_ids"]
-        # Some tokenizers end every text; a prompt goes on.
-        ended = len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id
-        return tokens[:-1] if ended else tokens
+        tokens, own = (
+            tokenizer(prompt, add_special_tokens=special)["input_ids"] for special in (True, False)
+        )
+        return open_ended(tokenizer, tokens, own)
     if tokenizer.chat_template is None:
         raise ValueError(
             "prompts must be strings, because the tokenizer has no chat template; got a "
