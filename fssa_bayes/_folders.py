@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["previous_folder", "remove_folder", "whole_folder"]
+__all__ = ["previous_folder", "remove_folder", "whole_folder", "write_file"]
 
 
 @contextlib.contextmanager
@@ -36,6 +36,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def previous_folder(path: Path) -> Path:
     """Names the folder that stands aside while another takes its place: whole, if it is there."""
     return path.with_name(f".{path.name}.previous")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, and is synchronised before."""
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

@@ -283,9 +283,9 @@ def test_conversations_are_cut_between_the_tokens_of_the_whole(name: str) -> Non
 def test_an_accident_of_letters_is_no_part_of_the_prompt() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", "<assistant> now {%")
-    rows = PreferenceRows([[user("say")]], [[assistant("no")]], [[assistant("red")]], ["ann"])
+    rows = PreferenceRows([[user("say")]], [[assistant("no red")]], [[assistant("no")]], ["ann"])
     _, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
-    assert scored == ["<unk>", "</s>"]
+    assert scored == ["<unk>", "red", "</s>"]
 
 
 def test_the_last_message_stays_where_the_end_mark_parts_messages() -> None:

@@ -531,6 +531,7 @@ class Contexts:
             raise ValueError(
                 f"preferences must be made by rows.to_preferences, got {preferences} for {rows}"
             )
+        _check_same_choices(rows, preferences)
         if max_context < 0:
             raise ValueError(f"max_context must be at least 0, got {max_context}")
         if not 0 <= min_context <= max_context:
@@ -561,13 +562,16 @@ class Contexts:
             Positions of rows. Those of a smaller `num_context` are the first of a larger one's.
 
         Raises:
-            ValueError: If the person has fewer than `num_context` rows with other prompts.
+            ValueError: If the person has fewer than `num_context` rows with other prompts, or it
+                is negative.
         """
         available = self.available(row)
         rng = np.random.default_rng([self.seed, step, row])
         largest = min(self.max_context, len(available))
         size = int(rng.integers(min(self.min_context, largest), largest + 1))
         if num_context is not None:
+            if num_context < 0:
+                raise ValueError(f"num_context must be at least 0, got {num_context}")
             if num_context > len(available):
                 raise ValueError(
                     f"num_context={num_context} is more than the {len(available)} other rows of "
@@ -781,6 +785,30 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conve
         raise ValueError(
             f"tokenizer must have a chat template, since row {plain.index(False)} is a "
             "conversation, got none; set tokenizer.chat_template or give strings"
+        )
+
+
+def _check_same_choices(rows: PreferenceRows, preferences: Preferences) -> None:
+    """Refuses comparisons in another order than the rows: they would be others' contexts."""
+    items = rows.item_texts()
+    if list(preferences.item_names) != items:
+        raise ValueError(
+            "preferences must be made by rows.to_preferences, got items other than the rows' "
+            "texts in their order"
+        )
+    place = {text: number for number, text in enumerate(items)}
+    order = np.argsort(rows.user, kind="stable")
+    chosen, rejected = (
+        [place[_plain(rows.prompts[row], column[row])] for row in order]
+        for column in (rows.chosen, rows.rejected)
+    )
+    left_won = np.asarray(preferences.choice) > 0.5
+    left, right = np.asarray(preferences.left), np.asarray(preferences.right)
+    found = np.where(left_won, left, right), np.where(left_won, right, left)
+    if not (np.array_equal(found[0], chosen) and np.array_equal(found[1], rejected)):
+        raise ValueError(
+            "preferences must be made by rows.to_preferences, got choices in another order than "
+            "the rows, or others"
         )
 
 

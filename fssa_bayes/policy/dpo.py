@@ -19,7 +19,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -43,10 +42,17 @@ from transformers.trainer_utils import (
     sort_checkpoints,
 )
 
+from fssa_bayes._folders import write_file
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
+from fssa_bayes.policy._common import check_positive, check_reach, device_of
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
-from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
+from fssa_bayes.policy.reference import (
+    LengthBuckets,
+    NonFiniteError,
+    ReferenceCache,
+    fingerprint,
+)
 from fssa_bayes.policy.shared_prompt import pair_log_prob
 from fssa_bayes.policy.storage import read_description
 
@@ -84,7 +90,7 @@ def dpo_loss(log_ratio: Tensor, *, beta: float, marginal: bool = False) -> Tenso
         Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
     """
     _check_log_ratio(log_ratio)
-    _check_positive("beta", beta)
+    check_positive(beta=beta)
     precision = torch.promote_types(log_ratio.dtype, torch.float32)
     log_prob = F.logsigmoid(beta * log_ratio.to(precision))
     if not marginal:
@@ -117,10 +123,13 @@ def draw_latents(
     Returns:
         Draws with shape (S, P, K), with gradients to the posterior's parameters.
     """
-    context = contexts.batch(rows, step, num_context).to(_device_of(posterior))
+    context = contexts.batch(rows, step, num_context).to(device_of(posterior))
     entropy = np.random.SeedSequence([seed, step])
     with seeded(int(entropy.generate_state(1)[0])):
-        return posterior(context).rsample((num_draws,))
+        found = posterior(context)
+        # A posterior that does not learn need not tell how its draws move.
+        draw = found.rsample if getattr(found, "has_rsample", True) else found.sample
+        return draw((num_draws,))
 
 
 class SteerableDPOTrainer(Trainer):
@@ -155,15 +164,15 @@ class SteerableDPOTrainer(Trainer):
         eval_dataset: Pairs to evaluate on, with the same contexts and draws every time.
         eval_contexts: Contexts of `eval_dataset.rows`.
         reference: Where log-probabilities of the reference policy are kept, None to compute them
-            in every step.
+            in every step. An exact cache needs `train_sampling_strategy="group_by_length"`.
         chunk_size: Logits held at a time, None for the device's default.
         callbacks: Further callbacks.
         optimizers: Optimiser and schedule in place of those of `args`.
 
     Raises:
         ValueError: If an option is out of its range, contexts belong to other rows or `reference`
-            to another model, z has not the width of the policy's, or there are fewer pairs than in
-            a batch.
+            to another model, z has not the width of the policy's or does not depend on `guide`, a
+            pair is longer than the model's positions, or there are fewer pairs than in a batch.
         FloatingPointError: From `train`, if a loss or gradient is not finite, before it does harm;
             the last checkpoint is kept.
     """
@@ -188,7 +197,7 @@ class SteerableDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        _check_positive("beta", beta)
+        check_positive(beta=beta)
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}")
         _check_arguments(args)
@@ -197,6 +206,7 @@ class SteerableDPOTrainer(Trainer):
                 "reference must be the cache of the policy's base model, got that of another in "
                 f"{str(reference.folder)!r}"
             )
+        _check_sampling(reference, args)
         self._train = _Source(train_dataset, contexts, "train_dataset", "contexts")
         self._eval = None
         if eval_dataset is not None:
@@ -205,6 +215,10 @@ class SteerableDPOTrainer(Trainer):
         self.beta, self.num_draws, self.marginal = beta, num_draws, marginal
         self.guide_learning_rate, self.reference = guide_learning_rate, reference
         _check_width(posterior, contexts, policy.latent_dim)
+        for source in filter(None, (self._train, self._eval)):
+            check_reach(policy.base, int(source.pairs.lengths.max()), source.name)
+        if guide is not None:
+            _check_guide(posterior, guide, contexts)
         self._logged: list[Tensor] = []
         self._latents: tuple[tuple, Tensor] | None = None
         self._eval_latents: Tensor | None = None
@@ -271,7 +285,15 @@ class SteerableDPOTrainer(Trainer):
         latents = self._training_latents if model.training else self._evaluation_latents
         names = ("input_ids", "attention_mask", "response_mask")
         batch = ResponseBatch(*(inputs[name] for name in names))
-        return model(batch, functools.partial(latents, source, pairs))
+        try:
+            return model(batch, functools.partial(latents, source, pairs))
+        except NonFiniteError as error:
+            shown = source.describe(int(pairs[error.row % len(pairs)]))
+            raise FloatingPointError(
+                f"reference log-probabilities must be finite, got {error.value} at step "
+                f"{self.state.global_step} in {shown}: look at the base model's precision; "
+                f"{self._describe_last_checkpoint()}"
+            ) from error
 
     def _training_latents(self, source: _Source, pairs: np.ndarray) -> Tensor:
         """Draws z of the whole step, all processes' and accumulated parts', and selects pairs."""
@@ -487,7 +509,12 @@ class SteerableDPOTrainer(Trainer):
                 "resume_from_checkpoint must be a finished checkpoint of this trainer, or True "
                 f"where there is one in {self.args.output_dir!r}, got {folder and str(folder)!r}"
             )
-        saved = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        try:
+            saved = dict(json.loads((folder / _SETTINGS).read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{_SETTINGS} in {str(folder)!r} is damaged ({error}): resume from an earlier one"
+            ) from error
         now = self.settings()
         other = [name for name in now if saved.get(name) != now[name]]
         if other:
@@ -510,7 +537,8 @@ class SteerableDPOTrainer(Trainer):
             self.reference.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            _write_json(folder / _SETTINGS, self.settings())
+            document = json.dumps(self.settings(), indent=2) + "\n"
+            write_file(folder / _SETTINGS, document.encode())
             rotate_checkpoints(
                 str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True
             )
@@ -524,8 +552,7 @@ class SteerableDPOTrainer(Trainer):
         if self.guide is not None:
             state = self.guide.state_dict()
             tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-            safetensors.torch.save_file(tensors, folder / f"{_GUIDE}.part")
-            os.replace(folder / f"{_GUIDE}.part", folder / _GUIDE)
+            write_file(folder / _GUIDE, safetensors.torch.save(tensors))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -727,13 +754,6 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(python_state)
 
 
-def _device_of(posterior: Callable) -> torch.device:
-    """Returns the device of the module that a function is, or is a method of."""
-    owner = getattr(posterior, "__self__", posterior)
-    parameter = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 def _plain_config(config: PolicyConfig) -> dict[str, Any]:
     """Returns a policy's options as JSON gives them back, without where the base model lies."""
     options = json.loads(json.dumps(asdict(config)))
@@ -757,22 +777,11 @@ def _digest_guide(posterior: Callable, guide: nn.Module | None) -> str | None:
     return digest.hexdigest()
 
 
-def _write_json(path: Path, document: dict) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
 def _check_log_ratio(log_ratio: Tensor) -> None:
     if log_ratio.ndim != 2 or 0 in log_ratio.shape:
         raise ValueError(
             f"log_ratio must have shape (S, P), both at least 1, got {tuple(log_ratio.shape)}"
         )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def _check_arguments(args: TrainingArguments) -> None:
@@ -787,6 +796,36 @@ def _check_arguments(args: TrainingArguments) -> None:
     for rule, broken in rules.items():
         if broken:
             raise ValueError(f"args must not ask for {rule}, got {broken}")
+
+
+def _check_sampling(reference: ReferenceCache | None, args: TrainingArguments) -> None:
+    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
+    if reference is not None and reference.exact and strategy == "random":
+        raise ValueError(
+            "reference must not be an exact cache with train_sampling_strategy='random', whose "
+            "batches never come again: train with 'group_by_length', or make the cache with "
+            "exact=False"
+        )
+
+
+def _check_guide(posterior: Callable, guide: nn.Module, contexts: Contexts) -> None:
+    """Checks that z after a choice depends on what is to learn."""
+    parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("guide must have parameters that require a gradient, got none")
+    rows = range(len(contexts.rows)) if contexts.max_context else ()
+    row = next((row for row in rows if len(contexts.available(row))), None)
+    if row is None:
+        return
+    z = draw_latents(posterior, contexts, [row], step=0, num_draws=1, seed=0, num_context=1)
+    gradients = [None]
+    if z.requires_grad:
+        gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "guide must be what posterior draws z by, got a module on which its draws do not "
+            "depend, such as a copy, or a posterior without a gradient"
+        )
 
 
 def _check_width(posterior: Callable, contexts: Contexts, latent_dim: int) -> None:

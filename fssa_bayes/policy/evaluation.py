@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics import clustered_mean
+from fssa_bayes.policy._common import check_positive, device_of
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
-from fssa_bayes.policy.film import surrounding_z
+from fssa_bayes.policy.film import check_factors, surrounding_z
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -74,7 +75,7 @@ def implicit_reward(
     References:
         Rafailov et al. (2023), Direct preference optimization, arXiv 2305.18290.
     """
-    _check_positive(beta=beta, batch_size=batch_size)
+    check_positive(beta=beta, batch_size=batch_size)
     rows = len(batch)
     if reference is not None and reference.shape != (rows,):
         raise ValueError(f"reference must have shape ({rows},), got {tuple(reference.shape)}")
@@ -207,7 +208,7 @@ def accuracy_by_context(
     Raises:
         ValueError: If a person has fewer choices on other prompts than a size asks for.
     """
-    _check_positive(num_draws=num_draws)
+    check_positive(num_draws=num_draws)
     if reference is None:
         with torch.no_grad(), policy.reference():
             tokens = pairs.batch(np.arange(len(pairs)))
@@ -253,11 +254,8 @@ def draw_given(
         ValueError: If a person has fewer than `num_context` rows on other prompts.
     """
     batch = contexts.batch(np.asarray(rows), num_context=num_context)
-    owner = getattr(posterior, "__self__", posterior)
-    if isinstance(owner, nn.Module):
-        batch = batch.to(next(owner.parameters()).device)
     with seeded(seed):
-        return posterior(batch).sample((num_draws,))
+        return posterior(batch.to(device_of(posterior))).sample((num_draws,))
 
 
 def trait_rates(
@@ -444,16 +442,11 @@ def _score(policy: nn.Module, batch: ResponseBatch, batch_size: int) -> Tensor:
 
 def _one_each(name: str, z: Tensor, rows: int, width: int) -> Tensor:
     """Gives z a row for each sequence: (R, K), or (S, R, K) for draws."""
+    check_factors(name, z)
     z = z.expand(rows, -1) if z.ndim == 1 else z
-    if z.ndim not in (2, 3) or z.shape[-2:] != (rows, width):
+    if z.ndim not in (2, 3) or z.shape[-2:] != (rows, width) or not len(z):
         raise ValueError(
             f"{name} must have shape ({width},), ({rows}, {width}) or (S, {rows}, {width}), got "
             f"{tuple(z.shape)}"
         )
     return z
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 __all__ = [
     "FiLM",
     "Traced",
+    "check_factors",
     "decoder_layers",
     "recompute_as_now",
     "steered",
@@ -139,9 +140,18 @@ def _restored(
         _SWITCHED_OFF.reset(tokens[1])
 
 
-def _check_steering(z: Tensor) -> None:
+def check_factors(name: str, z: Tensor) -> None:
+    """Checks that latent factors are a tensor of numbers with a fraction.
+
+    Raises:
+        TypeError: If they are not.
+    """
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise TypeError(f"z must be a floating-point tensor or None, got {_kind(z)}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {_kind(z)}")
+
+
+def _check_steering(z: Tensor) -> None:
+    check_factors("z", z)
     if z.ndim != 2 or len(z) == 0:
         raise ValueError(f"z must have shape (R, K) with R >= 1, got {tuple(z.shape)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -55,9 +56,16 @@ def encode_prompts(
 
     Raises:
         ValueError: If there are conversations and no chat template, or a prompt without tokens.
+        TypeError: If a prompt is neither a string nor a list of messages.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got a single string")
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence | np.ndarray):
+            raise TypeError(
+                "prompts must be strings or conversations, lists of messages, got "
+                f"{type(prompt).__name__} in {index}"
+            )
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     for index, tokens in enumerate(encoded):
         if not tokens:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fssa_bayes.policy.data import ResponseBatch
-from fssa_bayes.policy.film import surrounding_z
+from fssa_bayes.policy.film import check_factors, surrounding_z
 from fssa_bayes.policy.log_probs import token_log_prob
 
 if TYPE_CHECKING:
@@ -150,6 +150,8 @@ def pair_log_prob(
     Raises:
         ValueError: If z has another shape, or the sequences are no groups of B.
     """
+    if z is not None:
+        check_factors("z", z)
     if z is not None and z.ndim == 3:
         if not len(z):
             raise ValueError("z must have at least 1 draw, got none")
@@ -165,6 +167,7 @@ def pair_log_prob(
             f"z must have shape (K,), (P, K) or (S, P, K) with K = {policy.latent_dim} and P = "
             f"{prompts}, got {tuple(z.shape)}"
         )
+    policy.check_length(batch)
     packed = _pack_if_worthwhile(policy, batch, num_responses)
     if packed is None:
         z = z.repeat(num_responses, 1) if z is not None and z.ndim == 2 else z
