@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, fit
+from fssa_bayes.data import Preferences
 from fssa_bayes.policy.data import Contexts, Conversation, PreferenceRows, ResponseBatch
 from fssa_bayes.policy.generation import encode_prompts
 
@@ -453,3 +454,30 @@ def test_conversations_and_strings_have_their_own_prompts() -> None:
     assert rows.prompt.tolist() == [0, 1, 2]
     assert rows.item_texts()[2:4] == ["user: say\nassistant: a", "user: say\nassistant: b"]
     assert len(rows.tokenise(make_tokenizer())) == 3
+
+
+def test_contexts_need_the_choices_of_the_rows_in_their_order() -> None:
+    rows = many_rows()
+    preferences = rows.to_preferences(lookup)
+    Contexts(rows, preferences)
+    order = np.arange(len(rows))
+    order[[0, 1]] = order[[1, 0]]  # Of one person.
+    shuffled = Preferences(
+        preferences.left[order],
+        preferences.right[order],
+        preferences.choice[order],
+        preferences.offsets,
+        items=preferences.items,
+        item_names=preferences.item_names,
+        user_names=preferences.user_names,
+    )
+    with pytest.raises(ValueError, match="got choices in another order than the rows"):
+        Contexts(rows, shuffled)
+    renamed = Preferences(
+        preferences.left, preferences.right, preferences.choice, preferences.offsets,
+        items=preferences.items, user_names=preferences.user_names,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="got items other than the rows' texts"):
+        Contexts(rows, renamed)
+    with pytest.raises(ValueError, match="num_context must be at least 0, got -1"):
+        Contexts(rows, preferences).draw(0, num_context=-1)
