@@ -481,3 +481,16 @@ def test_contexts_need_the_choices_of_the_rows_in_their_order() -> None:
         Contexts(rows, renamed)
     with pytest.raises(ValueError, match="num_context must be at least 0, got -1"):
         Contexts(rows, preferences).draw(0, num_context=-1)
+
+
+@pytest.mark.parametrize("asks", ["<assistant> {%", "<assistant> now {%"])
+def test_tokenizers_that_do_not_tell_places_cut_by_letters(
+    asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", asks)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    rows = PreferenceRows.from_records(as_conversations(RECORDS))
+    tokens, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    assert tokens == ["<user>", "say", "a", "word", "</s>", "<assistant>", "red", "</s>"]
+    assert scored == ["red", "</s>"]
