@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove_folder", "whole_folder"]
+__all__ = ["previous_folder", "remove_folder", "whole_folder", "write_file"]
 
 
 @contextlib.contextmanager
@@ -33,6 +33,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def previous_folder(path: Path) -> Path:
+    """Names the folder that stands aside while another takes its place: whole, if it is there."""
+    return path.with_name(f".{path.name}.previous")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, and is synchronised before."""
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder under another name, so that a half-removed one is not read."""
     part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
@@ -43,19 +61,18 @@ def remove_folder(path: Path) -> None:
 
 def _put_in_place(part: Path, path: Path) -> None:
     """Renames a finished folder; what stood there steps aside first and is then removed."""
-    previous = None
-    if path.exists():
-        previous = path.with_name(f".{path.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        path.rename(previous)
+    previous = previous_folder(path)
     try:
+        if path.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            path.rename(previous)
         part.rename(path)
-    except OSError:
-        if previous is not None:
+    except BaseException:  # Ctrl-C as well.
+        if previous.is_dir() and not path.exists():
             previous.rename(path)
         raise
     _synchronise(path.parent)
-    if previous is not None:
+    if previous.is_dir():
         remove_folder(previous)
 
 

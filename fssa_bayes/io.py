@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fssa_bayes._folders import remove_folder, whole_folder
+from fssa_bayes._folders import previous_folder, remove_folder, whole_folder
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 
@@ -244,7 +244,7 @@ def _read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Reads and checks both files."""
     where = str(path)
     if not path.is_dir():
-        previous = path.with_name(f".{path.name}.previous")
+        previous = previous_folder(path)
         found = f"; the model that stood there is whole in {str(previous)!r}"
         hint = found if previous.is_dir() else ""
         raise FileNotFoundError(f"path must be a folder with a saved model, got {where!r}{hint}")

@@ -24,15 +24,17 @@ from tiny_policy import (
     make_trainer,
     parameters,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from transformers import TrainerCallback
 
 from fssa_bayes.policy import (
+    PreferenceRows,
     ReferenceCache,
     SteerableDPOTrainer,
     SteerablePolicy,
     dpo_loss,
+    draw_given,
     draw_latents,
     fingerprint,
 )
@@ -567,6 +569,9 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None
             other.train(resume_from_checkpoint=True)
     document = json.loads((tmp_path / "checkpoint-9" / "steerable_dpo.json").read_text())
     assert document["data"] == make_trainer(tmp_path).settings()["data"]
+    (tmp_path / "checkpoint-9" / "steerable_dpo.json").write_text("{")
+    with pytest.raises(ValueError, match=r"steerable_dpo.json in '.*checkpoint-9' is damaged"):
+        make_trainer(tmp_path, arguments=SAVING).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.slow
@@ -688,3 +693,153 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     for message, options in bad.items():
         with pytest.raises(ValueError, match=message):
             make(**options)
+
+
+# ---------------------------------------------------------------------- another policy, other pairs
+
+
+def test_a_run_goes_on_with_the_same_policy_and_guide_alone(tmp_path: Path) -> None:
+    make_trainer(tmp_path, arguments=SAVING).train()
+    rows = make_rows()
+
+    def build(policy: SteerablePolicy, guide: ColourGuide) -> SteerableDPOTrainer:
+        return SteerableDPOTrainer(
+            policy,
+            make_arguments(tmp_path, **SAVING),
+            rows.tokenise(make_tokenizer()),
+            make_contexts(rows, max_context=4, seed=1),
+            guide.posterior,
+            num_draws=2,
+            beta=0.5,
+        )
+
+    def policy(base: torch.nn.Module, **options) -> SteerablePolicy:
+        options = {"latent_dim": 2, "lora_rank": 2} | options
+        return SteerablePolicy.from_model(base, make_tokenizer(), **options)
+
+    base, guide = make_base(), ColourGuide()
+    with torch.no_grad():
+        base.lm_head.weight[0, 0] += 1
+        guide.weight[0, 0] += 1
+    for name, other in {
+        "base": build(policy(base), ColourGuide()),
+        "film_layers": build(policy(make_base(), film_layers=[1]), ColourGuide()),
+        "q_proj": build(policy(make_base(), target_modules=["q_proj"]), ColourGuide()),
+        "guide": build(make_policy(), guide),
+    }.items():
+        with pytest.raises(ValueError, match=f"same settings and data, got .*{name}"):
+            other.train(resume_from_checkpoint=True)
+    same = build(policy(make_base()), ColourGuide())
+    same.train(resume_from_checkpoint=True)
+
+
+def test_evaluation_is_of_the_pairs_that_the_trainer_has_contexts_of(tmp_path: Path) -> None:
+    rows = make_rows()
+    pairs = rows.tokenise(make_tokenizer())
+    with pytest.raises(ValueError, match="eval_dataset and eval_contexts must be given"):
+        make_trainer(tmp_path).evaluate(pairs)
+    given = {"eval_dataset": pairs, "eval_contexts": make_contexts(rows)}
+    trainer = make_trainer(tmp_path, **given)
+    others = rows.tokenise(make_tokenizer())
+    for measure in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="eval_dataset must be the one that the trainer was"):
+            measure(others)
+    state = torch.get_rng_state()
+    found = trainer.evaluate(pairs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert trainer.predict(pairs).metrics["test_loss"] == found["eval_loss"]
+    assert trainer.predict(pairs).predictions.shape == (len(pairs), 2)
+    with torch.no_grad():
+        next(iter(trainer.policy.film.parameters())).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="loss must be finite, .* of eval_dataset"):
+        trainer.evaluate()
+
+
+# ---------------------------------------------------------------------- refused before any work
+
+
+def test_caches_that_cannot_help_are_refused(tmp_path: Path) -> None:
+    owner = fingerprint(make_policy())
+    exact = ReferenceCache(tmp_path / "cache", owner)
+    with pytest.raises(ValueError, match="exact cache with train_sampling_strategy='random'"):
+        make_trainer(tmp_path, reference=exact)
+    make_trainer(tmp_path, reference=ReferenceCache(tmp_path / "cache", owner, exact=False))
+    arguments = {"train_sampling_strategy": "group_by_length"}
+    make_trainer(tmp_path, reference=exact, arguments=arguments)
+
+
+def test_a_reference_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    rows, base = make_rows(), make_base()
+    with torch.no_grad():
+        base.lm_head.weight.fill_(torch.nan)
+    policy = SteerablePolicy.from_model(base, make_tokenizer(), latent_dim=2, lora_rank=2)
+    trainer = SteerableDPOTrainer(
+        policy,
+        make_arguments(tmp_path, train_sampling_strategy="group_by_length"),
+        rows.tokenise(make_tokenizer()),
+        make_contexts(rows),
+        ColourGuide().posterior,
+        reference=ReferenceCache(tmp_path / "cache", fingerprint(policy)),
+    )
+    message = r"reference .* must be finite, got nan at step 0 in row \d+ of train_dataset"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+
+
+def test_pairs_beyond_the_models_positions_are_refused(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "say p1", "chosen": 28 * " red", "rejected": " blue", "user": user}
+        for user in range(8)
+    ]
+    rows = PreferenceRows.from_records(records)
+    pairs = rows.tokenise(make_tokenizer())
+    given = (make_contexts(rows), ColourGuide().posterior)
+    SteerableDPOTrainer(make_policy(), make_arguments(tmp_path), pairs, *given)  # 32 tokens.
+    records[3]["chosen"] += " red"
+    rows = PreferenceRows.from_records(records)
+    pairs = rows.tokenise(make_tokenizer())
+    with pytest.raises(ValueError, match="train_dataset must fit into the model's 32 positions"):
+        SteerableDPOTrainer(
+            make_policy(), make_arguments(tmp_path), pairs, make_contexts(rows), given[1]
+        )
+
+
+def test_a_guide_that_cannot_learn_is_refused(tmp_path: Path) -> None:
+    rows = make_rows()
+
+    def build(posterior, guide) -> SteerableDPOTrainer:
+        return SteerableDPOTrainer(
+            make_policy(),
+            make_arguments(tmp_path),
+            rows.tokenise(make_tokenizer()),
+            make_contexts(rows, max_context=4),
+            posterior,
+            guide=guide,
+        )
+
+    guide = ColourGuide()
+    build(guide.posterior, guide)
+    with pytest.raises(ValueError, match="guide must be what posterior draws z by"):
+        build(guide.posterior, ColourGuide())
+    with pytest.raises(ValueError, match="guide must be what posterior draws z by"):
+        build(torch.no_grad()(guide.posterior), guide)
+    with pytest.raises(ValueError, match="guide must have parameters that require a gradient"):
+        build(guide.posterior, guide.requires_grad_(False))
+
+
+def test_posteriors_that_are_known_need_no_gradient() -> None:
+    rows = make_rows()
+
+    def posterior(batch):
+        parts = torch.distributions.Categorical(torch.ones(batch.num_users, 2))
+        each = torch.distributions.Normal(torch.zeros(batch.num_users, 2, 2), 1.0)
+        parted = torch.distributions.Independent(each, 1)
+        return torch.distributions.MixtureSameFamily(parts, parted)
+
+    z = draw_latents(posterior, make_contexts(rows), [0, 1, 2], step=0, num_draws=4, seed=0)
+    assert z.shape == (4, 3, 2)
+    z = draw_given(posterior, make_contexts(rows), [0, 1], num_context=1, num_draws=3)
+    assert z.shape == (3, 2, 2)
+    empty = nn.Module()  # A module without parameters.
+    empty.forward = posterior
+    assert draw_given(empty, make_contexts(rows), [0], num_context=1).shape == (1, 1, 2)

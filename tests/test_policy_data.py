@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, fit
+from fssa_bayes.data import Preferences
 from fssa_bayes.policy.data import Contexts, Conversation, PreferenceRows, ResponseBatch
+from fssa_bayes.policy.generation import encode_prompts
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} </s>\n{% endfor %}"
@@ -221,6 +223,103 @@ def test_tokenizers_that_lack_a_part_are_refused() -> None:
         ResponseBatch.from_texts(make_tokenizer(), ["say a"], [" red"], max_length=3)
 
 
+def metaspace_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer whose words hold the space before them, or not, as SentencePiece's."""
+    words = ["say", "red", "now", "no", "say:"]
+    marks = ["<pad>", "</s>", "<unk>", "<user>", "<|think|>", "<|resp|>"]
+    vocabulary = {
+        token: n for n, token in enumerate([*marks, "▁", *words, *("▁" + w for w in words)])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        chat_template=template, additional_special_tokens=marks[3:],
+    )  # fmt: skip
+
+
+ASKING = {
+    # The words of the template as a whole, not of the response by itself.
+    "apart": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}<|resp|>"
+        "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}",
+        ["<user>", "say", "<|resp|>"],
+        ["red", "</s>"],
+    ),
+    # A token that holds the last space of the prompt is the response's.
+    "astride": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}: "
+        "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}",
+        ["▁say:"],
+        ["▁red", "</s>"],
+    ),
+    # Marks that begin alike are other tokens.
+    "other mark": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}"
+        "{% else %}<|resp|>{{ m['content'] }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|think|>{% endif %}",
+        ["<user>", "say"],
+        ["<|resp|>", "red", "</s>"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_conversations_are_cut_between_the_tokens_of_the_whole(name: str) -> None:
+    template, prompt, response = ASKING[name]
+    tokenizer = metaspace_tokenizer(template)
+    rows = PreferenceRows([[user("say")]], [[assistant("red")]], [[assistant("now")]], ["ann"])
+    batch = rows.tokenise(tokenizer).batch([0])
+    single = ResponseBatch.from_texts(tokenizer, rows.prompts, rows.chosen)
+    tokens = batch.input_ids[0][batch.attention_mask[0].bool()]
+    assert tokenizer.convert_ids_to_tokens(tokens) == prompt + response
+    scored = batch.input_ids[0][batch.response_mask[0]]
+    assert tokenizer.convert_ids_to_tokens(scored) == response
+    assert torch.equal(single.input_ids[0], tokens)
+    length = len(prompt)  # Both begin with the same tokens, which may be encoded once.
+    assert torch.equal(batch.input_ids[0, :length], batch.input_ids[1, :length])
+    assert batch.prompt_lengths.tolist() == [length, length]
+
+
+def test_an_accident_of_letters_is_no_part_of_the_prompt() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", "<assistant> now {%")
+    rows = PreferenceRows([[user("say")]], [[assistant("no red")]], [[assistant("no")]], ["ann"])
+    _, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    assert scored == ["<unk>", "red", "</s>"]
+
+
+def test_the_last_message_stays_where_the_end_mark_parts_messages() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}"
+        "{% if not loop.last %} </s> {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} </s> <assistant> {% endif %}"
+    )
+    long = [assistant("red"), user("please"), assistant("blue")]
+    rows = PreferenceRows([[user("say")]], [long], [[assistant("green")]], ["ann"])
+    _, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    assert scored == ["red", "</s>", "<user>", "please", "</s>", "<assistant>", "blue"]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_prompt_keeps_an_end_mark_of_its_own(ends: bool) -> None:
+    tokenizer = make_tokenizer(ends=ends)
+    batch = ResponseBatch.from_texts(tokenizer, ["say </s>"], [" red"])
+    assert read(batch, 0) == (["<s>", "say", "</s>", "red", "</s>"], ["red", "</s>"])
+    assert encode_prompts(tokenizer, ["say </s>"]) == [[1, tokenizer.vocab["say"], 2]]
+
+
+def test_prompts_without_a_token_are_refused() -> None:
+    records = [RECORDS[0], RECORDS[1] | {"prompt": ""}]
+    rows, tokenizer = PreferenceRows.from_records(records), make_tokenizer(begins=False)
+    with pytest.raises(ValueError, match="prompts must have at least one token each.* at row 1"):
+        rows.tokenise(tokenizer)
+    with pytest.raises(ValueError, match="prompts must have at least one token each.* at row 1"):
+        ResponseBatch.from_texts(tokenizer, rows.prompts, rows.chosen)
+    assert read(rows.tokenise(make_tokenizer()).batch([1]), 0)[0] == ["<s>", "blue", "</s>"]
+
+
 # ---------------------------------------------------------------------- splits and contexts
 
 
@@ -355,3 +454,43 @@ def test_conversations_and_strings_have_their_own_prompts() -> None:
     assert rows.prompt.tolist() == [0, 1, 2]
     assert rows.item_texts()[2:4] == ["user: say\nassistant: a", "user: say\nassistant: b"]
     assert len(rows.tokenise(make_tokenizer())) == 3
+
+
+def test_contexts_need_the_choices_of_the_rows_in_their_order() -> None:
+    rows = many_rows()
+    preferences = rows.to_preferences(lookup)
+    Contexts(rows, preferences)
+    order = np.arange(len(rows))
+    order[[0, 1]] = order[[1, 0]]  # Of one person.
+    shuffled = Preferences(
+        preferences.left[order],
+        preferences.right[order],
+        preferences.choice[order],
+        preferences.offsets,
+        items=preferences.items,
+        item_names=preferences.item_names,
+        user_names=preferences.user_names,
+    )
+    with pytest.raises(ValueError, match="got choices in another order than the rows"):
+        Contexts(rows, shuffled)
+    renamed = Preferences(
+        preferences.left, preferences.right, preferences.choice, preferences.offsets,
+        items=preferences.items, user_names=preferences.user_names,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="got items other than the rows' texts"):
+        Contexts(rows, renamed)
+    with pytest.raises(ValueError, match="num_context must be at least 0, got -1"):
+        Contexts(rows, preferences).draw(0, num_context=-1)
+
+
+@pytest.mark.parametrize("asks", ["<assistant> {%", "<assistant> now {%"])
+def test_tokenizers_that_do_not_tell_places_cut_by_letters(
+    asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", asks)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    rows = PreferenceRows.from_records(as_conversations(RECORDS))
+    tokens, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    assert tokens == ["<user>", "say", "a", "word", "</s>", "<assistant>", "red", "</s>"]
+    assert scored == ["red", "</s>"]

@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaForCausalLM
 
-from fssa_bayes.policy import ResponseBatch, SteerablePolicy, interpolate, steered
+from fssa_bayes.policy import (
+    ResponseBatch,
+    SteerablePolicy,
+    implicit_reward,
+    interpolate,
+    pair_log_prob,
+    steered,
+)
 from fssa_bayes.policy.generation import InverseTransform
+from fssa_bayes.policy.model import _end_tokens
 
 HEADS = ["llama", "gpt2", "gemma", "gemma2", "phi", "granite", "cohere"]
 PROMPTS = ["w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
@@ -720,3 +728,186 @@ def test_prompts_go_on_where_a_tokenizer_ends_every_text(word_tokenizer) -> None
     )
     assert word_tokenizer("w3 w4")["input_ids"] == [3, 4, 1]
     assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]
+
+
+# ---------------------------------------------------------------------- what readers ran into
+
+
+def test_a_surrounding_z_stays_with_its_sequence(policy: Callable) -> None:
+    moved, z, batch = policy(), factors(), responses()
+    prompts = ["w3 w4 w5 w6 w7", "w8", "w9 w10 w11", "w4 w4"]
+    options = {"max_new_tokens": 6, "batch_size": 2}
+    reward = implicit_reward(moved, batch, z)
+    with steered(z):
+        assert moved.generate(prompts, **options) == moved.generate(prompts, z, **options)
+        torch.testing.assert_close(implicit_reward(moved, batch, batch_size=2), reward)
+    with steered(z[:2]):  # One for each two neighbours.
+        doubled = z[:2].repeat_interleave(2, 0)
+        assert moved.generate(prompts, **options) == moved.generate(prompts, doubled, **options)
+    with steered(z[:3]), pytest.raises(ValueError, match="z must have a row for each of 4"):
+        moved.generate(prompts, **options)
+    with steered(z[:2]):  # One for each prompt, whether or not prompts are encoded once.
+        found = pair_log_prob(moved, batch)
+    torch.testing.assert_close(found, pair_log_prob(moved, batch, z[:2]))
+    torch.testing.assert_close(found, moved.sequence_log_prob(batch, z[:2].repeat(2, 1)))
+
+
+def test_left_padded_sequences_are_scored_alike(policy: Callable) -> None:
+    moved, z, batch = policy(), factors(), responses()
+    length = batch.input_ids.shape[1]
+    shift = [torch.roll(torch.arange(length), int(length - n)) for n in batch.attention_mask.sum(1)]
+    order = torch.stack(shift)
+    left = ResponseBatch(
+        *(t.gather(1, order) for t in (batch.input_ids, batch.attention_mask, batch.response_mask))
+    )
+    assert not left.attention_mask[-1, 0]
+    expected = implicit_reward(moved, batch, z)
+    assert expected.abs().min() > 1e-3
+    found = implicit_reward(moved, left, z, batch_size=1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_text_ends_by_the_models_token_or_the_tokenizers(policy: Callable) -> None:
+    moved = policy()
+    moved.base.generation_config.eos_token_id = [7, 9]
+    assert sorted(_end_tokens(moved.base, moved.tokenizer)) == [1, 7, 9]
+    moved.base.generation_config.eos_token_id = 7
+    moved.tokenizer.eos_token = None
+    assert _end_tokens(moved.base, moved.tokenizer) == [7]
+
+
+def test_a_save_that_is_broken_off_leaves_the_old_policy(
+    policy: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, rename = policy(), Path.rename
+    made.save_pretrained(tmp_path / "pol")
+    before = (tmp_path / "pol" / "policy.json").read_bytes()
+
+    def interrupt(path: Path, to: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            made.save_pretrained(tmp_path / "pol")
+    assert [path.name for path in tmp_path.iterdir()] == ["pol"]
+    assert (tmp_path / "pol" / "policy.json").read_bytes() == before
+    (tmp_path / "pol").rename(tmp_path / ".pol.previous")  # As a power cut would leave it.
+    with pytest.raises(FileNotFoundError, match=r"is whole in '.*\.pol\.previous'"):
+        SteerablePolicy.load(tmp_path / "pol", base_model=made.base)
+    made.save_pretrained(tmp_path / "pol")
+    assert [path.name for path in tmp_path.iterdir()] == ["pol"]
+
+
+@pytest.mark.parametrize("z", [[0.0, 1.0], np.zeros(2), torch.zeros(2, dtype=torch.long)])
+def test_z_of_another_type_is_refused(z, policy: Callable) -> None:
+    made, batch = policy(new=True), responses()
+    for use in (
+        lambda: made(batch.input_ids, z=z),
+        lambda: made.generate(["w3"], z),
+        lambda: made.sequence_log_prob(batch, z),
+        lambda: pair_log_prob(made, batch, z),
+        lambda: implicit_reward(made, batch, z),
+        lambda: interpolate(z, z, 3),
+    ):
+        with pytest.raises(TypeError, match="must be a floating-point tensor, got"):
+            use()
+
+
+def test_no_draws_at_all_are_refused(policy: Callable) -> None:
+    made, batch = policy(new=True), responses()
+    with pytest.raises(ValueError, match="at least 1 draw"):
+        pair_log_prob(made, batch, torch.zeros(0, 2, 2))
+    with pytest.raises(ValueError, match="z must have shape"):
+        implicit_reward(made, batch, torch.zeros(0, 4, 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_sequences_beyond_the_models_positions_are_refused(name: str, policy: Callable) -> None:
+    made, tokens = policy(name, new=True), torch.full((2, 97), 5)
+    present = torch.ones_like(tokens)
+    scored = torch.arange(97).expand(2, -1) > 90
+    batch = ResponseBatch(tokens, present, scored)
+    for score in (made.sequence_log_prob, lambda batch: pair_log_prob(made, batch)):
+        with pytest.raises(ValueError, match="must fit into the model's 96 positions, got one of"):
+            score(batch)
+    present = present.masked_fill(torch.arange(97) > 95, 0)  # Padding is no token.
+    shorter = ResponseBatch(tokens, present, scored & present.bool())
+    assert made.sequence_log_prob(shorter).isfinite().all()
+
+
+def test_a_message_is_no_conversation(policy: Callable) -> None:
+    for prompt in ({"role": "user", "content": "w3"}, 3):
+        with pytest.raises(TypeError, match="strings or conversations, lists of messages, got"):
+            policy(new=True).generate([prompt])
+
+
+def test_a_failure_leaves_the_model_as_it_was(
+    policy: Callable, tiny_model: Callable, word_tokenizer, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    names = list(model.state_dict())
+    with pytest.raises(ValueError, match="must not include the output layer"):
+        SteerablePolicy.from_model(model, None, latent_dim=2, target_modules=["lm_head"])
+    assert list(model.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    policy().save_pretrained(tmp_path / "policy")
+    config = tmp_path / "policy" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 3}))
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch"):
+        SteerablePolicy.load(tmp_path / "policy", base_model=model)
+    assert list(model.state_dict()) == names
+    made = SteerablePolicy.from_model(model, word_tokenizer, latent_dim=2)
+    assert torch.equal(made(responses().input_ids), tiny_model()(responses().input_ids).logits)
+
+
+def test_descriptions_that_lack_a_part_are_damaged(
+    policy: Callable, tiny_model: Callable, tmp_path: Path
+) -> None:
+    policy().save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "policy.json"
+    document = json.loads(path.read_text())
+    less = {name: value for name, value in document.items() if name != "base"}
+    for change, message in (
+        (less, "policy.json .* is damaged: it lacks base"),
+        (document | {"policy": {"latent_dim": 2}}, "policy.json .* is damaged, or of another"),
+        (document | {"policy": document["policy"] | {"film_dim": 5}}, "does not fit policy.json"),
+    ):
+        path.write_text(json.dumps(change))
+        with pytest.raises(ValueError, match=message):
+            SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model())
+    path.write_text("{")
+    with pytest.raises(FileExistsError, match="hold a saved policy alone"):
+        policy().save_pretrained(tmp_path / "policy")
+
+
+def test_one_other_weight_is_another_base_model(
+    policy: Callable, tiny_model: Callable, tmp_path: Path
+) -> None:
+    policy().save_pretrained(tmp_path / "policy")
+    other = tiny_model()
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[5, 7] += 1e-3  # Not among those looked at.
+    with pytest.raises(ValueError, match="other weights, by their SHA-256"):
+        SteerablePolicy.load(tmp_path / "policy", base_model=other)
+    path = tmp_path / "policy" / "policy.json"
+    document = json.loads(path.read_text())
+    del document["base"]["weights"]  # As older versions wrote it.
+    path.write_text(json.dumps(document))
+    SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model())
+
+
+def test_a_relative_base_model_is_found_from_elsewhere(
+    tiny_model: Callable, word_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    word_tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    made = SteerablePolicy.from_pretrained("base", latent_dim=2)
+    made.save_pretrained("policy")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = SteerablePolicy.load("../policy")
+    assert loaded.config.base_model == str(tmp_path / "base")

@@ -418,3 +418,9 @@ def test_order_of_buckets_is_uniform() -> None:
 def test_bad_buckets(lengths: list, size: int, drop: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LengthBuckets(lengths, size, drop_last=drop)
+
+
+def test_a_file_that_another_process_is_writing_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / ".cache.json-0123abcd.part").write_text("{")
+    assert len(ReferenceCache(tmp_path, "a" * 64)) == 0
+    assert (tmp_path / "cache.json").exists()

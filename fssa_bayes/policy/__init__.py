@@ -10,7 +10,9 @@ from fssa_bayes.policy.data import (
 )
 from fssa_bayes.policy.dpo import SteerableDPOTrainer, dpo_loss, draw_latents
 from fssa_bayes.policy.evaluation import (
+    accuracy,
     accuracy_by_context,
+    by_group,
     draw_given,
     implicit_margin,
     implicit_reward,
@@ -37,7 +39,9 @@ __all__ = [
     "SteerableDPOTrainer",
     "SteerablePolicy",
     "TokenisedPairs",
+    "accuracy",
     "accuracy_by_context",
+    "by_group",
     "decoder_layers",
     "dpo_loss",
     "draw_given",

@@ -68,11 +68,13 @@ class ResponseBatch:
 
     def select(self, rows: Tensor | slice) -> ResponseBatch:
         """Returns some of the sequences, no wider than they need."""
-        width = max(int(self.attention_mask[rows].sum(-1).max()), 1)
+        needed = self.attention_mask[rows].any(0)  # On whichever side the padding is.
+        if not needed.any():
+            needed[:1] = True
         return ResponseBatch(
-            self.input_ids[rows, :width],
-            self.attention_mask[rows, :width],
-            self.response_mask[rows, :width],
+            self.input_ids[rows][:, needed],
+            self.attention_mask[rows][:, needed],
+            self.response_mask[rows][:, needed],
         )
 
     @classmethod
@@ -93,7 +95,8 @@ class ResponseBatch:
             max_length: Largest number of tokens of prompt and response together, None for any.
 
         Raises:
-            ValueError: If the lengths differ, a response is empty or a sequence is too long.
+            ValueError: If the lengths differ, a prompt has no tokens, a response is empty or a
+                sequence is too long.
         """
         if len(prompts) != len(responses) or not len(prompts):
             raise ValueError(
@@ -106,9 +109,13 @@ class ResponseBatch:
             prompt, response = _read("prompts", prompt, row), _read("responses", response, row)
             _check_same_format(prompt, response, row)
             texts.append(_render(tokenizer, prompt, [response]))
-        table = _TokenTable(tokenizer, [isinstance(prompt, str) for prompt in prompts])
-        prompt_rows = table.add_prompts([head for head, _ in texts])
-        response_rows = table.add_responses([tail for _, (tail,) in texts])
+        table = _TokenTable(tokenizer)
+        prompt_rows, response_rows = table.add(
+            [head for head, _ in texts],
+            [tail for _, (tail,) in texts],
+            [isinstance(prompt, str) for prompt in prompts],
+        )
+        _check_prompts(table.lengths[prompt_rows])
         lengths = table.lengths[prompt_rows] + table.lengths[response_rows]
         for rule, wrong in {
             "have at least one token": table.lengths[response_rows] == 0,
@@ -395,7 +402,8 @@ class PreferenceRows:
 
         Raises:
             ValueError: If the tokenizer lacks a padding token, an end-of-sequence token (for
-                strings) or a chat template (for conversations), or if no row is left.
+                strings) or a chat template (for conversations), if a prompt has no tokens, or if
+                no row is left.
 
         Warns:
             UserWarning: If rows are left out, with their numbers.
@@ -429,21 +437,25 @@ class TokenisedPairs(torch.utils.data.Dataset):
         self.rows = rows
         triples = zip(rows.prompts, rows.chosen, rows.rejected, strict=True)
         texts = [_render(tokenizer, prompt, responses) for prompt, *responses in triples]
-        self._table = _TokenTable(tokenizer, [isinstance(prompt, str) for prompt in rows.prompts])
-        prompt = self._table.add_prompts([head for head, _ in texts])
-        chosen = self._table.add_responses([tails[0] for _, tails in texts])
-        rejected = self._table.add_responses([tails[1] for _, tails in texts])
+        self._table = _TokenTable(tokenizer)
+        columns = self._table.add(
+            2 * [head for head, _ in texts],
+            [tails[side] for side in (0, 1) for _, tails in texts],
+            2 * [isinstance(prompt, str) for prompt in rows.prompts],
+        )
+        # Of the chosen and of the rejected sequence; prompts differ where a token joins both parts.
+        prompt, response = (column.reshape(2, -1) for column in columns)
         lengths = self._table.lengths
-        shorter = np.minimum(lengths[chosen], lengths[rejected])
-        longer = lengths[prompt] + np.maximum(lengths[chosen], lengths[rejected])
-        empty = shorter == 0
-        identical = ~empty & (chosen == rejected)
+        longer = (lengths[prompt] + lengths[response]).max(0)
+        empty = (lengths[response] == 0).any(0)
+        identical = ~empty & (prompt[0] == prompt[1]) & (response[0] == response[1])
         too_long = ~empty & ~identical & (longer > (np.inf if max_length is None else max_length))
         self.dropped = Dropped(int(too_long.sum()), int(empty.sum()), int(identical.sum()))
         keep = ~(empty | identical | too_long)
         self._report(max_length, int(longer.min()))
         self.row = np.flatnonzero(keep)
-        self._prompt, self._chosen, self._rejected = prompt[keep], chosen[keep], rejected[keep]
+        self._prompt, self._response = prompt[:, keep], response[:, keep]
+        _check_prompts(lengths[self._prompt].min(0), self.row)
 
     def _report(self, max_length: int | None, shortest: int) -> None:
         dropped, total = self.dropped, len(self.rows)
@@ -470,13 +482,12 @@ class TokenisedPairs(torch.utils.data.Dataset):
     def lengths(self) -> np.ndarray:
         """Number of tokens of prompt and longer response of every pair, with shape (P,)."""
         lengths = self._table.lengths
-        longer = np.maximum(lengths[self._chosen], lengths[self._rejected])
-        return lengths[self._prompt] + longer
+        return (lengths[self._prompt] + lengths[self._response]).max(0)
 
     def digest(self) -> str:
         """Returns a SHA-256 of the tokens of all pairs, to recognise the data by."""
         digest = hashlib.sha256()
-        for column in (self.row, self._prompt, self._chosen, self._rejected, self._table.lengths):
+        for column in (self.row, self._prompt, self._response, self._table.lengths):
             digest.update(column.tobytes())
         digest.update(np.concatenate(self._table.tokens).tobytes())
         return digest.hexdigest()
@@ -484,9 +495,7 @@ class TokenisedPairs(torch.utils.data.Dataset):
     def batch(self, pairs: np.ndarray | Sequence[int]) -> ResponseBatch:
         """Returns 2 P sequences: the chosen ones of P pairs, then the rejected ones."""
         pairs = _positions("pairs", np.asarray(pairs), len(self))
-        prompt = self._prompt[pairs]
-        response = np.concatenate([self._chosen[pairs], self._rejected[pairs]])
-        return self._table.batch(np.concatenate([prompt, prompt]), response)
+        return self._table.batch(self._prompt[:, pairs].ravel(), self._response[:, pairs].ravel())
 
 
 class Contexts:
@@ -522,6 +531,7 @@ class Contexts:
             raise ValueError(
                 f"preferences must be made by rows.to_preferences, got {preferences} for {rows}"
             )
+        _check_same_choices(rows, preferences)
         if max_context < 0:
             raise ValueError(f"max_context must be at least 0, got {max_context}")
         if not 0 <= min_context <= max_context:
@@ -552,13 +562,16 @@ class Contexts:
             Positions of rows. Those of a smaller `num_context` are the first of a larger one's.
 
         Raises:
-            ValueError: If the person has fewer than `num_context` rows with other prompts.
+            ValueError: If the person has fewer than `num_context` rows with other prompts, or it
+                is negative.
         """
         available = self.available(row)
         rng = np.random.default_rng([self.seed, step, row])
         largest = min(self.max_context, len(available))
         size = int(rng.integers(min(self.min_context, largest), largest + 1))
         if num_context is not None:
+            if num_context < 0:
+                raise ValueError(f"num_context must be at least 0, got {num_context}")
             if num_context > len(available):
                 raise ValueError(
                     f"num_context={num_context} is more than the {len(available)} other rows of "
@@ -609,46 +622,76 @@ class Contexts:
 class _TokenTable:
     """Holds the tokens of distinct texts one after the other, and pads some of them to a batch."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, plain: Sequence[bool]) -> None:
-        self._tokenizer, self._plain = tokenizer, np.asarray(plain)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
         self.tokens: list[np.ndarray] = []
         self._known: dict[tuple[int, ...], int] = {}
 
-    def add_prompts(self, texts: Sequence[str]) -> np.ndarray:
-        """Adds prompts and returns the position of each; strings get the tokenizer's beginning."""
-        heads = np.empty(len(texts), dtype=np.int64)
-        for plain in (False, True):
-            rows = np.flatnonzero(self._plain == plain)
-            heads[rows] = self._add([texts[row] for row in rows], special=plain, ends=False)
-        return heads
+    def add(
+        self, heads: Sequence[str], tails: Sequence[str], plain: Sequence[bool]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds prompts and the responses that follow them, and returns the positions of both.
 
-    def add_responses(self, texts: Sequence[str]) -> np.ndarray:
-        """Adds responses and returns the position of each; strings are ended."""
-        tails = np.empty(len(texts), dtype=np.int64)
-        for plain in (False, True):
-            rows = np.flatnonzero(self._plain == plain)
-            tails[rows] = self._add([texts[row] for row in rows], special=False, ends=plain)
-        return tails
+        Args:
+            heads: Text of every prompt.
+            tails: Text of every response.
+            plain: Whether they are strings, which get the tokenizer's beginning and end; the
+                others are what the chat template wrote.
+        """
+        where = np.empty((2, len(heads)), dtype=np.int64)
+        plain = np.asarray(plain)
+        for kind, encode in ((True, self._encode_strings), (False, self._encode_chats)):
+            rows = np.flatnonzero(plain == kind)
+            pieces = encode([heads[row] for row in rows], [tails[row] for row in rows])
+            where[:, rows] = [[self._position(tokens) for tokens in column] for column in pieces]
+        return where[0], where[1]
 
-    def _add(self, texts: list[str], *, special: bool, ends: bool) -> np.ndarray:
+    def _position(self, tokens: Sequence[int]) -> int:
+        key = tuple(tokens)
+        if key not in self._known:
+            self._known[key] = len(self.tokens)
+            self.tokens.append(np.asarray(key, dtype=np.int64))
+        return self._known[key]
+
+    def _encode_strings(
+        self, heads: list[str], tails: list[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        end = self._tokenizer.eos_token_id
+        pairs = zip(self._encode(heads, special=True), self._encode(heads), strict=True)
+        prompts = [open_ended(self._tokenizer, tokens, own) for tokens, own in pairs]
+        responses = self._encode(tails)
+        return prompts, [r if r and r[-1] == end else [*r, end] for r in responses]
+
+    def _encode_chats(
+        self, heads: list[str], tails: list[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Encodes prompt and response as one text, as the model will meet it, and parts them.
+
+        A token that holds the end of the prompt and the beginning of the response is of the latter.
+        """
+        if not self._tokenizer.is_fast:  # It cannot tell which characters a token stands for.
+            return self._encode(heads), self._encode(tails)
+        texts = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        ids, offsets = self._encode(texts), self._encode(texts, "offset_mapping")
+        sizes = [
+            next((place for place, (_, stop) in enumerate(spans) if stop > len(head)), len(spans))
+            for head, spans in zip(heads, offsets, strict=True)
+        ]
+        rows = list(zip(ids, sizes, strict=True))
+        return [tokens[:size] for tokens, size in rows], [tokens[size:] for tokens, size in rows]
+
+    def _encode(self, texts: list[str], what: str = "input_ids", *, special: bool = False) -> list:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
-            return np.zeros(0, dtype=np.int64)
-        encoded = self._tokenizer(distinct, add_special_tokens=special, verbose=False)["input_ids"]
-        end = self._tokenizer.eos_token_id
-        where = {}
-        for text, tokens in zip(distinct, encoded, strict=True):
-            closed = bool(tokens) and tokens[-1] == end
-            if special and closed:  # Some tokenizers end every text: a prompt goes on.
-                tokens = tokens[:-1]
-            if ends and not closed:
-                tokens = [*tokens, end]
-            key = tuple(tokens)
-            if key not in self._known:
-                self._known[key] = len(self.tokens)
-                self.tokens.append(np.asarray(tokens, dtype=np.int64))
-            where[text] = self._known[key]
-        return np.array([where[text] for text in texts], dtype=np.int64)
+            return []
+        encoded = self._tokenizer(
+            distinct,
+            add_special_tokens=special,
+            return_offsets_mapping=what == "offset_mapping",
+            verbose=False,
+        )[what]
+        known = dict(zip(distinct, encoded, strict=True))
+        return [known[text] for text in texts]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -683,14 +726,45 @@ def _render(
     texts = [tokenizer.apply_chat_template(prompt + r, tokenize=False) for r in responses]
     # Some templates begin an answer otherwise than they ask for one (thinking marks, say).
     if not all(text.startswith(head) for text in texts):
-        head = head[: min(_agreement(head, text) for text in texts)]
+        head = _beginning(tokenizer, head, min(_agreement(head, text) for text in texts))
     return head, [_ended(text[len(head) :], tokenizer.eos_token) for text in texts]
 
 
+def _beginning(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> str:
+    """Returns what whole tokens make of the first `length` characters of a text."""
+    if not tokenizer.is_fast:
+        return text[:length]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return text[: max((stop for _, stop in encoded["offset_mapping"] if stop <= length), default=0)]
+
+
 def _ended(text: str, end: str | None) -> str:
-    """Cuts off what a template puts after the last end-of-sequence token: nobody generates it."""
-    head, mark, _ = text.rpartition(end) if end else (text, "", "")
-    return head + mark if mark else text
+    """Cuts off the space that a template puts after the end-of-sequence token at the end.
+
+    Nobody generates it. Where the token parts messages, the last of them follows it, and stays.
+    """
+    head, mark, rest = text.rpartition(end) if end else ("", "", text)
+    return head + mark if mark and not rest.strip() else text
+
+
+def open_ended(tokenizer: PreTrainedTokenizerBase, tokens: list[int], own: list[int]) -> list[int]:
+    """Takes from a prompt the end-of-sequence token that some tokenizers put after every text.
+
+    Args:
+        tokenizer: The tokenizer.
+        tokens: The prompt's tokens with those that the tokenizer adds.
+        own: Its tokens without; an end-of-sequence token of its own stays.
+    """
+    end = tokenizer.eos_token_id
+    if not own and tokenizer.bos_token_id == end:  # A beginning, not an end.
+        return tokens
+    added = _closing(tokens, end) - _closing(own, end)
+    return tokens[: len(tokens) - added] if added > 0 else tokens
+
+
+def _closing(tokens: Sequence[int], end: int | None) -> int:
+    """Counts how often the end-of-sequence token stands at the end."""
+    return len(tokens) - next((n for n in range(len(tokens), 0, -1) if tokens[n - 1] != end), 0)
 
 
 # ---------------------------------------------------------------------- checks
@@ -711,6 +785,41 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conve
         raise ValueError(
             f"tokenizer must have a chat template, since row {plain.index(False)} is a "
             "conversation, got none; set tokenizer.chat_template or give strings"
+        )
+
+
+def _check_same_choices(rows: PreferenceRows, preferences: Preferences) -> None:
+    """Refuses comparisons in another order than the rows: they would be others' contexts."""
+    items = rows.item_texts()
+    if list(preferences.item_names) != items:
+        raise ValueError(
+            "preferences must be made by rows.to_preferences, got items other than the rows' "
+            "texts in their order"
+        )
+    place = {text: number for number, text in enumerate(items)}
+    order = np.argsort(rows.user, kind="stable")
+    chosen, rejected = (
+        [place[_plain(rows.prompts[row], column[row])] for row in order]
+        for column in (rows.chosen, rows.rejected)
+    )
+    left_won = np.asarray(preferences.choice) > 0.5
+    left, right = np.asarray(preferences.left), np.asarray(preferences.right)
+    found = np.where(left_won, left, right), np.where(left_won, right, left)
+    if not (np.array_equal(found[0], chosen) and np.array_equal(found[1], rejected)):
+        raise ValueError(
+            "preferences must be made by rows.to_preferences, got choices in another order than "
+            "the rows, or others"
+        )
+
+
+def _check_prompts(lengths: np.ndarray, row: np.ndarray | None = None) -> None:
+    """Refuses prompts of no tokens: nothing would predict a response's first."""
+    empty = np.flatnonzero(lengths == 0)
+    if len(empty):
+        row = empty if row is None else row[empty]
+        raise ValueError(
+            f"prompts must have at least one token each, got none at row {row[0]}: the tokenizer "
+            "adds no beginning of its own"
         )
 
 

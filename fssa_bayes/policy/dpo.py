@@ -19,13 +19,12 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -36,24 +35,35 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import (
+    PredictionOutput,
     SaveStrategy,
     TrainOutput,
     rotate_checkpoints,
     sort_checkpoints,
 )
 
+from fssa_bayes._folders import write_file
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
+from fssa_bayes.policy._common import check_positive, check_reach, device_of
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
-from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
+from fssa_bayes.policy.reference import (
+    LengthBuckets,
+    NonFiniteError,
+    ReferenceCache,
+    fingerprint,
+)
 from fssa_bayes.policy.shared_prompt import pair_log_prob
 from fssa_bayes.policy.storage import read_description
+
+if TYPE_CHECKING:
+    from fssa_bayes.policy.model import PolicyConfig
 
 __all__ = ["SteerableDPOTrainer", "dpo_loss", "draw_latents"]
 
 _SETTINGS = "steerable_dpo.json"
 _GUIDE = "guide.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 256  # Rows of an evaluation that the posterior is asked about at once.
 _SHOWN = 60  # Characters of a prompt in an error.
 
@@ -80,7 +90,7 @@ def dpo_loss(log_ratio: Tensor, *, beta: float, marginal: bool = False) -> Tenso
         Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
     """
     _check_log_ratio(log_ratio)
-    _check_positive("beta", beta)
+    check_positive(beta=beta)
     precision = torch.promote_types(log_ratio.dtype, torch.float32)
     log_prob = F.logsigmoid(beta * log_ratio.to(precision))
     if not marginal:
@@ -113,10 +123,13 @@ def draw_latents(
     Returns:
         Draws with shape (S, P, K), with gradients to the posterior's parameters.
     """
-    context = contexts.batch(rows, step, num_context).to(_device_of(posterior))
+    context = contexts.batch(rows, step, num_context).to(device_of(posterior))
     entropy = np.random.SeedSequence([seed, step])
     with seeded(int(entropy.generate_state(1)[0])):
-        return posterior(context).rsample((num_draws,))
+        found = posterior(context)
+        # A posterior that does not learn need not tell how its draws move.
+        draw = found.rsample if getattr(found, "has_rsample", True) else found.sample
+        return draw((num_draws,))
 
 
 class SteerableDPOTrainer(Trainer):
@@ -151,15 +164,15 @@ class SteerableDPOTrainer(Trainer):
         eval_dataset: Pairs to evaluate on, with the same contexts and draws every time.
         eval_contexts: Contexts of `eval_dataset.rows`.
         reference: Where log-probabilities of the reference policy are kept, None to compute them
-            in every step.
+            in every step. An exact cache needs `train_sampling_strategy="group_by_length"`.
         chunk_size: Logits held at a time, None for the device's default.
         callbacks: Further callbacks.
         optimizers: Optimiser and schedule in place of those of `args`.
 
     Raises:
         ValueError: If an option is out of its range, contexts belong to other rows or `reference`
-            to another model, z has not the width of the policy's, or there are fewer pairs than in
-            a batch.
+            to another model, z has not the width of the policy's or does not depend on `guide`, a
+            pair is longer than the model's positions, or there are fewer pairs than in a batch.
         FloatingPointError: From `train`, if a loss or gradient is not finite, before it does harm;
             the last checkpoint is kept.
     """
@@ -184,7 +197,7 @@ class SteerableDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        _check_positive("beta", beta)
+        check_positive(beta=beta)
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}")
         _check_arguments(args)
@@ -193,6 +206,7 @@ class SteerableDPOTrainer(Trainer):
                 "reference must be the cache of the policy's base model, got that of another in "
                 f"{str(reference.folder)!r}"
             )
+        _check_sampling(reference, args)
         self._train = _Source(train_dataset, contexts, "train_dataset", "contexts")
         self._eval = None
         if eval_dataset is not None:
@@ -201,6 +215,10 @@ class SteerableDPOTrainer(Trainer):
         self.beta, self.num_draws, self.marginal = beta, num_draws, marginal
         self.guide_learning_rate, self.reference = guide_learning_rate, reference
         _check_width(posterior, contexts, policy.latent_dim)
+        for source in filter(None, (self._train, self._eval)):
+            check_reach(policy.base, int(source.pairs.lengths.max()), source.name)
+        if guide is not None:
+            _check_guide(posterior, guide, contexts)
         self._logged: list[Tensor] = []
         self._latents: tuple[tuple, Tensor] | None = None
         self._eval_latents: Tensor | None = None
@@ -255,8 +273,8 @@ class SteerableDPOTrainer(Trainer):
         log_ratio = self._log_ratio(model, inputs, source)
         losses = dpo_loss(log_ratio, beta=self.beta, marginal=self.marginal)
         margin = self.beta * log_ratio.detach().float()
+        self._check_finite(losses.detach(), inputs["pair"], source)
         if model.training:
-            self._check_finite(losses.detach(), inputs["pair"])
             correct = _mean_probability(margin)
             self._logged.append(torch.stack([_share_correct(correct), margin.mean()]))
         loss = losses.mean()
@@ -267,7 +285,15 @@ class SteerableDPOTrainer(Trainer):
         latents = self._training_latents if model.training else self._evaluation_latents
         names = ("input_ids", "attention_mask", "response_mask")
         batch = ResponseBatch(*(inputs[name] for name in names))
-        return model(batch, functools.partial(latents, source, pairs))
+        try:
+            return model(batch, functools.partial(latents, source, pairs))
+        except NonFiniteError as error:
+            shown = source.describe(int(pairs[error.row % len(pairs)]))
+            raise FloatingPointError(
+                f"reference log-probabilities must be finite, got {error.value} at step "
+                f"{self.state.global_step} in {shown}: look at the base model's precision; "
+                f"{self._describe_last_checkpoint()}"
+            ) from error
 
     def _training_latents(self, source: _Source, pairs: np.ndarray) -> Tensor:
         """Draws z of the whole step, all processes' and accumulated parts', and selects pairs."""
@@ -305,11 +331,11 @@ class SteerableDPOTrainer(Trainer):
             seed=self.args.seed,
         )
 
-    def _check_finite(self, losses: Tensor, pairs: Tensor) -> None:
+    def _check_finite(self, losses: Tensor, pairs: Tensor, source: _Source) -> None:
         wrong = (~torch.isfinite(losses)).nonzero()
         if len(wrong):
             first = int(wrong[0])
-            shown = self._train.describe(int(pairs[first]))
+            shown = source.describe(int(pairs[first]))
             raise FloatingPointError(
                 f"loss must be finite, got {losses[first].item()} at step {self.state.global_step} "
                 f"in {shown}, and {len(wrong)} such pairs of {len(losses)}; "
@@ -339,7 +365,49 @@ class SteerableDPOTrainer(Trainer):
     def evaluation_loop(self, *given: Any, **options: Any) -> Any:
         """Evaluates with the same contexts and noise as any time before."""
         self._eval_latents = None
-        return super().evaluation_loop(*given, **options)
+        with _random_state_kept():
+            return super().evaluation_loop(*given, **options)
+
+    def evaluate(
+        self,
+        eval_dataset: TokenisedPairs | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measures loss, accuracy and margin on the pairs that the trainer was given to evaluate.
+
+        Args:
+            eval_dataset: These very pairs or None: others would need contexts of their own.
+            ignore_keys: As in `Trainer.evaluate`.
+            metric_key_prefix: As in `Trainer.evaluate`.
+
+        Raises:
+            ValueError: If the trainer has no `eval_dataset`, or another is asked for.
+            FloatingPointError: If a loss is not finite.
+        """
+        self._check_evaluated(eval_dataset)
+        return super().evaluate(None, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self,
+        test_dataset: TokenisedPairs | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """Returns margins (P, S) and metrics of the pairs to evaluate; see :meth:`evaluate`."""
+        self._check_evaluated(test_dataset)
+        return super().predict(self._eval.pairs, ignore_keys, metric_key_prefix)
+
+    def _check_evaluated(self, pairs: TokenisedPairs | None) -> None:
+        if self._eval is None:
+            raise ValueError(
+                "eval_dataset and eval_contexts must be given to the trainer to evaluate, got none"
+            )
+        if pairs is not None and pairs is not self._eval.pairs:
+            raise ValueError(
+                "eval_dataset must be the one that the trainer was given, whose contexts it has, "
+                "or None, got another: make a trainer for it"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the share of pairs ordered rightly, and their mean margin in nats, to the logs."""
@@ -430,6 +498,9 @@ class SteerableDPOTrainer(Trainer):
             "max_context": self._train.contexts.max_context,
             "min_context": self._train.contexts.min_context,
             "data": self._train.digest(),
+            "base": fingerprint(self.policy),
+            "policy": _plain_config(self.policy.config),
+            "guide": _digest_guide(self.posterior, self.guide),
         }
 
     def _check_checkpoint(self, folder: Path | None) -> None:
@@ -438,7 +509,12 @@ class SteerableDPOTrainer(Trainer):
                 "resume_from_checkpoint must be a finished checkpoint of this trainer, or True "
                 f"where there is one in {self.args.output_dir!r}, got {folder and str(folder)!r}"
             )
-        saved = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        try:
+            saved = dict(json.loads((folder / _SETTINGS).read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{_SETTINGS} in {str(folder)!r} is damaged ({error}): resume from an earlier one"
+            ) from error
         now = self.settings()
         other = [name for name in now if saved.get(name) != now[name]]
         if other:
@@ -461,7 +537,8 @@ class SteerableDPOTrainer(Trainer):
             self.reference.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            _write_json(folder / _SETTINGS, self.settings())
+            document = json.dumps(self.settings(), indent=2) + "\n"
+            write_file(folder / _SETTINGS, document.encode())
             rotate_checkpoints(
                 str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True
             )
@@ -475,8 +552,7 @@ class SteerableDPOTrainer(Trainer):
         if self.guide is not None:
             state = self.guide.state_dict()
             tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-            safetensors.torch.save_file(tensors, folder / f"{_GUIDE}.part")
-            os.replace(folder / f"{_GUIDE}.part", folder / _GUIDE)
+            write_file(folder / _GUIDE, safetensors.torch.save(tensors))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -678,17 +754,27 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(python_state)
 
 
-def _device_of(posterior: Callable) -> torch.device:
-    """Returns the device of the module that a function is, or is a method of."""
-    owner = getattr(posterior, "__self__", posterior)
-    parameter = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+def _plain_config(config: PolicyConfig) -> dict[str, Any]:
+    """Returns a policy's options as JSON gives them back, without where the base model lies."""
+    options = json.loads(json.dumps(asdict(config)))
+    del options["base_model"]
+    return options
 
 
-def _write_json(path: Path, document: dict) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+def _digest_guide(posterior: Callable, guide: nn.Module | None) -> str | None:
+    """Returns a SHA-256 of the guide: names and shapes of what learns, the values of what does not.
+
+    None where z comes from a function that is no module's: nothing is known of it then.
+    """
+    owner = getattr(posterior, "__self__", posterior) if guide is None else guide
+    if not isinstance(owner, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(owner.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        if guide is None:
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_log_ratio(log_ratio: Tensor) -> None:
@@ -696,11 +782,6 @@ def _check_log_ratio(log_ratio: Tensor) -> None:
         raise ValueError(
             f"log_ratio must have shape (S, P), both at least 1, got {tuple(log_ratio.shape)}"
         )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def _check_arguments(args: TrainingArguments) -> None:
@@ -715,6 +796,36 @@ def _check_arguments(args: TrainingArguments) -> None:
     for rule, broken in rules.items():
         if broken:
             raise ValueError(f"args must not ask for {rule}, got {broken}")
+
+
+def _check_sampling(reference: ReferenceCache | None, args: TrainingArguments) -> None:
+    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
+    if reference is not None and reference.exact and strategy == "random":
+        raise ValueError(
+            "reference must not be an exact cache with train_sampling_strategy='random', whose "
+            "batches never come again: train with 'group_by_length', or make the cache with "
+            "exact=False"
+        )
+
+
+def _check_guide(posterior: Callable, guide: nn.Module, contexts: Contexts) -> None:
+    """Checks that z after a choice depends on what is to learn."""
+    parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("guide must have parameters that require a gradient, got none")
+    rows = range(len(contexts.rows)) if contexts.max_context else ()
+    row = next((row for row in rows if len(contexts.available(row))), None)
+    if row is None:
+        return
+    z = draw_latents(posterior, contexts, [row], step=0, num_draws=1, seed=0, num_context=1)
+    gradients = [None]
+    if z.requires_grad:
+        gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "guide must be what posterior draws z by, got a module on which its draws do not "
+            "depend, such as a copy, or a posterior without a gradient"
+        )
 
 
 def _check_width(posterior: Callable, contexts: Contexts, latent_dim: int) -> None:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics import clustered_mean
+from fssa_bayes.policy._common import check_positive, device_of
 from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
+from fssa_bayes.policy.film import check_factors, surrounding_z
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -55,7 +57,8 @@ def implicit_reward(
     Args:
         policy: A `SteerablePolicy`.
         batch: R prompts with a response to each.
-        z: Latent factors (K,), (R, K), or draws (S, R, K); None for the adapter alone.
+        z: Latent factors (K,), (R, K), or draws (S, R, K); None for those of the surrounding
+            :func:`fssa_bayes.policy.steered`, or else the adapter alone.
         beta: The factor of :func:`fssa_bayes.policy.dpo_loss` that the policy was trained with.
         averaged: Whether to evaluate the one policy that draws average to,
             :math:`\barπ(y \mid x) = \tfrac1S \sum_s π(y \mid x, z_s)`, in place of each.
@@ -72,10 +75,11 @@ def implicit_reward(
     References:
         Rafailov et al. (2023), Direct preference optimization, arXiv 2305.18290.
     """
-    _check_positive(beta=beta, batch_size=batch_size)
+    check_positive(beta=beta, batch_size=batch_size)
     rows = len(batch)
     if reference is not None and reference.shape != (rows,):
         raise ValueError(f"reference must have shape ({rows},), got {tuple(reference.shape)}")
+    z = surrounding_z(rows) if z is None else z
     if z is not None:
         z = _one_each("z", z, rows, policy.latent_dim)
     has_draws = z is not None and z.ndim == 3
@@ -113,7 +117,8 @@ def implicit_margin(
     Args:
         policy: A `SteerablePolicy`.
         pairs: P pairs.
-        z: Latent factors (K,), (P, K), or draws (S, P, K); None for the adapter alone.
+        z: Latent factors (K,), (P, K), or draws (S, P, K); None for those of the surrounding
+            :func:`fssa_bayes.policy.steered`, or else the adapter alone.
         beta: See :func:`implicit_reward`.
         averaged: See :func:`implicit_reward`.
         reference: Log-probabilities of chosen and rejected responses under the reference policy,
@@ -128,6 +133,7 @@ def implicit_margin(
         raise ValueError(
             f"reference must have shape (2, {len(pairs)}), got {tuple(reference.shape)}"
         )
+    z = surrounding_z(len(pairs)) if z is None else z
     if z is not None:
         z = _one_each("z", z, len(pairs), policy.latent_dim)
         z = torch.cat([z, z], -2)
@@ -202,7 +208,7 @@ def accuracy_by_context(
     Raises:
         ValueError: If a person has fewer choices on other prompts than a size asks for.
     """
-    _check_positive(num_draws=num_draws)
+    check_positive(num_draws=num_draws)
     if reference is None:
         with torch.no_grad(), policy.reference():
             tokens = pairs.batch(np.arange(len(pairs)))
@@ -248,11 +254,8 @@ def draw_given(
         ValueError: If a person has fewer than `num_context` rows on other prompts.
     """
     batch = contexts.batch(np.asarray(rows), num_context=num_context)
-    owner = getattr(posterior, "__self__", posterior)
-    if isinstance(owner, nn.Module):
-        batch = batch.to(next(owner.parameters()).device)
     with seeded(seed):
-        return posterior(batch).sample((num_draws,))
+        return posterior(batch.to(device_of(posterior))).sample((num_draws,))
 
 
 def trait_rates(
@@ -439,16 +442,11 @@ def _score(policy: nn.Module, batch: ResponseBatch, batch_size: int) -> Tensor:
 
 def _one_each(name: str, z: Tensor, rows: int, width: int) -> Tensor:
     """Gives z a row for each sequence: (R, K), or (S, R, K) for draws."""
+    check_factors(name, z)
     z = z.expand(rows, -1) if z.ndim == 1 else z
-    if z.ndim not in (2, 3) or z.shape[-2:] != (rows, width):
+    if z.ndim not in (2, 3) or z.shape[-2:] != (rows, width) or not len(z):
         raise ValueError(
             f"{name} must have shape ({width},), ({rows}, {width}) or (S, {rows}, {width}), got "
             f"{tuple(z.shape)}"
         )
     return z
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")

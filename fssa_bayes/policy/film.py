@@ -22,7 +22,15 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-__all__ = ["FiLM", "Traced", "decoder_layers", "recompute_as_now", "steered"]
+__all__ = [
+    "FiLM",
+    "Traced",
+    "check_factors",
+    "decoder_layers",
+    "recompute_as_now",
+    "steered",
+    "surrounding_z",
+]
 
 
 @dataclass(eq=False)
@@ -62,6 +70,29 @@ def steered(z: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _STEERING.set(tuple(other for other in _STEERING.get() if other is not entry))
+
+
+def surrounding_z(rows: int) -> Tensor | None:
+    """Returns z of the innermost :func:`steered`, one for each of R sequences in their order.
+
+    Whoever scores or writes sequences in another order takes these along.
+
+    Args:
+        rows: Number of sequences R.
+
+    Returns:
+        Latent factors with shape (R, K), None outside of any block or in one that does not steer.
+
+    Raises:
+        ValueError: If R is no multiple of the block's number of rows.
+    """
+    steering = _STEERING.get()
+    z = steering[-1].z if steering else None
+    if z is None:
+        return None
+    if rows % len(z):
+        raise ValueError(f"z must have a row for each of {rows} sequences, got {len(z)} rows")
+    return z.repeat_interleave(rows // len(z), 0)
 
 
 class Traced:
@@ -109,9 +140,18 @@ def _restored(
         _SWITCHED_OFF.reset(tokens[1])
 
 
-def _check_steering(z: Tensor) -> None:
+def check_factors(name: str, z: Tensor) -> None:
+    """Checks that latent factors are a tensor of numbers with a fraction.
+
+    Raises:
+        TypeError: If they are not.
+    """
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise TypeError(f"z must be a floating-point tensor or None, got {_kind(z)}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {_kind(z)}")
+
+
+def _check_steering(z: Tensor) -> None:
+    check_factors("z", z)
     if z.ndim != 2 or len(z) == 0:
         raise ValueError(f"z must have shape (R, K) with R >= 1, got {tuple(z.shape)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -13,6 +14,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from fssa_bayes.policy.data import open_ended
 
 __all__ = ["InverseTransform", "encode_prompts", "filler_token", "generate_tokens"]
 
@@ -53,9 +56,16 @@ def encode_prompts(
 
     Raises:
         ValueError: If there are conversations and no chat template, or a prompt without tokens.
+        TypeError: If a prompt is neither a string nor a list of messages.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got a single string")
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence | np.ndarray):
+            raise TypeError(
+                "prompts must be strings or conversations, lists of messages, got "
+                f"{type(prompt).__name__} in {index}"
+            )
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     for index, tokens in enumerate(encoded):
         if not tokens:
@@ -65,10 +75,10 @@ def encode_prompts(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
     if isinstance(prompt, str):
-        tokens = tokenizer(prompt)["input_ids"]
-        # Some tokenizers end every text; a prompt goes on.
-        ended = len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id
-        return tokens[:-1] if ended else tokens
+        tokens, own = (
+            tokenizer(prompt, add_special_tokens=special)["input_ids"] for special in (True, False)
+        )
+        return open_ended(tokenizer, tokens, own)
     if tokenizer.chat_template is None:
         raise ValueError(
             "prompts must be strings, because the tokenizer has no chat template; got a "

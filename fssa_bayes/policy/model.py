@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -26,10 +27,20 @@ from transformers import (
 
 from fssa_bayes._folders import whole_folder
 from fssa_bayes._random import seeded
-from fssa_bayes.policy.film import FiLM, Traced, decoder_layers, recompute_as_now, steered
+from fssa_bayes.policy._common import check_reach
+from fssa_bayes.policy.film import (
+    FiLM,
+    Traced,
+    check_factors,
+    decoder_layers,
+    recompute_as_now,
+    steered,
+    surrounding_z,
+)
 from fssa_bayes.policy.generation import Message, encode_prompts, filler_token, generate_tokens
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
+from fssa_bayes.policy.reference import hash_weights
 from fssa_bayes.policy.storage import (
     check_base,
     check_replaceable,
@@ -184,18 +195,15 @@ class SteerablePolicy(nn.Module):
             target_modules=target_modules
             if isinstance(target_modules, str)
             else tuple(target_modules),
-            base_model=model.name_or_path,
+            base_model=_where(model.name_or_path),
         )
         identity = describe_base(model)
         with seeded(seed), _peft_warnings():
             film = _new_film(config, model)
-            adapted = get_peft_model(model, _lora(config))
-        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-            raise ValueError(
-                "target_modules must not include the output layer, which log-probabilities are "
-                f"computed by, got {config.target_modules!r}"
-            )
-        return cls(adapted, film, tokenizer, config, identity)
+            with _undone_on_failure(model):
+                adapted = get_peft_model(model, _lora(config))
+                _check_output_layer(model, config)
+                return cls(adapted, film, tokenizer, config, identity)
 
     # ------------------------------------------------------------------ on disk
 
@@ -220,7 +228,7 @@ class SteerablePolicy(nn.Module):
                 part,
                 {
                     "policy": asdict(self.config),
-                    "base": self._identity,
+                    "base": {**self._identity, "weights": hash_weights(self.base)},
                     "tokenizer": self.tokenizer is not None,
                 },
             )
@@ -246,19 +254,20 @@ class SteerablePolicy(nn.Module):
         """
         folder = Path(folder).absolute()
         document = read_description(folder)
-        config = PolicyConfig(**{k: _tuple(v) for k, v in document["policy"].items()})
+        config = _read_config(document["policy"], folder)
         base = _find_base(base_model, config.base_model, document["base"]["dtype"])
         _check_plain(base)
         check_base(base, document["base"])
         base = base if device is None else base.to(device)
         with seeded(0), _peft_warnings():  # First weights are drawn, though overwritten.
             film = _new_film(config, base)
-            model = PeftModel.from_pretrained(
-                base, str(folder), is_trainable=True, torch_device=str(base.device)
-            )
-        film.load_state_dict(safetensors.torch.load_file(folder / _FILM))
-        tokenizer = AutoTokenizer.from_pretrained(folder) if document["tokenizer"] else None
-        return cls(model, film, tokenizer, config, document["base"])
+            _load_film(film, folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder) if document["tokenizer"] else None
+            with _undone_on_failure(base):
+                model = PeftModel.from_pretrained(
+                    base, str(folder), is_trainable=True, torch_device=str(base.device)
+                )
+                return cls(model, film, tokenizer, config, document["base"])
 
     # ------------------------------------------------------------------ parts
 
@@ -380,6 +389,9 @@ class SteerablePolicy(nn.Module):
             ValueError: If z has another shape, or the model makes its logits in an unknown way.
         """
         rows = len(batch.input_ids)
+        self.check_length(batch)
+        if z is not None:
+            check_factors("z", z)
         if z is not None and z.ndim == 3:
             self._one_each(z, rows)
             # One draw at a time, so that each rounds as the reference policy does.
@@ -395,6 +407,12 @@ class SteerablePolicy(nn.Module):
             chunk_size=chunk_size,
         )
 
+    def check_length(self, batch: ResponseBatch) -> None:
+        """Raises ValueError if a sequence is longer than the model has positions."""
+        reach = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        if reach is not None and batch.attention_mask.shape[1] > reach:  # Padding is no matter.
+            check_reach(self.base, int(batch.attention_mask.sum(-1).max()), "sequences")
+
     def _inputs(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
     ) -> dict[str, Any]:
@@ -406,6 +424,8 @@ class SteerablePolicy(nn.Module):
         return inputs
 
     def _steered(self, z: Tensor | None, rows: int) -> contextlib.AbstractContextManager[None]:
+        if z is not None:
+            check_factors("z", z)
         if z is not None and z.shape not in ((self.latent_dim,), (rows, self.latent_dim)):
             raise ValueError(
                 f"z must have shape (K,) or (R, K) with K = {self.latent_dim} and R = {rows}, got "
@@ -436,7 +456,8 @@ class SteerablePolicy(nn.Module):
         Args:
             prompts: R strings, or conversations, lists of messages with `role` and `content`.
             z: Latent factor (K,) for all, (R, K) one a prompt, or draws (S, R, K) of the posterior:
-                S responses to each prompt, draws of the policy's posterior predictive.
+                S responses to each prompt, draws of the policy's posterior predictive. None for
+                those of the surrounding :func:`steered`, if any.
             max_new_tokens: Greatest length of a response, in tokens.
             temperature: What logits are divided by; 0 takes the most probable tokens.
             seed: Seed of the draws.
@@ -459,10 +480,13 @@ class SteerablePolicy(nn.Module):
             raise ValueError("tokenizer must be given to generate text, got None")
         filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
+        if z is None:
+            z = surrounding_z(len(tokens))
         z, draws = self._one_each(z, len(tokens))
         if z is not None and not z.isfinite().all():
             raise ValueError("z must be finite, got NaN or an infinite number")
-        _check_reach(self.base, tokens, max_new_tokens)
+        longest = max(map(len, tokens), default=0)
+        check_reach(self.base, longest, "prompts", max_new_tokens)
         uniform = _uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
         if z is None or z.ndim < 3:
@@ -503,6 +527,7 @@ class SteerablePolicy(nn.Module):
         """Gives z a row for each prompt: (R, K), or (S, R, K) for S draws."""
         if z is None:
             return None, 1
+        check_factors("z", z)
         wide = (self.latent_dim,) if z.ndim == 1 else (rows, self.latent_dim)
         if z.ndim not in (1, 2, 3) or z.shape[-2:] != wide or (z.ndim == 3 and len(z) == 0):
             raise ValueError(
@@ -517,7 +542,10 @@ def interpolate(z_from: Tensor, z_to: Tensor, steps: int) -> Tensor:
 
     Raises:
         ValueError: If the points are not two vectors of one width, or there are fewer than 2 steps.
+        TypeError: If a point is not a floating-point tensor.
     """
+    check_factors("z_from", z_from)
+    check_factors("z_to", z_to)
     if z_from.ndim != 1 or z_from.shape != z_to.shape:
         raise ValueError(
             f"z_from and z_to must have one shape (K,), got {tuple(z_from.shape)} and "
@@ -535,6 +563,12 @@ def interpolate(z_from: Tensor, z_to: Tensor, steps: int) -> Tensor:
 def _load_base(name_or_path: str | os.PathLike, dtype: torch.dtype | str | None) -> PreTrainedModel:
     with seeded(0):
         return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype or "auto")
+
+
+def _where(name_or_path: str) -> str:
+    """Returns a folder's path from the root, so that it is found from elsewhere; or the name."""
+    path = Path(name_or_path)
+    return str(path.absolute()) if name_or_path and path.is_dir() else name_or_path
 
 
 def _find_base(
@@ -586,6 +620,46 @@ def _lora(config: PolicyConfig) -> LoraConfig:
     )
 
 
+def _check_output_layer(model: PreTrainedModel, config: PolicyConfig) -> None:
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "target_modules must not include the output layer, which log-probabilities are "
+            f"computed by, got {config.target_modules!r}"
+        )
+
+
+def _read_config(saved: Any, folder: Path) -> PolicyConfig:
+    try:
+        return PolicyConfig(**{name: _tuple(value) for name, value in saved.items()})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"policy.json in {str(folder)!r} is damaged, or of another version ({error})"
+        ) from error
+
+
+def _load_film(film: FiLM, folder: Path) -> None:
+    try:
+        film.load_state_dict(safetensors.torch.load_file(folder / _FILM))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{_FILM} in {str(folder)!r} does not fit policy.json: {error}") from error
+
+
+@contextlib.contextmanager
+def _undone_on_failure(model: PreTrainedModel) -> Iterator[None]:
+    """Takes adapters out again if the block fails, so that it may be tried with other options."""
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    try:
+        yield
+    except BaseException:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                model.set_submodule(name, module.get_base_layer())
+        vars(model).pop("peft_config", None)
+        for name, value in model.named_parameters():
+            value.requires_grad_(name in trained)
+        raise
+
+
 @contextlib.contextmanager
 def _peft_warnings() -> Iterator[None]:
     """Silences peft on names that transformers will drop, and on what it sees to by itself."""
@@ -635,23 +709,15 @@ def _uniform(rows: int, count: int, seed: int, device: torch.device) -> Tensor:
     return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
-def _check_reach(
-    model: PreTrainedModel, tokens: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, tokens), default=0)
-    if reach is not None and longest + max_new_tokens > reach:
-        raise ValueError(
-            f"prompts must leave room for max_new_tokens={max_new_tokens} in the model's {reach} "
-            f"positions, got one of {longest} tokens"
-        )
-
-
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Lists the tokens that end a text, by the model's generation settings or the tokenizer."""
-    end = model.generation_config.eos_token_id
-    end = tokenizer.eos_token_id if end is None else end
-    return [] if end is None else [end] if isinstance(end, int) else list(end)
+    """Lists the tokens that end a text, by the model's generation settings or the tokenizer.
+
+    Training ends responses by the tokenizer's, the base model may know others.
+    """
+    found = []
+    for end in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found += end if isinstance(end, list | tuple) else [end]
+    return [end for end in dict.fromkeys(found) if end is not None]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,10 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
+from fssa_bayes._folders import write_file
+
 if TYPE_CHECKING:
     from fssa_bayes.policy.data import ResponseBatch
 
-__all__ = ["LengthBuckets", "ReferenceCache", "fingerprint"]
+__all__ = ["LengthBuckets", "NonFiniteError", "ReferenceCache", "fingerprint", "hash_weights"]
 
 FORMAT_VERSION = 1
 """Version of the cache folders that this version of the library writes."""
@@ -53,6 +54,15 @@ def fingerprint(model: nn.Module) -> str:
     Args:
         model: A model of transformers, inside a PeftModel or not, or a policy around it.
     """
+    return _known_hashes(model)[0]
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Computes the SHA-256 of the weights alone, of whatever configuration; see `fingerprint`."""
+    return _known_hashes(model)[1]
+
+
+def _known_hashes(model: nn.Module) -> tuple[str, str]:
     model = getattr(model, "base", model)  # A policy's.
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     state = dict(_base_tensors(model))
@@ -73,21 +83,39 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield ".".join(part for part in parts if part not in wrappers), tensor
 
 
-def _hash_model(model: nn.Module, state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _hash_model(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, str]:
+    digest, weights = hashlib.sha256(), hashlib.sha256()
     if hasattr(model, "config"):
         options = {k: v for k, v in model.config.to_dict().items() if k not in _INCIDENTAL}
         options["attention"] = model.config._attn_implementation
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
     for name, tensor in state.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
+        content = _bytes(tensor)
+        for each in (digest, weights):
+            each.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            each.update(content)
+    return digest.hexdigest(), weights.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
     """Returns a tensor's memory, of whatever type, without copying it on a CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+class NonFiniteError(ValueError):
+    """A log-probability of the reference policy that is not finite.
+
+    Args:
+        value: What it is.
+        row: Its row of the batch.
+    """
+
+    def __init__(self, value: float, row: int) -> None:
+        self.value, self.row = value, row
+        super().__init__(
+            f"reference log-probabilities must be finite, got {value} at row {row} of the batch: "
+            "look at the base model's precision"
+        )
 
 
 class ReferenceCache:
@@ -183,7 +211,7 @@ class ReferenceCache:
         }
         content = safetensors.torch.save(tensors)
         name = _PATTERN.replace("*", hashlib.sha256(content).hexdigest()[:16])
-        _write(self.folder / name, content)
+        write_file(self.folder / name, content)
         self._new = []
 
     def _find(self, key: bytes, rows: list[bytes]) -> Tensor | None:
@@ -202,10 +230,7 @@ class ReferenceCache:
         wrong = (~values.isfinite()).nonzero()
         if len(wrong):
             row = int(wrong[0])
-            raise ValueError(
-                f"reference log-probabilities must be finite, got {values[row]} at row {row} of "
-                "the batch: look at the base model's precision"
-            )
+            raise NonFiniteError(values[row].item(), row)
         self._remember(key, rows, values)
         self._new.append((key, rows, values))
         if sum(len(group) for _, group, _ in self._new) >= _ROWS_A_FILE:
@@ -221,14 +246,18 @@ class ReferenceCache:
         description = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         if path.exists():
             _check(path, self.fingerprint)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(
+            # What another process is about to rename, or did not live to.
+            not (file.name.startswith(".") and file.suffix == ".part")
+            for file in self.folder.iterdir()
+        ):
             raise ValueError(
                 f"folder must be new, empty or a cache, got {str(self.folder)!r} without "
                 f"{_DESCRIPTION}"
             )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(description, indent=1).encode())
+            write_file(path, json.dumps(description, indent=1).encode())
         for file in sorted(self.folder.glob(_PATTERN)):
             self._read(file)
 
@@ -293,19 +322,6 @@ def _batch_key(batch: ResponseBatch, rows: list[bytes], way: str) -> bytes:
 def _stack(digests: Sequence[bytes]) -> Tensor:
     joined = np.frombuffer(b"".join(digests), dtype=np.uint8).copy()
     return torch.from_numpy(joined).reshape(-1, _DIGEST)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class LengthBuckets(Sampler[int]):

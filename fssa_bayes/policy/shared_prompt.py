@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fssa_bayes.policy.data import ResponseBatch
+from fssa_bayes.policy.film import check_factors, surrounding_z
 from fssa_bayes.policy.log_probs import token_log_prob
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def pair_log_prob(
     Args:
         policy: The policy.
         batch: B P sequences: all first responses, then all second ones, and so on.
-        z: Latent factors (K,) for all, (P, K) one a prompt, or draws (S, P, K).
+        z: Latent factors (K,) for all, (P, K) one a prompt, or draws (S, P, K); None for those of
+            the surrounding :func:`steered`, one a prompt, if any.
         num_responses: Number of responses B of each prompt.
         chunk_size: Logits held at a time; see :func:`response_log_prob`.
 
@@ -148,18 +150,24 @@ def pair_log_prob(
     Raises:
         ValueError: If z has another shape, or the sequences are no groups of B.
     """
+    if z is not None:
+        check_factors("z", z)
     if z is not None and z.ndim == 3:
+        if not len(z):
+            raise ValueError("z must have at least 1 draw, got none")
         each = [
             pair_log_prob(policy, batch, draw, num_responses=num_responses, chunk_size=chunk_size)
             for draw in z
         ]
         return torch.stack(each)
     prompts = len(batch.input_ids) // num_responses
+    z = surrounding_z(prompts) if z is None else z
     if z is not None and z.shape not in ((policy.latent_dim,), (prompts, policy.latent_dim)):
         raise ValueError(
             f"z must have shape (K,), (P, K) or (S, P, K) with K = {policy.latent_dim} and P = "
             f"{prompts}, got {tuple(z.shape)}"
         )
+    policy.check_length(batch)
     packed = _pack_if_worthwhile(policy, batch, num_responses)
     if packed is None:
         z = z.repeat(num_responses, 1) if z is not None and z.ndim == 2 else z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -11,6 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from fssa_bayes._folders import previous_folder
+from fssa_bayes.policy.reference import hash_weights
 
 __all__ = [
     "FORMAT_VERSION",
@@ -65,7 +69,13 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
                 f"base_model must be the one that the policy was trained on: its {name} must be "
                 f"{expected[name]!r}, got {found[name]!r}"
             )
-    tolerance = 0.0 if found["dtype"] == expected["dtype"] else 1e-2
+    same = found["dtype"] == expected["dtype"]
+    if same and expected.get("weights") not in (None, hash_weights(model)):
+        raise ValueError(
+            "base_model must be the one that the policy was trained on: it has the same shape but "
+            "other weights, by their SHA-256"
+        )
+    tolerance = 0.0 if same else 1e-2
     pairs = zip(found["sample"], expected["sample"], strict=True)
     for mine, theirs in pairs:
         close = torch.isclose(
@@ -90,7 +100,9 @@ def check_replaceable(folder: Path) -> None:
         raise FileExistsError(f"folder must not be a file, got {str(folder)!r}")
     mine: set[str] = set()
     if (folder / _DESCRIPTION).is_file():
-        mine = {_DESCRIPTION, *json.loads((folder / _DESCRIPTION).read_bytes()).get("files", [])}
+        mine = {_DESCRIPTION}
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # If it is damaged.
+            mine |= set(json.loads((folder / _DESCRIPTION).read_bytes()).get("files", []))
     others = sorted({path.name for path in folder.iterdir()} - mine)
     if others:
         raise FileExistsError(
@@ -120,16 +132,26 @@ def read_description(folder: Path) -> dict[str, object]:
     """
     where = str(folder)
     if not (folder / _DESCRIPTION).is_file():
-        raise FileNotFoundError(f"folder must hold a saved policy, got {where!r} without one")
+        previous = previous_folder(folder)
+        hint = f"; the policy that stood there is whole in {str(previous)!r}"
+        raise FileNotFoundError(
+            f"folder must hold a saved policy, got {where!r} without one"
+            f"{hint if previous.is_dir() else ''}"
+        )
     try:
         document = json.loads((folder / _DESCRIPTION).read_bytes())
-        version, sums = document["format_version"], document["sha256"]
+        version, sums = document["format_version"], dict(document["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{_DESCRIPTION} in {where!r} is damaged ({error!r})") from error
     if version != FORMAT_VERSION:
         raise ValueError(
             f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written "
             f"by {document.get('versions')}"
+        )
+    missing = {"policy", "base", "tokenizer"} - set(document)
+    if missing:
+        raise ValueError(
+            f"{_DESCRIPTION} in {where!r} is damaged: it lacks {', '.join(sorted(missing))}"
         )
     for name, expected in sums.items():
         if not (folder / name).is_file():
