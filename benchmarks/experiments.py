@@ -94,21 +94,13 @@ def two_modes(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _ours(data: Preferences, seed: int, quick: bool) -> Predict:
-    steps = 20 if quick else 600
+    """Fits with the default objectives and steps, to everybody."""
     torch.manual_seed(seed)
     model = HeterogeneousBTL(1, latent_dim=2)
     guide = NeuralProcessGuide(model)
-    fit(
-        model,
-        guide,
-        data,
-        objective=[ImportanceWeightedELBO(steps=steps), Sleep(steps=steps // 2)],
-        learning_rate=5e-3,
-        validation=None,
-        seed=seed,
-        progress_bar=False,
-    )
-    return _predict_by(lambda context: Posterior(model, guide, context, 500, seed=seed))
+    steps = 20 if quick else None
+    fit(model, guide, data, steps=steps, validation=None, seed=seed, progress_bar=False)
+    return _predict_by(lambda context: Posterior(model, guide, context, seed=seed))
 
 
 def _baseline(build: Callable[[bool], object], people: int | None) -> Callable[..., Predict]:

@@ -92,6 +92,8 @@ TEMPLATE = (
 
 def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.model is None:  # Threads cost a network this small more than they bring.
+        torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     clock = Clock()
