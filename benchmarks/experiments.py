@@ -21,11 +21,9 @@ from benchmarks.known_truth import clusters, hidden_context
 from benchmarks.published import PublishedModel
 from fssa_bayes import (
     HeterogeneousBTL,
-    ImportanceWeightedELBO,
     NeuralProcessGuide,
     Posterior,
     Preferences,
-    Sleep,
     fit,
 )
 from fssa_bayes.baselines import (
