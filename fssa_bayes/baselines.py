@@ -225,7 +225,12 @@ class HomogeneousBTL(Baseline):
             White (1982), Maximum likelihood estimation of misspecified models.
             Liang & Zeger (1986), Longitudinal data analysis using generalized linear models.
         """
-        _fitted(self, "model")
+        utility = _fitted(self, "model").utility
+        if not isinstance(utility, LinearUtility):
+            raise ValueError(
+                "coefficients() needs utility='linear', whose coefficients are identified, got "
+                f"{self.options['utility']!r}"
+            )
         return self.result.population().droplevel("quantity")
 
 
@@ -942,8 +947,8 @@ class OneModelPerLabel(Baseline):
         unknown = [label for label in people if label not in members]
         if unknown:
             raise ValueError(
-                f"labels must be among those of the training people, {list(members)}, got "
-                f"{unknown[0]!r}"
+                "labels must be among those of the training people, "
+                f"{pd.Index(members).tolist()}, got {pd.Index(unknown).tolist()[0]!r}"
             )
         return people
 
@@ -953,7 +958,7 @@ class OneModelPerLabel(Baseline):
             raise TypeError(f"data must be Preferences, got {type(data).__name__}")
         labels = self.labels.reindex(data.user_names)
         if labels.isna().any():
-            first = data.user_names[np.flatnonzero(labels.isna())[0]]
+            first = data.user_names[labels.isna().to_numpy()].tolist()[0]
             raise ValueError(
                 f"labels must have one for every person, got none for user {first!r} "
                 f"({int(labels.isna().sum())} such people)"

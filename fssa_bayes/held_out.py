@@ -292,6 +292,8 @@ def score_folds(
     unknown = [number for number in folds if number not in range(num_folds)]
     if unknown or len(folds) == 0:
         raise ValueError(f"folds must be some of 0 to {num_folds - 1}, got {list(folds)}")
+    if len(sizes) == 0:
+        raise ValueError("sizes must hold at least one number of known choices, got none")
     if len(set(folds)) < len(folds):
         raise ValueError(f"folds must name a fold once, got {list(folds)}")
     dealt = np.random.default_rng(seed).permutation(len(data)) % num_folds

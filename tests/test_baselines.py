@@ -616,3 +616,18 @@ def test_em_takes_no_more_iterations_than_it_may(iterations: int) -> None:
 def test_a_mixture_names_the_option_that_is_wrong(argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be"):
         MixtureBTL(**({"num_classes": 2} | {argument: value}))
+
+
+def test_errors_name_people_labels_and_what_is_missing() -> None:
+    data, _ = simulate(CLASSES, SHARES, 20, 4)
+    with pytest.raises(ValueError, match=r"build must return .* got DeterministicNeuralProcess"):
+        leave_users_out(lambda: DeterministicNeuralProcess(steps=1), data, 2)
+    network = HomogeneousBTL("mlp", 4).fit(data, progress_bar=False)
+    with pytest.raises(ValueError, match="needs utility='linear', .* got 'mlp'"):
+        network.coefficients()
+    with pytest.raises(ValueError, match=r"got none for user 1 \("):
+        OneModelPerLabel({0: "a"}).fit(data)
+    labels = pd.Series(np.arange(20) % 2)
+    fitted = OneModelPerLabel(labels).fit(data.subset(np.arange(0, 20, 2)), progress_bar=False)
+    with pytest.raises(ValueError, match=r"training people, \[0\], got 1$"):
+        fitted.predict(data)

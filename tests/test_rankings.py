@@ -1104,3 +1104,27 @@ def test_held_out_scores_count_rankings_once(two_tastes: Preferences) -> None:
     assert (folds["unseen"] == 3).all()
     with pytest.raises(ValueError, match=r"min\(sizes\) = 4 judgements, got 4 at most"):
         score_by_context({"one": one.predict}, two_tastes, (4,))
+
+
+# ---------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("item", [math.nan, None, pd.NA, pd.NaT, np.float32("nan")])
+def test_a_missing_value_is_no_item(item: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"an item must be a name, got .* in ranking 0 of user 'a'"
+    ):
+        Preferences.from_rankings({"a": [["x", item, "z"]]})
+    with pytest.raises(ValueError, match=r"an item must be a name, got .* in choice_set"):
+        Preferences.from_rankings({"a": [["x", "z"]]}, choice_set=["x", "z", item])
+
+
+@pytest.mark.parametrize("item", [("y", "z"), ["y"], {"y"}])
+def test_items_that_share_a_place_are_refused(item: object) -> None:
+    with pytest.raises(TypeError, match=r"an item must be a name, got .* no two items may share"):
+        Preferences.from_rankings({"a": [["x", item]]})
+
+
+def test_a_choice_set_is_a_list() -> None:
+    with pytest.raises(TypeError, match="choice_set must be a list of items, got 3"):
+        Preferences.from_rankings({"a": [["x", "z"]]}, choice_set=3)
