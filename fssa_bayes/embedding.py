@@ -62,6 +62,8 @@ def load_encoder(
     from transformers import AutoModel, AutoTokenizer
 
     name, is_local = _locate(name_or_path)
+    if not is_local:
+        _check_connection(name)
     options: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -186,6 +188,19 @@ def _locate(name_or_path: str | os.PathLike) -> tuple[str, bool]:
             f"tokenizer.json) or a name on the Hugging Face hub, got {name!r}, which is no folder"
         )
     return name, False
+
+
+def _check_connection(name: str) -> None:
+    """Asks the hub once, whose loaders ask for a minute where nobody answers."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=10)
+    except (OSError, ValueError):
+        pass  # The hub answered, or is not to be asked: the loaders say more.
+    except Exception as error:  # No connection; of which kind depends on the client's version.
+        raise OSError(_advice(name, False, error)) from error
 
 
 def _advice(name: str, is_local: bool, error: Exception) -> str:
