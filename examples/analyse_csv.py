@@ -416,7 +416,7 @@ def describe_covariates(
     if linear and result is not None and data.items is not None and data.num_features <= 30:
         effects = result.population(seed=args.seed).loc["effect"]
         missing = effects["se_sandwich"].isna().to_numpy()
-        unknown = missing.reshape(model.num_covariates, -1).any(1)
+        unknown = missing.reshape(model.num_covariates, -1).all(1)
         spanned = (
             f" With {model.latent_dim} latent dimensions effects lie in the directions in which "
             f"people differ (--latent-dim {data.num_features} leaves them free)."
@@ -435,7 +435,7 @@ def describe_covariates(
         draws = result.population_draws(seed=args.seed)
         errors = (
             "Standard errors: normal approximation with the sandwich covariance; – for covariates "
-            "some of whose effects the data do not tell."
+            "none of whose effects above has one."
         )
     elif result is not None:
         steps = max(10, (args.steps or 600) // 6)

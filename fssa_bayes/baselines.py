@@ -254,8 +254,8 @@ class DistributionalBTL(Baseline):
         {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right);
 
     with categorical ones, over ten ordered values, :math:`P(r_l > r_r) + \tfrac12 P(r_l = r_r)`.
-    σ is kept between 1/20 and 20. The model shows where people disagree and does not know who is
-    who: a context changes nothing.
+    σ is kept between 1/20 and 20. Rankings have to be broken into pairs. The model shows where
+    people disagree and does not know who is who: a context changes nothing.
 
     Args:
         utility: `"mlp"`, a network of the item with a head for each parameter, or `"linear"`.
@@ -484,8 +484,9 @@ class MixtureBTL(Baseline):
     class, each of which climbs, so the likelihood never falls. A linear utility ends with L-BFGS on
     the likelihood itself, which arrives where EM crawls. Classes are numbered from the largest.
 
-    Nothing but the likelihood is maximised: a network, or items without features, needs many people
-    in every class.
+    A ranking has the probability of Plackett and Luce in every class; `coefficients()` alone needs
+    comparisons. Nothing but the likelihood is maximised: a network, or items without features,
+    needs many people in every class.
 
     Args:
         num_classes: Number of classes C; one is the homogeneous model.
