@@ -412,8 +412,11 @@ def describe_covariates(
         "0 known choices, above, is what they predict.\n"
     )
     linear = model.config["utility"] == "linear"
+    unknown = np.zeros(model.num_covariates, dtype=bool)
     if linear and result is not None and data.items is not None and data.num_features <= 30:
         effects = result.population(seed=args.seed).loc["effect"]
+        missing = effects["se_sandwich"].isna().to_numpy()
+        unknown = missing.reshape(model.num_covariates, -1).all(1)
         spanned = (
             f" With {model.latent_dim} latent dimensions effects lie in the directions in which "
             f"people differ (--latent-dim {data.num_features} leaves them free)."
@@ -430,7 +433,10 @@ def describe_covariates(
     draws, errors = None, "They have no standard errors: those need the people of the fit."
     if result is not None and linear and small(model):
         draws = result.population_draws(seed=args.seed)
-        errors = "Standard errors: normal approximation with the sandwich covariance."
+        errors = (
+            "Standard errors: normal approximation with the sandwich covariance; – for covariates "
+            "none of whose effects above has one."
+        )
     elif result is not None:
         steps = max(10, (args.steps or 600) // 6)
         objective = ImportanceWeightedELBO(16, steps=steps)
@@ -440,6 +446,8 @@ def describe_covariates(
             "themselves known to a quarter."
         )
     effects = covariate_effects(model, data, items, population=draws, seed=args.seed)
+    if linear and small(model):  # The draws hold at its estimate what the data do not tell.
+        effects.loc[np.repeat(unknown, len(items)), ["utility_se", "wins_se"]] = np.nan
     effects.to_csv(report.folder / "covariates.csv")
     report.say(
         f"\nChange with a unit of the covariate, averaged over people, for the {len(items)} items "

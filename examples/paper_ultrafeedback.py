@@ -51,13 +51,18 @@ Predict = Callable[[Preferences, Preferences, np.ndarray], tuple[np.ndarray, np.
 
 def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    source = ultrafeedback.read(args.data)
+    objectives = dict.fromkeys(objective for name in args.sets for objective in SETS[name])
+    source = ultrafeedback.read(args.data, objectives=tuple(objectives))
     print(f"{source}; {source.dropped}")
+    sets = {
+        name: source.pairs(SETS[name], conflict=args.conflict, seed=args.seed) for name in args.sets
+    }
+    for pairs in sets.values():  # What cannot be drawn shows before hours of embedding.
+        draw_people(pairs, torch.zeros(len(pairs.items), 1), args)
     model, tokenizer = load_encoder(args.embedder, device=args.device)
     tokenizer.truncation_side = "left"  # Of a long text the end, the response, is kept.
     tables = []
-    for name in args.sets:
-        pairs = source.pairs(SETS[name], conflict=args.conflict, seed=args.seed)
+    for name, pairs in sets.items():
         print(f"\n{name}: {pairs.summary()}")
         features = embed_texts(
             pairs.texts(),
@@ -94,14 +99,11 @@ def run_set(
     pairs: ultrafeedback.ResponsePairs, features: Tensor, args: argparse.Namespace
 ) -> pd.DataFrame:
     """Fits the models to people of the training prompts and scores them on the others."""
-    train, test = pairs.split_prompts(0.2, seed=args.seed)
-    features = compress(features, train, args.components)
+    train, _ = pairs.split_prompts(0.2, seed=args.seed)
+    people, fresh = draw_people(pairs, compress(features, train, args.components), args)
     start = time.perf_counter()
-    predictors = fit_models(simulate_people(train, features, args), args)
+    predictors = fit_models(people, args)
     print(f"fitted in {time.perf_counter() - start:.0f} s")
-    fresh = test.users(
-        features, args.test_users, max(args.contexts) + TARGETS, seed=args.seed + 1_000_000
-    )
     rows = []
     for count in args.contexts:
         context, target = fresh.data.split_context(count, seed=args.seed)
@@ -109,6 +111,16 @@ def run_set(
             prob, log_prob = predict(context, target, fresh.objective)
             rows += summarise(model_name, count, prob, log_prob, target, fresh.objective, pairs)
     return pd.DataFrame(rows)
+
+
+def draw_people(
+    pairs: ultrafeedback.ResponsePairs, features: Tensor, args: argparse.Namespace
+) -> tuple[People, ultrafeedback.Users]:
+    """Draws people of the training prompts to fit, and people of the others to predict."""
+    train, test = pairs.split_prompts(0.2, seed=args.seed)
+    number = max(args.contexts) + TARGETS
+    fresh = test.users(features, args.test_users, number, seed=args.seed + 1_000_000)
+    return simulate_people(train, features, args), fresh
 
 
 def simulate_people(

@@ -65,19 +65,22 @@ class Crowd:
     """Tells how a crowd is read and modelled.
 
     Attributes:
+        files: Names of its files.
         read: Reads it from the folder with the files.
         utility: The models' utility.
         rounds: Number of folds that are left out by default.
     """
 
+    files: tuple[str, ...]
     read: Callable[[Path], Preferences]
     utility: str
     rounds: int
 
 
 CROWDS = {
-    "llmfao": Crowd(lambda folder: llmfao.read(folder / llmfao.FILE), "linear", 5),
+    "llmfao": Crowd((llmfao.FILE,), lambda folder: llmfao.read(folder / llmfao.FILE), "linear", 5),
     "ukp": Crowd(
+        (ukp_convarg.FILE, ukp_convarg.EMBEDDINGS),
         lambda folder: ukp_convarg.read(folder / ukp_convarg.FILE, folder / ukp_convarg.EMBEDDINGS),
         "bilinear",
         2,
@@ -87,6 +90,7 @@ CROWDS = {
 
 def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
+    check(args)
     matplotlib.use("Agg")
     args.out.mkdir(parents=True, exist_ok=True)
     quiet()
@@ -111,6 +115,16 @@ def main(args: argparse.Namespace) -> None:
     path = args.out / "real_crowds.png"
     plot(tables, path)
     print(f"\n{time.perf_counter() - start:.0f} s, seed {args.seed}; figure in {path}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses, before any fit, what would stop the last step."""
+    if args.replicates < 20:
+        raise SystemExit(f"--replicates must be at least 20, got {args.replicates}")
+    for name in args.crowds:
+        for file in CROWDS[name].files:
+            if not (args.data / file).is_file():
+                raise SystemExit(f"--data must hold {file}, {str(args.data)!r} does not")
 
 
 def quiet() -> None:

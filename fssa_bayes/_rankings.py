@@ -143,11 +143,23 @@ def _from_lists(rankings: Mapping | Sequence) -> pd.DataFrame:
         for number, items in enumerate(own):
             if not len(items):
                 raise ValueError(f"ranking {number} of user {user!r} must have items, got none")
+            _check_names(items, f"ranking {number} of user {user!r}")
             rows["user"] += [user] * len(items)
             rows["ranking"] += [number] * len(items)
             rows["item"] += list(items)
             rows["rank"] += range(1, len(items) + 1)
     return pd.DataFrame(rows)
+
+
+def _check_names(items: Sequence, where: str) -> None:
+    """Refuses what names no item: lists, and what stands for a missing value."""
+    for item in items:
+        if isinstance(item, list | tuple | set | dict | np.ndarray):
+            raise TypeError(
+                f"an item must be a name, got {item!r} in {where}: no two items may share a rank"
+            )
+        if item is None or item is pd.NaT or item is pd.NA or item != item:
+            raise ValueError(f"an item must be a name, got {item!r} in {where}")
 
 
 def _is_list(value: object) -> bool:
@@ -186,6 +198,9 @@ def _complete(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     """Adds the items of the choice set that a ranking does not list, below those that it does."""
     if isinstance(choice_set, str):
         raise TypeError(f"choice_set must be a list of items, got the string {choice_set!r}")
+    if not isinstance(choice_set, Sequence | np.ndarray | pd.Index | pd.Series):
+        raise TypeError(f"choice_set must be a list of items, got {choice_set!r}")
+    _check_names(choice_set, "choice_set")
     items = pd.Index(choice_set)
     if not items.is_unique:
         raise ValueError(

@@ -35,6 +35,7 @@ from fssa_bayes.inference import FitResult, check_data, fit
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.nn import ItemLinear, tower
 from fssa_bayes.objectives import PredictiveLikelihood
+from fssa_bayes.plackett_luce import Rankings
 from fssa_bayes.population import PopulationMixture, mixture_table
 from fssa_bayes.posterior import (
     ChoiceProbability,
@@ -63,7 +64,12 @@ _SEPARATED = 15.0  # Nats per standard deviation above which a coefficient may h
 # Where nobody disagrees σ would go to 0 and the slopes with it to infinity; μ is free, so that any
 # probability is still possible.
 _LARGEST_LOG_SD = 3.0
+_FAR = 30.0  # Standard deviations from which the series is exact to the digits of a float32.
 _NUM_ATOMS = 10  # Values of the categorical utility, as published.
+_NO_SPREAD = (
+    "of a DistributionalBTL would take the mean utilities for the utilities, which it does not "
+    "know: see item_table(data) for means and standard deviations, choice_prob(target) for pairs"
+)
 
 
 class Baseline(ABC):
@@ -187,8 +193,9 @@ class HomogeneousBTL(Baseline):
             ValueError: If the data do not fit the model, as ties where it has none.
         """
         with seeded(seed):
-            self.model = self._build(data)
-        self.result = _fit_homogeneous(self.model, data, seed, progress_bar)
+            model = self._build(data)
+        result = _fit_homogeneous(model, data, seed, progress_bar)
+        self.model, self.result = model, result  # A fit that fails leaves the last one.
         return self
 
     def _build(self, data: Preferences) -> HeterogeneousBTL:
@@ -218,7 +225,12 @@ class HomogeneousBTL(Baseline):
             White (1982), Maximum likelihood estimation of misspecified models.
             Liang & Zeger (1986), Longitudinal data analysis using generalized linear models.
         """
-        _fitted(self, "model")
+        utility = _fitted(self, "model").utility
+        if not isinstance(utility, LinearUtility):
+            raise ValueError(
+                "coefficients() needs utility='linear', whose coefficients are identified, got "
+                f"{self.options['utility']!r}"
+            )
         return self.result.population().droplevel("quantity")
 
 
@@ -242,8 +254,8 @@ class DistributionalBTL(Baseline):
         {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right);
 
     with categorical ones, over ten ordered values, :math:`P(r_l > r_r) + \tfrac12 P(r_l = r_r)`.
-    σ is kept between 1/20 and 20. The model shows where people disagree and does not know who is
-    who: a context changes nothing.
+    σ is kept between 1/20 and 20. Rankings have to be broken into pairs. The model shows where
+    people disagree and does not know who is who: a context changes nothing.
 
     Args:
         utility: `"mlp"`, a network of the item with a head for each parameter, or `"linear"`.
@@ -277,19 +289,23 @@ class DistributionalBTL(Baseline):
         """Fits by maximum likelihood, see :meth:`Baseline.fit`.
 
         Raises:
-            ValueError: If the data keep ties, of which the model knows none.
+            ValueError: If the data keep ties, of which the model knows none, or hold rankings.
         """
         with seeded(seed):
             features = _num_features(data)
             hidden_dim = None if self.utility == "linear" else self.hidden_dim
             head = _HEADS[self.distribution](features, hidden_dim)
-            self.model = _DistributionalModel(features, head)
-        self.result = _fit_homogeneous(self.model, data, seed, progress_bar)
+            model = _DistributionalModel(features, head)
+        result = _fit_homogeneous(model, data, seed, progress_bar)
+        self.model, self.result = model, result  # A fit that fails leaves the last one.
         return self
 
     def predict(self, context: Preferences) -> Posterior:
-        """Returns a posterior of one point: what is known of a person changes nothing."""
-        return Posterior(_fitted(self, "model"), None, context)
+        """Returns a posterior of one point: what is known of a person changes nothing.
+
+        Its `utility` are the means; it has neither `rank_prob` nor `differences`, see `item_table`.
+        """
+        return _PosteriorOfMeans(_fitted(self, "model"), None, context)
 
     def log_evidence(self, data: Preferences) -> Tensor:
         """Evaluates log p(all choices of a person), in nats, with shape (U,)."""
@@ -316,6 +332,18 @@ class DistributionalBTL(Baseline):
         columns = {"mean": (mean - mean.mean()) / unit.exp(), "sd": (log_sd - unit).exp()}
         index = data.item_names.rename("item")
         return pd.DataFrame({key: value.numpy() for key, value in columns.items()}, index=index)
+
+
+class _PosteriorOfMeans(Posterior):
+    """Knows the items' mean utilities alone, and so says nothing that depends on their spread."""
+
+    def rank_prob(self, *_args: object, **_options: object) -> Tensor:
+        """Raises a ValueError."""
+        raise ValueError(f"rank_prob() {_NO_SPREAD}")
+
+    def differences(self, *_args: object, **_options: object) -> pd.DataFrame:
+        """Raises a ValueError."""
+        raise ValueError(f"differences() {_NO_SPREAD}")
 
 
 class _Head(nn.Module):
@@ -357,8 +385,20 @@ class _NormalHead(_Head):
         """Evaluates logit Φ(…) = log Φ(t) − log Φ(−t) with shape (U, N), exact in both tails."""
         mean, log_sd = self.moments(items)
         log_scale = torch.logaddexp(2 * log_sd[left], 2 * log_sd[right]) / 2
-        t = (mean[left] - mean[right]) * torch.exp(-log_scale)
-        return torch.special.log_ndtr(t) - torch.special.log_ndtr(-t)
+        return _probit_logit((mean[left] - mean[right]) * torch.exp(-log_scale))
+
+
+def _probit_logit(t: Tensor) -> Tensor:
+    """Evaluates logit Φ(t), exact in both tails, with gradients that are.
+
+    Far out log Φ(−t) is −t²/2 − log t − log √(2π) − 1/t² + …, and log Φ(t) is 0.
+    """
+    far = t.abs() > _FAR
+    near = t.masked_fill(far, 0.0)  # Neither form may spoil the other's gradient.
+    size = t.abs().masked_fill(~far, 1.0)
+    tail = size.square() / 2 + size.log() + math.log(2 * math.pi) / 2 + size.square().reciprocal()
+    inner = torch.special.log_ndtr(near) - torch.special.log_ndtr(-near)
+    return torch.where(far, t.sign() * tail, inner)
 
 
 class _CategoricalHead(_Head):
@@ -406,6 +446,14 @@ class _DistributionalModel(HeterogeneousBTL):
     def __init__(self, num_features: int, head: _Head) -> None:
         super().__init__(num_features, 0, utility=head)
 
+    def check_rankings(self, has_rankings: bool) -> None:
+        """Raises a ValueError if there are rankings, of which the model has no likelihood."""
+        if has_rankings:
+            raise ValueError(
+                "DistributionalBTL knows the probability of a pair, not that of a ranking, got "
+                "rankings: break them into pairs (method='pairs', as_pairs())"
+            )
+
     @property
     def head(self) -> _Head:
         """Maps items to the parameters of their distributions."""
@@ -417,6 +465,7 @@ class _DistributionalModel(HeterogeneousBTL):
         """Returns p(choices), the same for all z (*, U, 0), with batch shape (*, U)."""
         self.check_items(batch.items)
         self.check_z(z)
+        self.check_rankings(batch.rankings is not None)
         batch = batch.clean()
         margin = self.head.margin(self.standardise(batch.items), batch.left, batch.right)
         return BradleyTerry.from_margin(margin.expand(*z.shape[:-2], *margin.shape), batch.mask)
@@ -435,8 +484,9 @@ class MixtureBTL(Baseline):
     class, each of which climbs, so the likelihood never falls. A linear utility ends with L-BFGS on
     the likelihood itself, which arrives where EM crawls. Classes are numbered from the largest.
 
-    Nothing but the likelihood is maximised: a network, or items without features, needs many people
-    in every class.
+    A ranking has the probability of Plackett and Luce in every class; `coefficients()` alone needs
+    comparisons. Nothing but the likelihood is maximised: a network, or items without features,
+    needs many people in every class.
 
     Args:
         num_classes: Number of classes C; one is the homogeneous model.
@@ -493,10 +543,10 @@ class MixtureBTL(Baseline):
             ("num_restarts", num_restarts),
             ("max_iterations", max_iterations),
         ):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
-        if not tolerance > 0:
-            raise ValueError(f"tolerance must be positive, got {tolerance}")
+        if not isinstance(tolerance, int | float) or not tolerance > 0:
+            raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
         self._everybody = HomogeneousBTL(
             utility, hidden_dim, ties=ties, position_bias=position_bias, lapses=lapses
         )
@@ -521,9 +571,9 @@ class MixtureBTL(Baseline):
         start = self._everybody.fit(data, seed=seed, progress_bar=False).model
         em = _EM(start, data, self.num_classes, seed)
         restarts = self.num_restarts if self.num_classes > 1 else 1
-        runs = []
+        runs, short = [], min(_SHORT_RUN, self.max_iterations)
         for restart in tqdm(range(restarts), desc="EM starts", disable=not progress_bar):
-            runs.append(em.run(em.start(), restart, _SHORT_RUN, self.tolerance))
+            runs.append(em.run(em.start(), restart, short, self.tolerance))
         best = max(range(restarts), key=lambda number: runs[number].log_likelihood)
         rest = self.max_iterations - len(runs[best].history)
         final = em.run(runs[best], best, rest, self.tolerance)
@@ -749,15 +799,27 @@ class _Comparisons:
         self.choice = torch.from_numpy(data.choice).double()
         self.person = torch.from_numpy(np.repeat(np.arange(len(data)), data.counts))
         self.num_people = len(data)
+        self.rankings = self._rankings(data)
+
+    def _rankings(self, data: Preferences) -> Rankings | None:
+        if data.ranking is None:
+            return None
+        # All comparisons as if of one person: numbers of rankings differ between people.
+        mask = torch.ones(1, data.num_comparisons, dtype=torch.bool)
+        rows = (self.left[None], self.right[None], self.choice[None], mask)
+        return Rankings.find(*rows, torch.from_numpy(data.ranking)[None])
 
     def log_prob(self, model: HeterogeneousBTL) -> Tensor:
         """Evaluates log p(choices of a person), in nats, with shape (U,)."""
         utility = model.utility(self.items, self.choice.new_zeros(1, 0)).squeeze(0)
         margin = utility[self.left] - utility[self.right]
         margin = margin if model.bias is None else margin + model.bias
-        outcomes = Outcomes.of(margin, model.log_tie, model.lapse_logit)
-        total = self.choice.new_zeros(self.num_people)
-        return total.index_add(0, self.person, outcomes.log_prob(self.choice))
+        if self.rankings is None:
+            each = Outcomes.of(margin, model.log_tie, model.lapse_logit).log_prob(self.choice)
+        else:
+            answers = BradleyTerry.from_margin(margin[None], rankings=self.rankings)
+            each = answers.log_prob_each(self.choice[None]).squeeze(0)
+        return self.choice.new_zeros(self.num_people).index_add(0, self.person, each)
 
 
 def _minimise(
@@ -886,8 +948,8 @@ class OneModelPerLabel(Baseline):
         unknown = [label for label in people if label not in members]
         if unknown:
             raise ValueError(
-                f"labels must be among those of the training people, {list(members)}, got "
-                f"{unknown[0]!r}"
+                "labels must be among those of the training people, "
+                f"{pd.Index(members).tolist()}, got {pd.Index(unknown).tolist()[0]!r}"
             )
         return people
 
@@ -897,7 +959,7 @@ class OneModelPerLabel(Baseline):
             raise TypeError(f"data must be Preferences, got {type(data).__name__}")
         labels = self.labels.reindex(data.user_names)
         if labels.isna().any():
-            first = data.user_names[np.flatnonzero(labels.isna())[0]]
+            first = data.user_names[labels.isna().to_numpy()].tolist()[0]
             raise ValueError(
                 f"labels must have one for every person, got none for user {first!r} "
                 f"({int(labels.isna().sum())} such people)"
@@ -989,13 +1051,13 @@ class DeterministicNeuralProcess(Baseline):
         """
         with seeded(seed):
             utility = copy.deepcopy(self.utility)
-            self.model = HeterogeneousBTL(
+            model = HeterogeneousBTL(
                 _num_features(data), self.latent_dim, utility, hidden_dim=self.hidden_dim
             )
-            self.guide = NeuralProcessGuide(self.model, "normal", self.hidden_dim)
-        self.result = fit(
-            self.model,
-            self.guide,
+            guide = NeuralProcessGuide(model, "normal", self.hidden_dim)
+        result = fit(
+            model,
+            guide,
             data,
             objective=self.objective,
             learning_rate=self.learning_rate,
@@ -1003,6 +1065,7 @@ class DeterministicNeuralProcess(Baseline):
             seed=seed,
             progress_bar=progress_bar,
         )
+        self.model, self.guide, self.result = model, guide, result
         return self
 
     @torch.no_grad()

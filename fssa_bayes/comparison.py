@@ -278,7 +278,8 @@ def leave_users_out(
         The score, with log p(all choices of the person) for each, people in the order of `data`.
 
     Raises:
-        ValueError: If `num_folds` does not lie between 2 and the number of people.
+        ValueError: If `num_folds` does not lie between 2 and the number of people, or a baseline
+            has no `log_evidence`.
     """
     if not isinstance(num_folds, int) or not 2 <= num_folds <= len(data):
         raise ValueError(
@@ -291,6 +292,12 @@ def leave_users_out(
             contender = build()
         training, unseen = data.subset(fold != number), data.subset(fold == number)
         if not isinstance(contender, tuple):
+            if not hasattr(contender, "log_evidence"):
+                raise ValueError(
+                    "build must return a model and its guide or a baseline with log_evidence(), "
+                    f"got {type(contender).__name__}, which has no probability of all choices of "
+                    "a person: see fssa_bayes.held_out.score_folds"
+                )
             contender.fit(training, seed=seed + number, progress_bar=False)
             values[fold == number] = contender.log_evidence(unseen).numpy()
             continue

@@ -596,6 +596,11 @@ class Preferences:
         return self.num_items if self.items is None else self.items.shape[1]
 
     @property
+    def num_covariates(self) -> int:
+        """Number of covariates W of a person; 0 where people have none."""
+        return 0 if self.covariates is None else self.covariates.shape[1]
+
+    @property
     def items_are_shared(self) -> bool:
         """Whether some item was compared by two people, so that the table is common to them."""
         owner = np.full(self.num_items, -1, dtype=np.int64)

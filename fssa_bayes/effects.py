@@ -148,6 +148,8 @@ def _items(data: Preferences, items: Sequence | None) -> tuple[Tensor, pd.Index]
     index = torch.arange(data.num_items)
     if items is not None:
         index = positions("items", items, data.item_names)
+    if len(index.unique()) < len(index):
+        raise ValueError(f"items must be different names, got {list(items)}")
     if not 2 <= len(index) <= _MOST_ITEMS:
         raise ValueError(f"items must be 2 to {_MOST_ITEMS} names, got {len(index)}")
     names = data.item_names[np.asarray(index)]

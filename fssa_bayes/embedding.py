@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["embed_texts", "fingerprint", "load_encoder", "pool"]
 
 _FORMAT_VERSION = 1
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".zip", ".tar.gz")
 _BATCHES_PER_SHARD = 16
 _BROADCAST_ROWS = 65_536  # 200 MB at 768 dimensions
 
@@ -61,6 +62,8 @@ def load_encoder(
     from transformers import AutoModel, AutoTokenizer
 
     name, is_local = _locate(name_or_path)
+    if not is_local:
+        _check_connection(name)
     options: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -118,7 +121,7 @@ def embed_texts(
         UserWarning: If texts reach `max_length`, with their number; if a damaged shard of the cache
             is passed over.
     """
-    texts = _check(texts, pooling, batch_size, max_length)
+    texts = _check(texts, pooling, batch_size, max_length, cache)
     body = _body(model) if device is None else _body(model).to(device)
     length = _max_length(body, tokenizer) if max_length is None else max_length
     was_training = body.training
@@ -178,12 +181,26 @@ def _locate(name_or_path: str | os.PathLike) -> tuple[str, bool]:
         return str(path), True
     name = str(name_or_path)
     is_path = not isinstance(name_or_path, str) or name.startswith((".", "~", os.sep))
+    is_path = is_path or name.endswith(_SUFFIXES)
     if is_path or name.count("/") > 1 or "\\" in name or path.exists():
         raise FileNotFoundError(
             "name_or_path must be a folder with a saved model (config.json, model.safetensors, "
             f"tokenizer.json) or a name on the Hugging Face hub, got {name!r}, which is no folder"
         )
     return name, False
+
+
+def _check_connection(name: str) -> None:
+    """Asks the hub once, whose loaders ask for a minute where nobody answers."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=10)
+    except (OSError, ValueError):
+        pass  # The hub answered, or is not to be asked: the loaders say more.
+    except Exception as error:  # No connection; of which kind depends on the client's version.
+        raise OSError(_advice(name, False, error)) from error
 
 
 def _advice(name: str, is_local: bool, error: Exception) -> str:
@@ -193,14 +210,19 @@ def _advice(name: str, is_local: bool, error: Exception) -> str:
             f"tokeniser, got {name!r}: {error}"
         )
     return (
-        f"{name!r} could not be loaded from the Hugging Face hub. Without a connection, fetch the "
+        f"{name!r} is no folder here (a path may begin with './'), and could not be loaded from "
+        "the Hugging Face hub. Without a connection, fetch the "
         f"model where there is one (hf download {name} --local-dir FOLDER), copy the folder and "
         f"pass its path: load_encoder('FOLDER'). The hub's client said: {error}"
     )
 
 
 def _check(
-    texts: Sequence[str], pooling: str, batch_size: int, max_length: int | None
+    texts: Sequence[str],
+    pooling: str,
+    batch_size: int,
+    max_length: int | None,
+    cache: str | os.PathLike | None,
 ) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string")
@@ -212,10 +234,12 @@ def _check(
         raise ValueError("texts must hold at least one text, got none")
     if pooling not in ("mean", "last", "cls"):
         raise ValueError(f"pooling must be 'mean', 'last' or 'cls', got {pooling!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+        raise ValueError(f"max_length must be an integer of at least 1 or None, got {max_length!r}")
+    if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
+        raise ValueError(f"cache must be a folder, got the file {str(cache)!r}")
     return texts
 
 

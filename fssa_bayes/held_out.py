@@ -118,7 +118,8 @@ def predict_held_out(
     if not predictions:
         raise ValueError(
             f"data must have {_LEAST_PEOPLE} people with more than min(sizes) = {min(sizes)} "
-            f"comparisons, got {len(data)} people with at most {data.counts.max()}"
+            f"{_judgements(data)}, got {len(data)} people with at most "
+            f"{data.judgement_counts.max()}"
         )
     return predictions
 
@@ -203,7 +204,8 @@ def score_by_context(
     """Scores predictions of unseen choices by the number of choices that are known.
 
     Everybody who has more choices than are known takes part, so that the people, and their unseen
-    choices, differ between sizes; all predictors see the same ones.
+    choices, differ between sizes; all predictors see the same ones. A ranking is one choice, known
+    or unseen as a whole.
 
     Args:
         predictors: By name, what turns known choices into predictions, such as
@@ -216,21 +218,24 @@ def score_by_context(
         One row a person, size and predictor. Columns: `known`, `predictor`, `user`; `unseen`, the
         number of choices that are predicted; `log_score`, their mean, nats a choice; `accuracy`,
         the share of those that are no ties of which the likelier side was chosen, an undecided
-        prediction counting half.
+        prediction counting half; of a ranking, all pairs that it orders are counted.
 
     Raises:
-        ValueError: If there are no predictors or nobody has more choices than the smallest size.
+        ValueError: If there are no predictors or sizes, or nobody has more choices than the
+            smallest size.
     """
     if not predictors:
         raise ValueError("predictors must hold at least one, got none")
-    if not (data.counts > min(sizes)).any():
+    if len(sizes) == 0:
+        raise ValueError("sizes must hold at least one number of known choices, got none")
+    if not (data.judgement_counts > min(sizes)).any():
         raise ValueError(
-            f"data must have people with more than min(sizes) = {min(sizes)} comparisons, got "
-            f"{data.counts.max()} at most"
+            f"data must have people with more than min(sizes) = {min(sizes)} "
+            f"{_judgements(data)}, got {data.judgement_counts.max()} at most"
         )
     parts = []
     for size in sizes:
-        enough = data.counts > size
+        enough = data.judgement_counts > size
         if not enough.any():
             continue
         context, target = data.subset(enough).split_context(size, seed=seed)
@@ -240,7 +245,7 @@ def score_by_context(
                 "known": size,
                 "predictor": name,
                 "user": target.user_names,
-                "unseen": target.counts,
+                "unseen": target.judgement_counts,
                 "log_score": predictor.log_score(target).double().numpy(),
                 "accuracy": _accuracy(predictor.choice_prob(target), target),
             }
@@ -277,7 +282,7 @@ def score_folds(
 
     Raises:
         ValueError: If `num_folds` does not lie between 2 and the number of people, or a fold is
-            none of them.
+            none of them or named twice.
     """
     if not isinstance(num_folds, int) or not 2 <= num_folds <= len(data):
         raise ValueError(
@@ -287,6 +292,10 @@ def score_folds(
     unknown = [number for number in folds if number not in range(num_folds)]
     if unknown or len(folds) == 0:
         raise ValueError(f"folds must be some of 0 to {num_folds - 1}, got {list(folds)}")
+    if len(sizes) == 0:
+        raise ValueError("sizes must hold at least one number of known choices, got none")
+    if len(set(folds)) < len(folds):
+        raise ValueError(f"folds must name a fold once, got {list(folds)}")
     dealt = np.random.default_rng(seed).permutation(len(data)) % num_folds
     parts = []
     for number in folds:
@@ -297,8 +306,12 @@ def score_folds(
     return pd.concat(parts, ignore_index=True)
 
 
+def _judgements(data: Preferences) -> str:
+    return "judgements" if data.has_rankings else "comparisons"
+
+
 def _accuracy(prob: ChoiceProbability, target: Preferences) -> np.ndarray:
-    """Shares of right predictions among a person's choices that are no ties, (U,)."""
+    """Shares of right predictions among a person's pairs that are no ties, (U,)."""
     batch = target.batch()
     lean, answer = _expected(prob) - 0.5, batch.choice - 0.5
     right = torch.where(lean == 0, 0.5, (lean.sign() == answer.sign()).double())

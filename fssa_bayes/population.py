@@ -45,6 +45,20 @@ __all__ = [
     "training_data",
 ]
 
+# What an information matrix without full rank may come from.
+_LOW_RANK = (
+    "as where the covariance is close to one of lower rank; standard errors leave these out. Fewer "
+    "latent dimensions, or more draws, may do"
+)
+_COLLINEAR = (
+    "as where features are constant or collinear, or people too few; standard errors leave these "
+    "out. Fewer features may do"
+)
+_SMALL_CLASS = (
+    "as where a class has few people or its choices are separated; standard errors leave these "
+    "out. Fewer classes may do"
+)
+
 _MAX_PARAMETERS = 2000
 _NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
 
@@ -82,7 +96,9 @@ def population_table(
         are centred over all items. Columns:
         `estimate`; `se_hessian`, from the observed information; `se_outer_product`, from the
         outer product of the people's scores, which most software for mixed logits prints; and
-        `se_sandwich`, both together, robust to misspecification, with people as clusters. Terms
+        `se_sandwich`, both together, robust to misspecification, with people as clusters and
+        without the factor U / (U − 1) by which some software enlarges it for U people; NaN, as the
+        one before, where people are no more than parameters. Terms
         that the data do not identify (constant or collinear features) have NaN, effects of constant
         or collinear covariates in `estimate` too. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
@@ -91,6 +107,10 @@ def population_table(
     Raises:
         ValueError: If the utility is not linear, the prior not normal, or there are too many
             parameters for a dense information matrix.
+
+    Warns:
+        UserWarning: If there are fewer than two people a parameter, or directions without
+            information that are not expected.
 
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
@@ -119,7 +139,16 @@ def population_table(
         effect = (loading @ effect / unit).T.flatten()
         return torch.cat([location, sd, correlation, effect, of_answers])
 
-    columns = _with_errors(quantities, estimate.theta, outer, information, estimate.expected_null)
+    advice = _LOW_RANK if model.latent_dim else _COLLINEAR
+    columns = _with_errors(
+        quantities,
+        estimate.theta,
+        outer,
+        information,
+        estimate.expected_null,
+        num_people=int((data.counts > 0).sum()),
+        advice=advice,
+    )
     covariates = data.covariate_names if model.num_covariates else []
     table = pd.DataFrame(columns, index=_labels(data, rank, covariates, _answers(model)))
     if model.num_covariates:
@@ -134,11 +163,20 @@ def _with_errors(
     outer: Tensor,
     information: Tensor,
     expected_null: int,
+    *,
+    num_people: int,
+    advice: str,
 ) -> dict[str, np.ndarray]:
-    """Evaluates functions of the estimates, with standard errors of three forms."""
+    """Evaluates functions of the estimates, with standard errors of three forms.
+
+    People's scores sum to zero, so that of U people they span U − 1 directions at most.
+    """
     jacobian = torch.autograd.functional.jacobian(quantities, theta)
-    inverse = _invert(information, expected_null=expected_null)
-    inverse_outer = _invert(outer, expected_null=expected_null)
+    inverse = _invert(information, expected_null, advice)
+    if _too_few(num_people, information):
+        outer, inverse_outer = outer * torch.nan, outer * torch.nan
+    else:
+        inverse_outer = _invert(outer, expected_null, advice)
     unidentified = _unidentified(jacobian, inverse, information)
     standard_error = {
         "se_hessian": inverse,
@@ -150,6 +188,21 @@ def _with_errors(
         variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
         columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
     return columns
+
+
+def _too_few(num_people: int, information: Tensor) -> bool:
+    """Tells whether people are too few for their scores to have a covariance, and warns before."""
+    parameters = int(torch.linalg.matrix_rank(information, rtol=1e-9, hermitian=True))
+    if num_people >= 2 * parameters:
+        return False
+    few = num_people <= parameters
+    said = "cannot be had and are NaN" if few else "are rough (compare se_hessian)"
+    warnings.warn(
+        f"se_sandwich and se_outer_product, which take people for clusters, {said}: "
+        f"{num_people} people with comparisons for {parameters} parameters",
+        stacklevel=4,
+    )
+    return few
 
 
 def mixture_table(
@@ -215,7 +268,15 @@ def mixture_table(
     own = [part for pair in zip(means, answers, strict=True) for part in pair]
     theta = torch.cat([*own, logits[1:] - logits[0]])
     expected_null = len(models) if data.items is None else 0
-    columns = _with_errors(quantities, theta, outer, information, expected_null)
+    columns = _with_errors(
+        quantities,
+        theta,
+        outer,
+        information,
+        expected_null,
+        num_people=int((data.counts > 0).sum()),
+        advice=_SMALL_CLASS,
+    )
     terms = [term for _, term in _labels(data, 0, [], _answers(first))] + ["share"]
     index = [(number + 1, term) for number in range(len(models)) for term in terms]
     return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index, names=["class", "term"]))
@@ -401,7 +462,8 @@ def population_draws(
     """
     _check_count(num)
     estimate = _estimate(model, guide, data, num_samples, seed, "population_draws()")
-    inverse = _invert(estimate.information, expected_null=estimate.expected_null)
+    advice = _LOW_RANK if model.latent_dim else _COLLINEAR
+    inverse = _invert(estimate.information, estimate.expected_null, advice)
     eigenvalues, vectors = torch.linalg.eigh(inverse @ estimate.outer @ inverse)
     root = vectors * eigenvalues.clamp(min=0).sqrt()
     generator = torch.Generator().manual_seed(seed)
@@ -484,7 +546,7 @@ def ranking_table(
     rotation = torch.zeros(0, 0, dtype=torch.float64)
     outer, information = _moments(model, None, data, rotation, 1, seed)
     # What the data say nothing about is left out, and shows as NaN.
-    inverse = _invert(information, expected_null=len(information))
+    inverse = _invert(information, len(information), _COLLINEAR)
     covariance = inverse @ outer @ inverse
 
     if data.items is None:
@@ -839,7 +901,7 @@ def feature_differences(model: HeterogeneousBTL, batch: Batch) -> Tensor:
     return items[batch.left] - items[batch.right]
 
 
-def _invert(matrix: Tensor, expected_null: int) -> Tensor:
+def _invert(matrix: Tensor, expected_null: int, advice: str) -> Tensor:
     """Inverts an information matrix, leaving out directions the data say nothing about."""
     eigenvalues, vectors = torch.linalg.eigh(matrix)
     informative = eigenvalues > 1e-9 * eigenvalues[-1]
@@ -847,9 +909,8 @@ def _invert(matrix: Tensor, expected_null: int) -> Tensor:
     if null > expected_null:
         warnings.warn(
             f"the information on the population is not positive in {null - expected_null} of "
-            f"{len(matrix)} directions, as where the covariance is close to one of lower rank; "
-            "standard errors leave these out. Fewer latent dimensions, or more draws, may do",
-            stacklevel=3,
+            f"{len(matrix)} directions, {advice}",
+            stacklevel=4,
         )
     vectors = vectors[:, informative]
     return vectors / eigenvalues[informative] @ vectors.T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,11 @@ from fssa_bayes.baselines import (
     HomogeneousBTL,
     MixtureBTL,
     OneModelPerLabel,
+    _probit_logit,
     choose_num_classes,
 )
 from fssa_bayes.comparison import compare, leave_users_out
+from fssa_bayes.io import save
 
 MakeData = Callable[..., Preferences]
 
@@ -181,7 +184,7 @@ def test_mistakes_are_named(name: str) -> None:
         (lambda: DistributionalBTL(hidden_dim=0), "hidden_dim must be"),
         (lambda: MixtureBTL(0), "num_classes must be"),
         (lambda: MixtureBTL(2, num_restarts=0), "num_restarts must be"),
-        (lambda: MixtureBTL(2, tolerance=0.0), "tolerance must be positive"),
+        (lambda: MixtureBTL(2, tolerance=0.0), "tolerance must be a positive number"),
         (lambda: MixtureBTL(25).fit(people()), "at least num_classes=25 people, got 24"),
         (lambda: DeterministicNeuralProcess(0), "latent_dim must be"),
         (lambda: OneModelPerLabel({0: "a"}).fit(people()), "none for user 1 .23 such people"),
@@ -540,3 +543,91 @@ def test_a_baseline_can_be_fitted_again() -> None:
     first.fit(people().subset(range(7)), progress_bar=False)
     first.fit(people(), progress_bar=False)
     pd.testing.assert_frame_equal(first.coefficients(), before)
+
+
+# ---------------------------------------------------------------------- what could mislead
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        HomogeneousBTL,
+        lambda: DistributionalBTL("linear"),
+        lambda: DeterministicNeuralProcess(1, hidden_dim=8, steps=2),
+    ],
+)
+def test_a_fit_that_fails_leaves_nothing_half_fitted(build: Callable[[], Baseline]) -> None:
+    data, _ = simulate(CLASSES, SHARES, 20, 4)
+    tied = data.with_choices(np.full(80, 0.5), ties="keep")
+    baseline = build()
+    with pytest.raises(ValueError, match="ties"):
+        baseline.fit(tied, progress_bar=False)
+    with pytest.raises(ValueError, match="must be fitted first"):
+        baseline.predict(data)
+    baseline.fit(data, progress_bar=False)
+    before = baseline.predict(data).log_score(data)
+    with pytest.raises(ValueError, match="ties"):
+        baseline.fit(tied, progress_bar=False)
+    assert torch.equal(baseline.predict(data).log_score(data), before)
+
+
+def test_distributional_learning_says_nothing_that_needs_the_spread(tmp_path: Path) -> None:
+    """Ranks of the means are no ranks of utilities that vary; the file would load as the means."""
+    data, _ = simulate(CLASSES, SHARES, 20, 4)
+    baseline = DistributionalBTL("linear").fit(data, progress_bar=False)
+    posterior = baseline.predict(data)
+    for method in (posterior.rank_prob, posterior.differences):
+        with pytest.raises(ValueError, match="item_table"):
+            method(data.items[:3])
+    with pytest.raises(TypeError, match="subclass _DistributionalModel"):
+        save(tmp_path / "model", baseline.model)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("t", [0.0, 3.0, -25.0, 29.9, -30.1, 120.0, -1e3, 1e4, -1e4])
+def test_the_logit_of_a_normal_probability_has_right_gradients(t: float) -> None:
+    """In single precision against the slope in double, φ(t) / (Φ(t) Φ(−t))."""
+    x = torch.tensor(t, requires_grad=True)
+    value = _probit_logit(x)
+    value.backward()
+    point = x.item()
+    # Beyond 30 the hazard φ/Φ(−t) is t + 1/t − 2/t³ + …; within, double precision has all of it.
+    hazard = abs(point) + 1 / abs(point) - 2 / abs(point) ** 3 if abs(point) > 30 else None
+    if hazard is None:
+        log_density = -(point**2) / 2 - math.log(2 * math.pi) / 2
+        hazard = math.exp(log_density - special.log_ndtr(point) - special.log_ndtr(-point))
+    tails = special.log_ndtr(point) - special.log_ndtr(-point)
+    assert value.item() == pytest.approx(tails, rel=1e-6, abs=1e-6)
+    assert x.grad.item() == pytest.approx(hazard, rel=2e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_em_takes_no_more_iterations_than_it_may(iterations: int) -> None:
+    data, _ = simulate(CLASSES, SHARES, 40, 4)
+    mixture = MixtureBTL(2, "mlp", 4, num_restarts=2, max_iterations=iterations, tolerance=1e-9)
+    with pytest.warns(UserWarning, match=f"max_iterations={iterations}"):
+        mixture.fit(data, progress_bar=False)
+    assert mixture.history["iteration"].max() == iterations
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("num_classes", True), ("tolerance", "a"), ("max_iterations", 1.5)]
+)
+def test_a_mixture_names_the_option_that_is_wrong(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be"):
+        MixtureBTL(**({"num_classes": 2} | {argument: value}))
+
+
+def test_errors_name_people_labels_and_what_is_missing() -> None:
+    data, _ = simulate(CLASSES, SHARES, 20, 4)
+    with pytest.raises(ValueError, match=r"build must return .* got DeterministicNeuralProcess"):
+        leave_users_out(lambda: DeterministicNeuralProcess(steps=1), data, 2)
+    network = HomogeneousBTL("mlp", 4).fit(data, progress_bar=False)
+    with pytest.raises(ValueError, match="needs utility='linear', .* got 'mlp'"):
+        network.coefficients()
+    with pytest.raises(ValueError, match=r"got none for user 1 \("):
+        OneModelPerLabel({0: "a"}).fit(data)
+    labels = pd.Series(np.arange(20) % 2)
+    fitted = OneModelPerLabel(labels).fit(data.subset(np.arange(0, 20, 2)), progress_bar=False)
+    with pytest.raises(ValueError, match=r"training people, \[0\], got 1$"):
+        fitted.predict(data)

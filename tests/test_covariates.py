@@ -721,3 +721,12 @@ def test_bad_option_of_effects_is_named(change: dict, match: str) -> None:
         covariate_effects(build(data, 1), data, **change)
     with pytest.raises(ValueError, match="model must have covariates"):
         covariate_effects(HeterogeneousBTL(3, 1), data)
+
+
+def test_the_number_of_covariates_is_known_and_items_are_named_once() -> None:
+    data = Preferences([0], [1], [1], [0, 1], num_items=2)
+    assert data.num_covariates == 0
+    data = Preferences([0, 0], [1, 1], [1, 0], [0, 1, 2], num_items=3, covariates=np.eye(2, 3))
+    assert data.num_covariates == 3
+    with pytest.raises(ValueError, match=r"items must be different names, got \[0, 1, 0\]"):
+        covariate_effects(HeterogeneousBTL(3, 1, num_covariates=3), data, [0, 1, 0])

@@ -325,7 +325,9 @@ def test_weights_take_the_type_asked_for(tmp_path: Path) -> None:
     assert found.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "~/folder", "a/b/c", Path("a/b")])
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./folder", "~/folder", "a/b/c", Path("a/b"), "m/model.safetensors"]
+)
 def test_a_path_that_is_no_folder_is_refused(name: str | Path) -> None:
     with pytest.raises(FileNotFoundError, match="name_or_path must be a folder"):
         load_encoder(name)
@@ -347,7 +349,8 @@ def test_a_hub_that_cannot_be_reached_is_no_dead_end(tmp_path: Path) -> None:
     )
     assert run.returncode == 1
     last = run.stderr.split("OSError: ")[-1]
-    assert last.startswith("'someone/encoder' could not be loaded from the Hugging Face hub.")
+    assert last.startswith("'someone/encoder' is no folder here (a path may begin with './'), and ")
+    assert "could not be loaded from the Hugging Face hub." in last
     assert "hf download someone/encoder --local-dir FOLDER" in last
     assert "load_encoder('FOLDER')" in last
 
@@ -363,8 +366,12 @@ def test_a_hub_that_cannot_be_reached_is_no_dead_end(tmp_path: Path) -> None:
         ({"texts": []}, ValueError, "at least one text, got none"),
         ({"texts": ["wine", ""]}, ValueError, "at least one token each, '' has none"),
         ({"pooling": "max"}, ValueError, "pooling must be 'mean', 'last' or 'cls', got 'max'"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        ({"max_length": 0}, ValueError, "max_length must be at least 1 or None, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1, got 0"),
+        (
+            {"max_length": 0},
+            ValueError,
+            "max_length must be an integer of at least 1 or None, got 0",
+        ),
     ],
 )
 def test_bad_input_is_refused(options: dict, error: type[Exception], message: str) -> None:
@@ -438,3 +445,36 @@ def test_processes_share_the_work_and_all_have_the_result(tmp_path: Path) -> Non
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
     indices = [json.loads(path.read_text())["texts"] for path in tmp_path.glob("*/*.json")]
     assert sorted(map(len, indices)) == [2, 3, 4]  # the first run's; seven in blocks of four
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"batch_size": 1.5}, "batch_size must be an integer of at least 1, got 1.5"),
+        ({"max_length": 2.0}, "max_length must be an integer of at least 1 or None, got 2.0"),
+    ],
+)
+def test_options_are_checked_before_the_cache_is_made(
+    tmp_path: Path, option: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        embed_texts(TEXTS, torch.nn.Linear(1, 1), None, cache=tmp_path / "cache", **option)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("x")
+    with pytest.raises(ValueError, match="cache must be a folder, got the file"):
+        embed_texts(TEXTS, torch.nn.Linear(1, 1), None, cache=tmp_path / "cache")
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch) -> None:
+    import huggingface_hub
+
+    def offline(*_: object, **__: object) -> None:
+        raise RuntimeError("no connection")
+
+    # Without a connection nothing else is asked: the loaders would try for a minute.
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    with pytest.raises(OSError, match=r"'models/none' is no folder here .*'\./'.* no connection"):
+        load_encoder("models/none")

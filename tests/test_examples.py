@@ -155,6 +155,20 @@ def test_paper_ultrafeedback(tmp_path: Path) -> None:
     assert (tmp_path / "paper_ultrafeedback.png").stat().st_size > 10_000
 
 
+def test_paper_ultrafeedback_draws_people_before_it_embeds(tmp_path: Path) -> None:
+    """With HH no rating of truthfulness is asked for; too few prompts show without an encoder."""
+    path = tiny_models.write_ultrafeedback(tmp_path / "uf.jsonl", 30)
+    records = [json.loads(line) for line in path.read_text().splitlines() if line]
+    for record in records:
+        for completion in record["completions"]:
+            completion["annotations"].pop("truthfulness", None)
+    path.write_text("\n".join(map(json.dumps, records)))
+    options = ("--data", str(path), "--embedder", str(tmp_path / "none"), "--sets", "HH")
+    result = attempt("examples/paper_ultrafeedback.py", *options, "--out", str(tmp_path))
+    assert "num_comparisons must be at most the number of prompts" in result.stderr
+    assert "name_or_path" not in result.stderr
+
+
 @pytest.mark.slow
 def test_compare_with_nuts(tmp_path: Path) -> None:
     options = [
@@ -407,6 +421,19 @@ def crowds(tmp_path: Path) -> Path:
     embedding = rng.normal(size=(12, 4)).astype(np.float16)
     np.savez(folder / "ukp_argument_embeddings.npz", arg=names, embedding=embedding)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--replicates", "5"), "--replicates must be at least 20, got 5"),
+        (("--data", "none"), "--data must hold llmfao.csv, 'none' does not"),
+    ],
+)
+def test_real_crowds_checks_before_it_fits(tmp_path: Path, change: tuple, message: str) -> None:
+    result = attempt("examples/real_crowds.py", "--data", str(tmp_path), *change)
+    assert result.returncode == 1
+    assert result.stderr.strip() == message
 
 
 @pytest.mark.slow

@@ -251,3 +251,15 @@ def test_folds_score_everybody_once_by_others(people: Preferences) -> None:
         score_folds({"share": fitter}, few, num_folds=3, folds=[3])
     with pytest.raises(ValueError, match="num_folds must be an integer between 2 and the 30"):
         score_folds({"share": fitter}, few, num_folds=31)
+
+
+def test_sizes_and_folds_are_checked_before_any_fit(people) -> None:
+    def refuse(_: Preferences) -> None:
+        raise AssertionError("nothing may be fitted")
+
+    with pytest.raises(ValueError, match="sizes must hold at least one"):
+        score_by_context({"a": refuse}, people, ())
+    with pytest.raises(ValueError, match="sizes must hold at least one"):
+        score_folds({"a": refuse}, people, ())
+    with pytest.raises(ValueError, match=r"folds must name a fold once, got \[0, 0\]"):
+        score_folds({"a": refuse}, people, folds=[0, 0])

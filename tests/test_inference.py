@@ -329,11 +329,26 @@ def test_constant_and_collinear_features_have_no_standard_error() -> None:
     wide = Preferences(*_arrays(data), items=items, feature_names=names)
     with pytest.warns(UserWarning, match="'one' is the same for all items"):
         result = fit(HeterogeneousBTL(4, 0, utility="linear"), None, wide, progress_bar=False)
-    with pytest.warns(UserWarning, match="not positive in 2 of 4 directions"):
+    with pytest.warns(UserWarning, match="not positive in 2 of 4 directions, as where features"):
         error = result.population()["se_hessian"]["mean"]
     assert error.isna().to_dict() == {"size": True, "price": False, "one": True, "double": True}
     alone = fit(HeterogeneousBTL(2, 0, utility="linear"), None, data, progress_bar=False)
     assert error["price"] == pytest.approx(alone.population()["se_hessian"]["mean", "price"], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("people", "said"), [(2, "are NaN: 2 people"), (3, "are rough .*: 3 people")]
+)
+def test_errors_clustered_by_few_people_are_missing_or_doubted(people: int, said: str) -> None:
+    """Scores of U people sum to zero: for U parameters their covariance is singular."""
+    data = simulate(people=people, comparisons=40)
+    model = HeterogeneousBTL(2, 0, utility="linear")
+    result = fit(model, None, data, validation=None, progress_bar=False)
+    with pytest.warns(UserWarning, match=f"{said} with comparisons for 2 parameters"):
+        table = result.population()
+    assert table["se_hessian"].notna().all()
+    for name in ("se_sandwich", "se_outer_product"):
+        assert table[name].isna().all() == (people == 2)
 
 
 def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarray]:

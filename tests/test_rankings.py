@@ -16,13 +16,27 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
+from fssa_bayes.baselines import (
+    Baseline,
+    DeterministicNeuralProcess,
+    DistributionalBTL,
+    HomogeneousBTL,
+    MixtureBTL,
+    OneModelPerLabel,
+)
 from fssa_bayes.calibration import simulate_people
 from fssa_bayes.comparison import heterogeneity_test, leave_comparisons_out, score_users
 from fssa_bayes.data import Batch
 from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.exact import grid, nuts
 from fssa_bayes.guide import _Pairs
-from fssa_bayes.held_out import predict_held_out, score_tests
+from fssa_bayes.held_out import (
+    compare_by_context,
+    predict_held_out,
+    score_by_context,
+    score_folds,
+    score_tests,
+)
 from fssa_bayes.objectives import (
     ImportanceWeightedELBO,
     NeuralProcessELBO,
@@ -994,3 +1008,123 @@ def test_chains_know_rankings_from_pairs(tmp_path) -> None:
             nuts(model, context, num_samples=10, warmup_steps=10, num_chains=2, cache=tmp_path,
                  max_attempts=1)  # fmt: skip
     assert len(list(tmp_path.glob("*.nc"))) == 2
+
+
+# ---------------------------------------------------------------------- baselines
+
+
+@pytest.fixture(scope="module")
+def two_tastes() -> Preferences:
+    """Ballots of people of two kinds, four items each, half of them with two ranked."""
+    rng = np.random.default_rng(3)
+    taste = np.array([[1.5, 0.5, -0.5, -1.5], [-1.0, 1.0, -1.0, 1.0]])[rng.integers(2, size=40)]
+    whole = simulate_ballots(taste[:20, None].repeat(4, 1), seed=4)
+    short = simulate_ballots(taste[20:, None].repeat(4, 1), 2, seed=5)
+    ballots = whole | {user + 20: own for user, own in short.items()}
+    return Preferences.from_rankings(ballots, choice_set=range(4))
+
+
+def test_a_mixture_of_rankings_maximises_their_likelihood(two_tastes: Preferences) -> None:
+    """EM's likelihood is that of Plackett and Luce, as written out and as `log_evidence` says."""
+    mixture = MixtureBTL(2, num_restarts=2).fit(two_tastes, progress_bar=False)
+    items = torch.arange(4)
+    utility = [m.item_utility(items, torch.zeros(1, 1, 0)).flatten() for m in mixture.models]
+    joint = torch.stack([written_out(two_tastes, u.detach().double()) for u in utility], -1)
+    expected = (joint + mixture.weights.log()).logsumexp(-1)
+    torch.testing.assert_close(mixture.log_evidence(two_tastes), expected, rtol=1e-4, atol=1e-4)
+    assert mixture.log_likelihood == pytest.approx(expected.sum().item(), abs=0.01)
+    assert (
+        mixture.history["log_likelihood"].groupby(mixture.history["restart"]).diff().min() > -1e-6
+    )
+
+
+@pytest.mark.parametrize("distribution", ["normal", "categorical"])
+def test_distributional_learning_refuses_rankings(
+    distribution: str, two_tastes: Preferences
+) -> None:
+    baseline = DistributionalBTL("linear", distribution)
+    with pytest.raises(ValueError, match=r"got rankings.*as_pairs"):
+        baseline.fit(two_tastes, progress_bar=False)
+    with pytest.raises(ValueError, match="must be fitted first"):  # Nothing half fitted is left.
+        baseline.predict(two_tastes)
+    pairs = two_tastes.as_pairs()
+    baseline.fit(pairs, progress_bar=False)
+    for use in (
+        baseline.predict,
+        baseline.predict(pairs).log_score,
+        baseline.predict(pairs).choice_prob,
+        baseline.log_evidence,
+    ):
+        with pytest.raises(ValueError, match=r"got rankings.*as_pairs"):
+            use(two_tastes)
+
+
+@pytest.mark.parametrize("kind", ["homogeneous", "mixture", "label", "network"])
+def test_baselines_score_a_ranking_as_one_event(kind: str, two_tastes: Preferences) -> None:
+    """The probabilities of all six orders of three items sum to one; those of pairs would not."""
+    labels = dict.fromkeys(range(40), "a")
+    baseline: Baseline = {
+        "homogeneous": lambda: HomogeneousBTL(),
+        "mixture": lambda: MixtureBTL(2, num_restarts=1),
+        "label": lambda: OneModelPerLabel(labels),
+        "network": lambda: DeterministicNeuralProcess(1, hidden_dim=8, steps=5),
+    }[kind]()
+    baseline.fit(two_tastes, progress_bar=False)
+    known = two_tastes.subset(range(6)).split_context(0)[0]
+    orders = list(itertools.permutations(range(3)))
+    ballots = {user: [order] for user, order in enumerate(orders)}
+    target = Preferences.from_rankings(ballots | {6: [(3, 0)]}).subset(range(6))
+    score = baseline.predict(known).log_score(target)
+    assert score.exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_held_out_scores_count_rankings_once(two_tastes: Preferences) -> None:
+    """Sums over people are differences of the evidence; accuracy is over the pairs ordered."""
+    one = HomogeneousBTL().fit(two_tastes, progress_bar=False)
+    two = HomogeneousBTL().fit(two_tastes.subset(range(15)), progress_bar=False)
+    scores = score_by_context({"one": one.predict, "two": two.predict}, two_tastes, (0, 3, 4))
+    assert scores.groupby("known")["unseen"].unique().map(list).to_dict() == {0: [4], 3: [1]}
+    gain = two.log_evidence(two_tastes) - one.log_evidence(two_tastes)
+    table = compare_by_context(scores, "one")
+    assert table.loc[(0, "two"), "elpd_diff"] == pytest.approx(gain.sum().item(), abs=0.01)
+    assert table.loc[(0, "two"), "dse"] == pytest.approx(gain.std().item() * 40**0.5, abs=0.01)
+    liked = one.model.item_utility(torch.arange(4), torch.zeros(1, 1, 0)).flatten().detach().numpy()
+    known = two_tastes.choice != 0.5
+    right = (liked[two_tastes.left] > liked[two_tastes.right]) == (two_tastes.choice == 1)
+    person = np.repeat(np.arange(40), two_tastes.counts)
+    share = pd.Series(right[known]).groupby(person[known]).mean().to_numpy()
+    own = scores[(scores["known"] == 0) & (scores["predictor"] == "one")]
+    np.testing.assert_allclose(own["accuracy"], share)
+    folds = score_folds(
+        {"one": lambda train: HomogeneousBTL().fit(train, progress_bar=False).predict},
+        two_tastes,
+        (1,),
+        num_folds=2,
+    )
+    assert (folds["unseen"] == 3).all()
+    with pytest.raises(ValueError, match=r"min\(sizes\) = 4 judgements, got 4 at most"):
+        score_by_context({"one": one.predict}, two_tastes, (4,))
+
+
+# ---------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("item", [math.nan, None, pd.NA, pd.NaT, np.float32("nan")])
+def test_a_missing_value_is_no_item(item: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"an item must be a name, got .* in ranking 0 of user 'a'"
+    ):
+        Preferences.from_rankings({"a": [["x", item, "z"]]})
+    with pytest.raises(ValueError, match=r"an item must be a name, got .* in choice_set"):
+        Preferences.from_rankings({"a": [["x", "z"]]}, choice_set=["x", "z", item])
+
+
+@pytest.mark.parametrize("item", [("y", "z"), ["y"], {"y"}])
+def test_items_that_share_a_place_are_refused(item: object) -> None:
+    with pytest.raises(TypeError, match=r"an item must be a name, got .* no two items may share"):
+        Preferences.from_rankings({"a": [["x", item]]})
+
+
+def test_a_choice_set_is_a_list() -> None:
+    with pytest.raises(TypeError, match="choice_set must be a list of items, got 3"):
+        Preferences.from_rankings({"a": [["x", "z"]]}, choice_set=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
@@ -346,3 +348,27 @@ def test_bad_conflict_is_refused() -> None:
         conflict.simulate(2, 1, 0.5, type=np.array([0, 2]))
     with pytest.raises(ValueError, match=r"choices must have shape \(types, R\), got \(3,\)"):
         conflict.conflict_fraction(np.zeros(3))
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        hidden_context.bayes_accuracy,
+        hidden_context.bayes_log_loss,
+        two_mode.bayes_accuracy,
+        two_mode.bayes_log_loss,
+        clusters.bayes_accuracy,
+        clusters.bayes_log_loss,
+        lambda n: conflict.bayes_accuracy(n, 0.5),
+        lambda n: conflict.bayes_type_entropy(n, 0.5),
+    ],
+)
+def test_a_number_of_known_pairs_is_none_below_zero(limit: Callable, wrong: float) -> None:
+    with pytest.raises(ValueError, match=f"num_context must be .* got {wrong}"):
+        limit(wrong)
+
+
+def test_a_hidden_context_is_0_or_1() -> None:
+    with pytest.raises(ValueError, match="type must be 0 or 1, got 2"):
+        hidden_context.utility(0.9, 2)

@@ -339,8 +339,8 @@ def test_records_spell_the_choices_out(conversational: bool) -> None:
     ("call", "message"),
     [
         (lambda s: s.pairs(("honesty", "wit")), "among those read, .*, got 'wit'"),
-        (lambda s: s.pairs(("honesty",)), "objectives must be two or more names"),
-        (lambda s: s.pairs("honesty"), "objectives must be two or more names"),
+        (lambda s: s.pairs(("honesty",)), "objectives must be two or more different names"),
+        (lambda s: s.pairs("honesty"), "objectives must be two or more different names"),
         (lambda s: s.pairs(conflict=2), "conflict must lie between 0 and 1 or be None, got 2"),
         (lambda s: s.pairs(HHT, conflict=0), r"no pair is left: of 7 pairs 5 have no tie in .* 5 "),
         (lambda s: s.pairs().split_prompts(1.5), "test_size must lie between 0 and 1, got 1.5"),
@@ -398,3 +398,56 @@ def test_from_a_file_to_what_a_new_person_prefers(tmp_path: Path, kind: str, poo
         accuracy[n] = ((prob > 0.5) == (target.choice == 1)).mean()
     assert accuracy[0] < 0.65  # every pair divides the two objectives
     assert accuracy[5] > 0.85
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([1, 2], r"completions\[\]\.annotations must be an object .* got list in line 1 of"),
+        (
+            {"honesty": 3},
+            r"annotations\.honesty must be an object with a 'Rating', got int in line 1",
+        ),
+        ({"honesty": [{"Rating": "3"}]}, r"annotations\.honesty must .* got list in line 1 of"),
+    ],
+)
+def test_annotations_of_another_structure_are_named(
+    tmp_path: Path, annotations: object, message: str
+) -> None:
+    records = broken(completions=[{"response": "a", "annotations": annotations}] * 2)
+    with pytest.raises(ValueError, match=message):
+        read(write(tmp_path / "a.jsonl", records), objectives=("honesty",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"\xff\xfe\x00", r"a\.jsonl' must be text in UTF-8"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz' is no whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 1000)[:-12], r"a\.jsonl\.gz' is no whole gzip file"),
+        ("a.parquet", b"abc", r"a\.parquet' is no whole parquet file"),
+    ],
+)
+def test_files_that_cannot_be_decoded_are_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["data/none.jsonl", "data/none.parquet", "data/none.jsonl.gz"])
+def test_a_file_that_is_not_there_is_no_name_on_the_hub(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="source must be a file, a folder or"):
+        read(name)
+
+
+def test_objectives_are_named_once(small: ultrafeedback.UltraFeedback) -> None:
+    with pytest.raises(ValueError, match="two or more different names"):
+        small.pairs(("honesty", "helpfulness", "honesty"))
+    pairs = small.pairs(HH, conflict=None)
+    features = np.zeros((len(pairs.items), 1), dtype=np.float32)
+    with pytest.raises(ValueError, match="objectives must be different names"):
+        pairs.users(features, 2, 1, objectives=("honesty", "honesty"))

@@ -8,7 +8,7 @@ import numpy as np
 
 from fssa_bayes.data import Preferences
 
-__all__ = ["check_share", "check_sizes", "new_pairs", "posterior_of_types"]
+__all__ = ["check_known", "check_share", "check_sizes", "new_pairs", "posterior_of_types"]
 
 
 def check_sizes(num_users: int, num_comparisons: int) -> None:
@@ -23,6 +23,13 @@ def check_share(argument: str, share: float) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"{argument} must lie between 0 and 1, got {share}")
     return share
+
+
+def check_known(num_context: int) -> int:
+    """Returns a number of known pairs, or refuses what is none."""
+    if not isinstance(num_context, int | np.integer) or num_context < 0:
+        raise ValueError(f"num_context must be an integer of at least 0, got {num_context!r}")
+    return int(num_context)
 
 
 def new_pairs(

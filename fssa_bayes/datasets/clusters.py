@@ -21,6 +21,7 @@ import numpy as np
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.datasets._simulation import (
+    check_known,
     check_share,
     check_sizes,
     new_pairs,
@@ -145,12 +146,12 @@ def bayes_accuracy(num_context: int, *, share: float = 0.5) -> float:
         num_context: Number of known pairs.
         share: Share of controversial pairs among those predicted: 1 for these alone.
     """
-    return 1 - check_share("share", share) * 2.0**-num_context / 2
+    return 1 - check_share("share", share) * 2.0 ** -check_known(num_context) / 2
 
 
 def bayes_log_loss(num_context: int, *, share: float = 0.5) -> float:
     """Evaluates the expected log-loss of the Bayes predictor after n random pairs, in nats."""
-    return check_share("share", share) * 2.0**-num_context * np.log(2)
+    return check_share("share", share) * 2.0 ** -check_known(num_context) * np.log(2)
 
 
 def _choices(data: Preferences, kind: np.ndarray, place: np.ndarray, type: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.datasets._simulation import check_share, check_sizes, new_pairs
+from fssa_bayes.datasets._simulation import check_known, check_share, check_sizes, new_pairs
 from fssa_bayes.datasets.two_mode import TwoMode, utility
 
 __all__ = [
@@ -110,7 +110,7 @@ def bayes_type_entropy(num_context: int, fraction: float) -> float:
 
 
 def _unknown(num_context: int, fraction: float) -> float:
-    return (1 - check_share("fraction", fraction)) ** num_context
+    return (1 - check_share("fraction", fraction)) ** check_known(num_context)
 
 
 def _divides(items: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.datasets._simulation import check_sizes, new_pairs, posterior_of_types
+from fssa_bayes.datasets._simulation import check_known, check_sizes, new_pairs, posterior_of_types
 
 __all__ = [
     "THRESHOLD",
@@ -62,8 +62,10 @@ class HiddenContext(NamedTuple):
 
 def utility(items: np.ndarray, type: np.ndarray | int) -> np.ndarray:
     """Evaluates the utility of items a in (0, 1) in the hidden context 0 or 1, broadcast."""
-    items = np.asarray(items)
-    return np.where(items < THRESHOLD, items, 2 * items * np.asarray(type))
+    items, type = np.asarray(items), np.asarray(type)
+    if not np.isin(type, (0, 1)).all():
+        raise ValueError(f"type must be 0 or 1, got {type[~np.isin(type, (0, 1))].flat[0]}")
+    return np.where(items < THRESHOLD, items, 2 * items * type)
 
 
 def simulate(
@@ -144,7 +146,7 @@ def _limit(num_context: int, score: Callable[[np.ndarray], np.ndarray]) -> float
     settles it, type 1 always takes the larger and type 0 does so k times with probability
     :math:`2^{-k}`, which leaves type 1 at :math:`1 / (1 + 2^{-k})`; anything else settles type 0.
     """
-    above = np.arange(num_context + 1)
+    above = np.arange(check_known(num_context) + 1)
     weight = stats.binom.pmf(above, num_context, _ABOVE / (1 - _MIXED))
     weight *= (1 - _MIXED) ** num_context * (1 + 0.5**above) / 2
     prob = np.append(1 / (1 + 0.5**above), [1.0, 0.0])

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.datasets._simulation import check_sizes, new_pairs, posterior_of_types
+from fssa_bayes.datasets._simulation import check_known, check_sizes, new_pairs, posterior_of_types
 
 __all__ = [
     "TwoMode",
@@ -123,12 +123,12 @@ def compare_with_bayes(
 
 def bayes_accuracy(num_context: int) -> float:
     """Evaluates the expected accuracy of the Bayes predictor after n random pairs."""
-    return 1 - 2.0**-num_context / 4
+    return 1 - 2.0 ** -check_known(num_context) / 4
 
 
 def bayes_log_loss(num_context: int) -> float:
     """Evaluates the expected log-loss of the Bayes predictor after n random pairs, in nats."""
-    return 2.0**-num_context * np.log(2) / 2
+    return 2.0 ** -check_known(num_context) * np.log(2) / 2
 
 
 def _predict(data: Preferences, person_type: int) -> np.ndarray:

@@ -24,6 +24,7 @@ import dataclasses
 import gzip
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,8 +156,9 @@ class UltraFeedback:
         return ResponsePairs(self, tuple(objectives), items, left, right, chosen[:, kept])
 
     def _columns(self, objectives: Sequence[str]) -> list[int]:
-        if isinstance(objectives, str) or len(set(objectives)) < 2:
-            raise ValueError(f"objectives must be two or more names, got {objectives!r}")
+        names = [] if isinstance(objectives, str) else list(objectives)
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"objectives must be two or more different names, got {objectives!r}")
         unknown = [name for name in objectives if name not in self.objectives]
         if unknown:
             raise ValueError(
@@ -334,6 +336,8 @@ class ResponsePairs:
         unknown = [name for name in objectives if name not in self.objectives]
         if unknown or not objectives:
             raise ValueError(f"objectives must be among {self.objectives}, got {objectives}")
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"objectives must be different names, got {objectives}")
 
     def records(
         self, users: Users | Preferences, *, conversational: bool = False
@@ -427,11 +431,12 @@ class _Tally:
         """Returns a response and its ratings, or None if it is to be left out."""
         if not isinstance(completion, Mapping) or not isinstance(completion.get("response"), str):
             raise ValueError(f"every completion must have a 'response' of text, {where} has not")
-        annotations = completion.get("annotations") or {}
+        annotations = _mapping(where, "annotations", completion.get("annotations"))
         self.seen.update(name for name, entry in annotations.items() if entry is not None)
         ratings = []
         for name in self.objectives:
-            rating = _number((annotations.get(name) or {}).get("Rating"))
+            entry = _mapping(where, f"annotations.{name}", annotations.get(name))
+            rating = _number(entry.get("Rating"))
             if rating is None:
                 self.not_numeric[name] += 1
                 return None
@@ -454,6 +459,20 @@ class _Tally:
     def dropped(self, single: int) -> Dropped:
         counts = {name: self.not_numeric[name] for name in self.objectives}
         return Dropped(counts, self.empty, single)
+
+
+def _mapping(where: str, name: str, value: Any) -> Mapping:
+    """Returns a part of a completion, empty where there is none, or refuses another structure."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        rule = "an object with one entry an objective"
+        if "." in name:
+            rule = "an object with a 'Rating'"
+        raise ValueError(
+            f"completions[].{name} must be {rule}, got {type(value).__name__} in {where}"
+        )
+    return value
 
 
 def _number(rating: Any) -> float | None:
@@ -498,7 +517,8 @@ def _records(source: str | os.PathLike) -> Iterator[tuple[str, Any]]:
             yield from _read_file(file)
         return
     name = str(source)
-    if not isinstance(source, str) or name.startswith((".", "~", os.sep)) or name.count("/") != 1:
+    is_path = name.startswith((".", "~", os.sep)) or name.endswith(_SUFFIXES)
+    if not isinstance(source, str) or is_path or name.count("/") != 1:
         raise FileNotFoundError(f"source must be a file, a folder or {HUB_NAME!r}, got {name!r}")
     yield from _read_hub(name)
 
@@ -509,16 +529,28 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
         return
     if not path.name.endswith(_SUFFIXES):
         raise ValueError(f"source must end in one of {', '.join(_SUFFIXES)}, got {str(path)!r}")
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {str(path)!r}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"every line must be a JSON object, {where}: {error}") from error
+        yield where, record
+
+
+def _lines(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"line {number} of {str(path)!r}"
-            try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"every line must be a JSON object, {where}: {error}") from error
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"source {str(path)!r} must be text in UTF-8: {error}") from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"source {str(path)!r} is no whole gzip file, fetch it again: {error}"
+            ) from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -528,7 +560,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
         raise ImportError(
             "parquet files need pyarrow: pip install 'fssa_bayes[parquet]'"
         ) from error
-    file = parquet.ParquetFile(path)
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds.
+        raise ValueError(
+            f"source {str(path)!r} is no whole parquet file, fetch it again: {error}"
+        ) from error
     columns = [name for name in ("instruction", "completions") if name in file.schema_arrow.names]
     number = 0
     for batch in file.iter_batches(1000, columns=columns):
