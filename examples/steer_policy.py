@@ -24,7 +24,6 @@ small one, `--device cuda` a GPU. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import math
 import textwrap
 import time
 from collections.abc import Callable
@@ -236,12 +235,17 @@ def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, 
     with seeded(args.seed):
         model = HeterogeneousBTL(task.preferences.num_features, LATENT_DIM)
         guide = NeuralProcessGuide(model, "multivariate_normal")
-    stages = [
-        ImportanceWeightedELBO(steps=args.reward_steps),
-        Sleep(steps=math.ceil(args.reward_steps / 2)),
-    ]
-    options = {"validation": None, "seed": args.seed, "progress_bar": False}
-    fit(model, guide, task.preferences, objective=stages, **options)
+    fit(
+        model,
+        guide,
+        task.preferences,
+        objective=[ImportanceWeightedELBO(), Sleep()],
+        steps=args.reward_steps,
+        validation=None,
+        learning_rate=5e-3,
+        seed=args.seed,
+        progress_bar=False,
+    )
     return model, guide
 
 
@@ -538,10 +542,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, help="folder of an instruct model")
     parser.add_argument("--device", default="cpu", help="where language models are")
-    parser.add_argument("--users", type=int, default=400, help="training people")
-    parser.add_argument("--test-users", type=int, default=80, help="people to follow")
+    parser.add_argument("--users", type=int, default=200, help="training people")
+    parser.add_argument("--test-users", type=int, default=40, help="people to follow")
     parser.add_argument("--pretrain-steps", type=int, default=800)
-    parser.add_argument("--reward-steps", type=int, default=800)
+    parser.add_argument("--reward-steps", type=int, default=400)
     parser.add_argument(
         "--steps", type=int, default=300, help="of the policy; oracles take a third"
     )
@@ -549,7 +553,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the policy")
     parser.add_argument("--beta", type=float, default=1.0, help="pull towards the base model")
     parser.add_argument("--draws", type=int, default=4, help="of z for every pair")
-    parser.add_argument("--prompts", type=int, default=4, help="answers written for a person")
+    parser.add_argument("--prompts", type=int, default=8, help="answers written for a person")
     parser.add_argument("--texts", type=int, default=800, help="answers for a place on the line")
     parser.add_argument(
         "--oracle", action=argparse.BooleanOptionalAction, default=True, help="train the oracles"
