@@ -25,13 +25,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
 
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import check_data, check_same_people
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry, Outcomes
-from fssa_bayes.export import check_same_people
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import user_batches
-from fssa_bayes.inference import FitResult, check_data, fit
+from fssa_bayes.inference import FitResult, fit
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.nn import ItemLinear, tower
 from fssa_bayes.objectives import PredictiveLikelihood

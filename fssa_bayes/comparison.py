@@ -20,17 +20,18 @@ from scipy import stats
 from torch import Tensor
 
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import check_data
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Preferences
 from fssa_bayes.distributions import Outcomes
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.importance import (
     check_draws,
     log_predictive,
     person_log_marginal_likelihood,
     propose,
-    user_batches,
 )
-from fssa_bayes.inference import check_data, check_guide, fit
+from fssa_bayes.inference import fit
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.population import feature_differences

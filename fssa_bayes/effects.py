@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import positions
 from fssa_bayes.data import Preferences
-from fssa_bayes.export import positions
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import PopulationDraws, identified_covariates
 

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import positions
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import Draws, user_batches
+from fssa_bayes.importance import Draws
 from fssa_bayes.inference_data import Group, build, coordinate
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 
 if TYPE_CHECKING:
     from fssa_bayes.inference_data import InferenceData
 
-__all__ = ["centred_utilities", "check_same_people", "export", "positions"]
+__all__ = ["centred_utilities", "export"]
 
 _MAX_BYTES = 4 * 2**30  # Largest export.
 _MAX_UTILITY_BYTES = 256 * 2**20  # Largest table of utilities that nobody asked for.
@@ -264,29 +266,6 @@ def centred_utilities(
         where = slice(start, start + size)
         utility = model.item_utility(table, z[:, people[where]].to(model.device))
         yield where, utility - utility.mean(-1, keepdim=True)
-
-
-def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
-    """Looks names up in an index, and raises an error that lists the first unknown one."""
-    if isinstance(names, str):
-        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
-    position = index.get_indexer(list(names))
-    if len(position) == 0:
-        raise ValueError(f"{argument} must have at least one name, got none")
-    if (position < 0).any():
-        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
-        raise ValueError(f"{argument} must be known names, got {unknown!r}")
-    return torch.from_numpy(position)
-
-
-def check_same_people(context: Preferences, target: Preferences) -> None:
-    """Raises a ValueError unless target and context hold the same people in the same order."""
-    if len(target) != len(context) or not target.user_names.equals(context.user_names):
-        raise ValueError(
-            f"target must hold the same people as the context in the same order: "
-            f"{len(context)} people beginning with {list(context.user_names[:3])}, "
-            f"got {len(target)} beginning with {list(target.user_names[:3])}"
-        )
 
 
 def _shown_items(context: Preferences, items: Sequence | None, count: int) -> Tensor:

@@ -18,7 +18,7 @@ from fssa_bayes.data import Batch
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.nn import MLP, DeepSet, GatedHypernet, ItemLinear, SelfAttention, flip_between
 
-__all__ = ["NeuralProcessGuide"]
+__all__ = ["NeuralProcessGuide", "check_guide"]
 
 _POSTERIORS = ("normal", "multivariate_normal", "flow")
 _ENCODERS = {"deep_set": DeepSet, "attention": SelfAttention}
@@ -319,3 +319,14 @@ def _gated_spline(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     widths, heights, slopes = (part.unsqueeze(-2) for part in parts)
     slopes = F.softplus(slopes + math.log(math.expm1(1.0)))
     return widths.softmax(-1), heights.softmax(-1), slopes, None
+
+
+def check_guide(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> None:
+    """Raises an error unless `guide` is the model's, or None for a homogeneous model."""
+    if guide is not None and guide.model is not model:
+        raise ValueError("guide must be the guide of this model, got one of another model")
+    if (guide is None) != (model.latent_dim == 0):
+        raise ValueError(
+            f"guide must be {'None' if guide is not None else 'given'} for a model with "
+            f"latent_dim={model.latent_dim}"
+        )

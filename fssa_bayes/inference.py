@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import check_data, check_same_people, some_names
 from fssa_bayes.data import Preferences
 from fssa_bayes.effects import covariate_effects
-from fssa_bayes.export import check_same_people, export
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.export import export
+from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.importance import (
     Draws,
     Estimate,
@@ -41,7 +42,7 @@ from fssa_bayes.training import Fitter, plan
 if TYPE_CHECKING:
     from fssa_bayes.inference_data import InferenceData
 
-__all__ = ["FitResult", "check_data", "check_guide", "fit"]
+__all__ = ["FitResult", "fit"]
 
 _AUTO = "auto"
 
@@ -369,94 +370,6 @@ def _about(
     }
 
 
-def check_data(
-    model: HeterogeneousBTL, data: Preferences, *, needs_covariates: bool = True
-) -> None:
-    """Raises an error unless `data` can be scored by `model`.
-
-    What is only to be predicted, for people whose z is known, needs no covariates.
-    """
-    if not isinstance(data, Preferences):
-        raise TypeError(f"data must be Preferences, got {type(data).__name__}")
-    if data.num_features != model.num_features:
-        raise ValueError(
-            f"data must have the model's num_features={model.num_features} features, "
-            f"got {data.num_features}"
-        )
-    if model.feature_names is not None and not model.feature_names.equals(data.feature_names):
-        kind = "items" if data.items is None else "features"
-        raise ValueError(
-            f"data must have the {kind} the model was fitted to, in the same order: "
-            f"{_some(model.feature_names)}, got {_some(data.feature_names)}"
-        )
-    if model.is_standardised and data.items is not None:
-        shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
-        if shift.abs().max() > 20:
-            name = data.feature_names[int(shift.abs().argmax())]
-            warnings.warn(
-                f"feature {name!r} lies {shift.abs().max():.0f} standard deviations from the data "
-                "the model was first fitted to: are the units the same?",
-                stacklevel=3,
-            )
-    model.check_rankings(data.has_rankings)
-    check_ties(model, data)
-    if needs_covariates:
-        check_covariates(model, data)
-
-
-def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Raises an error unless the people have the covariates that the model's prior depends on."""
-    if not model.num_covariates:
-        return
-    model.check_covariates(data.covariates)
-    names = model.covariate_names
-    if names is not None and not names.equals(data.covariate_names):
-        raise ValueError(
-            f"data must have the covariates the model was fitted to, in the same order: "
-            f"{_some(names)}, got {_some(data.covariate_names)}"
-        )
-    if model.covariates_are_standardised:
-        shift = model.standardise_covariates(data.covariates).abs().amax(0).cpu()
-        if shift.max() > 20:
-            warnings.warn(
-                f"covariate {data.covariate_names[int(shift.argmax())]!r} lies {shift.max():.0f} "
-                "standard deviations from the people the model was first fitted to: are the units "
-                "the same?",
-                stacklevel=4,
-            )
-
-
-def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Raises an error where a choice of ½ means one thing in the data and another to the model."""
-    number = int(data.half_wins.sum())
-    if number and data.ties == "keep" and not model.has_ties:
-        raise ValueError(
-            f"data keeps ties ({number} of {data.num_comparisons} comparisons), and the model has "
-            "none: build it with ties='davidson', or read the data with ties='half' or 'drop'"
-        )
-    if number and data.ties != "keep" and model.has_ties:
-        raise ValueError(
-            f"data counts ties as half a win each ({number} of {data.num_comparisons} "
-            "comparisons), and the model has ties proper: read the data with ties='keep', or build "
-            "the model with ties=None"
-        )
-
-
-def check_guide(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> None:
-    """Raises an error unless `guide` is the model's, or None for a homogeneous model."""
-    if guide is not None and guide.model is not model:
-        raise ValueError("guide must be the guide of this model, got one of another model")
-    if (guide is None) != (model.latent_dim == 0):
-        raise ValueError(
-            f"guide must be {'None' if guide is not None else 'given'} for a model with "
-            f"latent_dim={model.latent_dim}"
-        )
-
-
-def _some(names: pd.Index) -> str:
-    return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
-
-
 def _check_training_data(
     model: HeterogeneousBTL, guide: NeuralProcessGuide | None, data: Preferences
 ) -> None:
@@ -508,10 +421,11 @@ def _check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> No
     varied = centred[:, spread]
     rank = covariate_rank(varied)
     if rank < varied.shape[1]:
+        names = some_names(data.covariate_names[spread.numpy()])
         warnings.warn(
-            f"the {varied.shape[1]} covariates {_some(data.covariate_names[spread.numpy()])} of "
-            f"{len(data)} people are collinear, of rank {rank}: effects of one with the others "
-            "held fixed are not identified and have no standard errors",
+            f"the {varied.shape[1]} covariates {names} of {len(data)} people are collinear, of "
+            f"rank {rank}: effects of one with the others held fixed are not identified "
+            "and have no standard errors",
             stacklevel=4,
         )
 

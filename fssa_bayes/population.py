@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import propose, user_batches
+from fssa_bayes.importance import propose
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
 from fssa_bayes.plackett_luce import Rankings
 

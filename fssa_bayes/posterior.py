@@ -14,11 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fssa_bayes.agreement import check_data, check_same_people, positions
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry
 from fssa_bayes.exact import ExactPosterior
-from fssa_bayes.export import centred_utilities, check_same_people, export, positions
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.export import centred_utilities, export
+from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.importance import (
     Draws,
     check_draws,
@@ -26,9 +28,7 @@ from fssa_bayes.importance import (
     log_joint,
     score_draws,
     score_judgements,
-    user_batches,
 )
-from fssa_bayes.inference import check_data, check_guide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import (
     PopulationDraws,

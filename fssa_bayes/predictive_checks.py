@@ -19,10 +19,10 @@ from scipy import sparse
 from torch import Tensor
 
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import check_data
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.distributions import BradleyTerry
-from fssa_bayes.importance import user_batches
-from fssa_bayes.inference import check_data
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import PopulationDraws
 

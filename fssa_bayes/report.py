@@ -29,6 +29,7 @@ from scipy import stats
 from fssa_bayes import diagnostics, exact, plots
 from fssa_bayes._page import Figure, Section, render
 from fssa_bayes._random import seeded
+from fssa_bayes.agreement import check_data
 from fssa_bayes.calibration import (
     LEVELS,
     CalibrationStudy,
@@ -37,10 +38,10 @@ from fssa_bayes.calibration import (
     simulate_people,
 )
 from fssa_bayes.data import Preferences
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.held_out import HeldOut, predict_held_out, score_tests
 from fssa_bayes.importance import person_log_marginal_likelihood, score_draws
-from fssa_bayes.inference import check_data, check_guide, fit
+from fssa_bayes.inference import fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.objectives import ImportanceWeightedELBO
 from fssa_bayes.posterior import Posterior

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.exact import nuts
 from fssa_bayes.guide import NeuralProcessGuide
@@ -24,7 +25,6 @@ from fssa_bayes.importance import (
     propose,
     score_draws,
     thin,
-    user_batches,
 )
 from fssa_bayes.model import HeterogeneousBTL
 

@@ -17,7 +17,7 @@ from fssa_bayes import (
     fit,
     importance,
 )
-from fssa_bayes.importance import user_batches
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.population import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior import _weighted_quantiles

@@ -1,0 +1,116 @@
+"""Do data fit a model? Asked by whoever is given both."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Preferences
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = ["check_covariates", "check_data", "check_same_people", "check_ties", "positions"]
+
+
+def check_data(
+    model: HeterogeneousBTL, data: Preferences, *, needs_covariates: bool = True
+) -> None:
+    """Raises an error unless `data` can be scored by `model`.
+
+    What is only to be predicted, for people whose z is known, needs no covariates.
+    """
+    if not isinstance(data, Preferences):
+        raise TypeError(f"data must be Preferences, got {type(data).__name__}")
+    if data.num_features != model.num_features:
+        raise ValueError(
+            f"data must have the model's num_features={model.num_features} features, "
+            f"got {data.num_features}"
+        )
+    if model.feature_names is not None and not model.feature_names.equals(data.feature_names):
+        kind = "items" if data.items is None else "features"
+        raise ValueError(
+            f"data must have the {kind} the model was fitted to, in the same order: "
+            f"{some_names(model.feature_names)}, got {some_names(data.feature_names)}"
+        )
+    if model.is_standardised and data.items is not None:
+        shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
+        if shift.abs().max() > 20:
+            name = data.feature_names[int(shift.abs().argmax())]
+            warnings.warn(
+                f"feature {name!r} lies {shift.abs().max():.0f} standard deviations from the data "
+                "the model was first fitted to: are the units the same?",
+                stacklevel=3,
+            )
+    model.check_rankings(data.has_rankings)
+    check_ties(model, data)
+    if needs_covariates:
+        check_covariates(model, data)
+
+
+def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Raises an error unless the people have the covariates that the model's prior depends on."""
+    if not model.num_covariates:
+        return
+    model.check_covariates(data.covariates)
+    names = model.covariate_names
+    if names is not None and not names.equals(data.covariate_names):
+        raise ValueError(
+            f"data must have the covariates the model was fitted to, in the same order: "
+            f"{some_names(names)}, got {some_names(data.covariate_names)}"
+        )
+    if model.covariates_are_standardised:
+        shift = model.standardise_covariates(data.covariates).abs().amax(0).cpu()
+        if shift.max() > 20:
+            warnings.warn(
+                f"covariate {data.covariate_names[int(shift.argmax())]!r} lies {shift.max():.0f} "
+                "standard deviations from the people the model was first fitted to: are the units "
+                "the same?",
+                stacklevel=4,
+            )
+
+
+def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Raises an error where a choice of ½ means one thing in the data and another to the model."""
+    number = int(data.half_wins.sum())
+    if number and data.ties == "keep" and not model.has_ties:
+        raise ValueError(
+            f"data keeps ties ({number} of {data.num_comparisons} comparisons), and the model has "
+            "none: build it with ties='davidson', or read the data with ties='half' or 'drop'"
+        )
+    if number and data.ties != "keep" and model.has_ties:
+        raise ValueError(
+            f"data counts ties as half a win each ({number} of {data.num_comparisons} "
+            "comparisons), and the model has ties proper: read the data with ties='keep', or build "
+            "the model with ties=None"
+        )
+
+
+def some_names(names: pd.Index) -> str:
+    return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
+
+
+def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
+    """Looks names up in an index, and raises an error that lists the first unknown one."""
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
+    position = index.get_indexer(list(names))
+    if len(position) == 0:
+        raise ValueError(f"{argument} must have at least one name, got none")
+    if (position < 0).any():
+        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
+        raise ValueError(f"{argument} must be known names, got {unknown!r}")
+    return torch.from_numpy(position)
+
+
+def check_same_people(context: Preferences, target: Preferences) -> None:
+    """Raises a ValueError unless target and context hold the same people in the same order."""
+    if len(target) != len(context) or not target.user_names.equals(context.user_names):
+        raise ValueError(
+            f"target must hold the same people as the context in the same order: "
+            f"{len(context)} people beginning with {list(context.user_names[:3])}, "
+            f"got {len(target)} beginning with {list(target.user_names[:3])}"
+        )

@@ -1,0 +1,30 @@
+"""Data taken a few people at a time, so that memory is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from fssa_bayes.data import Batch, Preferences
+
+__all__ = ["user_batches"]
+
+
+_CHUNK = 2**19  # Margins held at once: 2 MB. From 2**18 to 2**20 the time is flat within 15 %.
+
+
+_LEAST_WIDTH = 16  # Comparisons a person is counted with at least: their z costs memory too.
+
+
+def user_batches(data: Preferences, num_samples: int, device: torch.device) -> Iterator[Batch]:
+    """Iterates over people in order, few enough at a time to bound draws × people × comparisons."""
+    start = 0
+    while start < len(data):
+        # One person with very many comparisons widens the padding of their own batch only.
+        longest = np.maximum.accumulate(data.counts[start : start + 1024].clip(min=_LEAST_WIDTH))
+        margins = num_samples * longest * np.arange(1, len(longest) + 1)
+        stop = start + max(1, int(np.searchsorted(margins, _CHUNK, side="right")))
+        yield data.batch(range(start, stop)).to(device)
+        start = stop
