@@ -61,17 +61,18 @@ def coverage(people: int, steps: int, seed: int) -> dict[tuple[int, str], float]
         ImportanceWeightedELBO(32, steps=steps),
         Sleep(steps=steps),
     ]
-    fit(model, guide, train, objective=stages, seed=seed, progress_bar=False)
+    result = fit(model, guide, train, objective=stages, seed=seed, progress_bar=False)
+    populations = {"fixed": "fixed", "sampled": result.population_draws(seed=seed)}
     longest, target = test.split_context(max(SIZES), seed=seed)
     with torch.no_grad():
         exact = truth.choice(target.batch(), z.unsqueeze(0)).mean[0]
     found = {}
     for size in SIZES:
         context = longest if size == max(SIZES) else longest.split_context(size, seed=seed)[0]
-        for population in ("fixed", "sampled"):
+        for name, population in populations.items():
             posterior = Posterior(model, guide, context, seed=seed, population=population)
             p = posterior.choice_prob(target)
-            found[size, population] = ((p.lower <= exact) & (exact <= p.upper)).float().mean()
+            found[size, name] = ((p.lower <= exact) & (exact <= p.upper)).float().mean()
     return {key: value.item() for key, value in found.items()}
 
 

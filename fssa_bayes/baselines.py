@@ -126,10 +126,7 @@ class Predictions:
         first = self.model.models[0] if isinstance(self.model, PopulationMixture) else self.model
         check_data(first, target)
         check_same_people(self.context, target)
-        start = 0
-        for batch in user_batches(target, len(self.z), self.model.device):
-            people = slice(start, start + batch.num_users)
-            start = people.stop
+        for people, batch in user_batches(target, len(self.z), self.model.device):
             z, log_weights = self.z[:, people], self.log_weights[:, people]
             yield people, batch, self.model.choice(batch, z), log_weights
 
@@ -1074,7 +1071,7 @@ class DeterministicNeuralProcess(Baseline):
         model = _fitted(self, "model")
         check_data(model, context)
         batches = user_batches(context, 1, model.device)
-        z = torch.cat([self.guide.location(batch.clean()) for batch in batches]).unsqueeze(0)
+        z = torch.cat([self.guide.location(batch.clean()) for _, batch in batches]).unsqueeze(0)
         return Predictions(model, context, z, z.new_zeros(z.shape[:2]))
 
 
@@ -1098,7 +1095,7 @@ def _log_prob(model: HeterogeneousBTL, data: Preferences) -> Tensor:
     """Evaluates log p(choices of a person) under a homogeneous model, (U,), in nats."""
     check_data(model, data)
     twin, parts = copy.deepcopy(model).double(), []
-    for batch in user_batches(data, 1, model.device):
+    for _, batch in user_batches(data, 1, model.device):
         items = batch.items if data.items is None else batch.items.double()
         batch = batch.replace(items=items, choice=batch.choice.double())
         z = batch.choice.new_zeros(batch.num_users, 0)

@@ -340,10 +340,7 @@ def _transform_batches(
     seed: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields transforms (U, Q), and of fixed pairs posterior variances and true margins (U, F)."""
-    start = 0
-    for target in user_batches(people.target, len(z), model.device):
-        chunk = slice(start, start + target.num_users)
-        start = chunk.stop
+    for chunk, target in user_batches(people.target, len(z), model.device):
         context = people.context.batch(range(chunk.start, chunk.stop)).to(model.device)
         # The truth, somewhere else, and the draws.
         drawn = torch.cat([elsewhere[None, chunk], z[:, chunk]]).to(model.device)

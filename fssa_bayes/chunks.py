@@ -12,19 +12,29 @@ from fssa_bayes.data import Batch, Preferences
 __all__ = ["user_batches"]
 
 
-_CHUNK = 2**19  # Margins held at once: 2 MB. From 2**18 to 2**20 the time is flat within 15 %.
+_MARGINS = 2**19  # Margins held at once: 2 MB. From 2**18 to 2**20 the time is flat within 15 %.
+_LEAST_WIDTH = 16  # Comparisons that every person counts for at least: their z costs memory too.
 
 
-_LEAST_WIDTH = 16  # Comparisons a person is counted with at least: their z costs memory too.
+def user_batches(
+    data: Preferences, num_samples: int, device: torch.device, *, margins: int = _MARGINS
+) -> Iterator[tuple[slice, Batch]]:
+    """Iterates over people in order, few enough at a time to bound memory.
 
+    Args:
+        data: The people.
+        num_samples: Number of draws S of each person.
+        device: Where the batches go.
+        margins: Largest number of draws × people × comparisons of a batch of several people.
 
-def user_batches(data: Preferences, num_samples: int, device: torch.device) -> Iterator[Batch]:
-    """Iterates over people in order, few enough at a time to bound draws × people × comparisons."""
+    Yields:
+        Which people, and their comparisons.
+    """
     start = 0
     while start < len(data):
         # One person with very many comparisons widens the padding of their own batch only.
         longest = np.maximum.accumulate(data.counts[start : start + 1024].clip(min=_LEAST_WIDTH))
-        margins = num_samples * longest * np.arange(1, len(longest) + 1)
-        stop = start + max(1, int(np.searchsorted(margins, _CHUNK, side="right")))
-        yield data.batch(range(start, stop)).to(device)
+        total = num_samples * longest * np.arange(1, len(longest) + 1)
+        stop = start + max(1, int(np.searchsorted(total, margins, side="right")))
+        yield slice(start, stop), data.batch(range(start, stop)).to(device)
         start = stop

@@ -158,7 +158,7 @@ def leave_comparisons_out(
     check_draws(model, num_samples, "psis")
     values, shapes, variances = [], [], []
     with seeded(seed):
-        for batch in user_batches(data, 2 * num_samples, model.device):
+        for _, batch in user_batches(data, 2 * num_samples, model.device):
             draws = propose(model, guide, batch, num_samples)
             likelihood, mask = model.choice(batch, draws.z), batch.judgement_mask
             seen = likelihood.outcomes.map(lambda x, mask=mask: x[:, mask].double().cpu())
@@ -679,7 +679,7 @@ def _variance_scores(average: HeterogeneousBTL, data: Preferences) -> tuple[Tens
     maximum is well conditioned; directions without information are left out.
     """
     slopes, curvatures = [], []
-    for batch in user_batches(data, 16, average.device):
+    for _, batch in user_batches(data, 16, average.device):
         difference = feature_differences(average, batch).double()
         z = batch.choice.new_zeros(1, batch.num_users, 0)
         prob = average.choice(batch, z).mean[0].double()

@@ -179,7 +179,7 @@ def grid(
     _check_size(model, context, count)
     parts = [
         _grid_of_people(model, batch, num, float(bound))
-        for batch in user_batches(context, count, model.device)
+        for _, batch in user_batches(context, count, model.device)
     ]
     whole = {f.name: [getattr(part, f.name).cpu() for part in parts] for f in fields(_Grid)}
     whole = {name: torch.cat(part, 1 if name == "z" else -1) for name, part in whole.items()}
@@ -541,7 +541,7 @@ def _check_density(model: HeterogeneousBTL, context: Preferences, seed: int) -> 
     """Raises a FloatingPointError where the density is not finite, before anything is sampled."""
     parts = []
     with seeded(seed):
-        for batch in user_batches(context, 4, model.device):
+        for _, batch in user_batches(context, 4, model.device):
             batch = batch.clean()
             z = model.prior(batch.num_users, batch.covariates).sample((4,))
             parts.append((z.cpu(), model.choice(batch, z).log_prob(batch.choice).cpu()))

@@ -313,13 +313,10 @@ def _likelihoods(
     model: HeterogeneousBTL, z: Tensor, data: Preferences
 ) -> Iterator[tuple[slice, slice, Batch, BradleyTerry]]:
     """Yields likelihoods (S, u, N) of a few people at a time, with the columns they belong in."""
-    start = 0
-    for batch in user_batches(data, len(z), model.device):
-        stop = start + batch.num_users
-        likelihood = model.choice(batch, z[:, start:stop].to(model.device))
-        columns = slice(data.offsets[start], data.offsets[stop])
-        yield slice(start, stop), columns, batch, likelihood
-        start = stop
+    for people, batch in user_batches(data, len(z), model.device):
+        likelihood = model.choice(batch, z[:, people].to(model.device))
+        columns = slice(data.offsets[people.start], data.offsets[people.stop])
+        yield people, columns, batch, likelihood
 
 
 def _choice_dtype(model: HeterogeneousBTL, data: Preferences) -> type:

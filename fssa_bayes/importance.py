@@ -271,7 +271,7 @@ def draw_posterior(
     share = GUIDE_SHARE if correct else 1.0
     batches = []
     with seeded(seed):
-        for batch in user_batches(context, num_samples, model.device):
+        for _, batch in user_batches(context, num_samples, model.device):
             if populations:
                 draws = propose_over_populations(populations, batch, num_samples, share)
             else:
@@ -362,11 +362,10 @@ def _over_people(
     evaluate: Callable[[Batch, Tensor], Tensor],
 ) -> Tensor:
     """Evaluates draws (S, U, K) of people, a few at a time, and returns (S, U) on the CPU."""
-    values, start = [], 0
-    for batch in user_batches(context, len(z), model.device):
-        stop = start + batch.num_users
-        values.append(evaluate(batch.clean(), z[:, start:stop].to(model.device)).cpu())
-        start = stop
+    values = [
+        evaluate(batch.clean(), z[:, people].to(model.device)).cpu()
+        for people, batch in user_batches(context, len(z), model.device)
+    ]
     return torch.cat(values, 1)
 
 
@@ -430,7 +429,7 @@ def person_log_marginal_likelihood(
     while True:
         # First and second moments of the weights, in logs: additive over rounds.
         rounds = []
-        for batch in user_batches(data, num_samples, model.device):
+        for _, batch in user_batches(data, num_samples, model.device):
             log_weights = propose(model, guide, batch, num_samples).log_weights.double()
             rounds.append(torch.stack([log_weights.logsumexp(0), (2 * log_weights).logsumexp(0)]))
         moments = torch.cat(rounds, -1)

@@ -35,7 +35,6 @@ from fssa_bayes.population import (
     population_draws,
     population_table,
     ranking_table,
-    remember_training_data,
 )
 from fssa_bayes.training import Fitter, plan
 
@@ -341,7 +340,6 @@ def fit(
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
     fitter.run()
-    remember_training_data(model, data)
     return FitResult(model, guide, data, pd.DataFrame(fitter.history), fitter.held_out())
 
 

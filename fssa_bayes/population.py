@@ -16,7 +16,6 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -42,8 +41,6 @@ __all__ = [
     "population_draws",
     "population_table",
     "ranking_table",
-    "remember_training_data",
-    "training_data",
 ]
 
 # What an information matrix without full rank may come from.
@@ -62,9 +59,6 @@ _SMALL_CLASS = (
 
 _MAX_PARAMETERS = 2000
 _NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
-
-# The people that models of this session were fitted to; outside of them, as they may be copied.
-_TRAINING: WeakKeyDictionary[HeterogeneousBTL, Preferences] = WeakKeyDictionary()
 
 
 def population_table(
@@ -296,10 +290,8 @@ def _mixture_moments(
     outer, information = torch.zeros(2, size, size, dtype=torch.float64)
     of_shares = slice(len(models) * each, size)
     is_class = torch.eye(len(models), dtype=torch.float64) - weights
-    start = 0
-    for batch in user_batches(data, max(4, size), models[0].device):
-        prob = responsibility[start : start + batch.num_users]
-        start += batch.num_users
+    for people, batch in user_batches(data, max(4, size), models[0].device):
+        prob = responsibility[people]
         mean_score = torch.zeros(batch.num_users, size, dtype=torch.float64)
         for number, model in enumerate(models):
             own = slice(number * each, (number + 1) * each)
@@ -483,16 +475,6 @@ def population_draws(
                 parameter.copy_(value)
         members.append((twin, twin_guide))
     return PopulationDraws(tuple(members), "normal approximation with the sandwich covariance")
-
-
-def remember_training_data(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Notes which people a model was fitted to, as long as the model lives."""
-    _TRAINING[model] = data
-
-
-def training_data(model: HeterogeneousBTL) -> Preferences | None:
-    """Returns the people that a model was fitted to in this session, or None."""
-    return _TRAINING.get(model)
 
 
 def ranking_table(
@@ -749,7 +731,7 @@ def _moments(
     # A comparison has features, and a margin for each draw: one without a latent factor.
     width = max(4 * num_samples if model.latent_dim else 4, size)
     with seeded(seed):
-        for batch in user_batches(data, width, model.device):
+        for _, batch in user_batches(data, width, model.device):
             draws = propose(model, guide, batch, num_samples)
             weights = draws.log_weights.double().softmax(0)
             person_outer, person_information = _person_moments(

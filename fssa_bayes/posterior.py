@@ -33,8 +33,6 @@ from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import (
     PopulationDraws,
     PopulationMixture,
-    population_draws,
-    training_data,
 )
 from fssa_bayes.trust import FALLBACKS, MOST_PARETO_K, context_surprise, fall_back
 
@@ -58,7 +56,7 @@ class ChoiceProbability:
 
     Every field has shape (U, N), aligned with `target.batch()`, and is NaN in padding. Intervals
     are empirical-Bayes: the population parameters are fixed at their estimates, unless the
-    posterior was made with draws of them, `population="sampled"`.
+    posterior was made with draws of them, `population=result.population_draws()`.
 
     Attributes:
         mean: Posterior mean of P(left | z), the probability to bet on: σ(margin) without ties and
@@ -94,12 +92,10 @@ class Posterior:
         seed: Seed of the draws.
         correct: `"psis"` weighs the draws, by Pareto-smoothed importance weights, so that they
             represent the model's posterior; None takes the guide's draws as they are.
-        population: `"fixed"` holds the population's parameters at their estimates; `"sampled"`
-            draws 50 of them from the normal approximation with the sandwich covariance, for a
-            linear utility that was fitted in this session. Draws that were made before, by
-            `FitResult.population_draws` or `FitResult.bootstrap`, can be given themselves. Then
-            every posterior draw has a population of its own, and what a context says about the
-            population counts too.
+        population: `"fixed"` holds the population's parameters at their estimates. Draws of the
+            population, made by `FitResult.population_draws` or `FitResult.bootstrap`, give every
+            posterior draw a population of its own; what a context says about the population
+            counts too.
         fallback: What to do for people whose `pareto_k` is above .7, so that the guide misses part
             of their posterior. `"draws"` takes 4, then 16 times as many draws from the mixture, in
             milliseconds for each of them; `"nuts"` samples those whom that does not help, in
@@ -142,7 +138,7 @@ class Posterior:
         check_data(model, context)
         check_guide(model, guide)
         check_draws(model, num_samples, correct)
-        self.population = _population(model, guide, population, num_samples, seed)
+        self.population = _check_population(model, population, num_samples)
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
         largest = 0 if guide is None else int(guide.largest_context)
@@ -385,10 +381,7 @@ class Posterior:
             Which people, their comparisons, p(choices | z) under all draws with batch shape (S, U),
             and the draws' normalised log-weights (S, U), on the model's device.
         """
-        start = 0
-        for batch in user_batches(target, self.num_samples, self.model.device):
-            people = slice(start, start + batch.num_users)
-            start = people.stop
+        for people, batch in user_batches(target, self.num_samples, self.model.device):
             z = self._draws.z[:, people].to(self.model.device)
             log_weights = self._draws.log_weights[:, people].to(self.model.device)
             yield people, batch, self._model.choice(batch, z), log_weights
@@ -575,35 +568,14 @@ class Posterior:
         return positions("users", users, self.context.user_names)
 
 
-def _population(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
-    population: str | PopulationDraws,
-    num_samples: int,
-    seed: int,
+def _check_population(
+    model: HeterogeneousBTL, population: str | PopulationDraws, num_samples: int
 ) -> PopulationDraws | None:
-    """Draws populations, or checks those that were given; None where the population is fixed."""
+    """Checks the populations that were given; returns None where the population is fixed."""
     if isinstance(population, str) and population == "fixed":
         return None
-    if isinstance(population, str) and population == "sampled":
-        people = training_data(model)
-        if people is None:
-            raise ValueError(
-                "population='sampled' needs the people that the model was fitted to, and it was "
-                "not fitted in this session: pass population=population_draws(model, guide, "
-                "people) of fssa_bayes.population"
-            )
-        if model.config["utility"] != "linear" or len(model.prior_flow):
-            raise ValueError(
-                "population='sampled' draws the coefficients of a linear utility with a normal "
-                "prior; for other models pass population=result.bootstrap()"
-            )
-        num = 50 if model.latent_dim == 0 else min(50, num_samples // 4)
-        population = population_draws(model, guide, people, num=max(2, num), seed=seed)
     if not isinstance(population, PopulationDraws):
-        raise ValueError(
-            f"population must be 'fixed', 'sampled' or PopulationDraws, got {population!r}"
-        )
+        raise ValueError(f"population must be 'fixed' or PopulationDraws, got {population!r}")
     if any(member.config != model.config for member, _ in population.members):
         raise ValueError("population must hold draws of this model, got those of another one")
     if model.latent_dim and len(population) > num_samples:

@@ -180,7 +180,7 @@ def _simulate(
     for number, replicates in enumerate(rounds):
         model, count = models[number % len(models)], len(replicates)
         parts = []
-        for batch in user_batches(data, count, model.device):
+        for _, batch in user_batches(data, count, model.device):
             z = model.prior(batch.num_users, batch.covariates).sample((count,))
             parts.append(model.choice(batch, z).sample()[:, batch.mask].cpu())
         yield torch.cat(parts, -1).numpy()

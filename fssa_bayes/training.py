@@ -475,7 +475,7 @@ def _validation_score(
     with seeded(seed), torch.no_grad():
         losses = [
             batch.num_users * stage.loss(model, guide, batch).item()
-            for batch in user_batches(shown, particles, model.device)
+            for _, batch in user_batches(shown, particles, model.device)
         ]
     return -sum(losses) / len(shown)
 
@@ -487,7 +487,7 @@ def _held_out_scores(
     shown = held_out.subset(range(min(len(held_out), _MAX_HELD_OUT)))
     losses: dict[str, list[Tensor]] = {"raw": [], "corrected": []}
     with seeded(0), torch.no_grad():
-        for batch in user_batches(shown, _HELD_OUT_DRAWS, model.device):
+        for _, batch in user_batches(shown, _HELD_OUT_DRAWS, model.device):
             context_mask, target_mask = split_batch(batch)
             draws = propose(model, guide, batch.replace(mask=context_mask), _HELD_OUT_DRAWS)
             target = batch.replace(mask=target_mask)

@@ -256,7 +256,7 @@ def _tail(exceeds: np.ndarray) -> float:
 
 def _countable(context: Preferences, num_samples: int, device: torch.device) -> Iterator[Batch]:
     """Yields batches without half wins, which a model without ties cannot simulate."""
-    for batch in user_batches(context, num_samples, device):
+    for _, batch in user_batches(context, num_samples, device):
         if context.ties == "keep":
             yield batch
         else:

@@ -16,9 +16,9 @@ PACKAGE = ROOT / "fssa_bayes"
 ORDER = [
     {"_rankings", "plackett_luce"},
     {"_random", "_folders", "kernels", "nn", "data", "inference_data", "_page", "embedding"},
-    {"distributions", "datasets", "diagnostics", "couplings"},
+    {"distributions", "datasets", "diagnostics", "couplings", "chunks"},
     {"model", "plots", "policy"},
-    {"guide"},
+    {"guide", "agreement"},
     {"importance", "io"},
     {"objectives", "population", "export"},
     {"training", "effects"},

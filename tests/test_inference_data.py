@@ -15,7 +15,7 @@ from scipy import stats
 
 from fssa_bayes import FitResult, HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
 from fssa_bayes import export as export_module
-from fssa_bayes import importance as importance_module
+from fssa_bayes.chunks import user_batches
 from fssa_bayes.inference_data import Group, build, coordinate, pareto_smooth
 
 COUNTS = (3, 0, 5, 1, 7)
@@ -285,7 +285,7 @@ def test_choices_are_simulated_with_their_probabilities(pair, data, target) -> N
 
 def test_the_order_of_working_does_not_show(exported, posterior, target, monkeypatch) -> None:
     """One person at a time, the same numbers but for what is simulated."""
-    monkeypatch.setattr(importance_module, "_CHUNK", 1)
+    monkeypatch.setitem(user_batches.__kwdefaults__, "margins", 1)
     monkeypatch.setattr(export_module, "_CHUNK", 1)
     again = posterior.to_inference_data(target=target)
     for name, variable in [

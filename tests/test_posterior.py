@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -15,7 +17,8 @@ from fssa_bayes import (
     Posterior,
     Preferences,
     fit,
-    importance,
+    load,
+    save,
 )
 from fssa_bayes.chunks import user_batches
 from fssa_bayes.inference_data import pareto_smooth
@@ -289,10 +292,11 @@ def test_batches_of_people_are_bounded_by_their_padding() -> None:
     counts[700] = 5000
     left = np.zeros(counts.sum(), dtype=int)
     data = Preferences(left, left + 1, left, np.append(0, np.cumsum(counts)), num_items=2)
-    shapes = [batch.mask.shape for batch in user_batches(data, 100, torch.device("cpu"))]
+    limit, device = 2**19, torch.device("cpu")
+    batches = user_batches(data, 100, device, margins=limit)
+    shapes = [batch.mask.shape for _, batch in batches]
     assert sum(users for users, _ in shapes) == 3000
     assert sum(width == 5000 for _, width in shapes) == 1
-    limit = importance._CHUNK
     assert all(100 * users * max(width, 16) <= limit or users == 1 for users, width in shapes)
     assert len(shapes) < 25
 
@@ -432,8 +436,9 @@ def test_drawn_populations_have_the_sandwich_covariance(fitted) -> None:
 def test_sampled_intervals_are_wider(fitted) -> None:
     context, target = fitted.data.split_context(2, seed=0)
     fixed = Posterior(fitted.model, fitted.guide, context).choice_prob(target)
-    drawn = Posterior(fitted.model, fitted.guide, context, population="sampled")
-    assert len(drawn.population) == 50
+    populations = fitted.population_draws()
+    assert len(populations) == 50
+    drawn = Posterior(fitted.model, fitted.guide, context, population=populations)
     p = drawn.choice_prob(target)
     width = (p.upper - p.lower).mean() / (fixed.upper - fixed.lower).mean()
     assert 1.01 < width < 1.5
@@ -460,9 +465,7 @@ def test_bootstrap_refits_to_people_drawn_with_replacement(fitted) -> None:
 
 def test_populations_that_cannot_be_drawn_are_refused(pair, data, fitted) -> None:
     model, guide = pair
-    with pytest.raises(ValueError, match="was not fitted in this session"):
-        Posterior(model, guide, data, population="sampled")
-    with pytest.raises(ValueError, match="population must be 'fixed', 'sampled' or Pop.* got 'x'"):
+    with pytest.raises(ValueError, match="population must be 'fixed' or PopulationDraws, got 'x'"):
         Posterior(model, guide, data, population="x")
     other = by_hand(HeterogeneousBTL(3, 1, utility="linear"))
     with pytest.raises(ValueError, match="population must hold draws of this model"):
@@ -475,6 +478,19 @@ def test_populations_that_cannot_be_drawn_are_refused(pair, data, fitted) -> Non
         fitted.bootstrap(1)
     bilinear = HeterogeneousBTL(2, 2)
     twin = NeuralProcessGuide(bilinear)
-    fit(bilinear, twin, fitted.data, steps=1, validation=None, progress_bar=False)
-    with pytest.raises(ValueError, match="pass population=result.bootstrap"):
-        Posterior(bilinear, twin, fitted.data, population="sampled")
+    result = fit(bilinear, twin, fitted.data, steps=1, validation=None, progress_bar=False)
+    with pytest.raises(ValueError, match="population_draws.. needs utility='linear'"):
+        result.population_draws()
+
+
+def test_draws_of_the_population_outlive_copies_and_files(fitted, tmp_path: Path) -> None:
+    context, target = fitted.data.split_context(2, seed=0)
+    populations = fitted.population_draws(3)
+
+    def score(model: HeterogeneousBTL, guide: NeuralProcessGuide) -> Tensor:
+        return Posterior(model, guide, context, population=populations).log_score(target)
+
+    expected = score(fitted.model, fitted.guide)
+    assert torch.equal(score(*copy.deepcopy((fitted.model, fitted.guide))), expected)
+    save(tmp_path / "model", fitted.model, fitted.guide)
+    assert torch.equal(score(*load(tmp_path / "model")), expected)
