@@ -495,63 +495,7 @@ def test_moment_errors_and_their_standard_errors(fault: tuple[float, float]) -> 
     assert errors.mean_difference.median().item() == pytest.approx(loc, abs=0.01)
 
 
-# ---------------------------------------------------------------------- information
-
-
-def entropy(prob: float) -> float:
-    return stats.entropy([prob, 1 - prob])
-
-
-def test_information_of_a_two_point_posterior() -> None:
-    # z is one of two types with probabilities .3 and .7, who choose left with .9 and .2.
-    margin = torch.logit(torch.tensor([0.9, 0.2])).reshape(2, 1, 1)
-    parts = dg.choice_information(margin, torch.tensor([[0.3], [0.7]]).log())
-    aleatoric = 0.3 * entropy(0.9) + 0.7 * entropy(0.2)
-    total = entropy(0.3 * 0.9 + 0.7 * 0.2)
-    assert parts.aleatoric.item() == pytest.approx(aleatoric, rel=1e-5)
-    assert parts.epistemic.item() == pytest.approx(total - aleatoric, rel=1e-5)
-    assert parts.total.item() == pytest.approx(total, rel=1e-5)
-
-
-def test_information_of_a_beta_posterior() -> None:
-    a, b = 2.0, 3.0
-    prob = torch.from_numpy(stats.beta.ppf(QUANTILES, a, b))
-    parts = dg.choice_information(torch.logit(prob).reshape(-1, 1, 1))
-    digamma = torch.digamma(torch.tensor([a + b + 1, a + 1, b + 1]))
-    aleatoric = (digamma[0] - (a * digamma[1] + b * digamma[2]) / (a + b)).item()
-    assert parts.aleatoric.item() == pytest.approx(aleatoric, abs=1e-4)
-    assert parts.epistemic.item() == pytest.approx(entropy(a / (a + b)) - aleatoric, abs=1e-4)
-
-
 QUANTILES = (np.arange(20_000) + 0.5) / 20_000
-
-
-def test_information_of_three_outcomes() -> None:
-    # Two types who are sure of left and of a tie, and a third who is not sure of anything.
-    prob = torch.tensor([[1.0, 0, 0], [0, 0, 1], [1 / 3, 1 / 3, 1 / 3]]).reshape(3, 1, 1, 3)
-    parts = dg.outcome_information(prob, torch.tensor([[0.5], [0.25], [0.25]]).log())
-    mean = [0.5 + 1 / 12, 1 / 12, 0.25 + 1 / 12]
-    assert parts.aleatoric.item() == pytest.approx(math.log(3) / 4)
-    assert parts.total.item() == pytest.approx(stats.entropy(mean))
-    assert parts.epistemic.item() == pytest.approx(stats.entropy(mean) - math.log(3) / 4)
-
-
-def test_two_outcomes_are_the_same_either_way() -> None:
-    margin, log_weights = 3 * torch.randn(50, 4, 3), torch.randn(50, 4)
-    prob = torch.stack([torch.sigmoid(margin), torch.sigmoid(-margin)], -1)
-    one, other = (
-        dg.choice_information(margin, log_weights),
-        dg.outcome_information(prob, log_weights),
-    )
-    for name in ("total", "epistemic", "aleatoric"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-6, rtol=1e-5)
-
-
-def test_information_at_extreme_margins() -> None:
-    margin = torch.tensor([[[1e4, 50.0, 0.0]], [[-1e4, 50.0, 0.0]]])
-    parts = dg.choice_information(margin)
-    np.testing.assert_allclose(parts.epistemic, [[math.log(2), 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(parts.aleatoric, [[0, 51 * math.exp(-50), math.log(2)]], rtol=1e-5)
 
 
 # ---------------------------------------------------------------------- bad input
@@ -589,8 +533,6 @@ BAD = [
     (dg.sliced_wasserstein, (VALUES, VALUES[:, :3]), r"y must have shape \(R, 25, 2\)"),
     (dg.moment_errors, (VALUES, None, VALUES, np.zeros(25)), "reference_ess must be positive"),
     (dg.moment_errors, (VALUES[:1], None, VALUES), "draws in values must be at least 2, got 1"),
-    (dg.choice_information, (VALUES / 0 * 0,), "margin must not be NaN"),
-    (dg.outcome_information, (torch.full((2, 1, 1, 3), 0.5),), "sums of prob .* be 1, got 1.5"),
 ]
 
 

@@ -28,11 +28,6 @@ from fssa_bayes.diagnostics.corp import (
     expected_calibration_error,
     reliability,
 )
-from fssa_bayes.diagnostics.information import (
-    Information,
-    choice_information,
-    outcome_information,
-)
 from fssa_bayes.diagnostics.ranks import (
     EcdfBand,
     SbcResult,
@@ -60,7 +55,6 @@ __all__ = [
     "BrierDecomposition",
     "CalibrationError",
     "EcdfBand",
-    "Information",
     "MomentErrors",
     "Reliability",
     "SbcResult",
@@ -69,7 +63,6 @@ __all__ = [
     "block_bootstrap",
     "brier_decomposition",
     "brier_score",
-    "choice_information",
     "clustered_mean",
     "confidence_gap",
     "contraction",
@@ -83,7 +76,6 @@ __all__ = [
     "kl_to_grid",
     "log_score",
     "moment_errors",
-    "outcome_information",
     "reliability",
     "sbc_test",
     "sliced_wasserstein",
