@@ -450,32 +450,6 @@ def test_points_may_stand_for_volumes_of_their_own() -> None:
 # ---------------------------------------------------------------------- draws against draws
 
 
-def test_sliced_wasserstein_in_one_dimension_is_scipys() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 3, 1)), rng.normal(size=(25, 3, 1))
-    x_weights, y_weights = rng.random((40, 3)), rng.random((25, 3))
-    distance = dg.sliced_wasserstein(x, y, np.log(x_weights), np.log(y_weights), order=1)
-    for user in range(3):
-        expected = stats.wasserstein_distance(
-            x[:, user, 0], y[:, user, 0], x_weights[:, user], y_weights[:, user]
-        )
-        assert distance[user].item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("loc", "scale", "expected"), [(0.0, 0.7, 0.3), (0.0, 1.4, 0.4), (0.3, 1.0, 0.3)]
-)
-def test_sliced_wasserstein_of_normals(loc: float, scale: float, expected: float) -> None:
-    # W2 of N(0, I) and N(m, s² I) along any direction: sqrt((θ·m)² + (s − 1)²); with m along one
-    # of two axes the mean of (θ·m)² is m² / 2.
-    x, y = torch.randn(2, 5_000, 1, 2)
-    distance = dg.sliced_wasserstein(
-        torch.tensor([loc * math.sqrt(2), 0.0]) + scale * x, y, num_projections=100
-    )
-    assert distance.item() == pytest.approx(expected, abs=0.03)
-    assert dg.sliced_wasserstein(x, x.flip(0)).item() == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize("fault", [(0.0, 1.0), (0.0, 0.7), (0.0, 1.4), (0.3, 1.0)])
 def test_moment_errors_and_their_standard_errors(fault: tuple[float, float]) -> None:
     loc, scale = fault
@@ -530,7 +504,6 @@ BAD = [
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[:9, :, 0], 1.0), r"log_q must have shape \(30, 25\)"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], 0.0), "volume must be positive, got 0.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], [1.0]), r"volume must have shape \(25,\)"),
-    (dg.sliced_wasserstein, (VALUES, VALUES[:, :3]), r"y must have shape \(R, 25, 2\)"),
     (dg.moment_errors, (VALUES, None, VALUES, np.zeros(25)), "reference_ess must be positive"),
     (dg.moment_errors, (VALUES[:1], None, VALUES), "draws in values must be at least 2, got 1"),
 ]

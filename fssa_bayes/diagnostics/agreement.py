@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics._checks import (
     as_array,
     as_tensor,
@@ -32,7 +31,6 @@ __all__ = [
     "importance_summary",
     "kl_to_grid",
     "moment_errors",
-    "sliced_wasserstein",
     "total_variation",
     "weighted_moments",
     "z_score",
@@ -40,9 +38,6 @@ __all__ = [
 
 PARETO_K_THRESHOLD = 0.7
 """Pareto k-hat above which importance weights are not to be relied upon (Vehtari et al. 2024)."""
-
-_MAX_CELLS = 2**24  # Projected draws held at once: 128 MB.
-
 
 # ---------------------------------------------------------------------- learning
 
@@ -296,91 +291,6 @@ def _grid_posterior(log_p: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------------- draws against draws
-
-
-def sliced_wasserstein(
-    x: ArrayLike,
-    y: ArrayLike,
-    x_log_weights: ArrayLike | None = None,
-    y_log_weights: ArrayLike | None = None,
-    *,
-    order: int = 2,
-    num_projections: int = 64,
-    seed: int = 0,
-) -> Tensor:
-    r"""Computes the sliced Wasserstein distance between two sets of weighted draws of each user.
-
-    :math:`\bigl(E_\theta W_p^p(\theta^\top x, \theta^\top y)\bigr)^{1/p}` over random directions.
-    It is 0 for equal distributions only in the limit of many draws: compare it with the distance
-    between two halves of the gold standard.
-
-    Args:
-        x: Draws with shape (S, U, Q), in comparable units.
-        y: Draws with shape (R, U, Q).
-        x_log_weights: Log-weights with shape (S, U); None for equal ones.
-        y_log_weights: Log-weights with shape (R, U); None for equal ones.
-        order: The order p, 1 or more.
-        num_projections: Number of directions; one quantity needs none.
-        seed: Seed of the directions.
-
-    Returns:
-        Distance in the units of the quantities with shape (U,), in float64.
-
-    Raises:
-        ValueError: If a shape does not fit, a value is not finite or an option is out of range.
-
-    References:
-        Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters of measures, Journal of
-        Mathematical Imaging and Vision 51.
-    """
-    check_number("order", order, 1)
-    check_number("num_projections", num_projections, 1)
-    x, x_weights = _weighted("x", x, x_log_weights)
-    y = as_tensor("y", y, ("R", *x.shape[1:]))
-    y, y_weights = _weighted("y", y, y_log_weights)
-    size = x.shape[-1]
-    directions = torch.ones(1, 1, dtype=torch.float64)
-    if size > 1:
-        with seeded(seed):
-            directions = torch.randn(size, num_projections, dtype=torch.float64)
-        directions = directions / directions.norm(dim=0)
-    chunk = max(1, _MAX_CELLS // ((len(x) + len(y)) * directions.shape[1]))
-    parts = [
-        _transport(
-            *(part[:, start : start + chunk].transpose(0, 1) for part in (x, x_weights)),
-            *(part[:, start : start + chunk].transpose(0, 1) for part in (y, y_weights)),
-            directions,
-            order,
-        )
-        for start in range(0, x.shape[1], chunk)
-    ]
-    return torch.cat(parts)
-
-
-def _transport(
-    x: Tensor, x_weights: Tensor, y: Tensor, y_weights: Tensor, directions: Tensor, order: int
-) -> Tensor:
-    """Couples quantiles of both projections, (U, S, Q) and (U, R, Q), at all steps of either."""
-    (x, x_level), (y, y_level) = (
-        _quantile_function(values @ directions, weights)
-        for values, weights in ((x, x_weights), (y, y_weights))
-    )
-    level = torch.cat([x_level, y_level], -1).sort(-1).values
-    middle = level - level.diff(dim=-1, prepend=torch.zeros_like(level[..., :1])) / 2
-    x, y = (
-        values.gather(-1, torch.searchsorted(steps, middle).clamp(max=values.shape[-1] - 1))
-        for values, steps in ((x, x_level), (y, y_level))
-    )
-    width = level.diff(dim=-1, prepend=torch.zeros_like(level[..., :1]))
-    return (width * (x - y).abs() ** order).sum(-1).mean(-1) ** (1 / order)
-
-
-def _quantile_function(projected: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorts projections (U, S, P) to values and cumulative weights, each (U, P, S)."""
-    values, place = projected.transpose(1, 2).contiguous().sort(-1)
-    weights = weights.transpose(1, 2).expand_as(values).gather(-1, place)
-    level = weights.cumsum(-1)
-    return values, level / level[..., -1:]
 
 
 @dataclass(frozen=True)
