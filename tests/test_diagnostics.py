@@ -447,28 +447,6 @@ def test_points_may_stand_for_volumes_of_their_own() -> None:
     assert (dg.kl_to_grid(log_p, impossible, cell) == torch.inf).all()
 
 
-# ---------------------------------------------------------------------- draws against draws
-
-
-@pytest.mark.parametrize("fault", [(0.0, 1.0), (0.0, 0.7), (0.0, 1.4), (0.3, 1.0)])
-def test_moment_errors_and_their_standard_errors(fault: tuple[float, float]) -> None:
-    loc, scale = fault
-    users = 400
-    # N(loc, scale²) by weighted draws; the reference is N(0, 1), every draw twice.
-    proposal, target = Normal(loc, 1.2 * scale), Normal(loc, scale)
-    z = proposal.sample((1000, users, 1))
-    log_weights = (target.log_prob(z) - proposal.log_prob(z)).squeeze(-1)
-    reference = torch.randn(500, users, 1).repeat(2, 1, 1)
-    errors = dg.moment_errors(z, log_weights, reference, torch.full((users,), 500.0))
-    mean_z = (errors.mean_difference - loc) / errors.mean_standard_error
-    sd_z = (errors.sd_difference - (scale - 1)) / errors.sd_standard_error
-    for scores in (mean_z, sd_z):
-        assert abs(scores.mean().item()) < 0.2
-        assert scores.std().item() == pytest.approx(1, abs=0.12)
-    assert errors.sd_ratio.median().item() == pytest.approx(scale, abs=0.01)
-    assert errors.mean_difference.median().item() == pytest.approx(loc, abs=0.01)
-
-
 QUANTILES = (np.arange(20_000) + 0.5) / 20_000
 
 
@@ -504,8 +482,6 @@ BAD = [
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[:9, :, 0], 1.0), r"log_q must have shape \(30, 25\)"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], 0.0), "volume must be positive, got 0.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], [1.0]), r"volume must have shape \(25,\)"),
-    (dg.moment_errors, (VALUES, None, VALUES, np.zeros(25)), "reference_ess must be positive"),
-    (dg.moment_errors, (VALUES[:1], None, VALUES), "draws in values must be at least 2, got 1"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARETO_K_THRESHOLD",
-    "MomentErrors",
     "contraction",
     "effective_sample_size",
     "grid_mass",
     "importance_summary",
     "kl_to_grid",
-    "moment_errors",
     "total_variation",
     "weighted_moments",
     "z_score",
@@ -288,96 +285,3 @@ def _grid_posterior(log_p: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
     log_evidence = log_mass.logsumexp(0)
     require("the total of log_p", log_evidence, torch.isfinite(log_evidence), "be finite")
     return (log_mass - log_evidence).exp(), log_p - log_evidence
-
-
-# ---------------------------------------------------------------------- draws against draws
-
-
-@dataclass(frozen=True)
-class MomentErrors:
-    """Holds differences of posterior moments from a gold standard, each field (U, Q) in float64.
-
-    Attributes:
-        mean_difference: Mean less the gold standard's, in the units of the quantity.
-        mean_standard_error: Its Monte-Carlo standard error, both sets of draws included.
-        sd_difference: Standard deviation less the gold standard's.
-        sd_standard_error: Its Monte-Carlo standard error.
-        reference_mean: The gold standard's mean.
-        reference_sd: The gold standard's standard deviation.
-    """
-
-    mean_difference: Tensor
-    mean_standard_error: Tensor
-    sd_difference: Tensor
-    sd_standard_error: Tensor
-    reference_mean: Tensor
-    reference_sd: Tensor
-
-    @property
-    def sd_ratio(self) -> Tensor:
-        """Standard deviation as a multiple of the gold standard's, (U, Q)."""
-        return 1 + self.sd_difference / self.reference_sd
-
-
-def moment_errors(
-    values: ArrayLike,
-    log_weights: ArrayLike | None,
-    reference: ArrayLike,
-    reference_ess: ArrayLike | None = None,
-) -> MomentErrors:
-    r"""Compares means and standard deviations of weighted draws with those of a gold standard.
-
-    Monte-Carlo errors: of normalised importance weights :math:`\sum_s w_s^2 (x_s - \bar x)^2` for
-    the mean, and :math:`\sum_s w_s^2 ((x_s - \bar x)^2 - v)^2 / 4v` for the standard deviation; the
-    same with weights 1 / R and multiplied by R / ESS for the reference.
-
-    Args:
-        values: Quantities of every draw, with shape (S, U, Q).
-        log_weights: Log-weights with shape (S, U); None for equal ones.
-        reference: Draws of the gold standard, with shape (R, U, Q), chain after chain.
-        reference_ess: Effective sample size of the reference, with shape (U,) or (U, Q), as
-            `arviz.ess` gives it for autocorrelated draws; R if None.
-
-    Returns:
-        Differences with standard errors.
-
-    Raises:
-        ValueError: If a shape does not fit, a value is not finite, or an effective sample size is
-            not positive.
-
-    References:
-        Vehtari et al. (2021), Rank-normalization, folding, and localization: an improved R-hat,
-        Bayesian Analysis 16(2).
-        Owen (2013), Monte Carlo theory, methods and examples, chapter 9.
-    """
-    values, weights = _weighted("values", values, log_weights)
-    reference = as_tensor("reference", reference, ("R", *values.shape[1:]))
-    reference, even = _weighted("reference", reference, None)
-    users, size = values.shape[1:]
-    if reference_ess is None:
-        reference_ess = np.full((users, size), float(len(reference)))
-    shape = (users,) if np.ndim(reference_ess) == 1 else (users, size)
-    ess = as_tensor("reference_ess", reference_ess, shape).cpu().double()
-    require("reference_ess", ess, ess > 0, "be positive")
-    inflation = len(reference) / (ess if ess.dim() == 2 else ess.unsqueeze(-1))
-    mean, sd, mean_variance, sd_variance = _with_errors(values, weights)
-    target, target_sd, target_variance, target_sd_variance = _with_errors(reference, even)
-    return MomentErrors(
-        mean - target,
-        (mean_variance + inflation * target_variance).sqrt(),
-        sd - target_sd,
-        (sd_variance + inflation * target_sd_variance).sqrt(),
-        target,
-        target_sd,
-    )
-
-
-def _with_errors(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns mean and standard deviation, then the Monte-Carlo variances of both."""
-    mean, variance = _moments(values, weights)
-    square = (values - mean) ** 2
-    mean_variance = (weights**2 * square).sum(0)
-    spread = (weights**2 * (square - variance) ** 2).sum(0)
-    # A constant has a standard deviation of 0 without error.
-    sd_variance = torch.where(variance > 0, spread / (4 * variance), 0.0)
-    return mean, variance.sqrt(), mean_variance, sd_variance
