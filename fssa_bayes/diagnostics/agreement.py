@@ -25,10 +25,8 @@ __all__ = [
     "PARETO_K_THRESHOLD",
     "contraction",
     "effective_sample_size",
-    "grid_mass",
     "importance_summary",
     "kl_to_grid",
-    "total_variation",
     "weighted_moments",
     "z_score",
 ]
@@ -220,44 +218,6 @@ def kl_to_grid(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:
     mass, log_p = _grid_posterior(log_p, volume)
     # A point without mass under p counts nothing, even where the difference is not finite.
     return torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(0)
-
-
-def total_variation(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:
-    r"""Computes :math:`\tfrac12 \int |p - q|` to a grid posterior, q's mass off the grid too.
-
-    Args:
-        log_p: Log-density of the exact posterior at every point up to a constant a user, (G, U).
-        log_q: Log-density of the approximation at the same points, normalised over all space.
-        volume: Volume that a point stands for: a number, or with shape (U,) or (G, U).
-
-    Returns:
-        The largest difference of a probability, between 0 and 1, with shape (U,) in float64.
-
-    Raises:
-        ValueError: As :func:`kl_to_grid`.
-    """
-    log_p, log_q, volume = _grids(log_p, log_q, volume)
-    mass, _ = _grid_posterior(log_p, volume)
-    other = volume * log_q.exp()
-    elsewhere = (1 - other.sum(0)).clamp(min=0)
-    return (((mass - other).abs().sum(0) + elsewhere) / 2).clamp(max=1)
-
-
-def grid_mass(log_q: ArrayLike, volume: ArrayLike) -> Tensor:
-    """Computes the mass of a density on a grid; 1 less it lies elsewhere.
-
-    Args:
-        log_q: Log-density at every point, normalised over all space, with shape (G, U).
-        volume: Volume that a point stands for: a number, or with shape (U,) or (G, U).
-
-    Returns:
-        Mass with shape (U,) in float64; a little off 1 by quadrature.
-
-    Raises:
-        ValueError: As :func:`kl_to_grid`.
-    """
-    log_q = _grid_density("log_q", log_q, ("G", "U"))
-    return (_grid_volume(volume, log_q) * log_q.exp()).sum(0)
 
 
 def _grids(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
