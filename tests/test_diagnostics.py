@@ -384,13 +384,6 @@ def test_effective_sample_size_has_its_closed_form(sd: float) -> None:
     np.testing.assert_allclose(ess / 20_000, expected, rtol=0.02)
 
 
-def test_importance_summary_counts_by_context_size() -> None:
-    k, ess = [0.1, 0.9, 0.7, math.inf], [0.9, 0.2, 0.6, 0.4]
-    table = dg.importance_summary(k, ess, [1, 1, 0, 1]).set_index("group")
-    assert table.loc[0].tolist() == [1, 0, 0.0, 0.7, 0.7, 0.6, 0.6]
-    assert table.loc[1].tolist() == pytest.approx([3, 2, 2 / 3, 0.9, math.inf, 0.5, 0.2])
-
-
 # ---------------------------------------------------------------------- grids
 
 
@@ -467,8 +460,6 @@ BAD = [
     (dg.tarp, (VALUES[:, :5], None, TRUTH[:5], TRUTH[:5]), "users must be at least 20, got 5"),
     (dg.contraction, ([1.0, 0.0], VALUES[0].abs()), "prior_sd must be positive, got 0.0 at 1"),
     (dg.z_score, (TRUTH, TRUTH, TRUTH), r"sd must be positive, got 0.0 at \(0, 0\)"),
-    (dg.importance_summary, ([math.nan], [0.5]), "pareto_k must not be NaN, got nan at 0"),
-    (dg.importance_summary, ([0.1], [50.0]), "relative_ess must lie between 0 and 1, got 50.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[:9, :, 0], 1.0), r"log_q must have shape \(30, 25\)"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], 0.0), "volume must be positive, got 0.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], [1.0]), r"volume must have shape \(25,\)"),

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from fssa_bayes.diagnostics._checks import (
-    as_array,
     as_tensor,
     check_number,
-    group_index,
     normalised_weights,
     require,
 )
@@ -25,7 +22,6 @@ __all__ = [
     "PARETO_K_THRESHOLD",
     "contraction",
     "effective_sample_size",
-    "importance_summary",
     "kl_to_grid",
     "weighted_moments",
     "z_score",
@@ -140,55 +136,6 @@ def effective_sample_size(log_weights: ArrayLike) -> Tensor:
     """
     shape = as_tensor("log_weights", log_weights, ("S", "U"), finite=False).shape
     return 1 / (normalised_weights(log_weights, *shape) ** 2).sum(0)
-
-
-def importance_summary(
-    pareto_k: ArrayLike,
-    relative_ess: ArrayLike,
-    groups: ArrayLike | None = None,
-    *,
-    threshold: float = PARETO_K_THRESHOLD,
-) -> pd.DataFrame:
-    """Tabulates how well importance weights can be relied upon, by context size.
-
-    Args:
-        pareto_k: Pareto k-hat of every user, with shape (U,); infinite where a tail could not be
-            fitted.
-        relative_ess: Effective sample size as a share of the draws, with shape (U,).
-        groups: The context size of every user, with shape (U,); all users are one group if None.
-        threshold: k-hat from which on a user's weights are not relied upon.
-
-    Returns:
-        One row a group. Columns: `group`, `users`; `above`, the number of users above the
-        threshold, and `share_above`; `median_k`, `max_k`; `mean_ess`, `min_ess`, relative.
-
-    Raises:
-        ValueError: If a shape does not fit or a value is out of range.
-
-    References:
-        Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
-    """
-    k = as_array("pareto_k", pareto_k)
-    if k.ndim != 1 or k.size == 0:
-        raise ValueError(f"pareto_k must have shape (U,) and not be empty, got {k.shape}")
-    require("pareto_k", k, ~np.isnan(k), "not be NaN")
-    ess = as_tensor("relative_ess", relative_ess, k.shape).cpu().double().numpy()
-    require("relative_ess", ess, (ess > 0) & (ess <= 1 + 1e-6), "lie between 0 and 1")
-    labels, index = group_index(groups, len(k))
-    frame = pd.DataFrame({"group": labels[index], "k": k, "ess": ess, "above": k > threshold})
-    return (
-        frame.groupby("group", sort=True)
-        .agg(
-            users=("k", "size"),
-            above=("above", "sum"),
-            share_above=("above", "mean"),
-            median_k=("k", "median"),
-            max_k=("k", "max"),
-            mean_ess=("ess", "mean"),
-            min_ess=("ess", "min"),
-        )
-        .reset_index()
-    )
 
 
 # ---------------------------------------------------------------------- grid posterior
