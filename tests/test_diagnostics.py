@@ -345,14 +345,14 @@ def test_tarp_divides_by_the_scale() -> None:
     torch.testing.assert_close(plain.pit, scaled.pit, atol=0.02, rtol=0)
 
 
-# ---------------------------------------------------------------------- contraction, z-scores
+# ---------------------------------------------------------------------- contraction
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.7, 1.4])
-def test_contraction_and_z_scores(scale: float) -> None:
+def test_contraction_is_that_of_the_variances(scale: float) -> None:
     people = study(500, 400, scale=scale)
-    values, truth = people.values[..., :2], people.truth[:, :2]
-    mean, sd = dg.weighted_moments(values, None)
+    values = people.values[..., :2]
+    _, sd = dg.weighted_moments(values, None)
     prior_sd = torch.tensor([1.25, 1.04]).double().sqrt()
     shrunk = dg.contraction(prior_sd, sd)
     for size in SIZES:
@@ -360,15 +360,6 @@ def test_contraction_and_z_scores(scale: float) -> None:
         # The exact posterior's variance is 1 / (1 + n) of the prior's.
         expected = 1 - scale**2 / (1 + size)
         assert shrunk[chosen].mean().item() == pytest.approx(expected, abs=0.03)
-        square = (dg.z_score(mean, sd, truth)[chosen] ** 2).mean(0)
-        error = math.sqrt(2 / chosen.sum()) / scale**2
-        np.testing.assert_allclose(square, 1 / scale**2, atol=4 * error)
-
-
-def test_z_scores_of_a_shifted_posterior_are_shifted() -> None:
-    people = study(1000, 400, shift=0.3)
-    mean, sd = dg.weighted_moments(people.z, None)
-    np.testing.assert_allclose(dg.z_score(mean, sd, people.true_z).mean(0), 0.3, atol=0.08)
 
 
 # ---------------------------------------------------------------------- importance weights
@@ -459,7 +450,6 @@ BAD = [
     (dg.tarp, (VALUES, None, TRUTH, TRUTH[:, :1]), r"references must have shape \(25, 2\)"),
     (dg.tarp, (VALUES[:, :5], None, TRUTH[:5], TRUTH[:5]), "users must be at least 20, got 5"),
     (dg.contraction, ([1.0, 0.0], VALUES[0].abs()), "prior_sd must be positive, got 0.0 at 1"),
-    (dg.z_score, (TRUTH, TRUTH, TRUTH), r"sd must be positive, got 0.0 at \(0, 0\)"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[:9, :, 0], 1.0), r"log_q must have shape \(30, 25\)"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], 0.0), "volume must be positive, got 0.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], [1.0]), r"volume must have shape \(25,\)"),

@@ -12,7 +12,6 @@ from fssa_bayes.diagnostics.agreement import (
     effective_sample_size,
     kl_to_grid,
     weighted_moments,
-    z_score,
 )
 from fssa_bayes.diagnostics.corp import (
     BrierDecomposition,
@@ -71,5 +70,4 @@ __all__ = [
     "tarp",
     "weighted_moments",
     "weighted_pit",
-    "z_score",
 ]

@@ -24,7 +24,6 @@ __all__ = [
     "effective_sample_size",
     "kl_to_grid",
     "weighted_moments",
-    "z_score",
 ]
 
 PARETO_K_THRESHOLD = 0.7
@@ -89,31 +88,6 @@ def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
     require("prior_sd", prior_sd, prior_sd > 0, "be positive")
     require("posterior_sd", posterior_sd, posterior_sd >= 0, "not be negative")
     return 1 - (posterior_sd / prior_sd) ** 2
-
-
-def z_score(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> Tensor:
-    """Computes posterior z-scores, (mean − truth) / sd: near 0 on average, with variance near 1.
-
-    Args:
-        mean: Posterior means with shape (U, Q).
-        sd: Posterior standard deviations, positive, with shape (U, Q).
-        truth: The quantities at the z that was simulated from, with shape (U, Q).
-
-    Returns:
-        Scores with shape (U, Q). Their expected square is 1 for an exact posterior.
-
-    Raises:
-        ValueError: If a shape does not fit or a value is out of range.
-
-    References:
-        Schad, Betancourt & Vasishth (2021), Toward a principled Bayesian workflow in cognitive
-        science, Psychological Methods 26(1).
-    """
-    mean = as_tensor("mean", mean, ("U", "Q")).double()
-    sd = as_tensor("sd", sd, tuple(mean.shape)).double()
-    truth = as_tensor("truth", truth, tuple(mean.shape)).double()
-    require("sd", sd, sd > 0, "be positive")
-    return (mean - truth) / sd
 
 
 # ---------------------------------------------------------------------- importance weights
