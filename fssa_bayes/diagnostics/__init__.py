@@ -11,7 +11,6 @@ from fssa_bayes.diagnostics.agreement import (
     contraction,
     effective_sample_size,
     kl_to_grid,
-    weighted_moments,
 )
 from fssa_bayes.diagnostics.corp import (
     BrierDecomposition,
@@ -68,6 +67,5 @@ __all__ = [
     "reliability",
     "sbc_test",
     "tarp",
-    "weighted_moments",
     "weighted_pit",
 ]

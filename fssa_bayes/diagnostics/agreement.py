@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fssa_bayes.diagnostics._checks import (
     as_tensor,
-    check_number,
     normalised_weights,
     require,
 )
@@ -23,43 +22,12 @@ __all__ = [
     "contraction",
     "effective_sample_size",
     "kl_to_grid",
-    "weighted_moments",
 ]
 
 PARETO_K_THRESHOLD = 0.7
 """Pareto k-hat above which importance weights are not to be relied upon (Vehtari et al. 2024)."""
 
 # ---------------------------------------------------------------------- learning
-
-
-def weighted_moments(values: ArrayLike, log_weights: ArrayLike | None) -> tuple[Tensor, Tensor]:
-    """Computes means and standard deviations of weighted draws.
-
-    Args:
-        values: Quantities of every draw, with shape (S, U, Q).
-        log_weights: Log-weights with shape (S, U), normalised or not; None for equal ones.
-
-    Returns:
-        Mean and standard deviation, each (U, Q) in float64 and in the units of the quantities.
-
-    Raises:
-        ValueError: If a shape does not fit or a value is not finite.
-    """
-    values, weights = _weighted("values", values, log_weights)
-    mean, variance = _moments(values, weights)
-    return mean, variance.sqrt()
-
-
-def _weighted(name: str, values: ArrayLike, log_weights: ArrayLike | None) -> tuple[Tensor, Tensor]:
-    """Returns values (S, U, Q) and weights (S, U, 1), both in float64."""
-    values = as_tensor(name, values, ("S", "U", "Q")).cpu().double()
-    check_number(f"the number of draws in {name}", len(values), 2)
-    return values, normalised_weights(log_weights, *values.shape[:2]).unsqueeze(-1)
-
-
-def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    mean = (weights * values).sum(0)
-    return mean, (weights * (values - mean) ** 2).sum(0)
 
 
 def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
