@@ -8,24 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes.diagnostics._checks import (
-    as_tensor,
-    normalised_weights,
-    require,
-)
+from fssa_bayes.diagnostics._checks import as_tensor, normalised_weights, require
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = [
-    "PARETO_K_THRESHOLD",
-    "contraction",
-    "effective_sample_size",
-    "kl_to_grid",
-]
+__all__ = ["PARETO_K_THRESHOLD", "contraction", "effective_sample_size", "kl_to_grid"]
 
 PARETO_K_THRESHOLD = 0.7
 """Pareto k-hat above which importance weights are not to be relied upon (Vehtari et al. 2024)."""
+
 
 # ---------------------------------------------------------------------- learning
 
