@@ -65,7 +65,6 @@ _SEPARATED = 15.0  # Nats per standard deviation above which a coefficient may h
 # probability is still possible.
 _LARGEST_LOG_SD = 3.0
 _FAR = 30.0  # Standard deviations from which the series is exact to the digits of a float32.
-_NUM_ATOMS = 10  # Values of the categorical utility, as published.
 _NO_SPREAD = (
     "of a DistributionalBTL would take the mean utilities for the utilities, which it does not "
     "know: see item_table(data) for means and standard deviations, choice_prob(target) for pairs"
@@ -245,18 +244,16 @@ def _fit_homogeneous(
 class DistributionalBTL(Baseline):
     r"""Gives every item a distribution of utilities: distributional preference learning.
 
-    Whoever judges an item draws its utility afresh. With normal utilities,
+    Whoever judges an item draws its utility, a normal variable, afresh:
 
     .. math:: p(y) = \Phi\!\left(\frac{\mu(x_l) - \mu(x_r)}
-        {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right);
+        {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right).
 
-    with categorical ones, over ten ordered values, :math:`P(r_l > r_r) + \tfrac12 P(r_l = r_r)`.
     σ is kept between 1/20 and 20. Rankings have to be broken into pairs. The model shows where
     people disagree and does not know who is who: a context changes nothing.
 
     Args:
         utility: `"mlp"`, a network of the item with a head for each parameter, or `"linear"`.
-        distribution: `"normal"` (mean and variance) or `"categorical"`.
         hidden_dim: Width of the network.
 
     Attributes:
@@ -271,16 +268,12 @@ class DistributionalBTL(Baseline):
     model: _DistributionalModel
     result: FitResult
 
-    def __init__(
-        self, utility: str = "mlp", distribution: str = "normal", hidden_dim: int = 64
-    ) -> None:
+    def __init__(self, utility: str = "mlp", hidden_dim: int = 64) -> None:
         if utility not in ("mlp", "linear"):
             raise ValueError(f"utility must be 'mlp' or 'linear', got {utility!r}")
-        if distribution not in _HEADS:
-            raise ValueError(f"distribution must be one of {tuple(_HEADS)}, got {distribution!r}")
         if not isinstance(hidden_dim, int) or hidden_dim < 1:
             raise ValueError(f"hidden_dim must be an integer of at least 1, got {hidden_dim!r}")
-        self.utility, self.distribution, self.hidden_dim = utility, distribution, hidden_dim
+        self.utility, self.hidden_dim = utility, hidden_dim
 
     def fit(self, data: Preferences, *, seed: int = 0, progress_bar: bool = True) -> Self:
         """Fits by maximum likelihood, see :meth:`Baseline.fit`.
@@ -291,8 +284,7 @@ class DistributionalBTL(Baseline):
         with seeded(seed):
             features = _num_features(data)
             hidden_dim = None if self.utility == "linear" else self.hidden_dim
-            head = _HEADS[self.distribution](features, hidden_dim)
-            model = _DistributionalModel(features, head)
+            model = _DistributionalModel(features, _NormalHead(features, hidden_dim))
         result = _fit_homogeneous(model, data, seed, progress_bar)
         self.model, self.result = model, result  # A fit that fails leaves the last one.
         return self
@@ -343,35 +335,27 @@ class _PosteriorOfMeans(Posterior):
         raise ValueError(f"differences() {_NO_SPREAD}")
 
 
-class _Head(nn.Module):
-    """Maps items to the parameters of their distributions of utility.
+class _NormalHead(nn.Module):
+    """Gives items normal utilities, N(μ(x), σ²(x)).
 
     Args:
         num_features: Number of item features D.
         hidden_dim: Width of the network; None for a linear map that starts at 0.
-        num_outputs: Number of parameters of an item.
     """
 
-    def __init__(self, num_features: int, hidden_dim: int | None, num_outputs: int) -> None:
+    def __init__(self, num_features: int, hidden_dim: int | None) -> None:
         super().__init__()
         if hidden_dim is None:
-            self.net = ItemLinear(num_features, num_outputs)
+            self.net = ItemLinear(num_features, 2)
             nn.init.zeros_(self.net.weight)
             nn.init.zeros_(self.net.bias)
         else:
-            self.net = tower(num_features, hidden_dim, hidden_dim, num_outputs)
+            self.net = tower(num_features, hidden_dim, hidden_dim, 2)
 
     def forward(self, items: Tensor, z: Tensor) -> Tensor:
         """Returns the mean utilities, which are the same for all z: (*, U, M)."""
         mean, _ = self.moments(items)
         return mean.expand(*z.shape[:-2], len(mean))
-
-
-class _NormalHead(_Head):
-    """Gives items normal utilities, N(μ(x), σ²(x))."""
-
-    def __init__(self, num_features: int, hidden_dim: int | None) -> None:
-        super().__init__(num_features, hidden_dim, 2)
 
     def moments(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Returns μ and log σ, each with shape (M,)."""
@@ -398,41 +382,6 @@ def _probit_logit(t: Tensor) -> Tensor:
     return torch.where(far, t.sign() * tail, inner)
 
 
-class _CategoricalHead(_Head):
-    """Gives items categorical utilities over ordered values from 0 to 1."""
-
-    def __init__(self, num_features: int, hidden_dim: int | None) -> None:
-        super().__init__(num_features, hidden_dim, _NUM_ATOMS)
-        if hidden_dim is None:  # Equal items have no gradient: lean a little.
-            with torch.no_grad():
-                self.net.weight.normal_(0, 0.01)
-
-    def moments(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation, each with shape (M,)."""
-        prob = self.net(items).softmax(-1)
-        atoms = torch.linspace(0, 1, _NUM_ATOMS, dtype=prob.dtype, device=prob.device)
-        mean = prob @ atoms
-        variance = (prob * (atoms - mean.unsqueeze(-1)).square()).sum(-1)
-        return mean, variance.clamp(min=1e-12).log() / 2
-
-    def margin(self, items: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Evaluates the logit of P(r_l > r_r) + ½ P(r_l = r_r), with shape (U, N)."""
-        log_prob = self.net(items).log_softmax(-1)
-        below = torch.nn.functional.pad(
-            log_prob.logcumsumexp(-1)[..., :-1], (1, 0), value=-math.inf
-        )
-        # An atom counts in full below another and by half at the same one.
-        below = torch.logaddexp(below, log_prob - math.log(2))
-
-        def log_win(winner: Tensor, loser: Tensor) -> Tensor:
-            return (log_prob[winner] + below[loser]).logsumexp(-1)
-
-        return log_win(left, right) - log_win(right, left)
-
-
-_HEADS = {"normal": _NormalHead, "categorical": _CategoricalHead}
-
-
 class _DistributionalModel(HeterogeneousBTL):
     """Puts an item's distribution of utility where the homogeneous model has a number.
 
@@ -440,7 +389,7 @@ class _DistributionalModel(HeterogeneousBTL):
     and scores a homogeneous model does so with this one.
     """
 
-    def __init__(self, num_features: int, head: _Head) -> None:
+    def __init__(self, num_features: int, head: _NormalHead) -> None:
         super().__init__(num_features, 0, utility=head)
 
     def check_rankings(self, has_rankings: bool) -> None:
@@ -452,7 +401,7 @@ class _DistributionalModel(HeterogeneousBTL):
             )
 
     @property
-    def head(self) -> _Head:
+    def head(self) -> _NormalHead:
         """Maps items to the parameters of their distributions."""
         return self.utility.module
 

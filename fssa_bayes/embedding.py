@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["embed_texts", "fingerprint", "load_encoder", "pool"]
@@ -35,7 +34,6 @@ __all__ = ["embed_texts", "fingerprint", "load_encoder", "pool"]
 _FORMAT_VERSION = 1
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".zip", ".tar.gz")
 _BATCHES_PER_SHARD = 16
-_BROADCAST_ROWS = 65_536  # 200 MB at 768 dimensions
 
 
 def load_encoder(
@@ -48,8 +46,7 @@ def load_encoder(
 
     Args:
         name_or_path: A folder that `save_pretrained` wrote, or the name of a model on the hub.
-        device: Where to put the model; this process's GPU if there is one, or else the CPU, if
-            None.
+        device: Where to put the model; a GPU if there is one, or else the CPU, if None.
         dtype: Type of the weights; that of the file if None.
 
     Returns:
@@ -92,9 +89,6 @@ def embed_texts(
     normalise: bool = False,
 ) -> Tensor:
     """Embeds texts, the longest first, each distinct one once.
-
-    Started by `accelerate launch` or `torchrun`, the processes share the work and each returns all
-    of it; the first reads and writes the cache.
 
     Args:
         texts: The texts, R of them.
@@ -244,23 +238,8 @@ def _check(
 
 
 def _default_device() -> torch.device:
-    """Returns the GPU of this process, or the CPU."""
-    if _num_processes() > 1:
-        return _partial_state().device
+    """Returns the GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _num_processes() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _partial_state() -> PartialState:
-    """Joins the processes, by gloo where there is no accelerator."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _body(model: nn.Module) -> nn.Module:
@@ -382,22 +361,20 @@ def _embed_distinct(
     texts: list[str], encode: _Encoder, cache: str | os.PathLike | None, progress_bar: bool
 ) -> Tensor:
     """Embeds what the cache does not hold, block by block."""
-    workers = _Workers()
-    store = None
-    if cache is not None and workers.is_main:
-        store = _Cache(Path(cache), encode)
-    table, known = _known(texts, encode.width, store, workers)
+    store = None if cache is None else _Cache(Path(cache), encode)
+    table = torch.zeros(len(texts), encode.width)
+    known = torch.zeros(len(texts), dtype=torch.bool)
+    if store is not None:
+        store.fill(texts, table, known)
     # The longest come first, so that what does not fit into memory shows at once.
     pending = sorted((~known).nonzero().flatten().tolist(), key=lambda row: -len(texts[row]))
-    size = _BATCHES_PER_SHARD * encode.batch_size * workers.number
-    hidden = not (progress_bar and workers.is_main)
-    with tqdm(
-        total=len(texts), initial=len(texts) - len(pending), unit="text", disable=hidden
-    ) as bar:
+    size = _BATCHES_PER_SHARD * encode.batch_size
+    done = len(texts) - len(pending)
+    with tqdm(total=len(texts), initial=done, unit="text", disable=not progress_bar) as bar:
         for start in range(0, len(pending), size):
             rows = pending[start : start + size]
             block = [texts[row] for row in rows]
-            table[rows] = workers.share(block, encode, lambda done: bar.update(done))
+            table[rows] = encode(block, bar.update)
             if store is not None:
                 store.add(block, table[rows])
     if encode.num_cut:
@@ -407,68 +384,6 @@ def _embed_distinct(
             stacklevel=3,
         )
     return table
-
-
-def _known(
-    texts: list[str], width: int, store: _Cache | None, workers: _Workers
-) -> tuple[Tensor, Tensor]:
-    """Reads what the cache holds, and tells the other processes."""
-    table = torch.zeros(len(texts), width)
-    known = torch.zeros(len(texts), dtype=torch.bool)
-    if store is not None:
-        store.fill(texts, table, known)
-    return workers.broadcast(table), workers.broadcast(known)
-
-
-class _Workers:
-    """Shares texts among the processes of accelerate, which one process does without."""
-
-    def __init__(self) -> None:
-        self.number = _num_processes()
-        self.is_main = True
-        if self.number > 1:
-            self.state = _partial_state()
-            self.number, self.is_main = self.state.num_processes, self.state.is_main_process
-
-    def share(self, texts: list[str], encode: _Encoder, report: Callable[[int], object]) -> Tensor:
-        """Embeds every text in one process and gathers the embeddings in all."""
-        if self.number == 1:
-            return encode(texts, report)
-        from accelerate.utils import gather
-
-        order = _deal(len(texts), self.number)
-        with self.state.split_between_processes(
-            [texts[row] for row in order], apply_padding=True
-        ) as mine:
-            part = encode(list(mine), lambda done: report(done * self.number))
-        parts = gather(part.to(self.state.device)).cpu()
-        table = torch.empty(len(texts), encode.width)
-        table[order] = parts[_unpadded(len(texts), self.number)]
-        return table
-
-    def broadcast(self, table: Tensor) -> Tensor:
-        """Hands the first process's table to all."""
-        if self.number == 1:
-            return table
-        from accelerate.utils import broadcast
-
-        parts = [
-            broadcast(part.to(self.state.device)).cpu() for part in table.split(_BROADCAST_ROWS)
-        ]
-        return torch.cat(parts)
-
-
-def _deal(length: int, number: int) -> list[int]:
-    """Orders rows so that contiguous parts, the first ones longer by one, are dealt like cards."""
-    return [row for process in range(number) for row in range(process, length, number)]
-
-
-def _unpadded(length: int, number: int) -> Tensor:
-    """Locates the rows that are no padding among equally long parts of several processes."""
-    width = -(-length // number)
-    part, extra = divmod(length, number)
-    sizes = torch.tensor([part + (process < extra) for process in range(number)])
-    return (torch.arange(width) < sizes[:, None]).flatten().nonzero().flatten()
 
 
 # ---------------------------------------------------------------------- the cache
@@ -525,7 +440,7 @@ class _Cache:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 warnings.warn(
                     f"the shard {str(index)!r} of the cache is damaged and passed over: {error!r}",
-                    stacklevel=5,
+                    stacklevel=4,
                 )
 
     def _read(self, index: Path, content: dict) -> Tensor:

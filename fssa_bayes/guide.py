@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from fssa_bayes.couplings import BentCoupling, HeavyNoise, Whitening
 from fssa_bayes.data import Batch
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.nn import MLP, DeepSet, GatedHypernet, ItemLinear, SelfAttention, flip_between
+from fssa_bayes.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
 
 __all__ = ["NeuralProcessGuide", "check_guide"]
 
 _POSTERIORS = ("normal", "multivariate_normal", "flow")
-_ENCODERS = {"deep_set": DeepSet, "attention": SelfAttention}
 _COUPLINGS = {"affine": 2, "bent": 3}  # Parameters of each transformed dimension.
 _NUM_COUPLINGS = 4
 _SPLINE_BINS = 8
@@ -58,13 +57,12 @@ class NeuralProcessGuide(nn.Module):
             multivariate normal followed by conditional affine couplings (for K = 1, a spline),
             which can score outside values.
         hidden_dim: Width of the networks.
-        encoder: `"deep_set"`, or `"attention"`, in which the comparisons see each other first.
         coupling: For a flow, `"affine"`; or `"bent"`, whose couplings can give the two tails of a
             posterior different scales, act before the normal is put in its place and start from
             noise with heavier tails, so that fewer people have a high Pareto k-hat.
 
     Attributes:
-        config: The arguments it was built with, but for the model.
+        config: The arguments it was built with, but for the model, and the name of its encoder.
         objectives: Names of the objectives it was last fitted by.
 
     Raises:
@@ -82,7 +80,6 @@ class NeuralProcessGuide(nn.Module):
         model: HeterogeneousBTL,
         posterior: str = "flow",
         hidden_dim: int = 64,
-        encoder: str = "deep_set",
         coupling: str = "affine",
     ) -> None:
         super().__init__()
@@ -93,8 +90,6 @@ class NeuralProcessGuide(nn.Module):
             )
         if posterior not in _POSTERIORS:
             raise ValueError(f"posterior must be one of {_POSTERIORS}, got {posterior!r}")
-        if encoder not in _ENCODERS:
-            raise ValueError(f"encoder must be one of {tuple(_ENCODERS)}, got {encoder!r}")
         # A tuple hides the model from nn.Module: its parameters are not the guide's.
         self._model = (model,)
         self.posterior_family = posterior
@@ -103,7 +98,7 @@ class NeuralProcessGuide(nn.Module):
         self.config = {
             "posterior": posterior,
             "hidden_dim": hidden_dim,
-            "encoder": encoder,
+            "encoder": "deep_set",  # Saved models and checkpoints name it.
             "coupling": coupling,
         }
         self.objectives: list[str] = []
@@ -113,7 +108,7 @@ class NeuralProcessGuide(nn.Module):
         # With a position bias a choice of the left item tells less, or more, than one of the right.
         has_bias = model.config["position_bias"]
         self.side = nn.Parameter(torch.zeros(hidden_dim)) if has_bias else None
-        self.encoder = _ENCODERS[encoder](hidden_dim)
+        self.encoder = DeepSet(hidden_dim)
         self.potential = MLP(2 * hidden_dim, hidden_dim, width + 2)
         self.direction = nn.Linear(factors, width, bias=False)
         self.couplings = nn.ModuleList()

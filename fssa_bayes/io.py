@@ -110,7 +110,8 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no saved model.
-        ValueError: If it is damaged, incomplete, of another format version, or needs `utility`.
+        ValueError: If it is damaged, incomplete, of another format version, needs `utility`, or
+            its guide has an encoder other than `"deep_set"`.
     """
     path = Path(path)
     config, tensors = _read_folder(path)
@@ -124,10 +125,18 @@ def load(
         options["utility"] = utility
     elif utility is not None:
         raise ValueError(f"utility must be None for a {options['utility']!r} utility, got a module")
+    guide_options = dict(config["guide"] or {})
+    encoder = guide_options.pop("encoder", "deep_set")
+    if encoder != "deep_set":
+        raise ValueError(
+            f"the guide's encoder in {_CONFIG} must be 'deep_set', got {encoder!r} in "
+            f"{str(path)!r}: fit a guide again, or load it with an "
+            f"older fssa_bayes (it was written by {config.get('versions')})"
+        )
     # The initial weights are overwritten: drawing them must not move the caller's generator.
     with torch.random.fork_rng(devices=[]):
         model = HeterogeneousBTL(**options)
-        guide = NeuralProcessGuide(model, **config["guide"]) if config["guide"] else None
+        guide = NeuralProcessGuide(model, **guide_options) if guide_options else None
     modules = [model] if guide is None else [model, guide]
     for module in modules:
         module.to(device=device, dtype=tensors["model.feature_mean"].dtype).eval()

@@ -21,7 +21,6 @@ __all__ = [
     "GatedHypernet",
     "ItemLinear",
     "Linear",
-    "SelfAttention",
     "flip_between",
     "product",
     "shed_denormals",
@@ -175,40 +174,6 @@ class DeepSet(nn.Module):
         """
         padded = _pad(self.element(F.relu(elements)), mask)
         return self.summary(_pool(padded, weight, mask, count))
-
-
-class SelfAttention(nn.Module):
-    """Lets the elements of a set attend to each other before they are pooled.
-
-    Args:
-        hidden_dim: Width H of elements and of the summary; a multiple of `num_heads`.
-        num_heads: Number of attention heads.
-    """
-
-    def __init__(self, hidden_dim: int, num_heads: int = 4) -> None:
-        super().__init__()
-        if hidden_dim % num_heads:
-            raise ValueError(
-                f"hidden_dim must be a multiple of num_heads={num_heads}, got {hidden_dim}"
-            )
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.project = nn.Linear(hidden_dim, 3 * hidden_dim)
-        self.merge = nn.Linear(hidden_dim, hidden_dim)
-        self.pool = DeepSet(hidden_dim)
-
-    def forward(self, elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-        """Summarises sets to shape (U, H), as :meth:`DeepSet.forward` does."""
-        padded = _pad(self.project(self.norm(elements)), mask)
-        width = elements.shape[-1] // self.num_heads
-        heads = padded.reshape(*mask.shape, 3, self.num_heads, width)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        # An empty set attends to its padding, which the pooling then ignores.
-        visible = mask | ~mask.any(-1, keepdim=True)
-        bias = weight.log().masked_fill(~visible, -torch.inf)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, None, None, :])
-        mixed = mixed.transpose(1, 2).flatten(-2)[mask]
-        return self.pool(elements + self.merge(mixed), weight, mask, count)
 
 
 def _pad(elements: Tensor, mask: Tensor) -> Tensor:

@@ -175,14 +175,8 @@ class ELBO(ImportanceWeightedELBO):
     Fast, and biased towards people who are alike: the bound is loosest where they differ.
     """
 
-    def __init__(
-        self,
-        subset: bool = False,
-        *,
-        steps: int | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        super().__init__(1, subset, steps=steps, batch_size=batch_size)
+    def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
+        super().__init__(1, steps=steps, batch_size=batch_size)
 
 
 class NeuralProcessELBO(Objective):

@@ -72,7 +72,6 @@ BASELINES: dict[str, Callable[[Preferences], Baseline]] = {
     "homogeneous": lambda data: HomogeneousBTL(),
     "homogeneous mlp": lambda data: HomogeneousBTL("mlp", 8),
     "normal utilities": lambda data: DistributionalBTL(hidden_dim=8),
-    "categorical utilities": lambda data: DistributionalBTL("linear", "categorical"),
     "mixture": lambda data: MixtureBTL(2, num_restarts=2),
     "mixture of networks": lambda data: MixtureBTL(2, "mlp", 4, num_restarts=1, max_iterations=3),
     "per label": lambda data: OneModelPerLabel(pd.Series(np.arange(len(data)) % 2)),
@@ -180,7 +179,6 @@ def test_mistakes_are_named(name: str) -> None:
     [
         (lambda: HomogeneousBTL("quadratic"), "utility must be"),
         (lambda: DistributionalBTL("bilinear"), "utility must be 'mlp' or 'linear'"),
-        (lambda: DistributionalBTL(distribution="cauchy"), "distribution must be one of"),
         (lambda: DistributionalBTL(hidden_dim=0), "hidden_dim must be"),
         (lambda: MixtureBTL(0), "num_classes must be"),
         (lambda: MixtureBTL(2, num_restarts=0), "num_restarts must be"),
@@ -257,16 +255,14 @@ def test_a_network_has_no_coefficients() -> None:
 # ---------------------------------------------------------------------- uncertain utilities
 
 
-def fitted_head(
-    parameters: Tensor, distribution: str = "normal"
-) -> tuple[DistributionalBTL, Preferences]:
-    """Returns a model of items without features whose parameters are given, (M, ·)."""
+def fitted_head(parameters: Tensor) -> tuple[DistributionalBTL, Preferences]:
+    """Returns a model of items without features whose parameters are given, (M, 2)."""
     count = len(parameters)
     pairs = np.array([(i, j) for i in range(count) for j in range(count) if i != j])
     data = Preferences(
         pairs[:, 0], pairs[:, 1], np.arange(len(pairs)) % 2, [0, len(pairs)], num_items=count
     )
-    baseline = DistributionalBTL("linear", distribution)
+    baseline = DistributionalBTL("linear")
     with pytest.MonkeyPatch.context() as patch:  # Parameters are put in by hand.
         patch.setattr("fssa_bayes.baselines.fit", lambda *args, **options: None)
         baseline.fit(data)
@@ -308,18 +304,6 @@ def test_normal_utilities_by_their_closed_form_and_in_the_tails(scale: float) ->
         assert expected.min() < -1e4  # Where 1 − Φ is nothing but rounding.
     choice.log_prob(batch.choice).sum().backward()
     assert torch.isfinite(baseline.model.head.net.weight.grad).all()
-
-
-def test_categorical_utilities_by_counting() -> None:
-    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
-    baseline, data = fitted_head(logits, "categorical")
-    prob = logits.softmax(-1).numpy()
-    expected = []
-    for left, right in zip(data.left, data.right, strict=True):
-        joint = np.outer(prob[left], prob[right])
-        expected.append(np.tril(joint, -1).sum() + joint.trace() / 2)
-    shown = baseline.predict(data).choice_prob(data).mean[0].numpy()
-    np.testing.assert_allclose(shown, expected, rtol=1e-5)
 
 
 def test_normal_utilities_are_recovered() -> None:

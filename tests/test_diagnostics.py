@@ -345,14 +345,14 @@ def test_tarp_divides_by_the_scale() -> None:
     torch.testing.assert_close(plain.pit, scaled.pit, atol=0.02, rtol=0)
 
 
-# ---------------------------------------------------------------------- contraction, z-scores
+# ---------------------------------------------------------------------- contraction
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.7, 1.4])
-def test_contraction_and_z_scores(scale: float) -> None:
+def test_contraction_is_that_of_the_variances(scale: float) -> None:
     people = study(500, 400, scale=scale)
-    values, truth = people.values[..., :2], people.truth[:, :2]
-    mean, sd = dg.weighted_moments(values, None)
+    values = people.values[..., :2]
+    sd = values.std(0, correction=0)
     prior_sd = torch.tensor([1.25, 1.04]).double().sqrt()
     shrunk = dg.contraction(prior_sd, sd)
     for size in SIZES:
@@ -360,15 +360,6 @@ def test_contraction_and_z_scores(scale: float) -> None:
         # The exact posterior's variance is 1 / (1 + n) of the prior's.
         expected = 1 - scale**2 / (1 + size)
         assert shrunk[chosen].mean().item() == pytest.approx(expected, abs=0.03)
-        square = (dg.z_score(mean, sd, truth)[chosen] ** 2).mean(0)
-        error = math.sqrt(2 / chosen.sum()) / scale**2
-        np.testing.assert_allclose(square, 1 / scale**2, atol=4 * error)
-
-
-def test_z_scores_of_a_shifted_posterior_are_shifted() -> None:
-    people = study(1000, 400, shift=0.3)
-    mean, sd = dg.weighted_moments(people.z, None)
-    np.testing.assert_allclose(dg.z_score(mean, sd, people.true_z).mean(0), 0.3, atol=0.08)
 
 
 # ---------------------------------------------------------------------- importance weights
@@ -382,13 +373,6 @@ def test_effective_sample_size_has_its_closed_form(sd: float) -> None:
     ess = dg.effective_sample_size(target.log_prob(z) - proposal.log_prob(z) - 3)
     expected = math.sqrt(2 * sd**2 - 1) / sd**2
     np.testing.assert_allclose(ess / 20_000, expected, rtol=0.02)
-
-
-def test_importance_summary_counts_by_context_size() -> None:
-    k, ess = [0.1, 0.9, 0.7, math.inf], [0.9, 0.2, 0.6, 0.4]
-    table = dg.importance_summary(k, ess, [1, 1, 0, 1]).set_index("group")
-    assert table.loc[0].tolist() == [1, 0, 0.0, 0.7, 0.7, 0.6, 0.6]
-    assert table.loc[1].tolist() == pytest.approx([3, 2, 2 / 3, 0.9, math.inf, 0.5, 0.2])
 
 
 # ---------------------------------------------------------------------- grids
@@ -409,14 +393,6 @@ def test_divergences_to_a_grid_are_those_of_normals(loc: float, scale: float) ->
     # A grid posterior is known up to a constant.
     kl = dg.kl_to_grid(log_p - 12.0, log_q, volume).item()
     assert kl == pytest.approx(expected, abs=1e-9)
-    variation = dg.total_variation(log_p + 12.0, log_q, volume).item()
-    if loc:
-        assert variation == pytest.approx(2 * stats.norm.cdf(loc / 2) - 1, abs=1e-6)
-    else:
-        # The densities cross at ± c.
-        cross = 0.0 if scale == 1 else math.sqrt(2 * math.log(scale) / (1 - 1 / scale**2))
-        gap = stats.norm.cdf(cross) - stats.norm.cdf(cross / scale)
-        assert variation == pytest.approx(2 * abs(gap), abs=1e-4)
 
 
 def test_mass_off_the_grid_counts() -> None:
@@ -424,8 +400,6 @@ def test_mass_off_the_grid_counts() -> None:
     log_p, _, volume = normal_grid(0.0, 1.0)
     log_q = log_p - math.log(2)
     assert dg.kl_to_grid(log_p, log_q, volume).item() == pytest.approx(math.log(2))
-    assert dg.total_variation(log_p, log_q, volume).item() == pytest.approx(0.5)
-    assert dg.grid_mass(log_q, volume).item() == pytest.approx(0.5)
 
 
 def test_points_may_stand_for_volumes_of_their_own() -> None:
@@ -447,111 +421,7 @@ def test_points_may_stand_for_volumes_of_their_own() -> None:
     assert (dg.kl_to_grid(log_p, impossible, cell) == torch.inf).all()
 
 
-# ---------------------------------------------------------------------- draws against draws
-
-
-def test_sliced_wasserstein_in_one_dimension_is_scipys() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 3, 1)), rng.normal(size=(25, 3, 1))
-    x_weights, y_weights = rng.random((40, 3)), rng.random((25, 3))
-    distance = dg.sliced_wasserstein(x, y, np.log(x_weights), np.log(y_weights), order=1)
-    for user in range(3):
-        expected = stats.wasserstein_distance(
-            x[:, user, 0], y[:, user, 0], x_weights[:, user], y_weights[:, user]
-        )
-        assert distance[user].item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("loc", "scale", "expected"), [(0.0, 0.7, 0.3), (0.0, 1.4, 0.4), (0.3, 1.0, 0.3)]
-)
-def test_sliced_wasserstein_of_normals(loc: float, scale: float, expected: float) -> None:
-    # W2 of N(0, I) and N(m, s² I) along any direction: sqrt((θ·m)² + (s − 1)²); with m along one
-    # of two axes the mean of (θ·m)² is m² / 2.
-    x, y = torch.randn(2, 5_000, 1, 2)
-    distance = dg.sliced_wasserstein(
-        torch.tensor([loc * math.sqrt(2), 0.0]) + scale * x, y, num_projections=100
-    )
-    assert distance.item() == pytest.approx(expected, abs=0.03)
-    assert dg.sliced_wasserstein(x, x.flip(0)).item() == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("fault", [(0.0, 1.0), (0.0, 0.7), (0.0, 1.4), (0.3, 1.0)])
-def test_moment_errors_and_their_standard_errors(fault: tuple[float, float]) -> None:
-    loc, scale = fault
-    users = 400
-    # N(loc, scale²) by weighted draws; the reference is N(0, 1), every draw twice.
-    proposal, target = Normal(loc, 1.2 * scale), Normal(loc, scale)
-    z = proposal.sample((1000, users, 1))
-    log_weights = (target.log_prob(z) - proposal.log_prob(z)).squeeze(-1)
-    reference = torch.randn(500, users, 1).repeat(2, 1, 1)
-    errors = dg.moment_errors(z, log_weights, reference, torch.full((users,), 500.0))
-    mean_z = (errors.mean_difference - loc) / errors.mean_standard_error
-    sd_z = (errors.sd_difference - (scale - 1)) / errors.sd_standard_error
-    for scores in (mean_z, sd_z):
-        assert abs(scores.mean().item()) < 0.2
-        assert scores.std().item() == pytest.approx(1, abs=0.12)
-    assert errors.sd_ratio.median().item() == pytest.approx(scale, abs=0.01)
-    assert errors.mean_difference.median().item() == pytest.approx(loc, abs=0.01)
-
-
-# ---------------------------------------------------------------------- information
-
-
-def entropy(prob: float) -> float:
-    return stats.entropy([prob, 1 - prob])
-
-
-def test_information_of_a_two_point_posterior() -> None:
-    # z is one of two types with probabilities .3 and .7, who choose left with .9 and .2.
-    margin = torch.logit(torch.tensor([0.9, 0.2])).reshape(2, 1, 1)
-    parts = dg.choice_information(margin, torch.tensor([[0.3], [0.7]]).log())
-    aleatoric = 0.3 * entropy(0.9) + 0.7 * entropy(0.2)
-    total = entropy(0.3 * 0.9 + 0.7 * 0.2)
-    assert parts.aleatoric.item() == pytest.approx(aleatoric, rel=1e-5)
-    assert parts.epistemic.item() == pytest.approx(total - aleatoric, rel=1e-5)
-    assert parts.total.item() == pytest.approx(total, rel=1e-5)
-
-
-def test_information_of_a_beta_posterior() -> None:
-    a, b = 2.0, 3.0
-    prob = torch.from_numpy(stats.beta.ppf(QUANTILES, a, b))
-    parts = dg.choice_information(torch.logit(prob).reshape(-1, 1, 1))
-    digamma = torch.digamma(torch.tensor([a + b + 1, a + 1, b + 1]))
-    aleatoric = (digamma[0] - (a * digamma[1] + b * digamma[2]) / (a + b)).item()
-    assert parts.aleatoric.item() == pytest.approx(aleatoric, abs=1e-4)
-    assert parts.epistemic.item() == pytest.approx(entropy(a / (a + b)) - aleatoric, abs=1e-4)
-
-
 QUANTILES = (np.arange(20_000) + 0.5) / 20_000
-
-
-def test_information_of_three_outcomes() -> None:
-    # Two types who are sure of left and of a tie, and a third who is not sure of anything.
-    prob = torch.tensor([[1.0, 0, 0], [0, 0, 1], [1 / 3, 1 / 3, 1 / 3]]).reshape(3, 1, 1, 3)
-    parts = dg.outcome_information(prob, torch.tensor([[0.5], [0.25], [0.25]]).log())
-    mean = [0.5 + 1 / 12, 1 / 12, 0.25 + 1 / 12]
-    assert parts.aleatoric.item() == pytest.approx(math.log(3) / 4)
-    assert parts.total.item() == pytest.approx(stats.entropy(mean))
-    assert parts.epistemic.item() == pytest.approx(stats.entropy(mean) - math.log(3) / 4)
-
-
-def test_two_outcomes_are_the_same_either_way() -> None:
-    margin, log_weights = 3 * torch.randn(50, 4, 3), torch.randn(50, 4)
-    prob = torch.stack([torch.sigmoid(margin), torch.sigmoid(-margin)], -1)
-    one, other = (
-        dg.choice_information(margin, log_weights),
-        dg.outcome_information(prob, log_weights),
-    )
-    for name in ("total", "epistemic", "aleatoric"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-6, rtol=1e-5)
-
-
-def test_information_at_extreme_margins() -> None:
-    margin = torch.tensor([[[1e4, 50.0, 0.0]], [[-1e4, 50.0, 0.0]]])
-    parts = dg.choice_information(margin)
-    np.testing.assert_allclose(parts.epistemic, [[math.log(2), 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(parts.aleatoric, [[0, 51 * math.exp(-50), math.log(2)]], rtol=1e-5)
 
 
 # ---------------------------------------------------------------------- bad input
@@ -580,17 +450,9 @@ BAD = [
     (dg.tarp, (VALUES, None, TRUTH, TRUTH[:, :1]), r"references must have shape \(25, 2\)"),
     (dg.tarp, (VALUES[:, :5], None, TRUTH[:5], TRUTH[:5]), "users must be at least 20, got 5"),
     (dg.contraction, ([1.0, 0.0], VALUES[0].abs()), "prior_sd must be positive, got 0.0 at 1"),
-    (dg.z_score, (TRUTH, TRUTH, TRUTH), r"sd must be positive, got 0.0 at \(0, 0\)"),
-    (dg.importance_summary, ([math.nan], [0.5]), "pareto_k must not be NaN, got nan at 0"),
-    (dg.importance_summary, ([0.1], [50.0]), "relative_ess must lie between 0 and 1, got 50.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[:9, :, 0], 1.0), r"log_q must have shape \(30, 25\)"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], 0.0), "volume must be positive, got 0.0"),
     (dg.kl_to_grid, (VALUES[..., 0], VALUES[..., 0], [1.0]), r"volume must have shape \(25,\)"),
-    (dg.sliced_wasserstein, (VALUES, VALUES[:, :3]), r"y must have shape \(R, 25, 2\)"),
-    (dg.moment_errors, (VALUES, None, VALUES, np.zeros(25)), "reference_ess must be positive"),
-    (dg.moment_errors, (VALUES[:1], None, VALUES), "draws in values must be at least 2, got 1"),
-    (dg.choice_information, (VALUES / 0 * 0,), "margin must not be NaN"),
-    (dg.outcome_information, (torch.full((2, 1, 1, 3), 0.5),), "sums of prob .* be 1, got 1.5"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -387,64 +386,6 @@ def test_embeddings_beyond_the_numbers_are_refused_and_not_kept(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"finite, got another for .* \(3 such texts\)"):
         embed_texts(TEXTS, model, make_tokenizer("llama"), cache=tmp_path, progress_bar=False)
     assert not shards(tmp_path)
-
-
-# ---------------------------------------------------------------------- several processes
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_texts_are_dealt_like_cards(length: int, number: int) -> None:
-    order = embedding._deal(length, number)
-    assert sorted(order) == list(range(length))
-    width = -(-length // number)
-    hands = [list(range(process, length, number)) for process in range(number)]
-    padded = [card for hand in hands for card in [*hand, *[-1] * (width - len(hand))]]
-    assert [padded[place] for place in embedding._unpadded(length, number)] == order
-
-
-PROCESS = """
-import json, sys
-sys.path.insert(0, {tests!r})
-import torch
-from test_embedding import TEXTS, make_model, make_tokenizer
-from fssa_bayes import embedding
-
-embedding._BATCHES_PER_SHARD = 1
-torch.set_num_threads(1)
-model = make_model("llama")
-texts = TEXTS + ["old", "south of the red", "heavy"]
-rows = embedding.embed_texts(
-    texts, model, make_tokenizer("llama"), batch_size=2, cache={cache!r}, progress_bar=False
-)
-rank = torch.distributed.get_rank()
-torch.save(rows, f"{cache}/{{rank}}.pt")
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_processes_share_the_work_and_all_have_the_result(tmp_path: Path) -> None:
-    model, tokenizer = make_model("llama"), make_tokenizer("llama")
-    embed_texts(TEXTS[:2], model, tokenizer, cache=tmp_path, progress_bar=False)
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS.format(tests=str(Path(__file__).parent), cache=str(tmp_path)))
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-            *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script)),
-        ],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    expected = one_by_one([*TEXTS, "old", "south of the red", "heavy"], "llama", "mean")
-    assert found[0].equal(found[1])
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
-    indices = [json.loads(path.read_text())["texts"] for path in tmp_path.glob("*/*.json")]
-    assert sorted(map(len, indices)) == [2, 3, 4]  # the first run's; seven in blocks of four
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ CASES = {
     "bilinear": ({"utility": "bilinear", "num_factors": 5}, {"posterior": "flow"}),
     "linear": ({"utility": "linear"}, {"posterior": "multivariate_normal", "hidden_dim": 8}),
     "mlp": ({"utility": "mlp", "hidden_dim": 7}, {"posterior": "normal"}),
-    "flow prior": ({"prior": "flow"}, {"encoder": "attention"}),
+    "flow prior": ({"prior": "flow"}, {}),
 }
 
 
@@ -235,6 +235,15 @@ def test_other_format_versions_are_refused(version: int, advice: str, saved: Pat
     config = json.loads((saved / "config.json").read_text()) | {"format_version": version}
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"must be one of .1, 2., got {version} .*{advice}"):
+        load(saved)
+
+
+def test_a_guide_with_another_encoder_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    assert config["guide"].get("encoder") == "deep_set"
+    config["guide"]["encoder"] = "attention"
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="encoder in config.json must be 'deep_set', got 'atten"):
         load(saved)
 
 

@@ -12,7 +12,6 @@ from fssa_bayes.nn import (
     GatedHypernet,
     ItemLinear,
     Linear,
-    SelfAttention,
     _ProductTF32,
     flip_between,
     product,
@@ -22,7 +21,6 @@ from fssa_bayes.nn import (
 
 HIDDEN = 8
 SIZES = [3, 0, 5]
-ENCODERS = pytest.mark.parametrize("encoder", [DeepSet, SelfAttention])
 
 
 def ragged(sizes: list[int]) -> Tensor:
@@ -72,25 +70,22 @@ def test_mlp_without_inputs_is_a_constant() -> None:
     assert mlp[0].weight.shape == (4, 0)
 
 
-@ENCODERS
-def test_order_of_a_set_does_not_matter(encoder: type) -> None:
-    encoder, sets = encoder(HIDDEN), random_sets()
+def test_order_of_a_set_does_not_matter() -> None:
+    encoder, sets = DeepSet(HIDDEN), random_sets()
     shuffled = [elements[torch.randperm(len(elements))] for elements in sets]
     result = summarise(encoder, shuffled)
     torch.testing.assert_close(result, summarise(encoder, sets), atol=1e-6, rtol=0)
 
 
-@ENCODERS
-def test_sets_do_not_see_each_other(encoder: type) -> None:
-    encoder, sets = encoder(HIDDEN), random_sets()
+def test_sets_do_not_see_each_other() -> None:
+    encoder, sets = DeepSet(HIDDEN), random_sets()
     together = summarise(encoder, sets)
     alone = torch.cat([summarise(encoder, [elements]) for elements in sets])
     torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
 
 
-@ENCODERS
-def test_two_halves_make_a_whole(encoder: type) -> None:
-    encoder, sets = encoder(HIDDEN), random_sets([3, 1])
+def test_two_halves_make_a_whole() -> None:
+    encoder, sets = DeepSet(HIDDEN), random_sets([3, 1])
     halves = [elements.repeat(2, 1) for elements in sets]
     weights = [torch.full((len(elements),), 0.5) for elements in halves]
     result = summarise(encoder, halves, weights)
@@ -110,25 +105,6 @@ def test_deep_set_sees_mean_maximum_and_size() -> None:
     )
     result = summarise(encoder, [elements])[0]
     torch.testing.assert_close(result, encoder.summary(pooled), atol=1e-6, rtol=0)
-
-
-def test_attention_is_a_softmax_within_each_head() -> None:
-    encoder, (elements,) = SelfAttention(HIDDEN, num_heads=2), random_sets([4])
-    weight = torch.tensor([1.0, 0.5, 1.0, 0.5])
-    query, key, value = encoder.project(encoder.norm(elements)).chunk(3, -1)
-    mixed = []
-    for head in (slice(0, 4), slice(4, 8)):
-        score = torch.exp(query[:, head] @ key[:, head].T / 2) * weight
-        mixed.append(score / score.sum(-1, keepdim=True) @ value[:, head])
-    attended = elements + encoder.merge(torch.cat(mixed, -1))
-    expected = summarise(encoder.pool, [attended], [weight])
-    result = summarise(encoder, [elements], [weight])
-    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
-
-
-def test_attention_needs_heads_of_equal_width() -> None:
-    with pytest.raises(ValueError, match=r"hidden_dim must be a multiple of num_heads=4, got 10"):
-        SelfAttention(10)
 
 
 def test_gate_scales_shift_and_log_scale() -> None:

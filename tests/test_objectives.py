@@ -173,15 +173,15 @@ def test_many_particles_approach_the_marginal_likelihood(
     assert losses[0] + evidence.mean().item() > 20 * error, "one particle must not pass"
 
 
-@pytest.mark.parametrize("objective", [ELBO(subset=True), ImportanceWeightedELBO(2, subset=True)])
-def test_subset_takes_every_size_but_all(objective: Objective, make_data: MakeData) -> None:
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_subset_takes_every_size_but_all(num_particles: int, make_data: MakeData) -> None:
     """Of n comparisons (n − 1) / 2 are taken on average, the others do not count."""
     batch = make_data([5] * 4000, num_features=1).batch()
     pair = known_pair(slope=0.0, shift=0.0, precision=0.0)
     per_comparison = -log_lik(batch, torch.zeros(4000), 0.0)
     error = per_comparison.sum(-1).std().item() / 4000**0.5
     torch.manual_seed(1)
-    loss = objective.backward(*pair, batch)
+    loss = ImportanceWeightedELBO(num_particles, subset=True).backward(*pair, batch)
     assert abs(loss - 2 * per_comparison.mean().item()) < 4 * error
 
 

@@ -8,17 +8,9 @@ each. Under a model in which ties are answers, forecast the expected choice, `p.
 
 from fssa_bayes.diagnostics.agreement import (
     PARETO_K_THRESHOLD,
-    MomentErrors,
     contraction,
     effective_sample_size,
-    grid_mass,
-    importance_summary,
     kl_to_grid,
-    moment_errors,
-    sliced_wasserstein,
-    total_variation,
-    weighted_moments,
-    z_score,
 )
 from fssa_bayes.diagnostics.corp import (
     BrierDecomposition,
@@ -27,11 +19,6 @@ from fssa_bayes.diagnostics.corp import (
     brier_decomposition,
     expected_calibration_error,
     reliability,
-)
-from fssa_bayes.diagnostics.information import (
-    Information,
-    choice_information,
-    outcome_information,
 )
 from fssa_bayes.diagnostics.ranks import (
     EcdfBand,
@@ -60,8 +47,6 @@ __all__ = [
     "BrierDecomposition",
     "CalibrationError",
     "EcdfBand",
-    "Information",
-    "MomentErrors",
     "Reliability",
     "SbcResult",
     "Score",
@@ -69,7 +54,6 @@ __all__ = [
     "block_bootstrap",
     "brier_decomposition",
     "brier_score",
-    "choice_information",
     "clustered_mean",
     "confidence_gap",
     "contraction",
@@ -77,19 +61,11 @@ __all__ = [
     "ecdf_band",
     "effective_sample_size",
     "expected_calibration_error",
-    "grid_mass",
-    "importance_summary",
     "interval_coverage",
     "kl_to_grid",
     "log_score",
-    "moment_errors",
-    "outcome_information",
     "reliability",
     "sbc_test",
-    "sliced_wasserstein",
     "tarp",
-    "total_variation",
-    "weighted_moments",
     "weighted_pit",
-    "z_score",
 ]

@@ -2,79 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
-from fssa_bayes.diagnostics._checks import (
-    as_array,
-    as_tensor,
-    check_number,
-    group_index,
-    normalised_weights,
-    require,
-)
+from fssa_bayes.diagnostics._checks import as_tensor, normalised_weights, require
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = [
-    "PARETO_K_THRESHOLD",
-    "MomentErrors",
-    "contraction",
-    "effective_sample_size",
-    "grid_mass",
-    "importance_summary",
-    "kl_to_grid",
-    "moment_errors",
-    "sliced_wasserstein",
-    "total_variation",
-    "weighted_moments",
-    "z_score",
-]
+__all__ = ["PARETO_K_THRESHOLD", "contraction", "effective_sample_size", "kl_to_grid"]
 
 PARETO_K_THRESHOLD = 0.7
 """Pareto k-hat above which importance weights are not to be relied upon (Vehtari et al. 2024)."""
 
-_MAX_CELLS = 2**24  # Projected draws held at once: 128 MB.
-
 
 # ---------------------------------------------------------------------- learning
-
-
-def weighted_moments(values: ArrayLike, log_weights: ArrayLike | None) -> tuple[Tensor, Tensor]:
-    """Computes means and standard deviations of weighted draws.
-
-    Args:
-        values: Quantities of every draw, with shape (S, U, Q).
-        log_weights: Log-weights with shape (S, U), normalised or not; None for equal ones.
-
-    Returns:
-        Mean and standard deviation, each (U, Q) in float64 and in the units of the quantities.
-
-    Raises:
-        ValueError: If a shape does not fit or a value is not finite.
-    """
-    values, weights = _weighted("values", values, log_weights)
-    mean, variance = _moments(values, weights)
-    return mean, variance.sqrt()
-
-
-def _weighted(name: str, values: ArrayLike, log_weights: ArrayLike | None) -> tuple[Tensor, Tensor]:
-    """Returns values (S, U, Q) and weights (S, U, 1), both in float64."""
-    values = as_tensor(name, values, ("S", "U", "Q")).cpu().double()
-    check_number(f"the number of draws in {name}", len(values), 2)
-    return values, normalised_weights(log_weights, *values.shape[:2]).unsqueeze(-1)
-
-
-def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    mean = (weights * values).sum(0)
-    return mean, (weights * (values - mean) ** 2).sum(0)
 
 
 def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
@@ -105,31 +50,6 @@ def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
     return 1 - (posterior_sd / prior_sd) ** 2
 
 
-def z_score(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> Tensor:
-    """Computes posterior z-scores, (mean − truth) / sd: near 0 on average, with variance near 1.
-
-    Args:
-        mean: Posterior means with shape (U, Q).
-        sd: Posterior standard deviations, positive, with shape (U, Q).
-        truth: The quantities at the z that was simulated from, with shape (U, Q).
-
-    Returns:
-        Scores with shape (U, Q). Their expected square is 1 for an exact posterior.
-
-    Raises:
-        ValueError: If a shape does not fit or a value is out of range.
-
-    References:
-        Schad, Betancourt & Vasishth (2021), Toward a principled Bayesian workflow in cognitive
-        science, Psychological Methods 26(1).
-    """
-    mean = as_tensor("mean", mean, ("U", "Q")).double()
-    sd = as_tensor("sd", sd, tuple(mean.shape)).double()
-    truth = as_tensor("truth", truth, tuple(mean.shape)).double()
-    require("sd", sd, sd > 0, "be positive")
-    return (mean - truth) / sd
-
-
 # ---------------------------------------------------------------------- importance weights
 
 
@@ -150,55 +70,6 @@ def effective_sample_size(log_weights: ArrayLike) -> Tensor:
     """
     shape = as_tensor("log_weights", log_weights, ("S", "U"), finite=False).shape
     return 1 / (normalised_weights(log_weights, *shape) ** 2).sum(0)
-
-
-def importance_summary(
-    pareto_k: ArrayLike,
-    relative_ess: ArrayLike,
-    groups: ArrayLike | None = None,
-    *,
-    threshold: float = PARETO_K_THRESHOLD,
-) -> pd.DataFrame:
-    """Tabulates how well importance weights can be relied upon, by context size.
-
-    Args:
-        pareto_k: Pareto k-hat of every user, with shape (U,); infinite where a tail could not be
-            fitted.
-        relative_ess: Effective sample size as a share of the draws, with shape (U,).
-        groups: The context size of every user, with shape (U,); all users are one group if None.
-        threshold: k-hat from which on a user's weights are not relied upon.
-
-    Returns:
-        One row a group. Columns: `group`, `users`; `above`, the number of users above the
-        threshold, and `share_above`; `median_k`, `max_k`; `mean_ess`, `min_ess`, relative.
-
-    Raises:
-        ValueError: If a shape does not fit or a value is out of range.
-
-    References:
-        Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
-    """
-    k = as_array("pareto_k", pareto_k)
-    if k.ndim != 1 or k.size == 0:
-        raise ValueError(f"pareto_k must have shape (U,) and not be empty, got {k.shape}")
-    require("pareto_k", k, ~np.isnan(k), "not be NaN")
-    ess = as_tensor("relative_ess", relative_ess, k.shape).cpu().double().numpy()
-    require("relative_ess", ess, (ess > 0) & (ess <= 1 + 1e-6), "lie between 0 and 1")
-    labels, index = group_index(groups, len(k))
-    frame = pd.DataFrame({"group": labels[index], "k": k, "ess": ess, "above": k > threshold})
-    return (
-        frame.groupby("group", sort=True)
-        .agg(
-            users=("k", "size"),
-            above=("above", "sum"),
-            share_above=("above", "mean"),
-            median_k=("k", "median"),
-            max_k=("k", "max"),
-            mean_ess=("ess", "mean"),
-            min_ess=("ess", "min"),
-        )
-        .reset_index()
-    )
 
 
 # ---------------------------------------------------------------------- grid posterior
@@ -230,44 +101,6 @@ def kl_to_grid(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:
     return torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(0)
 
 
-def total_variation(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:
-    r"""Computes :math:`\tfrac12 \int |p - q|` to a grid posterior, q's mass off the grid too.
-
-    Args:
-        log_p: Log-density of the exact posterior at every point up to a constant a user, (G, U).
-        log_q: Log-density of the approximation at the same points, normalised over all space.
-        volume: Volume that a point stands for: a number, or with shape (U,) or (G, U).
-
-    Returns:
-        The largest difference of a probability, between 0 and 1, with shape (U,) in float64.
-
-    Raises:
-        ValueError: As :func:`kl_to_grid`.
-    """
-    log_p, log_q, volume = _grids(log_p, log_q, volume)
-    mass, _ = _grid_posterior(log_p, volume)
-    other = volume * log_q.exp()
-    elsewhere = (1 - other.sum(0)).clamp(min=0)
-    return (((mass - other).abs().sum(0) + elsewhere) / 2).clamp(max=1)
-
-
-def grid_mass(log_q: ArrayLike, volume: ArrayLike) -> Tensor:
-    """Computes the mass of a density on a grid; 1 less it lies elsewhere.
-
-    Args:
-        log_q: Log-density at every point, normalised over all space, with shape (G, U).
-        volume: Volume that a point stands for: a number, or with shape (U,) or (G, U).
-
-    Returns:
-        Mass with shape (U,) in float64; a little off 1 by quadrature.
-
-    Raises:
-        ValueError: As :func:`kl_to_grid`.
-    """
-    log_q = _grid_density("log_q", log_q, ("G", "U"))
-    return (_grid_volume(volume, log_q) * log_q.exp()).sum(0)
-
-
 def _grids(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
     log_p = _grid_density("log_p", log_p, ("G", "U"))
     log_q = _grid_density("log_q", log_q, tuple(log_p.shape))
@@ -293,181 +126,3 @@ def _grid_posterior(log_p: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
     log_evidence = log_mass.logsumexp(0)
     require("the total of log_p", log_evidence, torch.isfinite(log_evidence), "be finite")
     return (log_mass - log_evidence).exp(), log_p - log_evidence
-
-
-# ---------------------------------------------------------------------- draws against draws
-
-
-def sliced_wasserstein(
-    x: ArrayLike,
-    y: ArrayLike,
-    x_log_weights: ArrayLike | None = None,
-    y_log_weights: ArrayLike | None = None,
-    *,
-    order: int = 2,
-    num_projections: int = 64,
-    seed: int = 0,
-) -> Tensor:
-    r"""Computes the sliced Wasserstein distance between two sets of weighted draws of each user.
-
-    :math:`\bigl(E_\theta W_p^p(\theta^\top x, \theta^\top y)\bigr)^{1/p}` over random directions.
-    It is 0 for equal distributions only in the limit of many draws: compare it with the distance
-    between two halves of the gold standard.
-
-    Args:
-        x: Draws with shape (S, U, Q), in comparable units.
-        y: Draws with shape (R, U, Q).
-        x_log_weights: Log-weights with shape (S, U); None for equal ones.
-        y_log_weights: Log-weights with shape (R, U); None for equal ones.
-        order: The order p, 1 or more.
-        num_projections: Number of directions; one quantity needs none.
-        seed: Seed of the directions.
-
-    Returns:
-        Distance in the units of the quantities with shape (U,), in float64.
-
-    Raises:
-        ValueError: If a shape does not fit, a value is not finite or an option is out of range.
-
-    References:
-        Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters of measures, Journal of
-        Mathematical Imaging and Vision 51.
-    """
-    check_number("order", order, 1)
-    check_number("num_projections", num_projections, 1)
-    x, x_weights = _weighted("x", x, x_log_weights)
-    y = as_tensor("y", y, ("R", *x.shape[1:]))
-    y, y_weights = _weighted("y", y, y_log_weights)
-    size = x.shape[-1]
-    directions = torch.ones(1, 1, dtype=torch.float64)
-    if size > 1:
-        with seeded(seed):
-            directions = torch.randn(size, num_projections, dtype=torch.float64)
-        directions = directions / directions.norm(dim=0)
-    chunk = max(1, _MAX_CELLS // ((len(x) + len(y)) * directions.shape[1]))
-    parts = [
-        _transport(
-            *(part[:, start : start + chunk].transpose(0, 1) for part in (x, x_weights)),
-            *(part[:, start : start + chunk].transpose(0, 1) for part in (y, y_weights)),
-            directions,
-            order,
-        )
-        for start in range(0, x.shape[1], chunk)
-    ]
-    return torch.cat(parts)
-
-
-def _transport(
-    x: Tensor, x_weights: Tensor, y: Tensor, y_weights: Tensor, directions: Tensor, order: int
-) -> Tensor:
-    """Couples quantiles of both projections, (U, S, Q) and (U, R, Q), at all steps of either."""
-    (x, x_level), (y, y_level) = (
-        _quantile_function(values @ directions, weights)
-        for values, weights in ((x, x_weights), (y, y_weights))
-    )
-    level = torch.cat([x_level, y_level], -1).sort(-1).values
-    middle = level - level.diff(dim=-1, prepend=torch.zeros_like(level[..., :1])) / 2
-    x, y = (
-        values.gather(-1, torch.searchsorted(steps, middle).clamp(max=values.shape[-1] - 1))
-        for values, steps in ((x, x_level), (y, y_level))
-    )
-    width = level.diff(dim=-1, prepend=torch.zeros_like(level[..., :1]))
-    return (width * (x - y).abs() ** order).sum(-1).mean(-1) ** (1 / order)
-
-
-def _quantile_function(projected: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorts projections (U, S, P) to values and cumulative weights, each (U, P, S)."""
-    values, place = projected.transpose(1, 2).contiguous().sort(-1)
-    weights = weights.transpose(1, 2).expand_as(values).gather(-1, place)
-    level = weights.cumsum(-1)
-    return values, level / level[..., -1:]
-
-
-@dataclass(frozen=True)
-class MomentErrors:
-    """Holds differences of posterior moments from a gold standard, each field (U, Q) in float64.
-
-    Attributes:
-        mean_difference: Mean less the gold standard's, in the units of the quantity.
-        mean_standard_error: Its Monte-Carlo standard error, both sets of draws included.
-        sd_difference: Standard deviation less the gold standard's.
-        sd_standard_error: Its Monte-Carlo standard error.
-        reference_mean: The gold standard's mean.
-        reference_sd: The gold standard's standard deviation.
-    """
-
-    mean_difference: Tensor
-    mean_standard_error: Tensor
-    sd_difference: Tensor
-    sd_standard_error: Tensor
-    reference_mean: Tensor
-    reference_sd: Tensor
-
-    @property
-    def sd_ratio(self) -> Tensor:
-        """Standard deviation as a multiple of the gold standard's, (U, Q)."""
-        return 1 + self.sd_difference / self.reference_sd
-
-
-def moment_errors(
-    values: ArrayLike,
-    log_weights: ArrayLike | None,
-    reference: ArrayLike,
-    reference_ess: ArrayLike | None = None,
-) -> MomentErrors:
-    r"""Compares means and standard deviations of weighted draws with those of a gold standard.
-
-    Monte-Carlo errors: of normalised importance weights :math:`\sum_s w_s^2 (x_s - \bar x)^2` for
-    the mean, and :math:`\sum_s w_s^2 ((x_s - \bar x)^2 - v)^2 / 4v` for the standard deviation; the
-    same with weights 1 / R and multiplied by R / ESS for the reference.
-
-    Args:
-        values: Quantities of every draw, with shape (S, U, Q).
-        log_weights: Log-weights with shape (S, U); None for equal ones.
-        reference: Draws of the gold standard, with shape (R, U, Q), chain after chain.
-        reference_ess: Effective sample size of the reference, with shape (U,) or (U, Q), as
-            `arviz.ess` gives it for autocorrelated draws; R if None.
-
-    Returns:
-        Differences with standard errors.
-
-    Raises:
-        ValueError: If a shape does not fit, a value is not finite, or an effective sample size is
-            not positive.
-
-    References:
-        Vehtari et al. (2021), Rank-normalization, folding, and localization: an improved R-hat,
-        Bayesian Analysis 16(2).
-        Owen (2013), Monte Carlo theory, methods and examples, chapter 9.
-    """
-    values, weights = _weighted("values", values, log_weights)
-    reference = as_tensor("reference", reference, ("R", *values.shape[1:]))
-    reference, even = _weighted("reference", reference, None)
-    users, size = values.shape[1:]
-    if reference_ess is None:
-        reference_ess = np.full((users, size), float(len(reference)))
-    shape = (users,) if np.ndim(reference_ess) == 1 else (users, size)
-    ess = as_tensor("reference_ess", reference_ess, shape).cpu().double()
-    require("reference_ess", ess, ess > 0, "be positive")
-    inflation = len(reference) / (ess if ess.dim() == 2 else ess.unsqueeze(-1))
-    mean, sd, mean_variance, sd_variance = _with_errors(values, weights)
-    target, target_sd, target_variance, target_sd_variance = _with_errors(reference, even)
-    return MomentErrors(
-        mean - target,
-        (mean_variance + inflation * target_variance).sqrt(),
-        sd - target_sd,
-        (sd_variance + inflation * target_sd_variance).sqrt(),
-        target,
-        target_sd,
-    )
-
-
-def _with_errors(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns mean and standard deviation, then the Monte-Carlo variances of both."""
-    mean, variance = _moments(values, weights)
-    square = (values - mean) ** 2
-    mean_variance = (weights**2 * square).sum(0)
-    spread = (weights**2 * (square - variance) ** 2).sum(0)
-    # A constant has a standard deviation of 0 without error.
-    sd_variance = torch.where(variance > 0, spread / (4 * variance), 0.0)
-    return mean, variance.sqrt(), mean_variance, sd_variance

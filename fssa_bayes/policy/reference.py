@@ -188,14 +188,13 @@ class ReferenceCache:
         batches: Iterable[ResponseBatch],
         compute: Callable[[ResponseBatch], Tensor],
         *,
-        way: str = "",
         progress_bar: bool = True,
     ) -> None:
         """Computes what is not yet known of many batches, and writes it; see :meth:`log_prob`."""
         bar = tqdm(batches, desc="reference", disable=not progress_bar, leave=False)
         with self:
             for batch in bar:
-                self.log_prob(batch, compute, way=way)
+                self.log_prob(batch, compute)
 
     def flush(self) -> None:
         """Writes what is new since the last file."""
