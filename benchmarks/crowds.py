@@ -26,8 +26,8 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
+from fssa_bayes.checks.held_out import compare_by_context, score_folds
 from fssa_bayes.datasets import linear_factors, llmfao, ukp_convarg
-from fssa_bayes.held_out import compare_by_context, score_folds
 
 ROUNDS = {"llmfao": 5, "ukp": 2}  # Folds of five that are left out.
 STEPS = {"llmfao": 150, "ukp": 150}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from fssa_bayes import Preferences
-from fssa_bayes.nn import MLP
+from fssa_bayes.model.nn import MLP
 
 __all__ = ["PublishedModel", "Table"]
 

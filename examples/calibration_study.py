@@ -30,7 +30,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.calibration import (
+from fssa_bayes.checks.calibration import (
     LEVELS,
     NUM_FIXED,
     NUM_OWN,

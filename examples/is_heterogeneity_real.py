@@ -43,6 +43,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
+from fssa_bayes.checks.predictive import predictive_checks
 from fssa_bayes.comparison import (
     choose_latent_dim,
     compare,
@@ -50,7 +51,6 @@ from fssa_bayes.comparison import (
     leave_comparisons_out,
 )
 from fssa_bayes.datasets import table, train_choice
-from fssa_bayes.predictive_checks import predictive_checks
 
 REPORT_SIZE = 0.3  # Share of the people that models are judged by.
 COLUMNS = ("user", "left", "right", "choice")

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
+from fssa_bayes.data.texts import embed_texts, load_encoder
 from fssa_bayes.datasets import ultrafeedback
 from fssa_bayes.diagnostics import clustered_mean
-from fssa_bayes.embedding import embed_texts, load_encoder
 
 SETS = {"HH": ultrafeedback.HH, "HHT": ultrafeedback.HHT}
 MODELS = ("homogeneous BTL", "heterogeneous BTL", "one BTL per objective")

@@ -47,9 +47,9 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
+from fssa_bayes.checks.held_out import compare_by_context, score_folds
+from fssa_bayes.checks.predictive import predictive_checks
 from fssa_bayes.datasets import llmfao, ukp_convarg
-from fssa_bayes.held_out import compare_by_context, score_folds
-from fssa_bayes.predictive_checks import predictive_checks
 
 SIZES = (0, 1, 3, 5, 10)
 HABITS = {

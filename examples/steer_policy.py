@@ -58,8 +58,8 @@ from fssa_bayes import (
 )
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
+from fssa_bayes.data.texts import embed_texts, load_encoder
 from fssa_bayes.datasets import styles
-from fssa_bayes.embedding import embed_texts, load_encoder
 from fssa_bayes.policy import (
     Contexts,
     PreferenceRows,

@@ -3,15 +3,15 @@
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, fit
-from fssa_bayes.io import load, save
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.objectives import (
+from fssa_bayes.inference.objectives import (
     ELBO,
     ImportanceWeightedELBO,
     NeuralProcessELBO,
     PredictiveLikelihood,
     Sleep,
 )
+from fssa_bayes.io import load, save
+from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
 
 __all__ = [

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fssa_bayes._folders import previous_folder, remove_folder, whole_folder
+from fssa_bayes._files import previous_folder, remove_folder, whole_folder
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 

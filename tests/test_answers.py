@@ -25,7 +25,8 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.population import _moments, ranking_table
+from fssa_bayes.population import ranking_table
+from fssa_bayes.population.table import _moments
 
 MakeData = Callable[..., Preferences]
 

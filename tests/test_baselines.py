@@ -22,9 +22,9 @@ from fssa_bayes.baselines import (
     HomogeneousBTL,
     MixtureBTL,
     OneModelPerLabel,
-    _probit_logit,
     choose_num_classes,
 )
+from fssa_bayes.baselines.base import _probit_logit
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.io import save
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, exact
-from fssa_bayes.calibration import (
+from fssa_bayes.checks.calibration import (
     NUM_FIXED,
     SimulatedPeople,
     calibrate,

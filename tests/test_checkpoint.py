@@ -24,8 +24,8 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
+from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.io import Checkpoints, flatten
-from fssa_bayes.objectives import Objective
 
 STAGES = [ImportanceWeightedELBO(4, steps=30), Sleep(steps=20)]
 CASES = {

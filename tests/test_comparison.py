@@ -17,9 +17,6 @@ from fssa_bayes import (
 )
 from fssa_bayes.comparison import (
     Elpd,
-    _boundary_draws,
-    _cone_maximum,
-    _half_chi_square,
     choose_latent_dim,
     compare,
     heterogeneity_test,
@@ -27,6 +24,7 @@ from fssa_bayes.comparison import (
     leave_users_out,
     score_users,
 )
+from fssa_bayes.comparison.elpd import _boundary_draws, _cone_maximum, _half_chi_square
 
 SHORT = {"objective": ImportanceWeightedELBO(8), "steps": 60, "validation": None}
 

@@ -26,12 +26,13 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.calibration import calibrate, simulate_people
-from fssa_bayes.effects import covariate_effects
-from fssa_bayes.held_out import score_tests
+from fssa_bayes.checks.calibration import calibrate, simulate_people
+from fssa_bayes.checks.held_out import score_tests
+from fssa_bayes.checks.predictive import predictive_checks
 from fssa_bayes.inference import FitResult
-from fssa_bayes.population import _estimate, identified_covariates, population_draws
-from fssa_bayes.predictive_checks import predictive_checks
+from fssa_bayes.population import identified_covariates, population_draws
+from fssa_bayes.population.effects import covariate_effects
+from fssa_bayes.population.table import _estimate
 
 NAMES = ["age", "rural"]
 

@@ -14,7 +14,7 @@ from tiny_models import make_model
 from torch import Tensor
 
 from fssa_bayes import embedding
-from fssa_bayes.embedding import embed_texts, fingerprint, load_encoder, pool
+from fssa_bayes.data.texts import embed_texts, fingerprint, load_encoder, pool
 
 transformers = pytest.importorskip("transformers")
 

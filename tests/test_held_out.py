@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
-from fssa_bayes.calibration import draw_model
-from fssa_bayes.diagnostics import sbc_test
-from fssa_bayes.held_out import (
+from fssa_bayes.checks.calibration import draw_model
+from fssa_bayes.checks.held_out import (
     compare_by_context,
     predict_held_out,
     score_by_context,
     score_folds,
     score_tests,
 )
+from fssa_bayes.diagnostics import sbc_test
 from fssa_bayes.posterior import ChoiceProbability
 
 

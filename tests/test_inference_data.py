@@ -15,8 +15,8 @@ from scipy import stats
 
 from fssa_bayes import FitResult, HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
 from fssa_bayes import export as export_module
-from fssa_bayes.chunks import user_batches
-from fssa_bayes.inference_data import Group, build, coordinate, pareto_smooth
+from fssa_bayes._arviz import Group, build, coordinate, pareto_smooth
+from fssa_bayes.data.chunks import user_batches
 
 COUNTS = (3, 0, 5, 1, 7)
 USERS = ["ann", "bo", "cé", "", "eve"]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
-from fssa_bayes.nn import (
+from fssa_bayes.model.nn import (
     MLP,
     DeepSet,
     GatedHypernet,

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 import fssa_bayes
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.objectives import (
+from fssa_bayes.inference.objectives import (
     ELBO,
     ImportanceWeightedELBO,
     MaximumLikelihood,
@@ -25,6 +24,7 @@ from fssa_bayes.objectives import (
     Sleep,
     split_mask,
 )
+from fssa_bayes.model import HeterogeneousBTL
 
 MakeData = Callable[..., Preferences]
 Pair = tuple[HeterogeneousBTL, NeuralProcessGuide]

@@ -20,10 +20,10 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.chunks import user_batches
-from fssa_bayes.inference_data import pareto_smooth
+from fssa_bayes._arviz import pareto_smooth
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.population import PopulationDraws, PopulationMixture
-from fssa_bayes.posterior import _weighted_quantiles
+from fssa_bayes.posterior.posterior import _weighted_quantiles
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, predictive_checks
+from fssa_bayes.checks.predictive import _at_most, _SharedPairs, _statistics, _Triples
 from fssa_bayes.population import PopulationDraws
-from fssa_bayes.predictive_checks import _at_most, _SharedPairs, _statistics, _Triples
 
 check = predictive_checks.predictive_checks
 

@@ -24,28 +24,29 @@ from fssa_bayes.baselines import (
     MixtureBTL,
     OneModelPerLabel,
 )
-from fssa_bayes.calibration import simulate_people
-from fssa_bayes.comparison import heterogeneity_test, leave_comparisons_out, score_users
-from fssa_bayes.data import Batch
-from fssa_bayes.distributions import BradleyTerry
-from fssa_bayes.exact import grid, nuts
-from fssa_bayes.guide import _Pairs
-from fssa_bayes.held_out import (
+from fssa_bayes.checks.calibration import simulate_people
+from fssa_bayes.checks.held_out import (
     compare_by_context,
     predict_held_out,
     score_by_context,
     score_folds,
     score_tests,
 )
-from fssa_bayes.objectives import (
+from fssa_bayes.checks.predictive import predictive_checks
+from fssa_bayes.comparison import heterogeneity_test, leave_comparisons_out, score_users
+from fssa_bayes.data import Batch
+from fssa_bayes.guide.neural_process import _Pairs
+from fssa_bayes.inference.objectives import (
     ImportanceWeightedELBO,
     NeuralProcessELBO,
     PredictiveLikelihood,
     Sleep,
     split_batch,
 )
-from fssa_bayes.population import _person_moments, population_draws
-from fssa_bayes.predictive_checks import predictive_checks
+from fssa_bayes.model.distributions import BradleyTerry
+from fssa_bayes.population import population_draws
+from fssa_bayes.population.table import _person_moments
+from fssa_bayes.sampling.grid import grid, nuts
 
 ITEMS = ["a", "b", "c", "d", "e"]
 BALLOTS = {

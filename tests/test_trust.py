@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact, trust
-from fssa_bayes.importance import draw_posterior, thin
+from fssa_bayes.sampling.importance import draw_posterior, thin
 
 
 def questions(users: int, width: int, seed: int = 0) -> Preferences:

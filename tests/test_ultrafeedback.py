@@ -14,9 +14,9 @@ import torch
 from tiny_models import WORDS, save_encoder, write_ultrafeedback
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, fit
+from fssa_bayes.data.texts import embed_texts, load_encoder
 from fssa_bayes.datasets import ultrafeedback
 from fssa_bayes.datasets.ultrafeedback import HH, HHT, read
-from fssa_bayes.embedding import embed_texts, load_encoder
 
 
 def completion(response: str, *ratings: object, names: tuple[str, ...] = HHT) -> dict:

@@ -42,7 +42,7 @@ from transformers.trainer_utils import (
     sort_checkpoints,
 )
 
-from fssa_bayes._folders import write_file
+from fssa_bayes._files import write_file
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
 from fssa_bayes.policy._common import check_positive, check_reach, device_of

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fssa_bayes._folders import whole_folder
+from fssa_bayes._files import whole_folder
 from fssa_bayes._random import seeded
 from fssa_bayes.policy._common import check_reach
 from fssa_bayes.policy.film import (

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
-from fssa_bayes._folders import write_file
+from fssa_bayes._files import write_file
 
 if TYPE_CHECKING:
     from fssa_bayes.policy.data import ResponseBatch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fssa_bayes._folders import previous_folder
+from fssa_bayes._files import previous_folder
 from fssa_bayes.policy.reference import hash_weights
 
 __all__ = [

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import positions
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model.agreement import positions
 from fssa_bayes.population import PopulationDraws, identified_covariates
 
 __all__ = ["covariate_effects"]

@@ -27,8 +27,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes._rankings import break_into_pairs, check_rankings, read_rankings
-from fssa_bayes.plackett_luce import Rankings
+from fssa_bayes.data.rankings import break_into_pairs, check_rankings, read_rankings
+from fssa_bayes.kernels.plackett_luce import Rankings
 
 __all__ = ["Batch", "Preferences", "Summary"]
 

@@ -11,18 +11,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fssa_bayes._arviz import Group, build, coordinate
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import positions
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import Draws
-from fssa_bayes.inference_data import Group, build, coordinate
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.model.agreement import positions
+from fssa_bayes.model.distributions import BradleyTerry
+from fssa_bayes.sampling.importance import Draws
 
 if TYPE_CHECKING:
-    from fssa_bayes.inference_data import InferenceData
+    from fssa_bayes._arviz import InferenceData
 
 __all__ = ["centred_utilities", "export"]
 

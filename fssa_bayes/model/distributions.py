@@ -13,8 +13,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from fssa_bayes import kernels
+from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.kernels.reference import outcome_log_probs
-from fssa_bayes.plackett_luce import Rankings
 
 __all__ = ["BradleyTerry", "Outcomes"]
 

@@ -29,11 +29,11 @@ from torch import Tensor
 from fssa_bayes import diagnostics
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry, Outcomes
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import score_judgements
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model.distributions import BradleyTerry, Outcomes
 from fssa_bayes.posterior import ChoiceProbability, Posterior
+from fssa_bayes.sampling.importance import score_judgements
 
 __all__ = [
     "HeldOut",

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry, Outcomes
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import propose
+from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.plackett_luce import Rankings
+from fssa_bayes.model.distributions import BradleyTerry, Outcomes
+from fssa_bayes.sampling.importance import propose
 
 __all__ = [
     "PopulationDraws",

@@ -27,25 +27,25 @@ import torch
 from scipy import stats
 
 from fssa_bayes import diagnostics, exact, plots
-from fssa_bayes._page import Figure, Section, render
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import check_data
-from fssa_bayes.calibration import (
+from fssa_bayes.checks.calibration import (
     LEVELS,
     CalibrationStudy,
     calibrate,
     check_study,
     simulate_people,
 )
+from fssa_bayes.checks.held_out import HeldOut, predict_held_out, score_tests
+from fssa_bayes.checks.predictive import predictive_checks
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.held_out import HeldOut, predict_held_out, score_tests
-from fssa_bayes.importance import person_log_marginal_likelihood, score_draws
 from fssa_bayes.inference import fit
+from fssa_bayes.inference.objectives import ImportanceWeightedELBO
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.objectives import ImportanceWeightedELBO
+from fssa_bayes.model.agreement import check_data
 from fssa_bayes.posterior import Posterior
-from fssa_bayes.predictive_checks import predictive_checks
+from fssa_bayes.report.page import Figure, Section, render
+from fssa_bayes.sampling.importance import person_log_marginal_likelihood, score_draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

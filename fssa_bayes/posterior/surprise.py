@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.exact import nuts
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.importance import (
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.sampling.grid import nuts
+from fssa_bayes.sampling.importance import (
     Draws,
     draw_posterior,
     effective_sample_size,
@@ -26,7 +27,6 @@ from fssa_bayes.importance import (
     score_draws,
     thin,
 )
-from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = ["FALLBACKS", "MOST_PARETO_K", "context_surprise", "fall_back"]
 

@@ -14,21 +14,18 @@ import pandas as pd
 import torch
 
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import check_data, check_same_people, some_names
 from fssa_bayes.data import Preferences
-from fssa_bayes.effects import covariate_effects
-from fssa_bayes.export import export
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.importance import (
-    Draws,
-    Estimate,
-    check_draws,
-    draw_posterior,
-    estimate_log_marginal_likelihood,
+from fssa_bayes.inference.objectives import (
+    ImportanceWeightedELBO,
+    MaximumLikelihood,
+    Objective,
+    Sleep,
 )
+from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.objectives import ImportanceWeightedELBO, MaximumLikelihood, Objective, Sleep
+from fssa_bayes.model.agreement import check_data, check_same_people, some_names
 from fssa_bayes.population import (
     PopulationDraws,
     covariate_rank,
@@ -36,10 +33,18 @@ from fssa_bayes.population import (
     population_table,
     ranking_table,
 )
-from fssa_bayes.training import Fitter, plan
+from fssa_bayes.population.effects import covariate_effects
+from fssa_bayes.posterior.export import export
+from fssa_bayes.sampling.importance import (
+    Draws,
+    Estimate,
+    check_draws,
+    draw_posterior,
+    estimate_log_marginal_likelihood,
+)
 
 if TYPE_CHECKING:
-    from fssa_bayes.inference_data import InferenceData
+    from fssa_bayes._arviz import InferenceData
 
 __all__ = ["FitResult", "fit"]
 

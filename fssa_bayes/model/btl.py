@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fssa_bayes import kernels
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry
-from fssa_bayes.nn import MLP, PRECISIONS, flip_between, product, shed_denormals, tower
+from fssa_bayes.model.distributions import BradleyTerry
+from fssa_bayes.model.nn import MLP, PRECISIONS, flip_between, product, shed_denormals, tower
 
 __all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
 

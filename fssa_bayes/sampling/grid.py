@@ -29,13 +29,13 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fssa_bayes._arviz import Group, build, chain_diagnostics, read_group
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import check_data
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.importance import check_finite
-from fssa_bayes.inference_data import Group, build, chain_diagnostics, read_group
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model.agreement import check_data
+from fssa_bayes.sampling.importance import check_finite
 
 __all__ = ["ExactPosterior", "grid", "nuts"]
 

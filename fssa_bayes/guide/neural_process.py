@@ -13,10 +13,10 @@ from pyro.distributions import transforms as T
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
-from fssa_bayes.couplings import BentCoupling, HeavyNoise, Whitening
 from fssa_bayes.data import Batch
+from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
+from fssa_bayes.model.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
 
 __all__ = ["NeuralProcessGuide", "check_guide"]
 

@@ -14,14 +14,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.agreement import check_data, check_same_people, positions
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry
-from fssa_bayes.exact import ExactPosterior
-from fssa_bayes.export import centred_utilities, export
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.importance import (
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model.agreement import check_data, check_same_people, positions
+from fssa_bayes.model.distributions import BradleyTerry
+from fssa_bayes.population import (
+    PopulationDraws,
+    PopulationMixture,
+)
+from fssa_bayes.posterior.export import centred_utilities, export
+from fssa_bayes.posterior.surprise import FALLBACKS, MOST_PARETO_K, context_surprise, fall_back
+from fssa_bayes.sampling.grid import ExactPosterior
+from fssa_bayes.sampling.importance import (
     Draws,
     check_draws,
     draw_posterior,
@@ -29,15 +35,9 @@ from fssa_bayes.importance import (
     score_draws,
     score_judgements,
 )
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import (
-    PopulationDraws,
-    PopulationMixture,
-)
-from fssa_bayes.trust import FALLBACKS, MOST_PARETO_K, context_surprise, fall_back
 
 if TYPE_CHECKING:
-    from fssa_bayes.inference_data import InferenceData
+    from fssa_bayes._arviz import InferenceData
 
 __all__ = ["ChoiceProbability", "Posterior", "describe_choices", "score_choices"]
 

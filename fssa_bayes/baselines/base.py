@@ -25,17 +25,17 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
 
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import check_data, check_same_people
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry, Outcomes
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, fit
+from fssa_bayes.inference.objectives import PredictiveLikelihood
+from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.nn import ItemLinear, tower
-from fssa_bayes.objectives import PredictiveLikelihood
-from fssa_bayes.plackett_luce import Rankings
+from fssa_bayes.model.agreement import check_data, check_same_people
+from fssa_bayes.model.distributions import BradleyTerry, Outcomes
+from fssa_bayes.model.nn import ItemLinear, tower
 from fssa_bayes.population import PopulationMixture, mixture_table
 from fssa_bayes.posterior import (
     ChoiceProbability,

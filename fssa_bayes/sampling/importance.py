@@ -17,13 +17,13 @@ import pyro
 import torch
 from torch import Tensor
 
+from fssa_bayes._arviz import pareto_smooth
 from fssa_bayes._random import seeded
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.distributions import BradleyTerry, Outcomes
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.inference_data import pareto_smooth
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model.distributions import BradleyTerry, Outcomes
 
 __all__ = [
     "GUIDE_SHARE",

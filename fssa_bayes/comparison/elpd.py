@@ -19,22 +19,22 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from fssa_bayes._arviz import pareto_smooth
 from fssa_bayes._random import seeded
-from fssa_bayes.agreement import check_data
-from fssa_bayes.chunks import user_batches
 from fssa_bayes.data import Preferences
-from fssa_bayes.distributions import Outcomes
+from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.importance import (
+from fssa_bayes.inference import fit
+from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.model.agreement import check_data
+from fssa_bayes.model.distributions import Outcomes
+from fssa_bayes.population import feature_differences
+from fssa_bayes.sampling.importance import (
     check_draws,
     log_predictive,
     person_log_marginal_likelihood,
     propose,
 )
-from fssa_bayes.inference import fit
-from fssa_bayes.inference_data import pareto_smooth
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.population import feature_differences
 
 __all__ = [
     "Elpd",

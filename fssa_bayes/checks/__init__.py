@@ -1,0 +1,1 @@
+"""Can the posterior be believed? Simulated people, real people, predictive checks."""

@@ -1,0 +1,25 @@
+"""Which model predicts best, and do people differ at all?"""
+
+from fssa_bayes.comparison.elpd import (
+    Elpd,
+    HeterogeneityTest,
+    LatentDimChoice,
+    choose_latent_dim,
+    compare,
+    heterogeneity_test,
+    leave_comparisons_out,
+    leave_users_out,
+    score_users,
+)
+
+__all__ = [
+    "Elpd",
+    "HeterogeneityTest",
+    "LatentDimChoice",
+    "choose_latent_dim",
+    "compare",
+    "heterogeneity_test",
+    "leave_comparisons_out",
+    "leave_users_out",
+    "score_users",
+]

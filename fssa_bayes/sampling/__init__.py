@@ -1,0 +1,1 @@
+"""Draws of z given a context: importance weights, grids and chains."""
