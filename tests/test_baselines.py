@@ -264,7 +264,7 @@ def fitted_head(parameters: Tensor) -> tuple[DistributionalBTL, Preferences]:
     )
     baseline = DistributionalBTL("linear")
     with pytest.MonkeyPatch.context() as patch:  # Parameters are put in by hand.
-        patch.setattr("fssa_bayes.baselines.fit", lambda *args, **options: None)
+        patch.setattr("fssa_bayes.baselines.base.fit", lambda *args, **options: None)
         baseline.fit(data)
     with torch.no_grad():
         baseline.model.head.net.weight.copy_(parameters.T)

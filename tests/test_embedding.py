@@ -13,7 +13,7 @@ import torch
 from tiny_models import make_model
 from torch import Tensor
 
-from fssa_bayes import embedding
+from fssa_bayes.data import texts as embedding
 from fssa_bayes.data.texts import embed_texts, fingerprint, load_encoder, pool
 
 transformers = pytest.importorskip("transformers")

@@ -15,7 +15,8 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
+from fssa_bayes.sampling import grid as exact
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ def test_a_broken_progress_bar_does_not_end_the_fit(monkeypatch) -> None:
     model, guide = fresh(data, utility="linear")
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("fssa_bayes.training.tqdm.update", lambda *_: 1 / 0)
+    monkeypatch.setattr("fssa_bayes.inference.training.tqdm.update", lambda *_: 1 / 0)
     with pytest.warns(UserWarning, match="progress bar failed and is switched off"):
         result = fit(model, guide, data, steps=2)
     assert len(result.history) == 8

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, predictive_checks
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences
+from fssa_bayes.checks import predictive as predictive_checks
 from fssa_bayes.checks.predictive import _at_most, _SharedPairs, _statistics, _Triples
 from fssa_bayes.population import PopulationDraws
 

@@ -30,7 +30,7 @@ SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200}
 @pytest.fixture(scope="module", autouse=True)
 def short_refit() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fssa_bayes.report._REFIT_STEPS", 60)
+        patch.setattr("fssa_bayes.report.run._REFIT_STEPS", 60)
         yield
 
 
@@ -93,7 +93,7 @@ def test_a_guide_that_wastes_draws_is_noted(truth, guide, people, monkeypatch) -
     with torch.no_grad():
         for parameter in fresh.potential.parameters():
             parameter.add_(torch.randn_like(parameter))
-    from fssa_bayes import importance
+    from fssa_bayes.sampling import importance
 
     monkeypatch.setattr(importance, "GUIDE_SHARE", 1.0)
     report = diagnose(truth, fresh, people, **SMALL | {"num_samples": 100})
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(truth, guide, people
 
 def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people, monkeypatch) -> None:
     """Draws that are closer together than they should be."""
-    from fssa_bayes import calibration
+    from fssa_bayes.checks import calibration
 
     class Narrow(calibration.Posterior):
         @property

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact, trust
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
+from fssa_bayes.posterior import surprise as trust
+from fssa_bayes.sampling import grid as exact
 from fssa_bayes.sampling.importance import draw_posterior, thin
 
 

@@ -39,11 +39,11 @@ from fssa_bayes.model.nn import ItemLinear, tower
 from fssa_bayes.population import PopulationMixture, mixture_table
 from fssa_bayes.posterior import (
     ChoiceProbability,
-    Likelihoods,
     Posterior,
     describe_choices,
     score_choices,
 )
+from fssa_bayes.posterior.posterior import Likelihoods
 
 __all__ = [
     "Baseline",

@@ -1,0 +1,9 @@
+"""The former path of `fssa_bayes.population.effects`."""
+
+from fssa_bayes.population.effects import (
+    covariate_effects,
+)
+
+__all__ = [
+    "covariate_effects",
+]

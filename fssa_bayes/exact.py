@@ -1,0 +1,13 @@
+"""Gold standards of a posterior: the names of `fssa_bayes.sampling`."""
+
+from fssa_bayes.sampling.grid import (
+    ExactPosterior,
+    grid,
+    nuts,
+)
+
+__all__ = [
+    "ExactPosterior",
+    "grid",
+    "nuts",
+]

@@ -1,0 +1,21 @@
+"""The former path of `fssa_bayes.checks.held_out`."""
+
+from fssa_bayes.checks.held_out import (
+    HeldOut,
+    Predictor,
+    compare_by_context,
+    predict_held_out,
+    score_by_context,
+    score_folds,
+    score_tests,
+)
+
+__all__ = [
+    "HeldOut",
+    "Predictor",
+    "compare_by_context",
+    "predict_held_out",
+    "score_by_context",
+    "score_folds",
+    "score_tests",
+]
