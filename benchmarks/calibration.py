@@ -31,17 +31,18 @@ from fssa_bayes import (
     exact,
     fit,
 )
-from fssa_bayes.checks.calibration import (
+from fssa_bayes.checks import (
     CalibrationStudy,
     ask,
     calibrate,
     draw_model,
+    predict_held_out,
+    score_tests,
     simulate_people,
 )
-from fssa_bayes.checks.held_out import predict_held_out, score_tests
 from fssa_bayes.datasets import two_mode
 from fssa_bayes.diagnostics import sbc_test
-from fssa_bayes.sampling.importance import score_draws
+from fssa_bayes.sampling import score_draws
 
 SIZES = (0, 1, 2, 4, 8, 16)
 NUM_ITEMS, NUM_FEATURES = 60, 5

@@ -26,7 +26,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.checks.held_out import compare_by_context, score_folds
+from fssa_bayes.checks import compare_by_context, score_folds
 from fssa_bayes.datasets import linear_factors, llmfao, ukp_convarg
 
 ROUNDS = {"llmfao": 5, "ukp": 2}  # Folds of five that are left out.

@@ -36,7 +36,7 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.datasets import two_mode
-from fssa_bayes.sampling.importance import effective_sample_size
+from fssa_bayes.sampling import effective_sample_size
 
 COMPARISONS = 10
 

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.calibration import fitted, simulate
 from benchmarks.harness import Row, spread
 from fssa_bayes import Posterior, exact
-from fssa_bayes.checks.calibration import simulate_people
+from fssa_bayes.checks import simulate_people
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:

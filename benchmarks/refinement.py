@@ -32,7 +32,7 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes._random import seeded
-from fssa_bayes.checks.calibration import ask
+from fssa_bayes.checks import ask
 
 SIZES = (0, 1, 2, 4, 8, 16, 32)
 # Standard deviation of centred utilities between people in the truth, in nats. A bilinear fit of

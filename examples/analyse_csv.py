@@ -49,7 +49,7 @@ from fssa_bayes import (
 )
 from fssa_bayes.datasets import table
 from fssa_bayes.plots import choice_intervals, forest, rank_distribution, ranking
-from fssa_bayes.population.effects import covariate_effects
+from fssa_bayes.population import covariate_effects
 
 CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # As far as half the people have more choices.
 MAX_ITEMS = 100  # Items that people are compared by, those compared most often.

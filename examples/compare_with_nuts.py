@@ -36,7 +36,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.sampling.grid import nuts
+from fssa_bayes.sampling import nuts
 
 NUM_FEATURES = 5
 LATENT_DIM = 8

@@ -43,7 +43,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.checks.predictive import predictive_checks
+from fssa_bayes.checks import predictive_checks
 from fssa_bayes.comparison import (
     choose_latent_dim,
     compare,

@@ -42,10 +42,14 @@ from fssa_bayes import (
     diagnostics,
     fit,
 )
-from fssa_bayes.checks.calibration import ask as random_pairs
-from fssa_bayes.checks.calibration import calibrate, draw_model
-from fssa_bayes.checks.held_out import predict_held_out, score_tests
-from fssa_bayes.checks.predictive import predictive_checks
+from fssa_bayes.checks import ask as random_pairs
+from fssa_bayes.checks import (
+    calibrate,
+    draw_model,
+    predict_held_out,
+    predictive_checks,
+    score_tests,
+)
 
 NUM_ITEMS, NUM_FEATURES, LATENT_DIM = 60, 5, 2
 KNOWN = 4  # Choices known in the calibration on the model's own simulations.

@@ -47,8 +47,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.checks.held_out import compare_by_context, score_folds
-from fssa_bayes.checks.predictive import predictive_checks
+from fssa_bayes.checks import compare_by_context, predictive_checks, score_folds
 from fssa_bayes.datasets import llmfao, ukp_convarg
 
 SIZES = (0, 1, 3, 5, 10)

@@ -2,13 +2,14 @@
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.inference import FitResult, fit
-from fssa_bayes.inference.objectives import (
+from fssa_bayes.inference import (
     ELBO,
+    FitResult,
     ImportanceWeightedELBO,
     NeuralProcessELBO,
     PredictiveLikelihood,
     Sleep,
+    fit,
 )
 from fssa_bayes.io import load, save
 from fssa_bayes.model import HeterogeneousBTL

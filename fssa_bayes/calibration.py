@@ -1,6 +1,6 @@
 """The former path of `fssa_bayes.checks.calibration`."""
 
-from fssa_bayes.checks.calibration import (
+from fssa_bayes.checks import (
     LEVELS,
     CalibrationStudy,
     SimulatedPeople,

@@ -1,9 +1,6 @@
 """The former path of `fssa_bayes.checks.predictive`."""
 
-from fssa_bayes.checks.predictive import (
-    CHECKS,
-    predictive_checks,
-)
+from fssa_bayes.checks import CHECKS, predictive_checks
 
 __all__ = [
     "CHECKS",

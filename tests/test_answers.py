@@ -25,8 +25,7 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.population import ranking_table
-from fssa_bayes.population.table import _moments
+from fssa_bayes.population import ranking_table, sum_moments
 
 MakeData = Callable[..., Preferences]
 
@@ -209,7 +208,7 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(options: dict) 
     model = truth(1, **options)
     data, _ = model.simulate(asked, seed=7)
     guide = NeuralProcessGuide(model)
-    outer, information = _moments(model, guide, data, torch.eye(1).double(), 8000, 0)
+    outer, information = sum_moments(model, guide, data, torch.eye(1).double(), 8000, 0)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     nodes, log_weights = torch.tensor(nodes), torch.tensor(weights / weights.sum()).log()
     x, choice = features(data), torch.from_numpy(data.choice).double()

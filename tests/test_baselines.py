@@ -24,7 +24,7 @@ from fssa_bayes.baselines import (
     OneModelPerLabel,
     choose_num_classes,
 )
-from fssa_bayes.baselines.base import _probit_logit
+from fssa_bayes.baselines.distributional import _probit_logit
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.io import save
 

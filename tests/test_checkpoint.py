@@ -24,7 +24,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.inference.objectives import Objective
+from fssa_bayes.inference import Objective
 from fssa_bayes.io import Checkpoints, flatten
 
 STAGES = [ImportanceWeightedELBO(4, steps=30), Sleep(steps=20)]

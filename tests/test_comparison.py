@@ -24,7 +24,7 @@ from fssa_bayes.comparison import (
     leave_users_out,
     score_users,
 )
-from fssa_bayes.comparison.elpd import _boundary_draws, _cone_maximum, _half_chi_square
+from fssa_bayes.comparison.heterogeneity import _boundary_draws, _cone_maximum, _half_chi_square
 
 SHORT = {"objective": ImportanceWeightedELBO(8), "steps": 60, "validation": None}
 

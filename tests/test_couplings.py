@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
+from fssa_bayes.guide import BentCoupling, HeavyNoise, Whitening
 
 
 def coupling(strength: float) -> BentCoupling:

@@ -26,13 +26,10 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.checks.calibration import calibrate, simulate_people
-from fssa_bayes.checks.held_out import score_tests
-from fssa_bayes.checks.predictive import predictive_checks
+from fssa_bayes.checks import calibrate, predictive_checks, score_tests, simulate_people
+from fssa_bayes.data import identified_covariates
 from fssa_bayes.inference import FitResult
-from fssa_bayes.population import identified_covariates, population_draws
-from fssa_bayes.population.effects import covariate_effects
-from fssa_bayes.population.table import _estimate
+from fssa_bayes.population import covariate_effects, estimate_parameters, population_draws
 
 NAMES = ["age", "rural"]
 
@@ -268,7 +265,7 @@ def test_information_is_that_of_the_marginal_likelihood() -> None:
     data = ask(25, 6, num_features=2)
     model = build(data, 1, effect=[[0.8, -0.5]])
     guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
-    estimate = _estimate(model, guide, data, 40_000, 0, "the test")
+    estimate = estimate_parameters(model, guide, data, 40_000, 0, "the test")
     sign = torch.sign(model.utility.loading[0, 0]).double()
     mean, loading, effect = parameters_of(model)
     theta = torch.cat([mean, sign * loading, sign * effect]).detach()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fssa_bayes.model.distributions import BradleyTerry, Outcomes
+from fssa_bayes.model import BradleyTerry, Outcomes
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 

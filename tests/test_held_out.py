@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
-from fssa_bayes.checks.calibration import draw_model
-from fssa_bayes.checks.held_out import (
+from fssa_bayes.checks import (
     compare_by_context,
+    draw_model,
     predict_held_out,
     score_by_context,
     score_folds,

@@ -102,9 +102,9 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid() -> None:
     with torch.no_grad():
         model.utility.mean.copy_(torch.tensor([0.9, 0.0]))
         model.utility.loading.copy_(torch.tensor([[0.8], [0.0]]))
-    from fssa_bayes.population.table import _moments
+    from fssa_bayes.population import sum_moments
 
-    outer, information = _moments(model, guide, data, torch.eye(1).double(), 40_000, 0)
+    outer, information = sum_moments(model, guide, data, torch.eye(1).double(), 40_000, 0)
     batch = data.batch()
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     nodes, weights = torch.tensor(nodes), torch.tensor(weights / weights.sum())

@@ -15,7 +15,7 @@ from scipy import stats
 
 from fssa_bayes import FitResult, HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
 from fssa_bayes._arviz import Group, build, coordinate, pareto_smooth
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data import user_batches
 from fssa_bayes.posterior import export as export_module
 
 COUNTS = (3, 0, 5, 1, 7)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fssa_bayes
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.inference.objectives import (
+from fssa_bayes.inference import (
     ELBO,
     ImportanceWeightedELBO,
     MaximumLikelihood,

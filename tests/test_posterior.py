@@ -21,9 +21,9 @@ from fssa_bayes import (
     save,
 )
 from fssa_bayes._arviz import pareto_smooth
-from fssa_bayes.data.chunks import user_batches
-from fssa_bayes.population import PopulationDraws, PopulationMixture
-from fssa_bayes.posterior.posterior import _weighted_quantiles
+from fssa_bayes.data import user_batches
+from fssa_bayes.posterior import PopulationDraws, PopulationMixture
+from fssa_bayes.posterior.choices import _weighted_quantiles
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences
 from fssa_bayes.checks import predictive as predictive_checks
 from fssa_bayes.checks.predictive import _at_most, _SharedPairs, _statistics, _Triples
-from fssa_bayes.population import PopulationDraws
+from fssa_bayes.posterior import PopulationDraws
 
 check = predictive_checks.predictive_checks
 

@@ -24,29 +24,28 @@ from fssa_bayes.baselines import (
     MixtureBTL,
     OneModelPerLabel,
 )
-from fssa_bayes.checks.calibration import simulate_people
-from fssa_bayes.checks.held_out import (
+from fssa_bayes.checks import (
     compare_by_context,
     predict_held_out,
+    predictive_checks,
     score_by_context,
     score_folds,
     score_tests,
+    simulate_people,
 )
-from fssa_bayes.checks.predictive import predictive_checks
 from fssa_bayes.comparison import heterogeneity_test, leave_comparisons_out, score_users
 from fssa_bayes.data import Batch
-from fssa_bayes.guide.neural_process import _Pairs
-from fssa_bayes.inference.objectives import (
+from fssa_bayes.guide import Pairs
+from fssa_bayes.inference import (
     ImportanceWeightedELBO,
     NeuralProcessELBO,
     PredictiveLikelihood,
     Sleep,
     split_batch,
 )
-from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.population import population_draws
-from fssa_bayes.population.table import _person_moments
-from fssa_bayes.sampling.grid import grid, nuts
+from fssa_bayes.model import BradleyTerry
+from fssa_bayes.population import person_moments, population_draws
+from fssa_bayes.sampling import grid, nuts
 
 ITEMS = ["a", "b", "c", "d", "e"]
 BALLOTS = {
@@ -763,7 +762,7 @@ def test_information_on_the_population() -> None:
     model = linear_model(data)
     z = POINTS.float().view(-1, 1, 1).expand(-1, len(data), 1)
     log_mass = by_hand(data, table_of(model)) + LOG_PRIOR[:, None]
-    outer, information = _person_moments(
+    outer, information = person_moments(
         model, data.batch(), z, log_mass.softmax(0), torch.eye(1, dtype=torch.float64)
     )
     expected = moments_by_hand(
@@ -791,7 +790,7 @@ def test_simulated_rankings_and_posteriors_agree() -> None:
 
 def test_the_guide_sees_winners_with_the_weight_of_their_stage() -> None:
     data = Preferences.from_rankings({"u": [("d", "c", "b", "a"), ("a", "b")], "v": [("a", "c")]})
-    pairs = _Pairs(data.batch(), torch.float64)
+    pairs = Pairs(data.batch(), torch.float64)
     names = data.item_names[pairs.winner.numpy()], data.item_names[pairs.loser.numpy()]
     weight = pairs.weight[pairs.mask].tolist()
     seen = {(*pair, round(w, 6)) for *pair, w in zip(*names, weight, strict=True)}
@@ -802,7 +801,7 @@ def test_the_guide_sees_winners_with_the_weight_of_their_stage() -> None:
     }  # fmt: skip
     torch.testing.assert_close(pairs.count, pairs.count.new_tensor([23 / 6 + 1, 1]))
     short = Preferences.from_rankings([("d",)], choice_set=list("abcd"))
-    pairs = _Pairs(short.batch(), torch.float64)
+    pairs = Pairs(short.batch(), torch.float64)
     assert short.item_names[pairs.winner.numpy()].tolist() == ["d"] * 3  # Nothing of open pairs.
 
 

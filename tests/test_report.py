@@ -20,9 +20,8 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.checks.calibration import draw_model
-from fssa_bayes.report import Report, diagnose
-from fssa_bayes.report.page import Figure, Section, render
+from fssa_bayes.checks import draw_model
+from fssa_bayes.report import Figure, Report, Section, diagnose, render
 
 SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200}
 

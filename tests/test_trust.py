@@ -11,8 +11,8 @@ import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
 from fssa_bayes.posterior import surprise as trust
+from fssa_bayes.sampling import draw_posterior, thin
 from fssa_bayes.sampling import grid as exact
-from fssa_bayes.sampling.importance import draw_posterior, thin
 
 
 def questions(users: int, width: int, seed: int = 0) -> Preferences:

@@ -1,1 +1,35 @@
-"""Can the posterior be believed? Simulated people, real people, predictive checks."""
+"""Can a posterior be believed? Simulated people, real people, predictive checks."""
+
+from fssa_bayes.checks.by_context import compare_by_context, score_by_context, score_folds
+from fssa_bayes.checks.calibration import (
+    LEVELS,
+    CalibrationStudy,
+    SimulatedPeople,
+    ask,
+    calibrate,
+    check_study,
+    draw_model,
+    simulate_people,
+)
+from fssa_bayes.checks.held_out import HeldOut, predict_held_out
+from fssa_bayes.checks.predictive import CHECKS, predictive_checks
+from fssa_bayes.checks.score_tests import score_tests
+
+__all__ = [
+    "CHECKS",
+    "LEVELS",
+    "CalibrationStudy",
+    "HeldOut",
+    "SimulatedPeople",
+    "ask",
+    "calibrate",
+    "check_study",
+    "compare_by_context",
+    "draw_model",
+    "predict_held_out",
+    "predictive_checks",
+    "score_by_context",
+    "score_folds",
+    "score_tests",
+    "simulate_people",
+]

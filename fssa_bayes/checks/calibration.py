@@ -27,13 +27,11 @@ from torch import Tensor
 
 from fssa_bayes import diagnostics
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Preferences
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.model.agreement import check_data
+from fssa_bayes.model import HeterogeneousBTL, check_data
 from fssa_bayes.posterior import Posterior
-from fssa_bayes.sampling.importance import draw_posterior
+from fssa_bayes.sampling import draw_posterior
 
 __all__ = [
     "LEVELS",

@@ -19,12 +19,9 @@ from scipy import sparse
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.data.chunks import user_batches
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.model.agreement import check_data
-from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.population import PopulationDraws
+from fssa_bayes.data import Batch, Preferences, user_batches
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, check_data
+from fssa_bayes.posterior import PopulationDraws
 
 __all__ = ["CHECKS", "predictive_checks"]
 

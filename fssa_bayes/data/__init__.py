@@ -1,13 +1,16 @@
-"""Paired comparisons of many people: storage, tables, splits and batches."""
+"""Paired comparisons of many people: tables, storage, splits and batches."""
 
-from fssa_bayes.data.preferences import (
-    Batch,
-    Preferences,
-    Summary,
-)
+from fssa_bayes.data.batch import Batch
+from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data.covariates import covariate_rank, identified_covariates
+from fssa_bayes.data.preferences import Preferences
+from fssa_bayes.data.summary import Summary
 
 __all__ = [
     "Batch",
     "Preferences",
     "Summary",
+    "covariate_rank",
+    "identified_covariates",
+    "user_batches",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data.batch import Batch
+from fssa_bayes.data.preferences import Preferences
 
 __all__ = ["user_batches"]
 

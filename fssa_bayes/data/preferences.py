@@ -14,11 +14,9 @@ or left out is a judgement, never a part of one.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,163 +25,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fssa_bayes.data.batch import Batch
+from fssa_bayes.data.frame import (
+    check_frame,
+    decode_choices,
+    lookup_items,
+    name_items,
+    neutral_order,
+    read_covariates,
+)
 from fssa_bayes.data.rankings import break_into_pairs, check_rankings, read_rankings
-from fssa_bayes.kernels.plackett_luce import Rankings
+from fssa_bayes.data.summary import Summary
 
-__all__ = ["Batch", "Preferences", "Summary"]
+__all__ = ["Preferences"]
 
 _TIES = ("drop", "keep", "half")
 _METHODS = ("plackett_luce", "pairs")
-_WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Holds the comparisons of U people, padded to N columns.
-
-    Padding has left = right = 0 and mask False; whatever stands under the mask has no effect.
-
-    Attributes:
-        items: Features of the items in the batch, in the units given, with shape (M, D); or, where
-            items have no features, their positions in the item table, int64 with shape (M,).
-        left: Position in `items` of each comparison's left item, int64 with shape (U, N).
-        right: The same for the right item.
-        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (U, N).
-        mask: True for comparisons, False for padding, with shape (U, N).
-        covariates: User covariates with shape (U, W), or None.
-        people: Positions of the people in the data they come from, or None if simulated.
-        ranking: Number of the judgement that a comparison belongs to, different for each judgement
-            of a person, −1 in padding, int64 with shape (U, N); None where all stand alone.
-    """
-
-    items: Tensor
-    left: Tensor
-    right: Tensor
-    choice: Tensor
-    mask: Tensor
-    covariates: Tensor | None = None
-    people: np.ndarray | None = None
-    ranking: Tensor | None = None
-
-    @property
-    def num_users(self) -> int:
-        """Number of people U."""
-        return self.mask.shape[0]
-
-    @property
-    def num_comparisons(self) -> Tensor:
-        """Number of comparisons of each person, int64 with shape (U,)."""
-        return self.mask.sum(-1)
-
-    @cached_property
-    def rankings(self) -> Rankings | None:
-        """What the likelihood needs to know of rankings; None without any."""
-        if self.ranking is None:
-            return None
-        return Rankings.find(self.left, self.right, self.choice, self.mask, self.ranking)
-
-    @property
-    def judgement_mask(self) -> Tensor:
-        """True at the first comparison of every judgement: the mask where all stand alone."""
-        if self.rankings is None:
-            return self.mask
-        return self.mask & (self.rankings.head | ~self.rankings.inside)
-
-    @property
-    def half_wins(self) -> Tensor:
-        """True where a comparison that stands alone has the choice ½, with shape (U, N)."""
-        tied = self.mask & (self.choice == 0.5)
-        return tied if self.rankings is None else tied & ~self.rankings.inside
-
-    def to(self, device: torch.device | str | None) -> Batch:
-        """Moves every tensor to `device`."""
-        moved = {
-            field.name: getattr(self, field.name).to(device)
-            for field in dataclasses.fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
-
-    def replace(self, **changes: Any) -> Batch:
-        """Returns a copy with some fields replaced, for example `mask=` or `choice=`."""
-        return dataclasses.replace(self, **changes)
-
-    def clean(self) -> Batch:
-        """Returns a copy in which everything under the mask is 0, so that no garbage is read."""
-        return self.replace(
-            left=self.left.masked_fill(~self.mask, 0),
-            right=self.right.masked_fill(~self.mask, 0),
-            choice=self.choice.masked_fill(~self.mask, 0.0),
-            ranking=None if self.ranking is None else self.ranking.masked_fill(~self.mask, -1),
-        )
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Describes a set of comparisons; `print` it.
-
-    Attributes:
-        users: Number of people.
-        items: Number of items in the table.
-        features: Number of features of an item, or None where items have none.
-        comparisons: Number of comparisons, those that make up rankings included.
-        per_user: Smallest, median and largest number of comparisons of a person.
-        half_wins: Comparisons with choice ½ that count as half a win each.
-        dropped_ties: Ties that `ties="drop"` removed.
-        duplicates: Comparisons of a pair that the same person had answered before, the same way.
-        contradictions: Pairs that one person answered in different ways.
-        unused_items: Items that nobody compared.
-        component_sizes: Sizes of the connected components of the comparison graph, largest first,
-            unused items left out.
-        ties: Comparisons with choice ½ that are ties proper, kept by `ties="keep"`.
-        rankings: Rankings of three items or more.
-        stages: Their stages: choices of the best among the items left.
-        open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
-            says nothing about.
-        broken: Rankings that were broken into pairs, and their stages.
-    """
-
-    users: int
-    items: int
-    features: int | None
-    comparisons: int
-    per_user: tuple[int, float, int]
-    half_wins: int
-    dropped_ties: int
-    duplicates: int
-    contradictions: int
-    unused_items: int
-    component_sizes: tuple[int, ...]
-    ties: int = 0
-    rankings: int = 0
-    stages: int = 0
-    open_pairs: int = 0
-    broken: tuple[int, int] = (0, 0)
-
-    def __str__(self) -> str:
-        low, median, high = self.per_user
-        sizes = ", ".join(map(str, self.component_sizes[:5]))
-        sizes += ", …" if len(self.component_sizes) > 5 else ""
-        rows = [
-            ("people", f"{self.users:,}"),
-            ("items", f"{self.items:,} ({self.unused_items:,} never compared)"),
-            ("features of an item", "none" if self.features is None else f"{self.features:,}"),
-            ("comparisons", f"{self.comparisons:,}"),
-            ("per person", f"{low:,} to {high:,}, median {median:g}"),
-            ("half wins", f"{self.half_wins:,}"),
-            ("ties kept", f"{self.ties:,}"),
-            ("ties dropped", f"{self.dropped_ties:,}"),
-            ("repeated answers", f"{self.duplicates:,}"),
-            ("contradicted pairs", f"{self.contradictions:,}"),
-            ("connected components", f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"),
-        ]
-        if self.rankings:
-            pairs = f"{self.stages:,} stages; {self.open_pairs:,} pairs left open"
-            rows.insert(4, ("rankings", f"{self.rankings:,} ({pairs})"))
-        if self.broken[0]:
-            what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
-            rows.insert(4, ("rankings in pairs", what))
-        return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
 class Preferences:
@@ -335,19 +192,19 @@ class Preferences:
         if ties not in _TIES:
             raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
         columns = {"user": user, "left": left, "right": right, "choice": choice}
-        _check_frame(df, columns)
-        item_names = _item_names(df, left, right, items)
-        left_item = _lookup_items(df, left, item_names)
-        right_item = _lookup_items(df, right, item_names)
+        check_frame(df, columns)
+        item_names = name_items(df, left, right, items)
+        left_item = lookup_items(df, left, item_names)
+        right_item = lookup_items(df, right, item_names)
         same = np.flatnonzero(left_item == right_item)
         if len(same):
             raise ValueError(
                 f"an item cannot be compared with itself: {df[left].iloc[same[0]]!r} stands in "
                 f"{left!r} and {right!r} at row {df.index[same[0]]} ({len(same)} such rows)"
             )
-        outcome = _decode_choices(df, columns, choice_labels)
+        outcome = decode_choices(df, columns, choice_labels)
         person, user_names = pd.factorize(df[user])
-        covariates = None if users is None else _covariates(users, pd.Index(user_names))
+        covariates = None if users is None else read_covariates(users, pd.Index(user_names))
         repeated = int(df.duplicated(list(columns.values())).sum())
         if repeated:
             warnings.warn(
@@ -470,9 +327,9 @@ class Preferences:
         columns = {"user": user, "ranking": ranking, "item": item, "rank": rank}
         ranked = read_rankings(rankings, columns, choice_set)
         frame = ranked.item.to_frame("item")
-        names = _item_names(frame, "item", "item", items)
+        names = name_items(frame, "item", "item", items)
         if items is None:
-            names = _neutral_order(names, choice_set)
+            names = neutral_order(names, choice_set)
         position = names.get_indexer(ranked.item)
         unknown = np.flatnonzero(position < 0)
         if len(unknown):
@@ -483,7 +340,7 @@ class Preferences:
                 f"{list(names[:3])}"
             )
         left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
-        covariates = None if users is None else _covariates(users, ranked.users)
+        covariates = None if users is None else read_covariates(users, ranked.users)
         counts = np.bincount(ranked.person[number], minlength=len(ranked.users))
         data = cls(
             left,
@@ -1056,191 +913,3 @@ def _choices(choice: np.ndarray, length: int) -> np.ndarray:
             f"choice must be 0, 0.5 or 1, got {choice[wrong[0]]} in comparison {wrong[0]}"
         )
     return choice
-
-
-def _check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
-    if not isinstance(df, pd.DataFrame):
-        raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
-    for argument, column in columns.items():
-        found = int((df.columns == column).sum())
-        if found != 1:
-            reason = "is not a column" if not found else f"is the name of {found} columns"
-            raise ValueError(
-                f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
-            )
-    if len(set(columns.values())) < len(columns):
-        raise ValueError(f"user, left, right and choice must be four columns, got {dict(columns)}")
-    if len(df) == 0:
-        raise ValueError("df must have at least one row, got an empty table")
-    for argument, column in columns.items():
-        missing = np.flatnonzero(df[column].isna())
-        if len(missing):
-            raise ValueError(
-                f"{argument}={column!r} must have no missing values, got {len(missing)}, the first "
-                f"at row {df.index[missing[0]]}; drop these rows first"
-            )
-
-
-def _item_names(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
-    if items is None:
-        names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
-        return pd.Index(names)
-    if not isinstance(items, pd.DataFrame):
-        raise TypeError(
-            "items must be a pandas DataFrame of features indexed by item name, or None, "
-            f"got {type(items).__name__}"
-        )
-    _check_numeric("items", items)
-    return items.index
-
-
-def _neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
-    """Orders items by the choice set or by name: rankings list the best first, and left first."""
-    if choice_set is not None:
-        return pd.Index(choice_set)
-    try:
-        return names.sort_values()
-    except TypeError:  # Names of different types have no order.
-        return names
-
-
-def _check_numeric(argument: str, table: pd.DataFrame) -> None:
-    if not table.index.is_unique:
-        name = table.index[table.index.duplicated()][0]
-        raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
-    if table.shape[1] == 0:
-        raise ValueError(f"{argument} must have at least one column, got none")
-    for column, dtype in table.dtypes.items():
-        if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
-            raise ValueError(
-                f"{argument} must be numeric, got column {column!r} of type {dtype}; encode it "
-                "first, for example with pandas.get_dummies"
-            )
-    values = table.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))
-    if len(bad):
-        row, column = bad[0]
-        raise ValueError(
-            f"{argument} must be finite, got {values[row, column]} for {table.index[row]!r}, "
-            f"column {table.columns[column]!r} ({len(bad)} such entries)"
-        )
-
-
-def _lookup_items(df: pd.DataFrame, column: str, names: pd.Index) -> np.ndarray:
-    position = names.get_indexer(df[column])
-    unknown = np.flatnonzero(position < 0)
-    if len(unknown):
-        name = df[column].iloc[unknown[0]]
-        raise ValueError(
-            f"unknown item {name!r} in column {column!r} at row {df.index[unknown[0]]} "
-            f"({len(unknown)} such rows): items has no row of that name; its index begins with "
-            f"{list(names[:3])}"
-        )
-    return position.astype(np.int32)
-
-
-def _decode_choices(
-    df: pd.DataFrame, columns: Mapping[str, str], labels: Mapping[Any, str] | None
-) -> np.ndarray:
-    """Translates the choice column into 1, 0 and ½, refusing what has no or two meanings."""
-    choice = df[columns["choice"]]
-    if isinstance(choice.dtype, pd.CategoricalDtype):
-        choice = choice.astype(object)
-    if labels is not None:
-        return _decode_labels(choice, labels)
-    codings = {
-        "numbers 1 / 0 / 0.5": _decode_numbers(choice),
-        'words "left" / "right" / "tie"': choice.map(_WORDS).to_numpy(dtype=np.float32),
-        "name of the preferred item": _decode_names(df, columns),
-    }
-    fitting = {name: code for name, code in codings.items() if not np.isnan(code).any()}
-    if not fitting:
-        best = min(codings, key=lambda name: np.isnan(codings[name]).sum())
-        row = np.flatnonzero(np.isnan(codings[best]))[0]
-        raise ValueError(
-            f"choice must be 1 / 0 / 0.5, a Boolean, 'left' / 'right' / 'tie' or the preferred "
-            f"item's name, the same way in every row, got {choice.iloc[row]!r} at row "
-            f"{df.index[row]} (user {df[columns['user']].iloc[row]!r}); choice_labels translates "
-            "the data's own words"
-        )
-    first, *others = fitting.values()
-    if any((other != first).any() for other in others):
-        row = next(np.flatnonzero(other != first)[0] for other in others if (other != first).any())
-        raise ValueError(
-            f"choice is ambiguous: {choice.iloc[row]!r} at row {df.index[row]} can be read as "
-            f"{' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
-        )
-    return first
-
-
-def _decode_numbers(choice: pd.Series) -> np.ndarray:
-    if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
-        values = choice.to_numpy(dtype=np.float32)
-    else:
-        is_number = [
-            isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice
-        ]
-        values = np.full(len(choice), np.nan, dtype=np.float32)
-        values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
-    return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)
-
-
-def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
-    code = np.full(len(df), np.nan, dtype=np.float32)
-    choice, left, right = (df[columns[name]] for name in ("choice", "left", "right"))
-    if pd.api.types.is_bool_dtype(choice.dtype):
-        return code
-    numeric = [pd.api.types.is_numeric_dtype(column.dtype) for column in (choice, left, right)]
-    if not all(numeric):  # Strings, categories and mixtures compare as Python objects.
-        choice, left, right = (column.astype(object) for column in (choice, left, right))
-    choice, left, right = (column.to_numpy() for column in (choice, left, right))
-    if choice.dtype == object:
-        code[choice == "tie"] = 0.5
-    code[choice == right] = 0.0
-    code[choice == left] = 1.0
-    if choice.dtype == object:  # True equals 1 in Python, and is no name.
-        code[[isinstance(value, bool | np.bool_) for value in choice]] = np.nan
-    return code
-
-
-def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
-    if not isinstance(labels, Mapping):
-        raise TypeError(
-            "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
-            f"got {type(labels).__name__}"
-        )
-    wrong = [value for value in labels.values() if value not in _WORDS]
-    if wrong:
-        raise ValueError(
-            f"choice_labels must translate into 'left', 'right' or 'tie', got {wrong[0]!r}"
-        )
-    code = choice.map({label: _WORDS[word] for label, word in labels.items()})
-    unknown = np.flatnonzero(code.isna())
-    if len(unknown):
-        raise ValueError(
-            f"choice_labels has no translation for {choice.iloc[unknown[0]]!r} at row "
-            f"{choice.index[unknown[0]]} ({len(unknown)} such rows); it knows {list(labels)}"
-        )
-    return code.to_numpy(dtype=np.float32)
-
-
-def _covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
-    if not isinstance(users, pd.DataFrame):
-        raise TypeError(
-            "users must be a pandas DataFrame of covariates indexed by user, or None, "
-            f"got {type(users).__name__}"
-        )
-    _check_numeric("users", users)
-    idle = users.index.difference(names, sort=False)
-    if len(idle):
-        raise ValueError(
-            f"users must belong to people with comparisons, got {idle[0]!r} without any "
-            f"({len(idle)} such rows)"
-        )
-    missing = names.difference(users.index, sort=False)
-    if len(missing):
-        raise ValueError(
-            f"users must have a row for every person, got none for {missing[0]!r} "
-            f"({len(missing)} such people)"
-        )
-    return users.loc[names].to_numpy(dtype=np.float32)

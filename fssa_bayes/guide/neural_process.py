@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fssa_bayes.data import Batch
 from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
+from fssa_bayes.guide.pairs import Pairs
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.model.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
 
@@ -135,7 +136,7 @@ class NeuralProcessGuide(nn.Module):
     def posterior(self, batch: Batch) -> dist.TorchDistribution:
         """Returns q(z | context), with batch shape (U,) and event shape (K,)."""
         self.model.check_items(batch.items)
-        pairs = _Pairs(batch, self.direction.weight.dtype)
+        pairs = Pairs(batch, self.direction.weight.dtype)
         items, factors = self.model.prepare_items(batch.items, keep=True)
         factors = factors.detach()
         elements = self._embed(items, factors, pairs)
@@ -176,7 +177,7 @@ class NeuralProcessGuide(nn.Module):
         """Enters the parameters into Pyro's parameter store; to be called within `SVI`'s guide."""
         pyro.module("guide", self)
 
-    def _embed(self, items: Tensor, factors: Tensor, pairs: _Pairs) -> Tensor:
+    def _embed(self, items: Tensor, factors: Tensor, pairs: Pairs) -> Tensor:
         """Embeds (chosen, rejected) pairs to shape (R, H)."""
         winner, loser = pairs.winner, pairs.loser
         if len(items) < len(winner):  # Items that repeat are embedded once.
@@ -188,7 +189,7 @@ class NeuralProcessGuide(nn.Module):
         return elements if self.side is None else elements + pairs.side * self.side
 
     def _embed_covariates(
-        self, batch: Batch, prepared: tuple[Tensor, Tensor], pairs: _Pairs
+        self, batch: Batch, prepared: tuple[Tensor, Tensor], pairs: Pairs
     ) -> Tensor:
         """Embeds by how much covariates move z and every pair's margin, with shape (R, H)."""
         with torch.no_grad():
@@ -199,7 +200,7 @@ class NeuralProcessGuide(nn.Module):
         return expected + self.of_location(location)[pairs.person]
 
     def _normal(
-        self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: _Pairs
+        self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: Pairs
     ) -> tuple[dist.TorchDistribution, Tensor, Tensor, Tensor]:
         """Adds up the pairs' potentials to a normal distribution of the standard variable.
 
@@ -253,52 +254,6 @@ class _ItemEmbedding(nn.Module):
     def forward(self, items: Tensor, factors: Tensor) -> Tensor:
         """Returns embeddings (R, H) of items (R, D) or (R,) with factors (R, F)."""
         return self.features(items) + self.factors(factors)
-
-
-class _Pairs:
-    """Lists a batch's comparisons as R (chosen, rejected) pairs, person by person.
-
-    Half a win each becomes both orders with weight ½, in columns added to the right.
-
-    Attributes:
-        mask: True where there is a pair, with shape (U, N) or (U, 2 N).
-        weight: Weight of each pair, 1, ½ or that of a ranking's, with the shape of `mask`.
-        count: Sum of the weights, with shape (U,).
-        winner: Position of the chosen item, with shape (R,).
-        loser: Position of the rejected item, with shape (R,).
-        person: Position of the person, with shape (R,).
-        side: 1 where the chosen item stood on the left, −1 on the right, with shape (R, 1).
-    """
-
-    def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
-        batch = batch.clean()
-        left_wins = batch.choice >= 0.5
-        winner = torch.where(left_wins, batch.left, batch.right)
-        loser = torch.where(left_wins, batch.right, batch.left)
-        tied = batch.half_wins
-        half = 0.5 * tied.to(dtype)
-        side = left_wins.to(dtype) * 2 - 1
-        self.mask, self.weight, self.count = batch.mask, 1.0 - half, batch.num_comparisons
-        if batch.rankings is not None:
-            inside = batch.rankings.inside
-            self.mask = batch.mask & ~(inside & (batch.choice == 0.5))
-            sizes = batch.rankings.stage_sizes(batch.choice).to(dtype)
-            self.weight = torch.where(inside, 2 / sizes, self.weight)
-            self.count = (self.weight * self.mask).sum(-1) + half.sum(-1)
-        if tied.any():
-            winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
-            self.mask = torch.cat([self.mask, tied], -1)
-            self.weight = torch.cat([self.weight, half], -1)
-            side = torch.cat([side, -side], -1)
-        self.side = side[self.mask].unsqueeze(-1)
-        self.winner, self.loser = winner[self.mask], loser[self.mask]
-        self.person = self.mask.nonzero()[:, 0]
-
-    def of_chosen(self, margin: Tensor) -> Tensor:
-        """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
-        if margin.shape[-1] < self.mask.shape[-1]:  # Halves follow in columns of their own.
-            margin = torch.cat([margin, margin], -1)
-        return self.side * margin[self.mask].unsqueeze(-1)
 
 
 class _Spline(ConditionedSpline):

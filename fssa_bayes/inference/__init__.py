@@ -1,11 +1,32 @@
-"""Fitting a model and its guide to the comparisons of many people."""
+"""How are model and guide fitted? Objectives, the loop of a fit, its result."""
 
-from fssa_bayes.inference.fit import (
-    FitResult,
-    fit,
+from fssa_bayes.guide import check_guide
+from fssa_bayes.inference.fit import FitResult, fit
+from fssa_bayes.inference.objectives import (
+    ELBO,
+    ImportanceWeightedELBO,
+    MaximumLikelihood,
+    NeuralProcessELBO,
+    Objective,
+    PredictiveLikelihood,
+    Sleep,
+    split_batch,
+    split_mask,
 )
+from fssa_bayes.model import check_data
 
 __all__ = [
+    "ELBO",
     "FitResult",
+    "ImportanceWeightedELBO",
+    "MaximumLikelihood",
+    "NeuralProcessELBO",
+    "Objective",
+    "PredictiveLikelihood",
+    "Sleep",
+    "check_data",
+    "check_guide",
     "fit",
+    "split_batch",
+    "split_mask",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling.importance import GUIDE_SHARE
+from fssa_bayes.sampling import GUIDE_SHARE
 
 __all__ = [
     "ELBO",

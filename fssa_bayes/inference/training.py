@@ -18,13 +18,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import MaximumLikelihood, Objective, Sleep, split_batch
 from fssa_bayes.io import Checkpoints, flatten, unflatten
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.sampling.importance import propose, score_judgements
+from fssa_bayes.posterior import score_judgements
+from fssa_bayes.sampling import propose
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult

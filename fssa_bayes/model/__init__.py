@@ -1,17 +1,20 @@
-"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
+"""How does a person choose? The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 
-from fssa_bayes.model.btl import (
-    BilinearUtility,
-    HeterogeneousBTL,
-    LinearUtility,
-    MLPUtility,
-    ModuleUtility,
-)
+from fssa_bayes.model.agreement import check_data, check_same_people, positions, some_names
+from fssa_bayes.model.btl import HeterogeneousBTL
+from fssa_bayes.model.distributions import BradleyTerry, Outcomes
+from fssa_bayes.model.utilities import BilinearUtility, LinearUtility, MLPUtility, ModuleUtility
 
 __all__ = [
     "BilinearUtility",
+    "BradleyTerry",
     "HeterogeneousBTL",
     "LinearUtility",
     "MLPUtility",
     "ModuleUtility",
+    "Outcomes",
+    "check_data",
+    "check_same_people",
+    "positions",
+    "some_names",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model.btl import HeterogeneousBTL
 
 __all__ = ["check_covariates", "check_data", "check_same_people", "check_ties", "positions"]
 

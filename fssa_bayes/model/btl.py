@@ -17,9 +17,10 @@ from fssa_bayes import kernels
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.model.nn import MLP, PRECISIONS, flip_between, product, shed_denormals, tower
+from fssa_bayes.model.nn import PRECISIONS, flip_between
+from fssa_bayes.model.utilities import BilinearUtility, LinearUtility, MLPUtility, ModuleUtility
 
-__all__ = ["BilinearUtility", "HeterogeneousBTL", "LinearUtility", "MLPUtility", "ModuleUtility"]
+__all__ = ["HeterogeneousBTL"]
 
 
 _START_TIE = math.log(0.5)  # A fifth of the answers between equals.
@@ -27,153 +28,6 @@ _START_LAPSE = math.log(0.05 / 0.95)
 
 # Items and factors on their way from a guide to its model; outside of it, as it may be copied.
 _KEPT: WeakKeyDictionary[HeterogeneousBTL, tuple] = WeakKeyDictionary()
-
-
-class LinearUtility(nn.Module):
-    r"""Computes r(x, z) = x·(w0 + Λz): random coefficients, or a correlated mixed logit.
-
-    Args:
-        num_features: Number of item features D.
-        latent_dim: Number of latent dimensions K.
-    """
-
-    def __init__(self, num_features: int, latent_dim: int) -> None:
-        super().__init__()
-        self.num_item_factors = 1 + latent_dim
-        self.mean = nn.Parameter(torch.zeros(num_features))
-        self.loading = nn.Parameter(0.3 * torch.randn(num_features, latent_dim))
-
-    def population_parameters(self) -> list[nn.Parameter]:
-        """Lists the parameters that describe the population: w0 and Λ."""
-        return [self.mean, self.loading]
-
-    def item_factors(self, items: Tensor) -> Tensor:
-        """Returns x·w0 and xΛ with shape (M, 1 + K)."""
-        table = torch.cat([self.mean.unsqueeze(-1), self.loading], -1)
-        return table[items] if items.dtype == torch.int64 else items @ table
-
-    def coefficients(self, z: Tensor) -> Tensor:
-        """Returns w0 + Λz with shape (*, U, D) for z with shape (*, U, K)."""
-        return self.mean + z @ self.loading.T
-
-    def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
-        if items.dtype == torch.int64:
-            return self.mean[items] + z @ self.loading[items].T
-        return self.coefficients(z) @ items.T
-
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        if items.dtype == torch.int64:
-            return partial(kernels.pairwise_gather, self(items, z))
-        if z.shape[-1] + 1 < items.shape[-1]:  # x·w0 + (xΛ)·z has fewer products than x·β.
-            user_factors = torch.cat([torch.ones_like(z[..., :1]), z], -1)
-            return partial(kernels.pairwise_bilinear, factors, user_factors)
-        return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
-
-
-class BilinearUtility(nn.Module):
-    r"""Computes r(x, z) = φ(x)·ψ(z) with two MLP towers.
-
-    ψ is a network, so it can switch between types of people, and the likelihood of many draws is a
-    matrix product.
-
-    Args:
-        num_features: Number of item features D.
-        latent_dim: Number of latent dimensions K.
-        hidden_dim: Width of both towers.
-        num_factors: Number of factors that the towers end in.
-    """
-
-    def __init__(
-        self, num_features: int, latent_dim: int, hidden_dim: int = 64, num_factors: int = 16
-    ) -> None:
-        super().__init__()
-        self.num_item_factors = num_factors
-        self.item_tower = tower(num_features, hidden_dim, hidden_dim, num_factors)
-        self.user_tower = MLP(latent_dim, hidden_dim, hidden_dim, num_factors)
-
-    def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
-        return self.user_tower(z) @ self.item_tower(items).T
-
-    def item_factors(self, items: Tensor) -> Tensor:
-        """Returns φ(x) with shape (M, F)."""
-        return self.item_tower(items)
-
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        users = shed_denormals(self.user_tower(shed_denormals(z)))
-        return partial(kernels.pairwise_bilinear, shed_denormals(factors), users)
-
-
-class MLPUtility(nn.Module):
-    r"""Computes r(x, z) = w·relu(A(x) + B z): a network on [h(x), z], its first layer split.
-
-    Args:
-        num_features: Number of item features D.
-        latent_dim: Number of latent dimensions K.
-        hidden_dim: Width of the layers.
-    """
-
-    def __init__(self, num_features: int, latent_dim: int, hidden_dim: int = 64) -> None:
-        super().__init__()
-        self.num_item_factors = hidden_dim
-        self.item_tower = tower(num_features, hidden_dim, hidden_dim, hidden_dim)
-        self.user_layer = nn.Parameter(torch.randn(hidden_dim, latent_dim))
-        self.precision = "highest"
-        self.weight = nn.Parameter(torch.randn(hidden_dim) / hidden_dim**0.5)
-
-    def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
-        user = product(z, self.user_layer, self.precision).unsqueeze(-2)
-        return torch.relu(self.item_tower(items) + user) @ self.weight
-
-    def item_factors(self, items: Tensor) -> Tensor:
-        """Returns the items' part of the hidden layer, with shape (M, H)."""
-        return self.item_tower(items)
-
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        user = shed_denormals(product(shed_denormals(z), self.user_layer, self.precision))
-        return partial(kernels.pairwise_mlp, shed_denormals(factors), user, self.weight)
-
-
-class ModuleUtility(nn.Module):
-    """Uses any module that maps items (*, D) and z (*, K), broadcast, to utilities (*).
-
-    Args:
-        module: The utility; with `latent_dim=0` its z has width 0.
-    """
-
-    num_item_factors = 1
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def item_factors(self, items: Tensor) -> Tensor:
-        """Returns nothing known, a zero with shape (M, 1)."""
-        return torch.zeros(len(items), 1, device=items.device)
-
-    def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        """Returns utilities (*, U, M) of items (M, D) for z with shape (*, U, K)."""
-        return self.module(items, z.unsqueeze(-2))
-
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
-        return partial(self._gather, items, z)
-
-    def _gather(self, items: Tensor, z: Tensor, left: Tensor, right: Tensor, *args, **kwargs):
-        if len(items) <= 2 * left.shape[1]:
-            return kernels.pairwise_gather(self(items, z), left, right, *args, **kwargs)
-        # Items that differ between people are evaluated for their own person only.
-        mask = args[1] if len(args) > 1 else kwargs["mask"]
-        index = torch.cat([left, right], -1).masked_fill(~torch.cat([mask, mask], -1), 0)
-        utility = self.module(items[index], z.unsqueeze(-2))
-        position = torch.arange(index.shape[1], device=index.device).expand_as(index)
-        left, right = position.chunk(2, -1)
-        return kernels.pairwise_gather(utility, left, right, *args, **kwargs)
 
 
 class HeterogeneousBTL(nn.Module):

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.model.agreement import positions
-from fssa_bayes.population import PopulationDraws, identified_covariates
+from fssa_bayes.data import Preferences, identified_covariates
+from fssa_bayes.model import HeterogeneousBTL, positions
+from fssa_bayes.posterior import PopulationDraws
 
 __all__ = ["covariate_effects"]
 

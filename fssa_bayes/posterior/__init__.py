@@ -1,15 +1,28 @@
 """What is said of the draws: choices, utilities, ranks, export."""
 
-from fssa_bayes.posterior.posterior import (
+from fssa_bayes.posterior.choices import (
     ChoiceProbability,
-    Posterior,
+    Likelihoods,
+    Predictor,
     describe_choices,
+    log_predictive,
     score_choices,
+    score_judgements,
 )
+from fssa_bayes.posterior.export import export
+from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
+from fssa_bayes.posterior.posterior import Posterior
 
 __all__ = [
     "ChoiceProbability",
+    "Likelihoods",
+    "PopulationDraws",
+    "PopulationMixture",
     "Posterior",
+    "Predictor",
     "describe_choices",
+    "export",
+    "log_predictive",
     "score_choices",
+    "score_judgements",
 ]

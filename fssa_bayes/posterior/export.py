@@ -13,22 +13,20 @@ from torch import Tensor
 
 from fssa_bayes._arviz import Group, build, coordinate
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.model.agreement import positions
-from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.sampling.importance import Draws
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, positions
+from fssa_bayes.posterior.utilities import centred_utilities
+from fssa_bayes.sampling import Draws
 
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["centred_utilities", "export"]
+__all__ = ["export"]
 
 _MAX_BYTES = 4 * 2**30  # Largest export.
 _MAX_UTILITY_BYTES = 256 * 2**20  # Largest table of utilities that nobody asked for.
-_CHUNK = 2**24  # Utilities held at once while a table is built: 64 MB in float32.
+
 
 _STANDARDISATION = (
     "features are centred and scaled inside the model, see feature_mean and feature_scale; "
@@ -246,26 +244,6 @@ class _Exporter:
             "comparison_user": (("comparison",), person),
             "item": (("item",), names),
         }
-
-
-@torch.no_grad()
-def centred_utilities(
-    model: HeterogeneousBTL, z: Tensor, table: Tensor, people: Tensor
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yields utilities (S, u, M), centred over the items, of a few people at a time.
-
-    Args:
-        model: The model.
-        z: Draws with shape (S, U, K).
-        table: Features (M, D) or positions (M,) of the items.
-        people: Positions of the people wanted.
-    """
-    size = max(1, _CHUNK // (len(z) * len(table)))
-    table = table.to(model.device)
-    for start in range(0, len(people), size):
-        where = slice(start, start + size)
-        utility = model.item_utility(table, z[:, people[where]].to(model.device))
-        yield where, utility - utility.mean(-1, keepdim=True)
 
 
 def _shown_items(context: Preferences, items: Sequence | None, count: int) -> Tensor:

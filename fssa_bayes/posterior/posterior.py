@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,68 +13,37 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.model.agreement import check_data, check_same_people, positions
-from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.population import (
-    PopulationDraws,
-    PopulationMixture,
+from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people, positions
+from fssa_bayes.posterior.choices import (
+    ChoiceProbability,
+    Likelihoods,
+    describe_choices,
+    score_choices,
 )
-from fssa_bayes.posterior.export import centred_utilities, export
-from fssa_bayes.posterior.surprise import FALLBACKS, MOST_PARETO_K, context_surprise, fall_back
-from fssa_bayes.sampling.grid import ExactPosterior
-from fssa_bayes.sampling.importance import (
+from fssa_bayes.posterior.export import export
+from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
+from fssa_bayes.posterior.surprise import context_surprise
+from fssa_bayes.posterior.utilities import centred_utilities
+from fssa_bayes.sampling import (
+    FALLBACKS,
+    MOST_PARETO_K,
     Draws,
+    ExactPosterior,
     check_draws,
     draw_posterior,
+    fall_back,
     log_joint,
     score_draws,
-    score_judgements,
 )
 
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["ChoiceProbability", "Posterior", "describe_choices", "score_choices"]
+__all__ = ["Posterior"]
 
 _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
-
-# Which people, their comparisons, p(choices | z) of all draws, normalised log-weights (S, U).
-Likelihoods = tuple[slice, Batch, BradleyTerry, Tensor]
-
-
-@dataclass(frozen=True)
-class ChoiceProbability:
-    """Describes the posterior of the probability that left is preferred.
-
-    Probabilities are those of answers: position bias and lapses are part of them, and with ties
-    mean, tie and the probability of right sum to 1.
-
-    Every field has shape (U, N), aligned with `target.batch()`, and is NaN in padding. Intervals
-    are empirical-Bayes: the population parameters are fixed at their estimates, unless the
-    posterior was made with draws of them, `population=result.population_draws()`.
-
-    Attributes:
-        mean: Posterior mean of P(left | z), the probability to bet on: σ(margin) without ties and
-            lapses.
-        lower: Posterior 5 % quantile of P(left | z).
-        upper: Posterior 95 % quantile.
-        epistemic: Mutual information of choice and z, in nats: what more choices of this person
-            would teach.
-        aleatoric: Expected entropy of the choice given z, in nats: what they would not. Both are
-            of two outcomes, or of three with ties.
-        tie: Posterior mean of P(tie | z); 0 in a model without ties.
-    """
-
-    mean: Tensor
-    lower: Tensor
-    upper: Tensor
-    epistemic: Tensor
-    aleatoric: Tensor
-    tie: Tensor
 
 
 class Posterior:
@@ -593,64 +561,3 @@ def _check_size(what: str, shape: tuple[int, int, int]) -> None:
             f"{what} would need {size / 2**30:.1f} GiB for a table of shape {shape}, more than "
             f"{_MAX_BYTES / 2**30:.0f} GiB: name fewer items= or users=, or take fewer draws"
         )
-
-
-@torch.no_grad()
-def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> ChoiceProbability:
-    """Averages the probabilities of choices over weighted draws of what a person is like.
-
-    Args:
-        parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
-        target: The comparisons that these are likelihoods of.
-
-    Returns:
-        Weighted mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
-    """
-    width = int(target.counts.max(initial=0))
-    out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
-    for people, batch, likelihood, log_weights in parts:
-        weights = log_weights.exp().unsqueeze(-1)
-        prob, outcomes = likelihood.mean, likelihood.outcomes
-        mean = (weights * prob).sum(0).clamp(0, 1)
-        tie = torch.zeros_like(mean)
-        if outcomes.tie is not None:
-            tie = torch.minimum((weights * outcomes.tie.exp()).sum(0), 1 - mean)
-        aleatoric = (weights * outcomes.entropy()).sum(0)
-        total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
-        values = (
-            mean,
-            *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
-            (total - aleatoric).clamp(min=0),
-            aleatoric,
-            tie,
-        )
-        for table, value in zip(out, values, strict=True):
-            columns = batch.mask.shape[1]
-            table[people, :columns] = value.masked_fill(~batch.mask, math.nan).cpu()
-    return ChoiceProbability(*out)
-
-
-@torch.no_grad()
-def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
-    """Averages log mean_z p(y | z) over each person's judgements, in nats, with shape (U,).
-
-    Args:
-        parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
-    """
-    scores = [
-        (score_judgements(likelihood, log_weights, batch.choice) * batch.judgement_mask).sum(-1)
-        / batch.judgement_mask.sum(-1)
-        for _, batch, likelihood, log_weights in parts
-    ]
-    return torch.cat(scores).cpu()
-
-
-def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
-    """Inverts the weighted distribution function of values (S, U, N) with weights (S, U)."""
-    # Draws last: sorting along the first dimension walks through memory in large strides.
-    ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)
-    weights = weights.T.unsqueeze(1).expand_as(ordered).gather(-1, order)
-    cumulative = weights.double().cumsum(-1)
-    level = torch.tensor(levels, dtype=torch.float64, device=values.device) * cumulative[..., -1:]
-    position = torch.searchsorted(cumulative, level).clamp(max=len(values) - 1)
-    return list(ordered.gather(-1, position).unbind(-1))

@@ -1,1 +1,40 @@
-"""Draws of z given a context: importance weights, grids and chains."""
+"""Draws of z given a context: importance weights, grids, chains."""
+
+from fssa_bayes.sampling.draws import Draws, check_draws, effective_sample_size, thin
+from fssa_bayes.sampling.evidence import (
+    Estimate,
+    estimate_log_marginal_likelihood,
+    person_log_marginal_likelihood,
+)
+from fssa_bayes.sampling.exact import ExactPosterior
+from fssa_bayes.sampling.fallback import FALLBACKS, MOST_PARETO_K, fall_back
+from fssa_bayes.sampling.grid import grid
+from fssa_bayes.sampling.importance import (
+    GUIDE_SHARE,
+    draw_posterior,
+    log_joint,
+    propose,
+    score_draws,
+)
+from fssa_bayes.sampling.nuts import nuts
+
+__all__ = [
+    "FALLBACKS",
+    "GUIDE_SHARE",
+    "MOST_PARETO_K",
+    "Draws",
+    "Estimate",
+    "ExactPosterior",
+    "check_draws",
+    "draw_posterior",
+    "effective_sample_size",
+    "estimate_log_marginal_likelihood",
+    "fall_back",
+    "grid",
+    "log_joint",
+    "nuts",
+    "person_log_marginal_likelihood",
+    "propose",
+    "score_draws",
+    "thin",
+]

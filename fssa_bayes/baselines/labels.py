@@ -1,0 +1,139 @@
+"""One model for each label of people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fssa_bayes.baselines.base import Baseline, fitted_attribute
+from fssa_bayes.baselines.homogeneous import HomogeneousBTL
+from fssa_bayes.data import Preferences
+from fssa_bayes.model import check_same_people
+from fssa_bayes.posterior import (
+    ChoiceProbability,
+    Posterior,
+)
+
+__all__ = ["OneModelPerLabel"]
+
+
+class OneModelPerLabel(Baseline):
+    """Fits a model of its own to the people of each label: an oracle, which knows who is who.
+
+    Args:
+        labels: The label of every person, in training and later, by their name.
+        build: Returns a baseline, not yet fitted, for the people of one label.
+
+    Attributes:
+        members: The fitted baseline of each label.
+
+    Raises:
+        TypeError: If `labels` is no mapping or Series.
+    """
+
+    members: dict[object, Baseline]
+
+    def __init__(
+        self, labels: Mapping | pd.Series, build: Callable[[], Baseline] = HomogeneousBTL
+    ) -> None:
+        if not isinstance(labels, Mapping | pd.Series):
+            raise TypeError(
+                "labels must be a mapping, or a Series indexed by user name, got "
+                f"{type(labels).__name__}"
+            )
+        self.labels, self.build = pd.Series(labels), build
+
+    def fit(self, data: Preferences, *, seed: int = 0, progress_bar: bool = True) -> Self:
+        """Fits one model a label, see :meth:`Baseline.fit`.
+
+        Raises:
+            ValueError: If a person has no label.
+        """
+        self.members = {
+            label: self.build().fit(data.subset(people), seed=seed, progress_bar=progress_bar)
+            for label, people in self._people(data).items()
+        }
+        return self
+
+    def predict(self, context: Preferences) -> _PredictionsByLabel:
+        """Returns the predictions of each person's own model.
+
+        Raises:
+            ValueError: If a person has no label, or one that was not trained.
+        """
+        people = self._known(context)
+        parts = [
+            (where, self.members[label].predict(context.subset(where)))
+            for label, where in people.items()
+        ]
+        return _PredictionsByLabel(context, parts)
+
+    def log_evidence(self, data: Preferences) -> Tensor:
+        """Evaluates log p(all choices of a person), in nats, with shape (U,)."""
+        out = torch.empty(len(data), dtype=torch.float64)
+        for label, where in self._known(data).items():
+            out[where] = self.members[label].log_evidence(data.subset(where)).double()
+        return out
+
+    def coefficients(self) -> pd.DataFrame:
+        """Tabulates the coefficients of each label's model, with `label` first in the index."""
+        members = fitted_attribute(self, "members").items()
+        return pd.concat({label: m.coefficients() for label, m in members}, names=["label"])
+
+    def _known(self, data: Preferences) -> dict[object, np.ndarray]:
+        members, people = fitted_attribute(self, "members"), self._people(data)
+        unknown = [label for label in people if label not in members]
+        if unknown:
+            raise ValueError(
+                "labels must be among those of the training people, "
+                f"{pd.Index(members).tolist()}, got {pd.Index(unknown).tolist()[0]!r}"
+            )
+        return people
+
+    def _people(self, data: Preferences) -> dict[object, np.ndarray]:
+        """Lists the positions of the people of each label."""
+        if not isinstance(data, Preferences):
+            raise TypeError(f"data must be Preferences, got {type(data).__name__}")
+        labels = self.labels.reindex(data.user_names)
+        if labels.isna().any():
+            first = data.user_names[labels.isna().to_numpy()].tolist()[0]
+            raise ValueError(
+                f"labels must have one for every person, got none for user {first!r} "
+                f"({int(labels.isna().sum())} such people)"
+            )
+        return pd.Series(np.arange(len(data))).groupby(labels.to_numpy()).indices
+
+
+class _PredictionsByLabel:
+    """Puts together what each label's model predicts of its people."""
+
+    def __init__(self, context: Preferences, parts: list[tuple[np.ndarray, Posterior]]) -> None:
+        self.context, self.parts = context, parts
+
+    def choice_prob(self, target: Preferences) -> ChoiceProbability:
+        """Describes each person's probability of preferring left, as `Posterior.choice_prob`."""
+        check_same_people(self.context, target)
+        width = int(target.counts.max(initial=0))
+        names = [field.name for field in fields(ChoiceProbability)]
+        out = {name: torch.full((len(target), width), math.nan) for name in names}
+        for where, predictions in self.parts:
+            part = predictions.choice_prob(target.subset(where))
+            for name, table in out.items():
+                value = getattr(part, name)
+                table[where, : value.shape[1]] = value
+        return ChoiceProbability(**out)
+
+    def log_score(self, target: Preferences) -> Tensor:
+        """Scores each person's unseen choices, (U,), in nats, as `Posterior.log_score`."""
+        check_same_people(self.context, target)
+        out = torch.empty(len(target))
+        for where, predictions in self.parts:
+            out[where] = predictions.log_score(target.subset(where))
+        return out

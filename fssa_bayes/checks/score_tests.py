@@ -1,0 +1,120 @@
+"""In which directions do people held out contradict the model?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fssa_bayes._random import seeded
+from fssa_bayes.checks.held_out import LEAST_PEOPLE
+from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, Outcomes
+from fssa_bayes.posterior import Posterior
+
+__all__ = ["score_tests"]
+
+
+_DIRECTIONS = (
+    "difference between people",
+    "consistency of choices",
+    "left over right",
+    "lapses",
+)
+
+
+@torch.no_grad()
+def score_tests(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    data: Preferences,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Tests in which directions people who took no part in the fit contradict the model.
+
+    Directions δ of a margin m, whose mean over the population, or that part of it which has the
+    person's covariates, is :math:`\bar m`: people differ
+    more (:math:`m - \bar m`), choices are more consistent (m), left is preferred (1). For lapses
+    the log-likelihood is differentiated by the probability of a choice made at random.
+
+    Args:
+        model: A fitted model.
+        guide: Its guide.
+        data: People who took no part in the fit.
+        num_samples: Draws S of each person's posterior given all their choices.
+        seed: Seed of the draws.
+
+    Returns:
+        One row a direction (index `direction`): `score`, the mean over people in nats per unit of
+        s; `standard_error`, clustered by person; `z`, their ratio; `p`, by Student's t, two-sided
+        (one-sided for lapses in a model without them). NaN where nobody has a score, as for lapses
+        where all choices are half wins, and for lapses and the left side where there are rankings.
+
+    Raises:
+        ValueError: If the data do not fit the model or there are fewer than 20 people.
+
+    References:
+        Rao (1948), Large sample tests of statistical hypotheses concerning several parameters.
+        Commenges & Jacqmin-Gadda (1997), Generalized score test of homogeneity based on correlated
+        random effects models, JRSS B 59(1).
+    """
+    data = data.subset(data.counts > 0) if (data.counts > 0).any() else data
+    if len(data) < LEAST_PEOPLE or data.num_comparisons == 0:
+        raise ValueError(
+            f"data must have at least {LEAST_PEOPLE} people with comparisons for a test, got "
+            f"{(data.counts > 0).sum()}"
+        )
+    posterior = Posterior(model, guide, data, num_samples, seed=seed)
+    with seeded(seed):
+        strangers = model.average_prior(256).sample()
+    scores = []
+    for _, batch, likelihood, log_weights in posterior.likelihoods(data):
+        margin, average = likelihood.margin, _mean_margin(model, batch, strangers)
+        residual, log_prob = _residual(likelihood, batch.choice)
+        # The derivative by the share of answers at random, each of them as likely as another.
+        slip = torch.exp(-log_prob) / (3 if model.has_ties else 2) - 1
+        if not model.has_ties:  # Half a win each is no answer.
+            slip = slip * (batch.choice != 0.5)
+        side = residual
+        if data.has_rankings:  # They have no left side, and are no answers at random.
+            side, slip = side * torch.nan, slip * torch.nan
+        terms = (residual * (margin - average), residual * margin, side, slip)
+        person = [(term * batch.mask).sum(-1) for term in terms]
+        weights = log_weights.exp().unsqueeze(-1)
+        scores.append((weights * torch.stack(person, -1)).sum(0))
+    score = torch.cat(scores).double().cpu().numpy()
+    error = score.std(0, ddof=1) / np.sqrt(len(score))
+    z = score.mean(0) / np.where(error > 0, error, np.nan)
+    freedom = len(score) - 1
+    p = 2 * stats.t.sf(np.abs(z), freedom)
+    if model.lapse_logit is None:
+        p[-1] = stats.t.sf(z[-1], freedom)  # A model without lapses can have too few only.
+    index = pd.Index(_DIRECTIONS, name="direction")
+    columns = {"score": score.mean(0), "standard_error": error, "z": z, "p": p}
+    return pd.DataFrame(columns, index=index)
+
+
+def _residual(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns d log p(y) / d margin, y − σ(margin) in the plain model, and log p(y), (S, U, N)."""
+    with torch.enable_grad():
+        margin = likelihood.margin.detach().requires_grad_()
+        if likelihood.rankings is None:
+            outcomes = Outcomes.of(margin, likelihood.log_tie, likelihood.lapse_logit)
+            log_prob = outcomes.log_prob(choice)
+        else:
+            mask, rankings = likelihood.mask_, likelihood.rankings
+            twin = BradleyTerry.from_margin(margin, mask, rankings=rankings)
+            log_prob = twin.log_prob_each(choice)
+        (residual,) = torch.autograd.grad(log_prob.sum(), margin)
+    return residual, log_prob.detach()
+
+
+def _mean_margin(model: HeterogeneousBTL, batch: Batch, z: Tensor) -> Tensor:
+    """Averages margins over people z (S, K), moved to each person's covariates, to (U, N)."""
+    everybody = (z.unsqueeze(1) + model.location(batch.covariates)).expand(-1, batch.num_users, -1)
+    return model.choice(batch, everybody).margin.mean(0)

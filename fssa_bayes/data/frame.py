@@ -1,0 +1,202 @@
+"""Tables of comparisons, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = []
+
+
+_WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+
+
+def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    if not isinstance(df, pd.DataFrame):
+        raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
+    for argument, column in columns.items():
+        found = int((df.columns == column).sum())
+        if found != 1:
+            reason = "is not a column" if not found else f"is the name of {found} columns"
+            raise ValueError(
+                f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
+            )
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"user, left, right and choice must be four columns, got {dict(columns)}")
+    if len(df) == 0:
+        raise ValueError("df must have at least one row, got an empty table")
+    for argument, column in columns.items():
+        missing = np.flatnonzero(df[column].isna())
+        if len(missing):
+            raise ValueError(
+                f"{argument}={column!r} must have no missing values, got {len(missing)}, the first "
+                f"at row {df.index[missing[0]]}; drop these rows first"
+            )
+
+
+def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
+    if items is None:
+        names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
+        return pd.Index(names)
+    if not isinstance(items, pd.DataFrame):
+        raise TypeError(
+            "items must be a pandas DataFrame of features indexed by item name, or None, "
+            f"got {type(items).__name__}"
+        )
+    _check_numeric("items", items)
+    return items.index
+
+
+def neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
+    """Orders items by the choice set or by name: rankings list the best first, and left first."""
+    if choice_set is not None:
+        return pd.Index(choice_set)
+    try:
+        return names.sort_values()
+    except TypeError:  # Names of different types have no order.
+        return names
+
+
+def _check_numeric(argument: str, table: pd.DataFrame) -> None:
+    if not table.index.is_unique:
+        name = table.index[table.index.duplicated()][0]
+        raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
+    if table.shape[1] == 0:
+        raise ValueError(f"{argument} must have at least one column, got none")
+    for column, dtype in table.dtypes.items():
+        if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
+            raise ValueError(
+                f"{argument} must be numeric, got column {column!r} of type {dtype}; encode it "
+                "first, for example with pandas.get_dummies"
+            )
+    values = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{argument} must be finite, got {values[row, column]} for {table.index[row]!r}, "
+            f"column {table.columns[column]!r} ({len(bad)} such entries)"
+        )
+
+
+def lookup_items(df: pd.DataFrame, column: str, names: pd.Index) -> np.ndarray:
+    position = names.get_indexer(df[column])
+    unknown = np.flatnonzero(position < 0)
+    if len(unknown):
+        name = df[column].iloc[unknown[0]]
+        raise ValueError(
+            f"unknown item {name!r} in column {column!r} at row {df.index[unknown[0]]} "
+            f"({len(unknown)} such rows): items has no row of that name; its index begins with "
+            f"{list(names[:3])}"
+        )
+    return position.astype(np.int32)
+
+
+def decode_choices(
+    df: pd.DataFrame, columns: Mapping[str, str], labels: Mapping[Any, str] | None
+) -> np.ndarray:
+    """Translates the choice column into 1, 0 and ½, refusing what has no or two meanings."""
+    choice = df[columns["choice"]]
+    if isinstance(choice.dtype, pd.CategoricalDtype):
+        choice = choice.astype(object)
+    if labels is not None:
+        return _decode_labels(choice, labels)
+    codings = {
+        "numbers 1 / 0 / 0.5": _decode_numbers(choice),
+        'words "left" / "right" / "tie"': choice.map(_WORDS).to_numpy(dtype=np.float32),
+        "name of the preferred item": _decode_names(df, columns),
+    }
+    fitting = {name: code for name, code in codings.items() if not np.isnan(code).any()}
+    if not fitting:
+        best = min(codings, key=lambda name: np.isnan(codings[name]).sum())
+        row = np.flatnonzero(np.isnan(codings[best]))[0]
+        raise ValueError(
+            f"choice must be 1 / 0 / 0.5, a Boolean, 'left' / 'right' / 'tie' or the preferred "
+            f"item's name, the same way in every row, got {choice.iloc[row]!r} at row "
+            f"{df.index[row]} (user {df[columns['user']].iloc[row]!r}); choice_labels translates "
+            "the data's own words"
+        )
+    first, *others = fitting.values()
+    if any((other != first).any() for other in others):
+        row = next(np.flatnonzero(other != first)[0] for other in others if (other != first).any())
+        raise ValueError(
+            f"choice is ambiguous: {choice.iloc[row]!r} at row {df.index[row]} can be read as "
+            f"{' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
+        )
+    return first
+
+
+def _decode_numbers(choice: pd.Series) -> np.ndarray:
+    if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
+        values = choice.to_numpy(dtype=np.float32)
+    else:
+        is_number = [
+            isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice
+        ]
+        values = np.full(len(choice), np.nan, dtype=np.float32)
+        values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
+    return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)
+
+
+def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
+    code = np.full(len(df), np.nan, dtype=np.float32)
+    choice, left, right = (df[columns[name]] for name in ("choice", "left", "right"))
+    if pd.api.types.is_bool_dtype(choice.dtype):
+        return code
+    numeric = [pd.api.types.is_numeric_dtype(column.dtype) for column in (choice, left, right)]
+    if not all(numeric):  # Strings, categories and mixtures compare as Python objects.
+        choice, left, right = (column.astype(object) for column in (choice, left, right))
+    choice, left, right = (column.to_numpy() for column in (choice, left, right))
+    if choice.dtype == object:
+        code[choice == "tie"] = 0.5
+    code[choice == right] = 0.0
+    code[choice == left] = 1.0
+    if choice.dtype == object:  # True equals 1 in Python, and is no name.
+        code[[isinstance(value, bool | np.bool_) for value in choice]] = np.nan
+    return code
+
+
+def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
+    if not isinstance(labels, Mapping):
+        raise TypeError(
+            "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
+            f"got {type(labels).__name__}"
+        )
+    wrong = [value for value in labels.values() if value not in _WORDS]
+    if wrong:
+        raise ValueError(
+            f"choice_labels must translate into 'left', 'right' or 'tie', got {wrong[0]!r}"
+        )
+    code = choice.map({label: _WORDS[word] for label, word in labels.items()})
+    unknown = np.flatnonzero(code.isna())
+    if len(unknown):
+        raise ValueError(
+            f"choice_labels has no translation for {choice.iloc[unknown[0]]!r} at row "
+            f"{choice.index[unknown[0]]} ({len(unknown)} such rows); it knows {list(labels)}"
+        )
+    return code.to_numpy(dtype=np.float32)
+
+
+def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
+    if not isinstance(users, pd.DataFrame):
+        raise TypeError(
+            "users must be a pandas DataFrame of covariates indexed by user, or None, "
+            f"got {type(users).__name__}"
+        )
+    _check_numeric("users", users)
+    idle = users.index.difference(names, sort=False)
+    if len(idle):
+        raise ValueError(
+            f"users must belong to people with comparisons, got {idle[0]!r} without any "
+            f"({len(idle)} such rows)"
+        )
+    missing = names.difference(users.index, sort=False)
+    if len(missing):
+        raise ValueError(
+            f"users must have a row for every person, got none for {missing[0]!r} "
+            f"({len(missing)} such people)"
+        )
+    return users.loc[names].to_numpy(dtype=np.float32)

@@ -1,0 +1,75 @@
+"""What a set of comparisons holds, in words and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Summary"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Describes a set of comparisons; `print` it.
+
+    Attributes:
+        users: Number of people.
+        items: Number of items in the table.
+        features: Number of features of an item, or None where items have none.
+        comparisons: Number of comparisons, those that make up rankings included.
+        per_user: Smallest, median and largest number of comparisons of a person.
+        half_wins: Comparisons with choice ½ that count as half a win each.
+        dropped_ties: Ties that `ties="drop"` removed.
+        duplicates: Comparisons of a pair that the same person had answered before, the same way.
+        contradictions: Pairs that one person answered in different ways.
+        unused_items: Items that nobody compared.
+        component_sizes: Sizes of the connected components of the comparison graph, largest first,
+            unused items left out.
+        ties: Comparisons with choice ½ that are ties proper, kept by `ties="keep"`.
+        rankings: Rankings of three items or more.
+        stages: Their stages: choices of the best among the items left.
+        open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
+            says nothing about.
+        broken: Rankings that were broken into pairs, and their stages.
+    """
+
+    users: int
+    items: int
+    features: int | None
+    comparisons: int
+    per_user: tuple[int, float, int]
+    half_wins: int
+    dropped_ties: int
+    duplicates: int
+    contradictions: int
+    unused_items: int
+    component_sizes: tuple[int, ...]
+    ties: int = 0
+    rankings: int = 0
+    stages: int = 0
+    open_pairs: int = 0
+    broken: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        low, median, high = self.per_user
+        sizes = ", ".join(map(str, self.component_sizes[:5]))
+        sizes += ", …" if len(self.component_sizes) > 5 else ""
+        rows = [
+            ("people", f"{self.users:,}"),
+            ("items", f"{self.items:,} ({self.unused_items:,} never compared)"),
+            ("features of an item", "none" if self.features is None else f"{self.features:,}"),
+            ("comparisons", f"{self.comparisons:,}"),
+            ("per person", f"{low:,} to {high:,}, median {median:g}"),
+            ("half wins", f"{self.half_wins:,}"),
+            ("ties kept", f"{self.ties:,}"),
+            ("ties dropped", f"{self.dropped_ties:,}"),
+            ("repeated answers", f"{self.duplicates:,}"),
+            ("contradicted pairs", f"{self.contradictions:,}"),
+            ("connected components", f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"),
+        ]
+        if self.rankings:
+            pairs = f"{self.stages:,} stages; {self.open_pairs:,} pairs left open"
+            rows.insert(4, ("rankings", f"{self.rankings:,} ({pairs})"))
+        if self.broken[0]:
+            what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
+            rows.insert(4, ("rankings in pairs", what))
+        return "\n".join(f"{name:<22}{value}" for name, value in rows)

@@ -1,0 +1,56 @@
+"""Comparisons as the encoder sees them: who was chosen over whom."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Batch
+
+__all__ = []
+
+
+class Pairs:
+    """Lists a batch's comparisons as R (chosen, rejected) pairs, person by person.
+
+    Half a win each becomes both orders with weight ½, in columns added to the right.
+
+    Attributes:
+        mask: True where there is a pair, with shape (U, N) or (U, 2 N).
+        weight: Weight of each pair, 1, ½ or that of a ranking's, with the shape of `mask`.
+        count: Sum of the weights, with shape (U,).
+        winner: Position of the chosen item, with shape (R,).
+        loser: Position of the rejected item, with shape (R,).
+        person: Position of the person, with shape (R,).
+        side: 1 where the chosen item stood on the left, −1 on the right, with shape (R, 1).
+    """
+
+    def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
+        batch = batch.clean()
+        left_wins = batch.choice >= 0.5
+        winner = torch.where(left_wins, batch.left, batch.right)
+        loser = torch.where(left_wins, batch.right, batch.left)
+        tied = batch.half_wins
+        half = 0.5 * tied.to(dtype)
+        side = left_wins.to(dtype) * 2 - 1
+        self.mask, self.weight, self.count = batch.mask, 1.0 - half, batch.num_comparisons
+        if batch.rankings is not None:
+            inside = batch.rankings.inside
+            self.mask = batch.mask & ~(inside & (batch.choice == 0.5))
+            sizes = batch.rankings.stage_sizes(batch.choice).to(dtype)
+            self.weight = torch.where(inside, 2 / sizes, self.weight)
+            self.count = (self.weight * self.mask).sum(-1) + half.sum(-1)
+        if tied.any():
+            winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
+            self.mask = torch.cat([self.mask, tied], -1)
+            self.weight = torch.cat([self.weight, half], -1)
+            side = torch.cat([side, -side], -1)
+        self.side = side[self.mask].unsqueeze(-1)
+        self.winner, self.loser = winner[self.mask], loser[self.mask]
+        self.person = self.mask.nonzero()[:, 0]
+
+    def of_chosen(self, margin: Tensor) -> Tensor:
+        """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
+        if margin.shape[-1] < self.mask.shape[-1]:  # Halves follow in columns of their own.
+            margin = torch.cat([margin, margin], -1)
+        return self.side * margin[self.mask].unsqueeze(-1)

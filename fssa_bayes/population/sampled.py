@@ -1,0 +1,82 @@
+"""Populations drawn from the normal approximation of their estimates."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population.information import (
+    COLLINEAR,
+    LOW_RANK,
+    estimate_parameters,
+    invert_information,
+)
+from fssa_bayes.posterior import PopulationDraws
+
+__all__ = ["population_draws"]
+
+
+def population_draws(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    *,
+    num: int = 50,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> PopulationDraws:
+    """Draws w0, Λ and B of the linear utility from the normal approximation of their estimates.
+
+    The covariance is the sandwich, with people as clusters. Only ΛΛᵀ is identified: its triangular
+    factor is drawn and turned back, so that z means in every draw what it means in the model.
+    Directions that the data say nothing about stay at their estimates.
+
+    Args:
+        model: A fitted model with linear utility and normal prior.
+        guide: Its guide; None if `latent_dim` is 0. Every draw keeps it, as a proposal.
+        data: The comparisons the model was fitted to.
+        num: Number of populations.
+        num_samples: Draws of each training person's z, for the information.
+        seed: Seed of the draws.
+
+    Returns:
+        The populations.
+
+    Raises:
+        ValueError: If the utility is not linear, the prior not normal, or there are too many
+            parameters for a dense information matrix.
+
+    References:
+        White (1982), Maximum likelihood estimation of misspecified models.
+    """
+    _check_count(num)
+    estimate = estimate_parameters(model, guide, data, num_samples, seed, "population_draws()")
+    advice = LOW_RANK if model.latent_dim else COLLINEAR
+    inverse = invert_information(estimate.information, estimate.expected_null, advice)
+    eigenvalues, vectors = torch.linalg.eigh(inverse @ estimate.outer @ inverse)
+    root = vectors * eigenvalues.clamp(min=0).sqrt()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
+    members = []
+    for theta in estimate.theta + noise @ root.T:
+        mean, loading, effect, answers = estimate.unpack(theta)
+        twin, twin_guide = copy.deepcopy((model, guide))
+        with torch.no_grad():
+            twin.utility.mean.copy_(mean)
+            twin.utility.loading.copy_(loading @ estimate.rotation.T)
+            if model.num_covariates:
+                change = estimate.rotation @ (effect - estimate.effect)
+                twin.covariate_effect.add_(change.to(twin.covariate_effect))
+            for parameter, value in zip(twin.answer_parameters().values(), answers, strict=True):
+                parameter.copy_(value)
+        members.append((twin, twin_guide))
+    return PopulationDraws(tuple(members), "normal approximation with the sandwich covariance")
+
+
+def _check_count(num: int) -> None:
+    if not isinstance(num, int) or num < 2:
+        raise ValueError(f"num must be an integer of at least 2, got {num!r}")

@@ -1,0 +1,172 @@
+"""What draws of z say of choices: probabilities, intervals, scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.model import BradleyTerry, Outcomes
+
+__all__ = [
+    "ChoiceProbability",
+    "Likelihoods",
+    "Predictor",
+    "describe_choices",
+    "log_predictive",
+    "score_choices",
+    "score_judgements",
+]
+
+
+def log_predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> Tensor:
+    r"""Evaluates the log-probability of each choice, averaged over draws of z.
+
+    Args:
+        outcomes: Log-probabilities of the outcomes, each with shape (S, U, N).
+        log_weights: Normalised log-weights with shape (S, U).
+        choice: Choices with shape (U, N).
+
+    Returns:
+        :math:`\log \bar p(y)` in nats with shape (U, N), where :math:`\bar p` is the weighted mean
+        of an outcome's probability; half a win each scores
+        :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`.
+    """
+    log_weights = log_weights.unsqueeze(-1)
+    return outcomes.map(lambda x: (log_weights + x).logsumexp(0)).log_prob(choice)
+
+
+def score_judgements(likelihood: BradleyTerry, log_weights: Tensor, choice: Tensor) -> Tensor:
+    """Evaluates the log-probability of each judgement, averaged over draws of z.
+
+    As :func:`log_predictive`; that of a ranking, whose mean is taken of the whole, stands at its
+    first comparison, and 0 at its others.
+
+    Args:
+        likelihood: Distribution of the choices under the draws, with batch shape (S, U).
+        log_weights: Normalised log-weights with shape (S, U), or of the first draws alone.
+        choice: Choices with shape (U, N).
+
+    Returns:
+        Log-probabilities in nats with shape (U, N).
+    """
+    count = len(log_weights)
+    outcomes = likelihood.outcomes.map(lambda x: x[:count])
+    alone = log_predictive(outcomes, log_weights, choice)
+    if likelihood.rankings is None:
+        return alone
+    log_prob = likelihood.log_prob_each(choice)[:count]
+    joint = (log_weights.unsqueeze(-1) + log_prob).logsumexp(0)
+    joint = joint.masked_fill(~likelihood.rankings.head, 0.0)
+    return torch.where(likelihood.rankings.inside, joint, alone)
+
+
+# Which people, their comparisons, p(choices | z) of all draws, normalised log-weights (S, U).
+Likelihoods = tuple[slice, Batch, BradleyTerry, Tensor]
+
+
+@dataclass(frozen=True)
+class ChoiceProbability:
+    """Describes the posterior of the probability that left is preferred.
+
+    Probabilities are those of answers: position bias and lapses are part of them, and with ties
+    mean, tie and the probability of right sum to 1.
+
+    Every field has shape (U, N), aligned with `target.batch()`, and is NaN in padding. Intervals
+    are empirical-Bayes: the population parameters are fixed at their estimates, unless the
+    posterior was made with draws of them, `population=result.population_draws()`.
+
+    Attributes:
+        mean: Posterior mean of P(left | z), the probability to bet on: σ(margin) without ties and
+            lapses.
+        lower: Posterior 5 % quantile of P(left | z).
+        upper: Posterior 95 % quantile.
+        epistemic: Mutual information of choice and z, in nats: what more choices of this person
+            would teach.
+        aleatoric: Expected entropy of the choice given z, in nats: what they would not. Both are
+            of two outcomes, or of three with ties.
+        tie: Posterior mean of P(tie | z); 0 in a model without ties.
+    """
+
+    mean: Tensor
+    lower: Tensor
+    upper: Tensor
+    epistemic: Tensor
+    aleatoric: Tensor
+    tie: Tensor
+
+
+@torch.no_grad()
+def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> ChoiceProbability:
+    """Averages the probabilities of choices over weighted draws of what a person is like.
+
+    Args:
+        parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
+        target: The comparisons that these are likelihoods of.
+
+    Returns:
+        Weighted mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
+    """
+    width = int(target.counts.max(initial=0))
+    out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
+    for people, batch, likelihood, log_weights in parts:
+        weights = log_weights.exp().unsqueeze(-1)
+        prob, outcomes = likelihood.mean, likelihood.outcomes
+        mean = (weights * prob).sum(0).clamp(0, 1)
+        tie = torch.zeros_like(mean)
+        if outcomes.tie is not None:
+            tie = torch.minimum((weights * outcomes.tie.exp()).sum(0), 1 - mean)
+        aleatoric = (weights * outcomes.entropy()).sum(0)
+        total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
+        values = (
+            mean,
+            *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
+            (total - aleatoric).clamp(min=0),
+            aleatoric,
+            tie,
+        )
+        for table, value in zip(out, values, strict=True):
+            columns = batch.mask.shape[1]
+            table[people, :columns] = value.masked_fill(~batch.mask, math.nan).cpu()
+    return ChoiceProbability(*out)
+
+
+@torch.no_grad()
+def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
+    """Averages log mean_z p(y | z) over each person's judgements, in nats, with shape (U,).
+
+    Args:
+        parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
+    """
+    scores = [
+        (score_judgements(likelihood, log_weights, batch.choice) * batch.judgement_mask).sum(-1)
+        / batch.judgement_mask.sum(-1)
+        for _, batch, likelihood, log_weights in parts
+    ]
+    return torch.cat(scores).cpu()
+
+
+def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
+    """Inverts the weighted distribution function of values (S, U, N) with weights (S, U)."""
+    # Draws last: sorting along the first dimension walks through memory in large strides.
+    ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)
+    weights = weights.T.unsqueeze(1).expand_as(ordered).gather(-1, order)
+    cumulative = weights.double().cumsum(-1)
+    level = torch.tensor(levels, dtype=torch.float64, device=values.device) * cumulative[..., -1:]
+    position = torch.searchsorted(cumulative, level).clamp(max=len(values) - 1)
+    return list(ordered.gather(-1, position).unbind(-1))
+
+
+class Predictor(Protocol):
+    """What a comparison asks of a posterior, or of a baseline that stands in its place."""
+
+    def log_score(self, target: Preferences) -> Tensor:
+        """Returns each person's mean log-probability of unseen choices, in nats, (U,)."""
+
+    def choice_prob(self, target: Preferences) -> ChoiceProbability:
+        """Returns probabilities of unseen choices."""

@@ -1,0 +1,83 @@
+"""Several populations in the place of one estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Batch
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL
+
+__all__ = ["PopulationDraws", "PopulationMixture"]
+
+
+@dataclass(frozen=True)
+class PopulationDraws:
+    """Holds draws of a population's parameters: what the training people leave open.
+
+    Made by :meth:`fssa_bayes.FitResult.population_draws` and
+    :meth:`fssa_bayes.FitResult.bootstrap`, for `Posterior(..., population=...)`.
+
+    Attributes:
+        members: Models with the parameters drawn, each with its guide (None for `latent_dim=0`).
+        method: How they were drawn, in words.
+    """
+
+    members: tuple[tuple[HeterogeneousBTL, NeuralProcessGuide | None], ...] = field(repr=False)
+    method: str
+
+    def __len__(self) -> int:
+        """Returns the number of populations."""
+        return len(self.members)
+
+
+class PopulationMixture:
+    """Evaluates draws of z whose last column tells which population each belongs to.
+
+    It stands where a model stands, for those who evaluate draws and do not fit.
+
+    Args:
+        models: Models that differ in their parameters.
+    """
+
+    def __init__(self, models: Sequence[HeterogeneousBTL]) -> None:
+        self.models = tuple(models)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.models[0].device
+
+    def choice(self, batch: Batch, z: Tensor) -> BradleyTerry:
+        """Returns p(choices | z) of draws (S, U, K + 1), with batch shape (S, U)."""
+        margin = self._mix(z, lambda model, draws: model.choice(batch, draws).margin)
+        parameters = {name: self._parameter(name, z) for name in ("log_tie", "lapse_logit")}
+        return BradleyTerry.from_margin(margin, batch.mask, rankings=batch.rankings, **parameters)
+
+    def _parameter(self, name: str, z: Tensor) -> Tensor | None:
+        """Returns a parameter of the answers for every draw, (S, U, 1), or None."""
+        if getattr(self.models[0], name) is None:
+            return None
+        return self._mix(z, lambda model, draws: getattr(model, name).expand(*draws.shape[:-1], 1))
+
+    def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns the utilities (S, U, M), in nats, of items (M, D) or (M,)."""
+        return self._mix(z, lambda model, draws: model.item_utility(items, draws))
+
+    def _mix(self, z: Tensor, evaluate: Callable[[HeterogeneousBTL, Tensor], Tensor]) -> Tensor:
+        factors, label = z[..., :-1], z[..., -1]
+        out = None
+        for position, model in enumerate(self.models):
+            own = label == position
+            # Proposals lie population after population; only resampled draws mix in every row.
+            rows = own.any(-1)
+            if not rows.any():
+                continue
+            value = evaluate(model, factors[rows])
+            out = value.new_zeros(len(z), *value.shape[1:]) if out is None else out
+            out[rows] = torch.where(own[rows].unsqueeze(-1), value, out[rows])
+        return out

@@ -1,0 +1,116 @@
+"""Chains that were sampled before, one netCDF file a person."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import warnings
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fssa_bayes._arviz import Group, build, read_group
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = []
+
+
+_CACHE_VERSION = 1  # Raised when the same key would stand for other draws.
+
+
+@dataclass(frozen=True)
+class NutsOptions:
+    """Holds what decides about the draws of a person, beside model and context."""
+
+    num_samples: int
+    warmup_steps: int
+    num_chains: int
+    seed: int
+    target_r_hat: float
+    max_attempts: int
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Holds the chains z (C, S, K) of a person, divergent transitions and seconds (C,) of each."""
+
+    z: np.ndarray
+    num_divergences: np.ndarray
+    seconds: np.ndarray
+
+
+def identity_of(model: HeterogeneousBTL, reference: Tensor, options: NutsOptions) -> str:
+    """Digests the model, the reference items and the options."""
+    about = [_CACHE_VERSION, model.config, repr(model), asdict(options)]
+    tensors = [tensor for _, tensor in sorted(model.state_dict().items())]
+    return digest_of(json.dumps(about, sort_keys=True), reference, *tensors)
+
+
+def digest_of(*parts: str | Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            array = np.ascontiguousarray(part.detach().cpu().numpy())
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            part = array.tobytes()
+        digest.update(part if isinstance(part, bytes) else part.encode())
+    return digest.hexdigest()
+
+
+def cache_folder(cache: str | os.PathLike) -> Path:
+    folder = Path(cache)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"cache must be a folder, got the file {str(folder)!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_chains(path: Path, key: str, chains: Chains) -> None:
+    """Writes the file whole and renames it into place."""
+    noted = {
+        "num_divergences": (("chain",), chains.num_divergences),
+        "seconds": (("chain",), chains.seconds),
+    }
+    counts = {"chain": chains.z.shape[0], "draw": chains.z.shape[1], "latent": chains.z.shape[2]}
+    coords = {name: ((name,), np.arange(count)) for name, count in counts.items()}
+    groups = {
+        "posterior": Group({"z": (tuple(counts), chains.z)}, coords),
+        "sample_stats": Group(noted, coords),
+    }
+    content = build(
+        groups, {"key": key, "sha256": digest_of(*map(torch.from_numpy, astuple(chains)))}
+    )
+    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.nc")
+    try:
+        content.to_netcdf(str(part))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_chains(
+    path: Path, key: str, model: HeterogeneousBTL, options: NutsOptions
+) -> Chains | None:
+    """Reads a person's chains; None where there are none, or none that are whole."""
+    if not path.exists():
+        return None
+    try:
+        posterior, attributes = read_group(path, "posterior")
+        noted, _ = read_group(path, "sample_stats")
+        chains = Chains(posterior["z"], noted["num_divergences"], noted["seconds"])
+        shape = (options.num_chains, options.num_samples, model.latent_dim)
+        whole = digest_of(*map(torch.from_numpy, astuple(chains)))
+        if (attributes["key"], attributes["sha256"], chains.z.shape) != (key, whole, shape):
+            raise ValueError("its content is not what was written")
+    except Exception as error:  # What a damaged HDF5 file raises is not documented.
+        warnings.warn(
+            f"the cached draws in {str(path)!r} are damaged ({error}) and are sampled again",
+            stacklevel=5,
+        )
+        return None
+    return chains

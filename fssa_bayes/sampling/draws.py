@@ -1,0 +1,149 @@
+"""Weighted draws from the posteriors of people."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fssa_bayes._arviz import pareto_smooth
+from fssa_bayes.data import Preferences
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = ["Draws", "check_draws", "check_finite", "effective_sample_size", "thin"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Holds draws from the posteriors of all people of a data set, on the CPU.
+
+    Attributes:
+        z: Draws with shape (S, U, K).
+        log_weights: Normalised log-weights with shape (S, U).
+        log_ratio: Log p(z) p(C|z) / q(z|C) of the draws from the guide alone, (S_q, U).
+        log_guide: Log q(z|C) of every draw, (S, U).
+        log_joint: Log p(z) p(C|z) of every draw, (S, U).
+        weight_k: Pareto k-hat of the weights before they were smoothed, (U,); NaN without weights.
+        weighted: Whether the weights differ; False for the guide's own draws, for a model without
+            latent factor and after resampling.
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    log_ratio: Tensor
+    log_guide: Tensor
+    log_joint: Tensor
+    weight_k: Tensor
+    weighted: bool
+
+    @cached_property
+    def pareto_k(self) -> Tensor:
+        """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,)."""
+        if not len(self.log_ratio):  # None of the draws is the guide's.
+            return self.log_ratio.new_full(self.log_ratio.shape[1:], math.nan)
+        _, pareto_k = pareto_smooth(self.log_ratio.double().T.numpy())
+        return torch.from_numpy(pareto_k).float()
+
+    @cached_property
+    def relative_ess(self) -> Tensor:
+        """Effective sample size of the guide's own draws as a share of their number, (U,)."""
+        if not len(self.log_ratio):
+            return self.log_ratio.new_full(self.log_ratio.shape[1:], math.nan)
+        ratio = self.log_ratio.double()
+        return (effective_sample_size(ratio) / len(ratio)).float()
+
+    def resample(self, seed: int) -> Draws:
+        """Returns equally weighted draws; those that have equal weights are returned unchanged."""
+        if not self.weighted:
+            return self
+        rng = np.random.default_rng(seed)
+        # Systematic resampling, in an order that is random for each person and not sorted.
+        cumulative = self.log_weights.double().exp().cumsum(0).T.contiguous()
+        draws, users, width = self.z.shape
+        point = (np.arange(draws) + rng.random((users, 1))) / draws
+        point = torch.from_numpy(point) * cumulative[:, -1:]
+        index = torch.searchsorted(cumulative, point).clamp(max=draws - 1)
+        order = torch.from_numpy(rng.random((users, draws))).argsort(-1)
+        index = index.gather(-1, order).T
+        return replace(
+            self,
+            z=self.z.gather(0, index.unsqueeze(-1).expand(draws, users, width)),
+            log_weights=torch.zeros_like(self.log_weights).log_softmax(0),
+            log_guide=self.log_guide.gather(0, index),
+            log_joint=self.log_joint.gather(0, index),
+            weighted=False,
+        )
+
+
+def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) -> None:
+    """Raises a ValueError unless that many draws can be taken and corrected in that way."""
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
+    if correct == "psis" and model.latent_dim and num_samples < 25:
+        raise ValueError(f"num_samples must be at least 25 for correct='psis', got {num_samples}")
+    if correct not in ("psis", None):
+        raise ValueError(f"correct must be 'psis' or None, got {correct!r}")
+
+
+def thin(draws: Draws, count: int, rng: np.random.Generator) -> Draws:
+    """Keeps `count` of a person's weighted draws, none of them twice, without changing any mean.
+
+    Draws of large weight keep it; of the others some are drawn, each with a probability in
+    proportion to its weight, and share the rest equally.
+
+    References:
+        Fearnhead & Clifford (2003), On-line inference for hidden Markov models via particle
+        filters, JRSS B 65(4).
+    """
+    index, log_weights = zip(
+        *(_thinned(person, count, rng) for person in draws.log_weights.double().exp().T.numpy()),
+        strict=True,
+    )
+    index = torch.from_numpy(np.stack(index, -1))
+    return replace(
+        draws,
+        z=draws.z.gather(0, index.unsqueeze(-1).expand(*index.shape, draws.z.shape[-1])),
+        log_weights=torch.from_numpy(np.stack(log_weights, -1)).float(),
+        log_guide=draws.log_guide.gather(0, index),
+        log_joint=draws.log_joint.gather(0, index),
+    )
+
+
+def _thinned(
+    weights: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses `count` of the weights (R,); returns their positions and new log-weights."""
+    order = np.argsort(-weights, kind="stable")
+    ordered = weights[order] / weights.sum()
+    rest = ordered[::-1].cumsum()[::-1]  # Mass from this draw on.
+    share = rest[:count] / (count - np.arange(count))
+    large = int(np.argmax(ordered[:count] <= share))
+    threshold = share[large]
+    points = (rng.random() + np.arange(count - large)) * threshold
+    small = large + np.searchsorted(ordered[large:].cumsum(), points, side="right")
+    small = np.minimum(small, len(weights) - 1)
+    chosen = np.concatenate([np.arange(large), small])
+    new = np.concatenate([ordered[:large], np.full(count - large, threshold)])
+    with np.errstate(divide="ignore"):
+        return order[chosen], np.log(new)
+
+
+def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
+    """Raises a FloatingPointError unless every person has finite draws z and a finite weight."""
+    broken = ~(torch.isfinite(log_weights).any(0) & ~torch.isnan(log_weights).any(0))
+    broken |= ~torch.isfinite(z).all(-1).all(0)
+    if broken.any():
+        first = context.user_names[int(broken.nonzero()[0])]
+        raise FloatingPointError(
+            f"the posterior of user {first!r} is not finite ({int(broken.sum())} such "
+            "people): the model's parameters or features are out of range"
+        )
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    r"""Computes Kish's :math:`(\sum w)^2 / \sum w^2` over the draws of log-weights (S, U)."""
+    return torch.exp(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0))

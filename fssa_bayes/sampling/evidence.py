@@ -1,0 +1,93 @@
+"""The marginal likelihood of people by importance sampling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.sampling.importance import propose
+
+__all__ = ["Estimate", "estimate_log_marginal_likelihood", "person_log_marginal_likelihood"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Holds a Monte-Carlo estimate and how far it can be trusted.
+
+    Attributes:
+        value: The estimate, in nats.
+        standard_error: Its Monte-Carlo standard error.
+        bias: Its estimated bias (the logarithm of a mean is too low on average).
+        min_ess: The smallest effective sample size of a person's draws.
+    """
+
+    value: float
+    standard_error: float
+    bias: float
+    min_ess: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.standard_error:.2f}"
+
+
+def estimate_log_marginal_likelihood(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    target_error: float,
+    max_samples: int,
+) -> Estimate:
+    """Estimates the log marginal likelihood of all people, drawing until it is precise enough.
+
+    Each person's draws are doubled together until the standard error of the sum is below
+    `target_error` or a person has `max_samples` draws. Draws of all rounds are used.
+    """
+    values, variance, ess = person_log_marginal_likelihood(
+        model, guide, data, num_samples, target_error, max_samples
+    )
+    return Estimate(
+        value=values.sum().item(),
+        standard_error=variance.sum().sqrt().item(),
+        bias=-variance.sum().item() / 2,
+        min_ess=ess.min().item(),
+    )
+
+
+def person_log_marginal_likelihood(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    target_error: float,
+    max_samples: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimates log p(C) of each person, as :func:`estimate_log_marginal_likelihood` their sum.
+
+    Returns:
+        The estimates in nats, their Monte-Carlo variances and effective sample sizes, each in
+        double precision on the model's device with shape (U,).
+    """
+    sums = None
+    drawn = 0
+    while True:
+        # First and second moments of the weights, in logs: additive over rounds.
+        rounds = []
+        for _, batch in user_batches(data, num_samples, model.device):
+            log_weights = propose(model, guide, batch, num_samples).log_weights.double()
+            rounds.append(torch.stack([log_weights.logsumexp(0), (2 * log_weights).logsumexp(0)]))
+        moments = torch.cat(rounds, -1)
+        sums = moments if sums is None else torch.logaddexp(sums, moments)
+        drawn += num_samples
+        ess = torch.exp(2 * sums[0] - sums[1])
+        total = 1 if model.latent_dim == 0 else drawn
+        variance = (1 / ess - 1 / total).clamp(min=0)
+        if variance.sum().sqrt().item() <= target_error or 2 * drawn > max_samples:
+            return sums[0] - math.log(total), variance, ess
+        num_samples = drawn
