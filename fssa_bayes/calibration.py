@@ -1,4 +1,4 @@
-"""The former path of `fssa_bayes.checks.calibration`."""
+"""The former path of names of :mod:`fssa_bayes.checks`."""
 
 from fssa_bayes.checks import (
     LEVELS,

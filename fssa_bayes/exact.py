@@ -1,9 +1,5 @@
-"""Gold standards of a posterior: the names of `fssa_bayes.sampling`."""
+"""Gold standards of a posterior, from :mod:`fssa_bayes.sampling`."""
 
 from fssa_bayes.sampling import ExactPosterior, grid, nuts
 
-__all__ = [
-    "ExactPosterior",
-    "grid",
-    "nuts",
-]
+__all__ = ["ExactPosterior", "grid", "nuts"]

@@ -1,14 +1,14 @@
-"""The former path of `fssa_bayes.checks.held_out`."""
+"""The former path of names of :mod:`fssa_bayes.checks`."""
 
 from fssa_bayes.checks import (
     HeldOut,
+    Predictor,
     compare_by_context,
     predict_held_out,
     score_by_context,
     score_folds,
     score_tests,
 )
-from fssa_bayes.posterior import Predictor
 
 __all__ = [
     "HeldOut",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,58 +14,120 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fssa_bayes"
 
-# Each module may import those to its left, and nothing to its right.
-ORDER = [
-    {"_rankings", "plackett_luce"},
-    {"_random", "_folders", "kernels", "nn", "data", "inference_data", "_page", "embedding"},
-    {"distributions", "datasets", "diagnostics", "couplings", "chunks"},
-    {"model", "plots", "policy"},
-    {"guide", "agreement"},
-    {"importance", "io"},
-    {"objectives", "population", "export"},
-    {"training", "effects"},
-    {"inference"},
-    {"exact"},
-    {"trust"},
-    {"posterior"},
-    {"comparison", "predictive_checks", "calibration", "held_out"},
-    {"report", "baselines"},
-]
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+# What each stage may import directly; CONTRIBUTING.md shows the same table.
+MAY_IMPORT = {
+    "kernels": set(),
+    "data": {"kernels"},
+    "datasets": {"data"},
+    "model": {"data", "kernels"},
+    "guide": {"model", "data"},
+    "sampling": {"guide", "model", "data"},
+    "posterior": {"sampling", "guide", "model", "data"},
+    "population": {"posterior", "sampling", "guide", "model", "data", "kernels"},
+    "io": {"guide", "model"},
+    "inference": {"population", "posterior", "sampling", "io", "guide", "model", "data"},
+    "diagnostics": set(),
+    "plots": set(),
+    "checks": {"posterior", "sampling", "guide", "model", "data", "diagnostics"},
+    "comparison": {"inference", "population", "posterior", "sampling", "guide", "model", "data"},
+    "baselines": {
+        *("comparison", "inference", "population", "posterior", "guide", "model", "data"),
+        "kernels",
+    },
+    "report": {
+        *("checks", "inference", "diagnostics", "plots"),
+        *("posterior", "sampling", "guide", "model", "data"),
+    },
+    "policy": {"data", "diagnostics"},
+}
+BY_ALL = {"_random", "_arviz", "_files"}
+# Short modules that hand on names under an earlier or a shorter path.
+FACES = {
+    "exact": "sampling",
+    "calibration": "checks",
+    "held_out": "checks",
+    "predictive_checks": "checks",
+    "embedding": "data",
+    "effects": "population",
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """Lists the package's modules that a file imports, wherever the import stands."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            parts = node.module.split(".")
-            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-        elif isinstance(node, ast.Import):
-            parts = node.names[0].name.split(".")
-            names = parts[1:2]
-        else:
-            continue
-        if parts[0] == "fssa_bayes":
-            found.update(names)
-        assert parts[0] not in ("examples", "benchmarks"), f"{path} imports {parts[0]}"
-    return found
-
-
-def module(path: Path) -> str:
+def stage(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
-)
-def test_imports_point_one_way(path: Path) -> None:
-    name = module(path)
+def imports(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yields stage, module and name of what a file imports of the package, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found = [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found = [(alias.name, "") for alias in node.names]
+        else:
+            continue
+        for module, name in found:
+            top, *rest = module.split(".")
+            assert top not in ("examples", "benchmarks", "tests"), f"{path} imports {top}"
+            if top == "fssa_bayes":
+                yield (rest or [name])[0], module, name
+
+
+def by_path(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_path)
+def test_stages_import_what_the_table_allows(path: Path) -> None:
+    name = stage(path)
     if name == "__init__":
         return
-    assert name in RANK, f"{name} has no place in the import order: add it to ORDER"
-    for other in imported(path) - {name}:
-        assert RANK[other] < RANK[name], f"{name} imports {other}"
+    allowed = BY_ALL | {name}
+    if name in FACES:
+        allowed |= {FACES[name]}
+    elif name not in BY_ALL:
+        assert name in MAY_IMPORT, f"{name} is no stage: add a row to MAY_IMPORT"
+        allowed |= MAY_IMPORT[name]
+    for other, module, _ in imports(path):
+        assert other in allowed, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_path)
+def test_private_names_stay_where_they_are_defined(path: Path) -> None:
+    for other, module, name in imports(path):
+        private = [part for part in [*module.split(".")[2:], name] if part.startswith("_")]
+        assert other == stage(path) or other in BY_ALL or not private, f"{module}.{name}"
+        defined_here = (PACKAGE.joinpath(*module.split(".")[1:]) / f"{name}.py").exists()
+        assert not name.startswith("_") or defined_here, f"{module}.{name}"
+
+
+def test_the_table_has_no_cycle() -> None:
+    done: set[str] = set()
+    while len(done) < len(MAY_IMPORT):
+        ready = {name for name, needs in MAY_IMPORT.items() if needs <= done} - done
+        assert ready, f"a cycle among {sorted(set(MAY_IMPORT) - done)}"
+        done |= ready
+
+
+def test_every_edge_of_the_table_is_used() -> None:
+    used = {(stage(path), other) for path in FILES for other, *_ in imports(path)}
+    for name, others in MAY_IMPORT.items():
+        for other in others:
+            assert (name, other) in used, f"{name} no longer imports {other}"
+
+
+def test_contributing_shows_the_table() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", text, re.MULTILINE))
+    assert shown.keys() == MAY_IMPORT.keys()
+    for name, others in shown.items():
+        assert set(re.findall(r"`(\w+)`", others)) == MAY_IMPORT[name], name
+
+
+def test_the_root_of_the_package_is_short() -> None:
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    entries -= {"__init__.py", "py.typed", *(f"{face}.py" for face in FACES)}
+    assert len(entries) <= 24
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

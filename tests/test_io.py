@@ -26,7 +26,7 @@ from fssa_bayes import (
     save,
 )
 
-KEPT = Path(__file__).parent / "data"
+KEPT = Path(__file__).parent / "saved"
 
 CASES = {
     "bilinear": ({"utility": "bilinear", "num_factors": 5}, {"posterior": "flow"}),

@@ -14,12 +14,14 @@ from fssa_bayes.checks.calibration import (
 from fssa_bayes.checks.held_out import HeldOut, predict_held_out
 from fssa_bayes.checks.predictive import CHECKS, predictive_checks
 from fssa_bayes.checks.score_tests import score_tests
+from fssa_bayes.posterior import Predictor
 
 __all__ = [
     "CHECKS",
     "LEVELS",
     "CalibrationStudy",
     "HeldOut",
+    "Predictor",
     "SimulatedPeople",
     "ask",
     "calibrate",

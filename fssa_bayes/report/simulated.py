@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fssa_bayes import diagnostics, exact, plots
+from fssa_bayes import diagnostics, plots
 from fssa_bayes.checks import CalibrationStudy, calibrate, simulate_people
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import NotPossibleError, Study, draw_figure, root_mean_square
 from fssa_bayes.report.verdicts import LEVEL, REFINE, Check
-from fssa_bayes.sampling import score_draws
+from fssa_bayes.sampling import grid, score_draws
 
 __all__ = []
 
@@ -178,7 +178,7 @@ def gold_standard(study: Study) -> tuple[list[Check], Section]:
     rows = []
     for size in study.sizes:
         people = simulate_people(study.model, study.data, size, 100, seed=study.seed + 1)
-        gold = exact.grid(study.model, people.context, num=61)
+        gold = grid(study.model, people.context, num=61)
         log_guide = score_draws(study.guide, people.context, gold.z).double()
         divergence = (
             gold.log_weights.double().exp() * (gold.log_joint - gold.log_evidence - log_guide)

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 
-WORKER = Path(__file__).with_name("tiny_policy.py")
+WORKER = Path(__file__).parents[1] / "tiny_policy.py"
 
 
 def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:

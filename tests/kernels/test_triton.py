@@ -341,7 +341,7 @@ def test_the_interpreter_agrees() -> None:
     ]
     run = subprocess.run(
         command,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
