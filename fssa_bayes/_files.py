@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["previous_folder", "remove_folder", "whole_folder", "write_file"]
+__all__ = ["previous_folder", "put_in_place", "remove_folder", "whole_folder", "write_file"]
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in part.rglob("*"):
             _synchronise(file)
         _synchronise(part)
-        _put_in_place(part, path)
+        put_in_place(part, path)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError):
@@ -59,7 +59,7 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(part)
 
 
-def _put_in_place(part: Path, path: Path) -> None:
+def put_in_place(part: Path, path: Path) -> None:
     """Renames a finished folder; what stood there steps aside first and is then removed."""
     previous = previous_folder(path)
     try:

@@ -1,0 +1,57 @@
+"""`fssa-bayes diagnose`: can the posteriors of a saved model be believed?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer
+from fssa_bayes.cli.tables import Votes, reads_votes
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+
+@app.command()
+@reads_votes
+def diagnose(
+    votes: Votes,
+    model: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="The saved model, such as `model` of the results of `analyse`.",
+            show_default=False,
+        ),
+    ],
+    out: Results,
+    overwrite: Overwrite = False,
+    budget: Annotated[
+        float, typer.Option(help="Seconds that the checks may take together.")
+    ] = 300.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of people, splits and draws.")] = 0,
+    quiet: Quiet = False,
+    write_json: WriteJson = False,
+) -> None:
+    """Can the posteriors of a saved model be believed, for whom, and if not, what to do?
+
+    FILE holds people who took no part in the fit. Checks on these people see a wrong model; checks
+    on people simulated from the model judge the approximation of posteriors. The folder holds
+    report.html, summary.md and checks.csv.
+    """
+    if not budget > 0:
+        raise ValueError(f"--budget must be a positive number of seconds, got {budget}")
+    if not (model / "config.json").is_file():
+        raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
+    with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
+        import torch
+
+        from fssa_bayes.io import load
+        from fssa_bayes.report import diagnose as run
+
+        torch.set_num_threads(1)
+        report = run(*load(model), votes.read().data, budget=budget, seed=seed)
+        report.write(writer.folder)
+        writer.tell_checks(report)
+        writer.finish(report, write_json=write_json)

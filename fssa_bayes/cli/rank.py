@@ -1,0 +1,50 @@
+"""`fssa-bayes rank`: classical Bradley–Terry in one command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fssa_bayes.cli.output import OptionalResults, Overwrite, Quiet, WriteJson, Writer
+from fssa_bayes.cli.tables import Votes, reads_votes
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+
+@app.command()
+@reads_votes
+def rank(
+    votes: Votes,
+    out: OptionalResults = None,
+    overwrite: Overwrite = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the draws that intervals of ranks come from.")
+    ] = 0,
+    quiet: Quiet = False,
+    write_json: WriteJson = False,
+) -> None:
+    """Which item leads, by how much, how sure is that? Everybody alike, in seconds.
+
+    The classical Bradley–Terry model: utilities in nats, standard errors clustered by person, 90 %
+    intervals of utilities and of ranks. With --out also a folder with ranking.csv, a picture, the
+    page report.html and summary.md.
+    """
+    with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
+        import torch
+
+        from fssa_bayes.report import rank as run
+
+        torch.set_num_threads(1)
+        read = votes.read()
+        analysis = run(
+            read.data,
+            title=f"Ranking of {votes.path.name}",
+            rows_read=read.rows,
+            rows_missing=read.missing,
+            seed=seed,
+            tell=writer.tell,
+        )
+        if writer.folder is not None:
+            analysis.report.write(writer.folder)
+        writer.finish(analysis, write_json=write_json)

@@ -1,0 +1,183 @@
+"""The table of comparisons that a subcommand reads, and the options that say how to read it.
+
+One place for all subcommands: a reader of another kind of table is one more option here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from fssa_bayes.datasets.table import Table
+
+__all__ = ["Ties", "Votes", "reads_votes"]
+
+_PANEL = "How to read the file"
+
+
+class Ties(StrEnum):
+    """What a tie is."""
+
+    drop = "drop"
+    half = "half"
+    keep = "keep"
+
+
+def _column(role: str) -> Any:
+    return typer.Option(
+        metavar="COLUMN", help=f"Column that {role}.", rich_help_panel=_PANEL, show_default=False
+    )
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Says which file holds the comparisons and how to read it.
+
+    The fields are the arguments and options that :func:`reads_votes` gives to a subcommand.
+    """
+
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Comparisons, one row each: csv (compressed or not), tsv or parquet.",
+            show_default=False,
+        ),
+    ]
+    user: Annotated[str, _column("names the person")]
+    left: Annotated[str, _column("names the first item")]
+    right: Annotated[str, _column("names the second item")]
+    choice: Annotated[
+        str,
+        _column("holds 1 / 0 / 0.5, left / right / tie, or the preferred item's name"),
+    ]
+    choice_labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD=MEANING,…",
+            help="The file's own words, such as a1=left,a2=right,equal=tie.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    ties: Annotated[
+        Ties,
+        typer.Option(
+            help="What a tie is: left out, half a win for either item, or an answer of its own, "
+            "for which the model has a parameter.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = Ties.drop
+    items: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Features of items, a row an item: csv, tsv, parquet or npz.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Covariates of people, a row a person: csv, tsv, parquet or npz.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHARACTER",
+            help="What stands between two cells of a text file; by the file's name if absent.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Raises an error for what is wrong without a look into the files, before any import."""
+        self.labels()
+        for option, path in (("FILE", self.path), ("--items", self.items), ("--users", self.users)):
+            if path is not None and not path.is_file():
+                raise FileNotFoundError(f"{option} must be an existing file, got {str(path)!r}")
+
+    def labels(self) -> dict[str, str] | None:
+        """Reads `choice_labels`."""
+        if self.choice_labels is None:
+            return None
+        pairs = [pair.split("=") for pair in self.choice_labels.split(",")]
+        meanings = {pair[-1] for pair in pairs}
+        if any(len(pair) != 2 for pair in pairs) or not meanings <= {"left", "right", "tie"}:
+            raise ValueError(
+                "--choice-labels must read like a1=left,a2=right,equal=tie, got "
+                f"{self.choice_labels!r}"
+            )
+        return dict(pairs)
+
+    def read(self) -> Table:
+        """Reads the file.
+
+        Raises:
+            ValueError: As :func:`fssa_bayes.datasets.table.read`.
+        """
+        from fssa_bayes.datasets import table
+
+        return table.read(
+            self.path,
+            user=self.user,
+            left=self.left,
+            right=self.right,
+            choice=self.choice,
+            choice_labels=self.labels(),
+            items=self.items,
+            users=self.users,
+            ties=self.ties.value,
+            delimiter=self.delimiter,
+        )
+
+
+def reads_votes(subcommand: Callable[..., None]) -> Callable[..., None]:
+    """Gives a subcommand the options of :class:`Votes`, which it gets as one argument `votes`.
+
+    The check of the options comes before the subcommand, and before any import of torch.
+
+    Args:
+        subcommand: A function whose argument `votes` is of the type :class:`Votes`.
+    """
+    hints = get_type_hints(Votes, include_extras=True)
+    signature = inspect.signature(subcommand, eval_str=True)
+    others = [parameter for name, parameter in signature.parameters.items() if name != "votes"]
+    own = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if item.default is MISSING else item.default,
+            annotation=hints[item.name],
+        )
+        for item in fields(Votes)
+    ]
+    names = [parameter.name for parameter in own]
+
+    @functools.wraps(subcommand)
+    def command(**options: object) -> None:
+        votes = Votes(**{name: options.pop(name) for name in names})
+        votes.check()
+        subcommand(votes=votes, **options)
+
+    # A file first, as usage lines show arguments in this order.
+    parameters = [own[0], *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
+    command.__signature__ = inspect.Signature([*own, *parameters[1:]])
+    command.__annotations__ = {
+        p.name: p.annotation for p in command.__signature__.parameters.values()
+    }
+    return command

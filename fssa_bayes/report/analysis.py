@@ -1,0 +1,283 @@
+"""What do these people prefer, how much do they differ, and how sure can we be?
+
+:func:`analyse` fits a model of individual people and one of the average person to a part of the
+people, compares both on the unseen choices of the others, ranks the items and describes who
+differs. :func:`rank` is the ranking alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, Sleep, fit
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.report import findings
+from fssa_bayes.report.page import Section
+from fssa_bayes.report.report import Report
+
+if TYPE_CHECKING:
+    from fssa_bayes._arviz import InferenceData
+
+__all__ = ["Analysis", "analyse", "rank"]
+
+_STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
+_MIN_PEOPLE = 5  # People below whom some to fit and some to judge by cannot be had.
+_IGNORED = (
+    "the largest context has",  # pareto_k judges that.
+    "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
+    "the model does not use the covariates",  # The average person has none.
+)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Holds what an analysis found, and the model that it is about.
+
+    Attributes:
+        report: The findings.
+        figures: The main findings as numbers, by name.
+        model: The model of individual people; None where people are too few for one.
+        guide: Its guide.
+        posterior: Posteriors of the people left out, for ArviZ; None where there is no model.
+    """
+
+    report: Report
+    figures: dict[str, object]
+    model: HeterogeneousBTL | None = None
+    guide: NeuralProcessGuide | None = None
+    posterior: InferenceData | None = None
+
+
+def analyse(
+    data: Preferences,
+    *,
+    title: str = "Paired comparisons",
+    fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None = None,
+    utility: str | None = None,
+    latent_dim: int = 2,
+    steps: int = 600,
+    num_samples: int = 500,
+    test_size: float = 0.2,
+    seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
+    progress_bar: bool = True,
+    tell: Callable[[Section], None] | None = None,
+) -> Analysis:
+    """Analyses the paired comparisons of many people.
+
+    Args:
+        data: The comparisons.
+        title: Title of the report.
+        fitted: A model of individual people and its guide, fitted before; None to fit one.
+        utility: Utility of the model that is fitted; None is `"linear"` for items without features
+            and `"bilinear"` for others.
+        latent_dim: Its number of latent dimensions.
+        steps: Steps of each objective of its fit.
+        num_samples: Posterior draws S of each person.
+        test_size: Share of the people left out of the fit, in (0, 1).
+        seed: Seed of the split, of initial weights and of draws.
+        checkpoint: Folder from which a fit that was interrupted goes on; None keeps nothing.
+        progress_bar: Whether to show the progress of the fit.
+        tell: Called with every section when it is found; None tells nothing.
+
+    Returns:
+        The findings. With fewer than five people the ranking alone, and no model.
+
+    Raises:
+        ValueError: If an option is out of range, or `fitted` does not fit the data.
+    """
+    start = time.perf_counter()
+    for argument, value, least in (("steps", steps, 1), ("num_samples", num_samples, 25)):
+        if value < least:
+            raise ValueError(f"{argument} must be at least {least}, got {value}")
+    options = _Options(utility, latent_dim, steps, num_samples, seed, checkpoint, progress_bar)
+    sections: list[Section] = []
+
+    def found(section: Section, heard: Sequence[str] = ()) -> None:
+        section = replace(section, warnings=tuple(heard))
+        sections.append(section)
+        if tell is not None:
+            tell(section)
+
+    found(findings.describe_data(data))
+    if len(data) < _MIN_PEOPLE:
+        with _hearing() as heard:
+            section = findings.rank_items(data, seed)
+        found(section, heard)
+        few = (
+            f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few for a model "
+            f"of individual people, which needs at least {_MIN_PEOPLE}: some to fit and some to "
+            "judge by. The ranking describes these people's choices."
+        )
+        report = Report(title, sections, [*findings.opening(data, None), few], _footer(seed, start))
+        return Analysis(report, findings.numbers_of(data))
+    train, test = data.split_users(test_size, seed=seed)
+    with _hearing() as heard:
+        model, guide, origin, result = _fit_people(train, fitted, options)
+        average = fit_average(train, model.config["utility"], seed)
+        comparison = findings.compare(
+            model, guide, average.model, test, num_samples, seed, seen_before=fitted is not None
+        )
+    found(comparison.section, heard)
+    with _hearing() as heard:
+        section = findings.rank_items(data, seed)
+    found(section, heard)
+    with _hearing() as heard:
+        section = findings.describe_differences(
+            model, guide, data, comparison.certainty, num_samples, seed
+        )
+    found(section, heard)
+    if data.covariates is not None:
+        with _hearing() as heard:
+            section = findings.describe_covariates(model, data, result, steps, seed)
+        found(section, heard)
+    with _hearing():
+        exported = findings.export_posteriors(model, guide, test, num_samples, seed)
+    done = (
+        f"The average person's model was fitted to {len(train):,} people. Individual model: "
+        f"{origin}. {findings.EMPIRICAL_BAYES}"
+    )
+    found(Section("What was done", (done,)))
+    summary = [*findings.opening(data, model), comparison.verdict]
+    if any(section.warnings for section in sections):
+        number = sum(len(section.warnings) for section in sections)
+        summary.append(f"{number} warnings stand beside the results that they concern.")
+    report = Report(title, sections, summary, _footer(seed, start))
+    numbers = findings.numbers_of(data) | comparison.numbers
+    return Analysis(report, numbers, model, guide, exported)
+
+
+def rank(data: Preferences, *, title: str = "Ranking", seed: int = 0) -> Analysis:
+    """Ranks the items of paired comparisons by classical Bradley–Terry.
+
+    Args:
+        data: The comparisons.
+        title: Title of the report.
+        seed: Seed of the draws that intervals of ranks come from.
+
+    Returns:
+        The ranking with standard errors clustered by person.
+    """
+    start = time.perf_counter()
+    with _hearing() as heard:
+        section = findings.rank_items(data, seed)
+    section = replace(section, warnings=tuple(heard))
+    sections = [section, findings.describe_data(data)]
+    report = Report(title, sections, findings.opening(data, None), _footer(seed, start))
+    return Analysis(report, findings.numbers_of(data))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Holds the options of the fit of individual people."""
+
+    utility: str | None
+    latent_dim: int
+    steps: int
+    num_samples: int
+    seed: int
+    checkpoint: str | os.PathLike | None
+    progress_bar: bool
+
+
+@contextmanager
+def _hearing() -> Iterator[list[str]]:
+    """Collects the warnings of a block, each once, in place of printing them."""
+    heard: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        for message in _IGNORED:
+            warnings.filterwarnings("ignore", message)
+        yield heard
+    heard += dict.fromkeys(str(warning.message) for warning in caught)
+
+
+def _footer(seed: int, start: float) -> str:
+    from importlib import metadata
+
+    version = metadata.version("fssa_bayes")
+    return f"fssa_bayes {version}; seed {seed}; {time.perf_counter() - start:.0f} s."
+
+
+def fit_average(data: Preferences, utility: str, seed: int) -> FitResult:
+    """Fits the homogeneous model: everybody is the average person.
+
+    Args:
+        data: The comparisons.
+        utility: Name of the utility.
+        seed: Seed of initial weights and of the fit.
+    """
+    with seeded(seed):
+        model = HeterogeneousBTL(
+            data.num_features, 0, utility=utility, ties=findings.model_of_ties(data)
+        )
+    validation = None if utility == "linear" else _held_out_share(data)
+    return fit(model, None, data, validation=validation, seed=seed, progress_bar=False)
+
+
+def _held_out_share(data: Preferences) -> float | None:
+    """Networks are stopped early by people held out, if there are enough."""
+    return 0.1 if len(data) >= 20 else None
+
+
+def _fit_people(
+    train: Preferences,
+    fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None,
+    options: _Options,
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None, str, FitResult | None]:
+    """Fits the model in which everybody has a latent factor of their own, or takes one."""
+    if fitted is not None:
+        return *fitted, "fitted before", None
+    utility = options.utility or ("linear" if train.items is None else "bilinear")
+    with seeded(options.seed):
+        model = HeterogeneousBTL(
+            train.num_features,
+            options.latent_dim,
+            utility=utility,
+            ties=findings.model_of_ties(train),
+            num_covariates=train.num_covariates,
+        )
+        guide = NeuralProcessGuide(model)
+    result = fit(
+        model,
+        guide,
+        train,
+        objective=[ImportanceWeightedELBO(16), Sleep()],
+        steps=options.steps,
+        batch_size=int(np.clip(_STEP_SIZE / train.counts.mean(), 8, 64)),
+        validation=None if utility == "linear" else _held_out_share(train),
+        refit=False,
+        seed=options.seed,
+        checkpoint=options.checkpoint,
+        progress_bar=options.progress_bar,
+    )
+    origin = (
+        f"utility {utility!r}, {options.latent_dim} latent dimensions, fitted to the same people"
+    )
+    return model, guide, f"{origin}; {describe_convergence(result)}", result
+
+
+def describe_convergence(result: FitResult) -> str:
+    """Tells whether the loss of the first stage still fell at its end, beyond its noise."""
+    first = result.history["stage"] == result.history["stage"].iloc[0]
+    loss = result.history.loc[first, "loss"].to_numpy()
+    before, after = np.array_split(loss[-2 * max(2, len(loss) // 5) :], 2)
+    change = after.mean() - before.mean()
+    error = math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in (before, after)))
+    falls = "was still falling: more steps may help" if change < -2 * error else "had settled"
+    return (
+        f"{len(loss)} steps, over the last fifth of which the loss {falls} "
+        f"({change:+.2f} ± {error:.2f} nats a person)"
+    )

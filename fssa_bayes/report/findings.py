@@ -1,0 +1,458 @@
+"""The parts of an analysis: comparison, ranking, differences between people, covariates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fssa_bayes import plots
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import covariate_effects
+from fssa_bayes.posterior import Posterior
+from fssa_bayes.report.page import Figure, Section, draw_figure
+
+if TYPE_CHECKING:
+    from fssa_bayes._arviz import InferenceData
+
+__all__ = [
+    "EMPIRICAL_BAYES",
+    "Comparison",
+    "compare",
+    "describe_covariates",
+    "describe_data",
+    "describe_differences",
+    "export_posteriors",
+    "model_of_ties",
+    "numbers_of",
+    "opening",
+    "rank_items",
+]
+
+EMPIRICAL_BAYES = (
+    "Intervals for a person are empirical-Bayes: they hold the population at its estimate, and are "
+    "too narrow where few people inform many parameters."
+)
+_CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # As far as half the people have more choices.
+_MIN_JUDGES = 10  # People whose scores can have a standard error worth the name.
+_MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
+_MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
+_MAX_SHOWN = 12  # Items whose utilities are set against covariates.
+_REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
+_MAX_COEFFICIENTS = 1500  # Up to which their standard errors need no refits.
+_MAX_DRAWN = 40  # Rows of a picture.
+_MOST_K = 0.7
+
+
+def model_of_ties(data: Preferences) -> str | None:
+    """Names the model of ties that the data need: none where they count as half a win each."""
+    return "davidson" if data.ties == "keep" and data.half_wins.any() else None
+
+
+def numbers_of(data: Preferences) -> dict[str, object]:
+    """Counts people, comparisons and items."""
+    return {
+        "people": len(data),
+        "comparisons": data.num_comparisons,
+        "items": data.num_items,
+        "features": None if data.items is None else data.num_features,
+    }
+
+
+def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
+    """Says in a sentence who chose among what, and in another which model describes them."""
+    line = f"{len(data):,} people, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
+    features = "" if data.items is None else f", each with {data.num_features:,} features"
+    lines = [line + features + "."]
+    if model is not None:
+        config = model.config
+        ties = ", ties as answers of their own" if model.has_ties else ""
+        lines.append(
+            f"Model of individual people: utility {config['utility']}, {config['latent_dim']} "
+            f"latent dimensions{ties}."
+        )
+    return lines
+
+
+def describe_data(data: Preferences) -> Section:
+    """Tabulates what the data hold."""
+    rows = [line.split(maxsplit=0)[0] for line in str(data.summary()).splitlines()]
+    pairs = [(row[:22].strip(), row[22:].strip()) for row in rows]
+    return Section("The data", table=pd.DataFrame(pairs, columns=["", "number"]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Holds how well people are predicted one by one, against as the average person.
+
+    Attributes:
+        section: The part of the report.
+        verdict: The answer in a sentence.
+        certainty: The gain divided by its standard error; NaN where people are too few.
+        numbers: The main figures by name.
+    """
+
+    section: Section
+    verdict: str
+    certainty: float
+    numbers: dict[str, object]
+
+
+def compare(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    average: HeterogeneousBTL,
+    test: Preferences,
+    num_samples: int,
+    seed: int,
+    *,
+    seen_before: bool,
+) -> Comparison:
+    """Scores unseen choices of the people left out, by individual model and average person.
+
+    Args:
+        model: The model of individual people.
+        guide: Its guide.
+        average: The model of the average person.
+        test: The people left out.
+        num_samples: Posterior draws S of each person.
+        seed: Seed of splits and draws.
+        seen_before: Whether these people may have taken part in the fit of `model`.
+    """
+    sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.counts > n) >= 0.5]
+    longest, target = test.split_context(sizes[-1], seed=seed)
+    base = Posterior(average, None, longest, 1).log_score(target).numpy()
+    rows = []
+    for size in sizes:
+        known = longest if size == sizes[-1] else longest.split_context(size, seed=seed)[0]
+        person = Posterior(model, guide, known, num_samples, seed=seed)
+        difference = person.log_score(target).numpy() - base
+        error = np.nan
+        if len(difference) > 1:
+            error = difference.std(ddof=1) / math.sqrt(len(difference))
+        doubtful = (person.pareto_k > _MOST_K).float().mean().item()
+        rows.append((size, base.mean(), difference.mean(), error, doubtful))
+    columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
+    table = pd.DataFrame(rows, columns=columns)
+    guess = math.log(3 if model.has_ties else 2)
+    who = "left out of the average's fit" if seen_before else "who took no part in the fit"
+    text = [
+        f"Log score of {target.num_comparisons:,} unseen choices of {len(target):,} people {who} "
+        f"({len(test) - len(target):,} others have no more than {sizes[-1]} choices): the mean "
+        "over people of each person's mean, nats per choice. Higher is better; guessing scores "
+        f"−{guess:.3f}. Gain is the individual model's score less the average person's; the "
+        "standard error of the gain is over people. k > .7 is the share of people for whom the "
+        "approximation of the posterior is in doubt."
+    ]
+    if seen_before:
+        text.append(
+            "People of this file may have been part of the fit of the model: then the gain "
+            "flatters the model."
+        )
+    size, score, gain, error, _ = rows[-1]
+    verdict = _verdict(size, gain, error, len(target))
+    section = Section("Do people differ in ways that can be predicted?", [*text, verdict], table)
+    numbers = {
+        "known_choices": size,
+        "average_log_score": float(score),
+        "gain": float(gain),
+        "gain_standard_error": float(error),
+        "people_scored": len(target),
+    }
+    certainty = gain / error if len(target) >= _MIN_JUDGES else np.nan
+    return Comparison(section, verdict, certainty, numbers)
+
+
+def _verdict(size: int, gain: float, error: float, people: int) -> str:
+    after = f"After {size} known choices of a person the individual model"
+    amount = f"by {abs(gain):.4f} ± {error:.4f} nats a choice"
+    if people < _MIN_JUDGES:
+        return (
+            f"Whether people differ cannot be judged by {people} people left out, fewer than "
+            f"{_MIN_JUDGES} (gain {gain:+.4f} nats a choice)."
+        )
+    if gain > 2 * error:
+        return f"{after} predicts better {amount}: people differ, and a few choices tell how."
+    if gain < -2 * error:
+        return f"{after} predicts worse {amount}: the average person is the better bet."
+    return (
+        f"{after} cannot be told from the average person (gain {gain:+.4f} ± {error:.4f} nats a "
+        "choice): these data do not show differences that a few choices would reveal."
+    )
+
+
+def rank_items(data: Preferences, seed: int) -> Section:
+    """Ranks items for the average person, with errors clustered by person, group by group."""
+    with seeded(seed):
+        model = HeterogeneousBTL(data.num_features, 0, "linear", ties=model_of_ties(data))
+    average = fit(model, None, data, validation=None, seed=seed, progress_bar=False)
+    labels = data.components()
+    position = np.flatnonzero(labels >= 0)
+    groups = labels[position]
+    order = average.ranking(data.item_names[position], groups=groups, seed=seed)
+    text = [
+        f"Bradley–Terry model of the average person, fitted to all {len(data):,} people: utilities "
+        "in nats, with standard errors clustered by person. Intervals are 90 %, those of ranks "
+        "from the same normal approximation."
+    ]
+    if model.has_ties:
+        nu = model.log_tie.exp().item()
+        text.append(
+            f"Two items of the same utility tie with probability {nu / (2 + nu):.3f}, and the less "
+            f"the further their utilities are apart (Davidson's ν = {nu:.3f})."
+        )
+    if data.items is not None:
+        text.append(
+            f"Utility is linear in the items' {data.num_features} features: an item's place rests "
+            "on its features, not on its own comparisons alone."
+        )
+    if groups.max() > 0:
+        text.append(
+            f"The items fall into {groups.max() + 1} groups that were never compared with each "
+            "other; each group is centred and ranked by itself. Shown is the largest, of "
+            f"{np.sum(groups == 0)} items."
+        )
+    shown = order[order["group"] == 0]
+    columns = ["utility", "standard_error", "lower", "upper", "rank", "rank_lower", "rank_upper"]
+    top = shown.head(_MAX_DRAWN)
+    axes = plots.ranking(top["utility"], top["lower"], top["upper"], list(top.index))
+    caption = "Utilities of the leading items to the average person, with 90 % intervals"
+    return Section(
+        "Ranking for the average person",
+        text,
+        shown[columns].head(10).reset_index(),
+        [draw_figure(axes, caption, "ranking.png")],
+        files={"ranking.csv": order},
+    )
+
+
+def describe_differences(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    certainty: float,
+    num_samples: int,
+    seed: int,
+) -> Section:
+    """Describes how much people differ, and who does.
+
+    Args:
+        model: The model of individual people.
+        guide: Its guide.
+        data: All people.
+        certainty: How many standard errors the individual model predicts better by.
+        num_samples: Posterior draws S of each person.
+        seed: Seed of the draws.
+    """
+    heading, text = "How much do people differ?", []
+    if not certainty > 2:
+        text.append(
+            "What follows is what the individual model believes. The comparison above does not "
+            "show that it predicts anything: take it as a description, not as a finding."
+        )
+    within, between = _disagreement(model, data, seed)
+    half = "; a tie counts as half a win each way" if data.summary().half_wins else ""
+    text.append(
+        f"On a pair of this file, the model has one person answer differently when asked twice "
+        f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
+        f"over the fitted population{half}). The difference, {between - within:.3f}, is taste."
+    )
+    items = _common_items(data, _MAX_ITEMS)
+    if len(items) < 3:
+        return Section(heading, [*text, "Two items are too few to compare people by."])
+    everybody = Posterior(model, guide, data, num_samples, seed=seed)
+    people = everybody.differences(items)
+    people["pareto_k"] = everybody.pareto_k.numpy()
+    doubtful = (people["pareto_k"] > _MOST_K).mean()
+    text.append(
+        f"Everybody's posterior given all of their choices, over the {len(items)} items of the "
+        "largest group compared most often. Direction is the correlation of a person's utilities "
+        "with the average person's, scale their standard deviation in nats: a small scale means "
+        "that choices are hard to predict, from indifference or from carelessness. Medians and "
+        f"90 % intervals. {EMPIRICAL_BAYES} The approximation is in doubt (k > .7) for "
+        f"{doubtful:.0%} of the people."
+    )
+    orders = (
+        ("who differ most in direction", people.sort_values("direction_upper")),
+        ("who choose most consistently", people.sort_values("scale_lower", ascending=False)),
+        ("who choose least consistently", people.sort_values("scale_upper")),
+    )
+    return Section(
+        heading,
+        text,
+        figures=[_draw_people(people), *_draw_a_person(model, guide, data, num_samples, seed)],
+        files={"people.csv": people},
+        parts=[
+            Section(f"People {who}", table=order.drop(columns="pareto_k").head(5).reset_index())
+            for who, order in orders
+        ],
+    )
+
+
+def _disagreement(model: HeterogeneousBTL, data: Preferences, seed: int) -> tuple[float, float]:
+    """Returns the probabilities that one person, and that two people, answer a pair differently."""
+    rng = np.random.default_rng(seed)
+    pairs = data.resample_pairs(np.array([min(_MAX_PAIRS, data.num_comparisons)]), rng)
+    with torch.no_grad(), seeded(seed):
+        z = model.sample_population(2000, data).unsqueeze(1)
+        outcomes = model.choice(pairs, z).outcomes
+    prob = torch.stack([x.exp().double().squeeze(1) for x in outcomes if x is not None])
+    same, same_of_two = (p.square().sum(0).mean().item() for p in (prob, prob.mean(1)))
+    return 1 - same, 1 - same_of_two
+
+
+def _common_items(data: Preferences, number: int) -> list:
+    """Names the items compared most often, within the largest component of the comparisons."""
+    uses = np.bincount(np.concatenate([data.left, data.right]), minlength=data.num_items)
+    order = np.argsort(-uses, kind="stable")
+    return list(data.item_names[order[data.components()[order] == 0][:number]])
+
+
+def _draw_people(people: pd.DataFrame) -> Figure:
+    """Draws direction and scale of some people side by side, both in the order of direction."""
+    import matplotlib.pyplot as plt
+
+    shown = people.sample(min(_MAX_DRAWN, len(people)), random_state=0)
+    shown = shown.sort_values("direction", kind="stable")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 9), layout="tight")
+    labels = ("direction: correlation with the average", "scale (nats)")
+    for ax, name, label in zip(axes, ("direction", "scale"), labels, strict=True):
+        columns = [shown[name + suffix] for suffix in ("", "_lower", "_upper")]
+        plots.forest(
+            *columns,
+            list(shown.index),
+            label=label,
+            reference=people[name].median(),
+            sort=False,
+            ax=ax,
+        )
+    which = "all" if len(shown) == len(people) else f"{len(shown)} at random of the {len(people):,}"
+    caption = f"{which} people: posterior median and 90 % interval, the population held fixed"
+    figure.suptitle(f"{caption}; dashed: median person", fontsize=10)
+    caption += "; both panels in the order of direction"
+    return draw_figure(axes[0], caption, "people.png")
+
+
+def _draw_a_person(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    seed: int,
+) -> list[Figure]:
+    """Draws what is known of the person with most comparisons up to 40."""
+    few = np.where(data.counts <= _MAX_DRAWN, data.counts, 0)
+    one = data.subset([int(few.argmax()) if few.any() else int(data.counts.argmin())])
+    name, shown = one.user_names[0], slice(0, _MAX_DRAWN)
+    person = Posterior(model, guide, one, num_samples, seed=seed)
+    p = person.choice_prob(one)
+    names = (one.item_names[side[shown]] for side in (one.left, one.right))
+    fields = (tensor[0, shown] for tensor in (p.mean, p.lower, p.upper))
+    choices = plots.choice_intervals(*fields, one.choice[shown], zip(*names, strict=True))
+    items = _common_items(data, 12)
+    ranks = plots.rank_distribution(person.rank_prob(items)[0], items)
+    return [
+        draw_figure(
+            choices,
+            f"Choices of person {name}: probability that the first item is preferred, with 90 % "
+            "interval, the population held fixed; both markers: a tie",
+            "person.png",
+        ),
+        draw_figure(
+            ranks,
+            f"Where person {name} would rank the {len(items)} items compared most often, the "
+            "population held fixed",
+            "ranks.png",
+        ),
+    ]
+
+
+def describe_covariates(
+    model: HeterogeneousBTL, data: Preferences, result: FitResult | None, steps: int, seed: int
+) -> Section:
+    """Tabulates what covariates do to utilities, and to the coefficients where these are few.
+
+    Args:
+        model: The model of individual people.
+        data: All people, with covariates.
+        result: The fit of the model; None where it was fitted before, and errors cannot be had.
+        steps: Steps of each objective of that fit.
+        seed: Seed of draws and refits.
+    """
+    heading = "What do covariates do?"
+    if not model.num_covariates:
+        return Section(heading, ["The model does not use the covariates of the people."])
+    text = [
+        "Covariates say where a person's tastes are to be expected before any choice: the gain at "
+        "0 known choices, above, is what they predict."
+    ]
+    linear = model.config["utility"] == "linear"
+    unknown, parts = np.zeros(model.num_covariates, dtype=bool), []
+    if linear and result is not None and data.items is not None and data.num_features <= 30:
+        effects = result.population(seed=seed).loc["effect"]
+        missing = effects["se_sandwich"].isna().to_numpy()
+        unknown = missing.reshape(model.num_covariates, -1).all(1)
+        spanned = (
+            f" With {model.latent_dim} latent dimensions effects lie in the directions in which "
+            f"people differ ({data.num_features} latent dimensions leave them free)."
+        )
+        why = (
+            "Change of the mean coefficient with a unit of the covariate, in nats per unit of the "
+            "feature, the other covariates held fixed; errors are sandwich, with people as "
+            f"clusters.{spanned if model.latent_dim < data.num_features else ''}"
+        )
+        table = effects[["estimate", "se_sandwich"]].rename_axis("effect").reset_index()
+        parts.append(Section("On coefficients", [why], table))
+    items = _common_items(data, _MAX_SHOWN)
+    if len(items) < 2:
+        return Section(heading, text, parts=parts)
+    small = model.num_features * (1 + model.latent_dim) <= _MAX_COEFFICIENTS
+    draws, errors = None, "They have no standard errors: those need the people of the fit."
+    if result is not None and linear and small:
+        draws = result.population_draws(seed=seed)
+        errors = (
+            "Standard errors: normal approximation with the sandwich covariance; – for covariates "
+            "none of whose effects above has one."
+        )
+    elif result is not None:
+        objective = ImportanceWeightedELBO(16, steps=max(10, steps // 6))
+        draws = result.bootstrap(_REFITS, seed=seed, objective=objective, validation=None)
+        errors = (
+            f"Standard errors: the spread of {_REFITS} refits to people drawn with replacement, "
+            "themselves known to a quarter."
+        )
+    effects = covariate_effects(model, data, items, population=draws, seed=seed)
+    if linear and small:  # The draws hold at its estimate what the data do not tell.
+        effects.loc[np.repeat(unknown, len(items)), ["utility_se", "wins_se"]] = np.nan
+    why = (
+        f"Change with a unit of the covariate, averaged over people, for the {len(items)} items "
+        "compared most often: of the average utility, centred over these items, in nats; and of "
+        "the probability that the item wins against another of them. All else, and the other "
+        f"covariates, held fixed; associations, not causes. {errors}"
+    )
+    # The largest first, as the covariates vary.
+    typical = data.covariates.std(0).repeat_interleave(len(items)).numpy()
+    order = np.argsort(-(effects["wins"] * typical).abs().to_numpy())
+    parts.append(Section("On items", [why], effects.iloc[order].head(12).reset_index()))
+    return Section(heading, text, files={"covariates.csv": effects}, parts=parts)
+
+
+def export_posteriors(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    test: Preferences,
+    num_samples: int,
+    seed: int,
+) -> InferenceData:
+    """Exports the posteriors of the people left out, and predictions of their other choices."""
+    sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.counts > n) >= 0.5]
+    context, target = test.split_context(sizes[-1], seed=seed)
+    return Posterior(model, guide, context, num_samples, seed=seed).to_inference_data(target)
