@@ -15,7 +15,7 @@ import torch
 from benchmarks.harness import environment
 
 NAMES = (
-    *("data", "two_mode", "train_choice", "recovery"),
+    *("command", "data", "two_mode", "train_choice", "recovery"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
     *("refinement", "calibration", "nuts", "population_uncertainty", "policy", "experiments"),
 )
