@@ -1,0 +1,152 @@
+"""`fssa-bayes analyse`: a folder of results from a file of comparisons."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import arviz
+import numpy as np
+import pandas as pd
+import pytest
+from running import run
+
+from fssa_bayes import load
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = (
+    *("--user", "rater no.", "--left", "A", "--right", "B", "--choice", "verdict"),
+    *("--choice-labels", "a1=left,a2=right,equal=tie", "--ties", "half"),
+    *("--steps", "60", "--draws", "100"),
+)
+FILES = {
+    *("model", "people.csv", "people.png", "person.png", "posterior.nc", "ranking.csv"),
+    *("ranking.png", "ranks.png", "report.html", "results.json", "summary.md"),
+}
+
+
+@pytest.mark.parametrize("featured", [True, False])
+def test_everything_is_in_one_folder(command, featured: bool, tmp_path: Path, votes: Path) -> None:
+    out = tmp_path / "results"
+    items = ("--items", votes.with_name("features.csv")) if featured else ()
+    arguments = ("analyse", votes, *OPTIONS, *items, "--out", out)
+    ended = command(*arguments)
+    assert ended.code == 0, ended.err
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for finding in ("rows read", "600", "2 rows were left out", "people differ"):
+        assert finding in ended.out
+        assert finding in summary
+        assert finding in page
+    assert ("feature 'same' is the same for all items (1 such" in summary) == featured
+    assert "one, with a comma" in summary
+    assert r"ü \| ß" in summary
+    assert {path.name for path in out.iterdir()} == FILES
+    assert page.count("data:image/png;base64") == 4
+    # Title, data, number of people and model stand at the top, before the first part.
+    top = page[: page.index("<h2>")]
+    assert "Paired comparisons in votes.csv" in top
+    assert "40 people, 597 comparisons of 6 items" in top
+    assert f"utility {'bilinear' if featured else 'linear'}, 2 latent dimensions" in top
+    people = pd.read_csv(out / "people.csv", index_col="user")
+    assert len(people) == 40
+    ranks = pd.read_csv(out / "ranking.csv", dtype={"item": str})
+    assert "007" in set(ranks["item"])
+    exported = arviz.from_netcdf(out / "posterior.nc")
+    assert exported.posterior["z"].shape[2] == 8
+    model, guide = load(out / "model")
+    assert model.latent_dim == 2
+    assert guide.objectives == ["ImportanceWeightedELBO", "Sleep"]
+
+    again = command(*arguments)
+    assert again.code == 2
+    assert "--out must not exist yet" in again.err
+    third = command(*arguments, "--overwrite", "--model", out / "model", "--json")
+    assert third.code == 0, third.err
+    figures = json.loads(third.out)
+    assert figures["out"] == str(out)
+    assert figures["people"] == 40
+    assert figures["gain_standard_error"] > 0
+    assert json.loads((out / "results.json").read_text())["figures"]["gain"] == figures["gain"]
+    assert not list(tmp_path.glob("results.*"))
+    (out / "thesis.txt").write_text("years of work")
+    refused = command(*arguments, "--overwrite")
+    assert refused.code == 2
+    assert "--overwrite replaces nothing but earlier results" in refused.err
+    assert (out / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("utility", ["linear", "bilinear"])
+def test_covariates(command, utility: str, tmp_path: Path, votes: Path) -> None:
+    out = tmp_path / "results"
+    files = ("--users", votes.with_name("raters.csv"), "--items", votes.with_name("features.csv"))
+    ended = command("analyse", votes, *OPTIONS, *files, "--utility", utility, "--out", out)
+    assert ended.code == 0, ended.err
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert "What do covariates do?" in summary
+    assert ("odd on place" in ended.out) == (utility == "linear")
+    assert ("10 refits" in summary) == (utility == "bilinear")
+    assert "does not use the covariates" not in summary
+    effects = pd.read_csv(out / "covariates.csv", index_col=["covariate", "item"])
+    # Even people like the first places, odd ones the last.
+    assert effects.loc["odd", "007"]["wins"] < -3 * effects.loc["odd", "007"]["wins_se"] < 0
+    assert effects.loc["odd", "$x^2$"]["wins"] > 3 * effects.loc["odd", "$x^2$"]["wins_se"] > 0
+    assert load(out / "model")[0].num_covariates == 1
+
+
+def test_ties_that_are_kept(command, tmp_path: Path, votes: Path) -> None:
+    out = tmp_path / "results"
+    arguments = ("analyse", votes, *OPTIONS, "--ties", "keep")
+    ended = command(*arguments, "--out", out)
+    assert ended.code == 0, ended.err
+    assert "guessing scores −1.099" in ended.out
+    assert "half a win" not in ended.out
+    # A tenth of the answers are ties, at random; the average person has no taste.
+    prob = float(re.search(r"same utility tie with probability (0\.\d+)", ended.out)[1])
+    assert prob == pytest.approx(0.1, abs=0.04)
+    assert load(out / "model")[0].config["ties"] == "davidson"
+    exported = arviz.from_netcdf(out / "posterior.nc")
+    assert 0.02 < exported.predictions["prob_tie"].mean() < 0.2
+    other = command(*arguments[:-1], "half", "--model", out / "model", "--out", f"{out}2")
+    assert other.code == 2
+    assert "read the data with ties='keep'" in other.err
+    assert not Path(f"{out}2.part").exists()
+
+
+def test_few_people_and_separate_groups(command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(6), 12)
+    group = rng.integers(2, size=72)  # Items 0 and 1, or 2 to 4.
+    left = np.where(group == 0, rng.integers(2, size=72), rng.integers(2, 5, size=72))
+    right = np.where(group == 0, 1 - left, 2 + (left - 2 + rng.integers(1, 3, size=72)) % 3)
+    table = pd.DataFrame({"u": person, "l": left, "r": right, "c": rng.integers(2, size=72)})
+    path = tmp_path / "few.csv"
+    table.to_csv(path, index=False)
+    columns = ("--user", "u", "--left", "l", "--right", "r", "--choice", "c")
+    ended = command("analyse", path, *columns, *OPTIONS[-4:], "--out", tmp_path / "few")
+    assert ended.code == 0, ended.err
+    assert "cannot be judged by" in ended.out
+    assert "2 groups that were never compared" in ended.out
+    assert "take it as a description, not as a finding" in ended.out
+    ranks = pd.read_csv(tmp_path / "few" / "ranking.csv")
+    assert ranks.groupby("group")["rank"].apply(list).tolist() == [[1, 2, 3], [1, 2]]
+    assert ranks["standard_error"].notna().all()
+
+    for people in (3, 1):  # Too few for an individual model: the ranking alone.
+        table[person < people].to_csv(path, index=False)
+        out = tmp_path / f"{people} people"
+        ended = command("analyse", path, *columns, "--out", out)
+        assert ended.code == 0, ended.err
+        assert "too few for a model of individual people" in (out / "summary.md").read_text()
+        assert len(pd.read_csv(out / "ranking.csv")) == 5
+        assert not (out / "model").exists()
+
+
+def test_runs_killed_twenty_times_end_with_the_same_results(votes: Path, tmp_path: Path) -> None:
+    """Kills fits at random moments; what a later run finds of an earlier one decides nothing."""
+    out = run("tests/killed_runs.py", str(votes), str(tmp_path), "20")
+    ended = json.loads(out)
+    assert ended["killed"] >= 20
+    assert set(ended["ends"]) == {ended["expected"]}
