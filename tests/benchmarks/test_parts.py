@@ -14,7 +14,7 @@ import torch
 
 from fssa_bayes import Preferences
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
