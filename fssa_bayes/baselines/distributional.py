@@ -14,7 +14,7 @@ from fssa_bayes.baselines.base import Baseline, count_features, fitted_attribute
 from fssa_bayes.baselines.homogeneous import fit_homogeneous
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.inference import FitResult
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, check_data
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, PreparedItems, check_data
 from fssa_bayes.model.nn import ItemLinear, tower
 from fssa_bayes.posterior import (
     Posterior,
@@ -202,7 +202,7 @@ class _DistributionalModel(HeterogeneousBTL):
         return self.utility.module
 
     def choice(
-        self, batch: Batch, z: Tensor, prepared: tuple[Tensor, Tensor] | None = None
+        self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
     ) -> BradleyTerry:
         """Returns p(choices), the same for all z (*, U, 0), with batch shape (*, U)."""
         self.check_items(batch.items)

@@ -3,7 +3,13 @@
 from fssa_bayes.model.agreement import check_data, check_same_people, positions, some_names
 from fssa_bayes.model.btl import HeterogeneousBTL
 from fssa_bayes.model.distributions import BradleyTerry, Outcomes
-from fssa_bayes.model.utilities import BilinearUtility, LinearUtility, MLPUtility, ModuleUtility
+from fssa_bayes.model.utilities import (
+    BilinearUtility,
+    LinearUtility,
+    MLPUtility,
+    ModuleUtility,
+    PreparedItems,
+)
 
 __all__ = [
     "BilinearUtility",
@@ -13,6 +19,7 @@ __all__ = [
     "MLPUtility",
     "ModuleUtility",
     "Outcomes",
+    "PreparedItems",
     "check_data",
     "check_same_people",
     "positions",

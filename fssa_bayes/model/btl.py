@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import pyro
@@ -18,16 +17,19 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model.distributions import BradleyTerry
 from fssa_bayes.model.nn import PRECISIONS, flip_between
-from fssa_bayes.model.utilities import BilinearUtility, LinearUtility, MLPUtility, ModuleUtility
+from fssa_bayes.model.utilities import (
+    BilinearUtility,
+    LinearUtility,
+    MLPUtility,
+    ModuleUtility,
+    PreparedItems,
+)
 
 __all__ = ["HeterogeneousBTL"]
 
 
 _START_TIE = math.log(0.5)  # A fifth of the answers between equals.
 _START_LAPSE = math.log(0.05 / 0.95)
-
-# Items and factors on their way from a guide to its model; outside of it, as it may be copied.
-_KEPT: WeakKeyDictionary[HeterogeneousBTL, tuple] = WeakKeyDictionary()
 
 
 class HeterogeneousBTL(nn.Module):
@@ -244,22 +246,24 @@ class HeterogeneousBTL(nn.Module):
         return self.prior(num_users, covariates).sample()
 
     def choice(
-        self, batch: Batch, z: Tensor, prepared: tuple[Tensor, Tensor] | None = None
+        self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
-        `prepared` is what :meth:`prepare_items` returned for the batch's items, for a caller that
-        asks about the same items again and again.
+        Args:
+            batch: The comparisons.
+            z: Latent factors with shape (*, U, K).
+            prepared: What :meth:`prepare_items` returned for the batch's items, for a caller that
+                needs it more than once; None to prepare the items here.
         """
-        self.check_items(batch.items)
+        prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         if self.latent_dim:
-            pairwise = self.utility.pairwise(*(prepared or self.prepare_items(batch.items)), flat)
+            pairwise = self.utility.pairwise(*prepared, flat)
         else:  # Everybody has the same utilities.
-            items = self.standardise(batch.items)
-            pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))
+            pairwise = partial(kernels.pairwise_gather, self.utility(prepared.items, flat[:, :1]))
         bias = 0.0 if self.bias is None else self.bias
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
@@ -274,15 +278,20 @@ class HeterogeneousBTL(nn.Module):
             likelihood, batch.mask, z.shape[:-1], rankings=batch.rankings, **parameters
         )
 
-    def forward(self, batch: Batch, observe: bool = True) -> Tensor:
-        """Runs the generative program; `observe=False` leaves the choices to be drawn."""
+    def forward(
+        self, batch: Batch, observe: bool = True, prepared: PreparedItems | None = None
+    ) -> Tensor:
+        """Runs the generative program; `observe=False` leaves the choices to be drawn.
+
+        `prepared` is as in :meth:`choice`.
+        """
         with pyro.plate("users", batch.num_users, dim=-1):
             if self.latent_dim:
                 z = pyro.sample("z", self.prior(batch.num_users, batch.covariates))
             else:
                 z = self._origin.expand(batch.num_users, 0)
             return pyro.sample(
-                "choice", self.choice(batch, z), obs=batch.choice if observe else None
+                "choice", self.choice(batch, z, prepared), obs=batch.choice if observe else None
             )
 
     def register(self) -> None:
@@ -325,27 +334,16 @@ class HeterogeneousBTL(nn.Module):
         self.check_z(z)
         return self.utility(self.standardise(items), z)
 
-    def prepare_items(self, items: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns items (M, D) or (M,) standardised, and the utility's factors of them (M, F).
+    def prepare_items(self, items: Tensor) -> PreparedItems:
+        """Standardises items (M, D) or (M,), and computes the utility's factors of them (M, F).
 
-        A guide looks at both just before the model needs them for the same items. With `keep` they
-        stay for that next call, which takes them away: so they are computed once, and no graph is
-        used twice.
+        Guide and model need both for the same items: whoever asks the two about one batch prepares
+        its items once and hands them to both.
         """
-        state = self._factor_state()
-        kept_items, kept_state, prepared = _KEPT.pop(self, (None, None, None))
-        if kept_items is not items or kept_state != state:
-            standardised = self.standardise(items)
-            prepared = standardised, self.utility.item_factors(standardised)
-        if keep:
-            _KEPT[self] = items, state, prepared
-        return prepared
-
-    def _factor_state(self) -> tuple:
-        """Tells apart parameters, and ways of differentiating by them, that factors depend on."""
-        tensors = [*self.utility.parameters(), self.feature_mean, self.feature_scale]
-        versions = [(id(x), x._version, x.requires_grad) for x in tensors]
-        return torch.is_grad_enabled(), versions
+        self.check_items(items)
+        standardised = self.standardise(items)
+        factors = self.utility.item_factors(standardised) if self.latent_dim else None
+        return PreparedItems(standardised, factors)
 
     def standardise(self, items: Tensor) -> Tensor:
         """Centres and scales features (M, D); positions (M,) pass unchanged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,19 @@ from torch import Tensor, nn
 from fssa_bayes import kernels
 from fssa_bayes.model.nn import MLP, product, shed_denormals, tower
 
-__all__ = ["BilinearUtility", "LinearUtility", "MLPUtility", "ModuleUtility"]
+__all__ = ["BilinearUtility", "LinearUtility", "MLPUtility", "ModuleUtility", "PreparedItems"]
+
+
+class PreparedItems(NamedTuple):
+    """Holds what guide and model compute of items before they look at people.
+
+    Attributes:
+        items: Standardised features (M, D), or positions (M,).
+        factors: The utility's factors of the items, (M, F); None in a homogeneous model.
+    """
+
+    items: Tensor
+    factors: Tensor | None
 
 
 class LinearUtility(nn.Module):
