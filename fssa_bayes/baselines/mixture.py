@@ -20,7 +20,7 @@ from fssa_bayes.baselines.homogeneous import HomogeneousBTL
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.kernels.plackett_luce import Rankings
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, Outcomes
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, Outcomes, require_linear
 from fssa_bayes.population import (
     answer_estimates,
     check_num_parameters,
@@ -70,11 +70,8 @@ def mixture_table(
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    if not all(isinstance(model.utility, LinearUtility) for model in models):
-        raise ValueError(
-            "coefficients() needs utility='linear', whose coefficients are identified, got "
-            f"{models[0].config['utility']!r}"
-        )
+    for model in models:
+        require_linear(model, "coefficients()")
     if data.ranking is not None:
         raise ValueError(
             "coefficients() of a mixture needs plain comparisons, got rankings: fit it to "
@@ -290,7 +287,7 @@ class MixtureBTL(Baseline):
         rest = self.max_iterations - len(runs[best].history)
         final = em.run(runs[best], best, rest, self.tolerance)
         settled = final.settled or self.num_classes == 1
-        if isinstance(start.utility, LinearUtility):
+        if start.utility.is_linear:
             final, settled = em.polish(final, best)
         if not settled:
             warnings.warn(
@@ -308,7 +305,7 @@ class MixtureBTL(Baseline):
         self.models = [em.model_of(state.parameters[int(c)]) for c in order]
         self.history, self.data = history, data
         self.log_likelihood = state.log_likelihood
-        utility = [m.utility for m in self.models if isinstance(m.utility, LinearUtility)]
+        utility = [m.utility for m in self.models if m.utility.is_linear]
         largest = max((u.mean.abs().max().item() for u in utility), default=0.0)
         if largest > _SEPARATED:
             warnings.warn(

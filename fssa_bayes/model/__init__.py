@@ -1,7 +1,14 @@
 """How does a person choose? The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 
-from fssa_bayes.model.agreement import check_data, check_same_people, positions, some_names
-from fssa_bayes.model.btl import HeterogeneousBTL
+from fssa_bayes.model.agreement import (
+    check_data,
+    check_same_people,
+    positions,
+    require_linear,
+    some_names,
+)
+from fssa_bayes.model.btl import UTILITIES, HeterogeneousBTL
+from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry, Outcomes
 from fssa_bayes.model.utilities import (
     BilinearUtility,
@@ -9,19 +16,25 @@ from fssa_bayes.model.utilities import (
     MLPUtility,
     ModuleUtility,
     PreparedItems,
+    Utility,
 )
 
 __all__ = [
+    "UTILITIES",
     "BilinearUtility",
     "BradleyTerry",
+    "DistributionalUtility",
     "HeterogeneousBTL",
+    "LinearDistributionalUtility",
     "LinearUtility",
     "MLPUtility",
     "ModuleUtility",
     "Outcomes",
     "PreparedItems",
+    "Utility",
     "check_data",
     "check_same_people",
     "positions",
+    "require_linear",
     "some_names",
 ]

@@ -3,7 +3,6 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pandas as pd
 import pyro
@@ -12,9 +11,9 @@ from pyro import distributions as dist
 from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
-from fssa_bayes import kernels
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
 from fssa_bayes.model.nn import PRECISIONS, flip_between
 from fssa_bayes.model.utilities import (
@@ -23,10 +22,19 @@ from fssa_bayes.model.utilities import (
     MLPUtility,
     ModuleUtility,
     PreparedItems,
+    Utility,
 )
 
-__all__ = ["HeterogeneousBTL"]
+__all__ = ["UTILITIES", "HeterogeneousBTL"]
 
+UTILITIES: dict[str, type[Utility]] = {
+    "bilinear": BilinearUtility,
+    "linear": LinearUtility,
+    "mlp": MLPUtility,
+    "distributional": DistributionalUtility,
+    "distributional-linear": LinearDistributionalUtility,
+}
+"""Utilities by the name that they have as an argument of :class:`HeterogeneousBTL`."""
 
 _START_TIE = math.log(0.5)  # A fifth of the answers between equals.
 _START_LAPSE = math.log(0.05 / 0.95)
@@ -62,8 +70,9 @@ class HeterogeneousBTL(nn.Module):
         latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
         utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
-            `"mlp"`, one network whose first layer adds item and user; or a module that maps items
-            (*, D) and z (*, K), broadcast, to utilities (*), in nats.
+            `"mlp"`, one network whose first layer adds item and user; a module that maps items
+            (*, D) and z (*, K), broadcast, to utilities (*), in nats; or, with `latent_dim=0`,
+            `"distributional"` or `"distributional-linear"`, see :class:`DistributionalUtility`.
         prior: `"normal"`, or `"flow"` for a learned p(z).
         hidden_dim: Width of the utility's networks.
         num_factors: Number of factors of the bilinear utility.
@@ -126,7 +135,6 @@ class HeterogeneousBTL(nn.Module):
         _check_at_least("hidden_dim", hidden_dim, 1)
         _check_at_least("num_factors", num_factors, 1)
         _check_answers(ties, position_bias, lapses)
-        _check_precision(matmul_precision, utility)
         _check_at_least("num_covariates", num_covariates, 0)
         if num_covariates and not latent_dim:
             raise ValueError(
@@ -149,23 +157,10 @@ class HeterogeneousBTL(nn.Module):
         }
         if num_covariates:  # Without, files and caches are those of a model that knows of none.
             self.config["num_covariates"] = num_covariates
-        if isinstance(utility, nn.Module):
-            self.utility: nn.Module = ModuleUtility(utility)
-        elif utility == "bilinear":
-            self.utility = BilinearUtility(num_features, latent_dim, hidden_dim, num_factors)
-        elif utility == "linear":
-            self.utility = LinearUtility(num_features, latent_dim)
-        elif utility == "mlp":
-            self.utility = MLPUtility(num_features, latent_dim, hidden_dim)
-        else:
-            raise ValueError(
-                f"utility must be 'bilinear', 'linear', 'mlp' or a module, got {utility!r}"
-            )
+        self.utility = _build_utility(utility, num_features, latent_dim, self.config)
         if prior not in ("normal", "flow"):
             raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
-        for module in self.utility.modules():
-            if hasattr(module, "precision"):
-                module.precision = matmul_precision
+        _set_precision(self.utility, matmul_precision)
         for name, start in (
             ("log_tie", None if ties is None else _START_TIE),
             ("bias", 0.0 if position_bias else None),
@@ -260,10 +255,7 @@ class HeterogeneousBTL(nn.Module):
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
-        if self.latent_dim:
-            pairwise = self.utility.pairwise(*prepared, flat)
-        else:  # Everybody has the same utilities.
-            pairwise = partial(kernels.pairwise_gather, self.utility(prepared.items, flat[:, :1]))
+        pairwise = self.utility.pairwise(*prepared, flat)
         bias = 0.0 if self.bias is None else self.bias
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
@@ -314,9 +306,12 @@ class HeterogeneousBTL(nn.Module):
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population and learn faster than networks."""
-        of_utility = getattr(self.utility, "population_parameters", list)()
         of_prior = [] if self.covariate_effect is None else [self.covariate_effect]
-        return [*of_utility, *of_prior, *self.answer_parameters().values()]
+        return [
+            *self.utility.population_parameters(),
+            *of_prior,
+            *self.answer_parameters().values(),
+        ]
 
     # ------------------------------------------------------------------ utilities
 
@@ -409,7 +404,15 @@ class HeterogeneousBTL(nn.Module):
             )
 
     def check_rankings(self, has_rankings: bool) -> None:
-        """Raises a ValueError if there are rankings and the model has ties, bias or lapses."""
+        """Raises a ValueError if there are rankings, and the model has no likelihood of them.
+
+        A model with ties, position bias, lapses or a utility drawn afresh has none.
+        """
+        if has_rankings and self.utility.is_random:
+            raise ValueError(
+                "DistributionalBTL knows the probability of a pair, not that of a ranking, got "
+                "rankings: break them into pairs (method='pairs', as_pairs())"
+            )
         if has_rankings and (answers := list(self.answer_parameters())):
             raise ValueError(
                 "rankings are scored by Plackett–Luce, which has no ties, position bias or "
@@ -481,14 +484,30 @@ def _check_answers(ties: str | None, position_bias: bool, lapses: bool) -> None:
             raise TypeError(f"{argument} must be True or False, got {value!r}")
 
 
-def _check_precision(precision: str, utility: str | nn.Module) -> None:
+def _build_utility(
+    utility: str | nn.Module, num_features: int, latent_dim: int, config: dict
+) -> Utility:
+    """Builds a utility by its name, with the arguments of the model that it takes."""
+    if isinstance(utility, nn.Module):
+        return ModuleUtility(utility)
+    if utility not in UTILITIES:
+        *names, last = map(repr, UTILITIES)
+        raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
+    build = UTILITIES[utility]
+    return build(num_features, latent_dim, **{name: config[name] for name in build.options})
+
+
+def _set_precision(utility: Utility, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
-    if precision != "highest" and utility not in ("bilinear", "mlp"):
+    if precision != "highest" and not utility.has_precision:
         raise ValueError(
             "matmul_precision must be 'highest' for a utility without networks of this package's, "
             f"got {precision!r}"
         )
+    for module in utility.modules():
+        if hasattr(module, "precision"):
+            module.precision = precision
 
 
 def _check_at_least(argument: str, value: int, least: int) -> None:

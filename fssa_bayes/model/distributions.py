@@ -16,7 +16,7 @@ from fssa_bayes import kernels
 from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.kernels.reference import outcome_log_probs
 
-__all__ = ["BradleyTerry", "Outcomes"]
+__all__ = ["BradleyTerry", "Outcomes", "bind_margin"]
 
 _NO_SHAPE = Size()
 
@@ -166,19 +166,10 @@ class BradleyTerry(TorchDistribution):
         rankings: Rankings | None = None,
     ) -> BradleyTerry:
         """Builds the distribution from margins in nats with shape (*, U, N)."""
-        users, comparisons = margin.shape[-2:]
-        mask = margin.new_ones(users, comparisons, dtype=torch.bool) if mask is None else mask
-        # Margins are utilities of N items, all of them compared with one more of utility 0.
-        utility = F.pad(margin, (0, 1)).reshape(-1, users, comparisons + 1)
-        left = torch.arange(comparisons, device=margin.device).expand(users, -1)
-        right = torch.full_like(left, comparisons)
-
-        def pairwise(choice: Tensor | None = None, **options: str) -> Tensor:
-            value = kernels.pairwise_gather(utility, left, right, choice, mask, **options)
-            return value.reshape(margin.shape[:-2] + value.shape[1:])
-
+        if mask is None:
+            mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
         parameters = {"log_tie": log_tie, "lapse_logit": lapse_logit, "rankings": rankings}
-        return cls(pairwise, mask, margin.shape[:-1], **parameters)
+        return cls(bind_margin(margin, mask), mask, margin.shape[:-1], **parameters)
 
     @property
     def margin(self) -> Tensor:
@@ -267,3 +258,22 @@ class BradleyTerry(TorchDistribution):
             )
         if self._validate_args:
             self._validate_sample(value.masked_fill(~self.mask_, 0.0))
+
+
+def bind_margin(margin: Tensor, mask: Tensor) -> Callable[..., Tensor]:
+    """Binds :func:`fssa_bayes.kernels.pairwise_gather` to margins (*, U, N) that are given.
+
+    Returns:
+        The operation, which still takes `choice` and options.
+    """
+    users, comparisons = margin.shape[-2:]
+    # Margins are utilities of N items, all of them compared with one more of utility 0.
+    utility = F.pad(margin, (0, 1)).reshape(-1, users, comparisons + 1)
+    left = torch.arange(comparisons, device=margin.device).expand(users, -1)
+    right = torch.full_like(left, comparisons)
+
+    def pairwise(choice: Tensor | None = None, **options: str) -> Tensor:
+        value = kernels.pairwise_gather(utility, left, right, choice, mask, **options)
+        return value.reshape(margin.shape[:-2] + value.shape[1:])
+
+    return pairwise

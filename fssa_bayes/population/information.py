@@ -15,7 +15,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences, covariate_rank, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.kernels.plackett_luce import Rankings
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, Outcomes
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, Outcomes, require_linear
 from fssa_bayes.sampling import propose
 
 __all__ = ["feature_differences"]
@@ -126,17 +126,13 @@ def estimate_parameters(
     what: str,
 ) -> ParameterEstimate:
     """Collects estimates and information of a linear utility, or says why `what` cannot."""
-    utility = model.utility
-    if not isinstance(utility, LinearUtility):
-        raise ValueError(
-            f"{what} needs utility='linear', whose coefficients are identified, got "
-            f"{type(utility).__name__}"
-        )
+    require_linear(model, what)
     if len(model.prior_flow):
         raise ValueError(
             f"{what} needs prior='normal', under which mean and covariance describe the "
             "coefficients, got prior='flow'"
         )
+    utility = model.utility
     mean = utility.mean.detach().double()
     triangle, rotation = _canonical(utility.loading.detach().double())
     rank = triangle.shape[1]

@@ -299,7 +299,10 @@ def test_simulation_depends_on_its_seed_alone(make_data: MakeData) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"utility": "cubic"}, r"utility must be 'bilinear', 'linear', 'mlp' or a module.*'cubic'"),
+        (
+            {"utility": "cubic"},
+            r"utility must be 'bilinear', 'linear', 'mlp', .* or a module, got 'cubic'",
+        ),
         ({"prior": "uniform"}, r"prior must be 'normal' or 'flow', got 'uniform'"),
         ({"num_features": 0}, r"num_features must be an integer of at least 1, got 0"),
         ({"num_features": 2.0}, r"num_features must be an integer of at least 1, got 2\.0"),
