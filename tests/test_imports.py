@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "guide": {"model", "data"},
     "sampling": {"guide", "model", "data"},
     "posterior": {"sampling", "guide", "model", "data"},
-    "population": {"posterior", "sampling", "guide", "model", "data", "kernels"},
+    "population": {"posterior", "sampling", "guide", "model", "data"},
     "io": {"guide", "model"},
     "inference": {"population", "posterior", "sampling", "io", "guide", "model", "data"},
     "diagnostics": set(),

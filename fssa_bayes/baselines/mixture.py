@@ -20,11 +20,10 @@ from fssa_bayes.baselines.homogeneous import HomogeneousBTL
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.kernels.plackett_luce import Rankings
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, Outcomes, require_linear
+from fssa_bayes.model import HeterogeneousBTL, log_prob_of_choices, require_linear
 from fssa_bayes.population import (
     answer_estimates,
     check_num_parameters,
-    differentiate_choices,
     feature_differences,
     label_parameters,
     with_standard_errors,
@@ -152,9 +151,8 @@ def _mixture_moments(
 def _class_moments(model: HeterogeneousBTL, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the scores (U, P) of people of one class, and the sum of weighted information."""
     z = batch.choice.new_zeros(1, batch.num_users, 0)
-    first, second = differentiate_choices(
-        model.choice(batch, z), batch.choice, model.bias is not None
-    )
+    derivatives = model.choice(batch, z).differentiate(batch.choice)
+    first, second = derivatives.first, derivatives.second
     difference = feature_differences(model, batch).double()
     weight = weight.to(difference.device)
     # The margin moves with the coefficients by x_l − x_r, the answers' parameters by themselves.
@@ -521,14 +519,10 @@ class _Comparisons:
     def log_prob(self, model: HeterogeneousBTL) -> Tensor:
         """Evaluates log p(choices of a person), in nats, with shape (U,)."""
         utility = model.utility(self.items, self.choice.new_zeros(1, 0)).squeeze(0)
-        margin = utility[self.left] - utility[self.right]
-        margin = margin if model.bias is None else margin + model.bias
-        if self.rankings is None:
-            each = Outcomes.of(margin, model.log_tie, model.lapse_logit).log_prob(self.choice)
-        else:
-            answers = BradleyTerry.from_margin(margin[None], rankings=self.rankings)
-            each = answers.log_prob_each(self.choice[None]).squeeze(0)
-        return self.choice.new_zeros(self.num_people).index_add(0, self.person, each)
+        margin = utility[self.left] - utility[self.right] + model.position_bias
+        parameters = {"log_tie": model.log_tie, "lapse_logit": model.lapse_logit}
+        each = log_prob_of_choices(margin[None], self.choice[None], self.rankings, **parameters)
+        return self.choice.new_zeros(self.num_people).index_add(0, self.person, each.squeeze(0))
 
 
 def _minimise(

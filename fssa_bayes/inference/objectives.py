@@ -348,14 +348,7 @@ def _checked_particles(num_particles: int) -> int:
 
 def split_batch(batch: Batch) -> tuple[Tensor, Tensor]:
     """Splits each person's judgements as :func:`split_mask` does comparisons, rankings whole."""
-    if batch.rankings is None:
-        return split_mask(batch.mask)
-    number = batch.ranking.masked_fill(~batch.mask, 0)
-    # Splits are drawn at the first comparison of a judgement, and the others follow it.
-    context = split_mask(batch.judgement_mask)[0]
-    chosen = torch.zeros(len(number), int(number.max()) + 1, device=number.device)
-    chosen.scatter_reduce_(1, number, context.to(chosen.dtype), "amax")
-    context = batch.mask & chosen.gather(1, number).bool()
+    context = batch.whole_judgements(split_mask(batch.judgement_mask)[0])
     return context, batch.mask & ~context
 
 

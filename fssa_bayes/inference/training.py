@@ -23,7 +23,6 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import MaximumLikelihood, Objective, Sleep, split_batch
 from fssa_bayes.io import Checkpoints, flatten, unflatten
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.posterior import score_judgements
 from fssa_bayes.sampling import propose
 
 if TYPE_CHECKING:
@@ -496,7 +495,7 @@ def _held_out_scores(
                 ("raw", torch.zeros_like(draws.log_ratio).log_softmax(0)),  # The guide's own draws.
                 ("corrected", draws.log_weights.log_softmax(0)),
             ):
-                score = score_judgements(likelihood, log_weights, batch.choice)
+                score = likelihood.log_predictive(log_weights, batch.choice)
                 losses[name].append(-(score * scored).sum(-1) / scored.sum(-1))
     rows = []
     for name, parts in losses.items():

@@ -9,7 +9,12 @@ from fssa_bayes.model.agreement import (
 )
 from fssa_bayes.model.btl import UTILITIES, HeterogeneousBTL
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
-from fssa_bayes.model.distributions import BradleyTerry, Outcomes
+from fssa_bayes.model.distributions import (
+    BradleyTerry,
+    Derivatives,
+    Outcomes,
+    log_prob_of_choices,
+)
 from fssa_bayes.model.utilities import (
     BilinearUtility,
     LinearUtility,
@@ -23,6 +28,7 @@ __all__ = [
     "UTILITIES",
     "BilinearUtility",
     "BradleyTerry",
+    "Derivatives",
     "DistributionalUtility",
     "HeterogeneousBTL",
     "LinearDistributionalUtility",
@@ -34,6 +40,7 @@ __all__ = [
     "Utility",
     "check_data",
     "check_same_people",
+    "log_prob_of_choices",
     "positions",
     "require_linear",
     "some_names",

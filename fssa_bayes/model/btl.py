@@ -256,18 +256,27 @@ class HeterogeneousBTL(nn.Module):
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         pairwise = self.utility.pairwise(*prepared, flat)
-        bias = 0.0 if self.bias is None else self.bias
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
             value = pairwise(
-                batch.left, batch.right, choice, batch.mask, position_bias=bias, **options
+                batch.left,
+                batch.right,
+                choice,
+                batch.mask,
+                position_bias=self.position_bias,
+                **options,
             )
             return value.reshape(lead + value.shape[1:])
 
         self.check_rankings(batch.rankings is not None)
-        parameters = {"log_tie": self.log_tie, "lapse_logit": self.lapse_logit}
         return BradleyTerry(
-            likelihood, batch.mask, z.shape[:-1], rankings=batch.rankings, **parameters
+            likelihood,
+            batch.mask,
+            z.shape[:-1],
+            log_tie=self.log_tie,
+            position_bias=self.bias,
+            lapse_logit=self.lapse_logit,
+            rankings=batch.rankings,
         )
 
     def forward(
@@ -294,6 +303,11 @@ class HeterogeneousBTL(nn.Module):
     def has_ties(self) -> bool:
         """Whether a choice of ½ is a tie, and not half a win each."""
         return self.log_tie is not None
+
+    @property
+    def position_bias(self) -> Tensor | float:
+        """Advantage of the left in nats, 0 for a model without one."""
+        return 0.0 if self.bias is None else self.bias
 
     def answer_parameters(self) -> dict[str, nn.Parameter]:
         """Lists log ν, position bias and logit of the lapse rate by name, those the model has."""
