@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "diagnostics": set(),
     "plots": set(),
     "checks": {"posterior", "sampling", "guide", "model", "data", "diagnostics"},
-    "comparison": {"inference", "population", "posterior", "sampling", "guide", "model", "data"},
+    "comparison": {"inference", "population", "sampling", "guide", "model", "data"},
     "baselines": {
         *("comparison", "inference", "population", "posterior", "guide", "model", "data"),
         "kernels",
