@@ -57,19 +57,13 @@ def save(
     Raises:
         FileExistsError: If the folder exists, unless `overwrite` is set and it holds a saved model.
         ValueError: If the guide is that of another model.
-        TypeError: If the model is of a subclass, as that of `DistributionalBTL`, or names of
-            features or covariates are neither strings, numbers nor Booleans.
+        TypeError: If the model is not a HeterogeneousBTL itself, or names of features or covariates
+            are neither strings, numbers nor Booleans.
         OSError: If it cannot be written; what was there before is untouched.
     """
     path = Path(path)
-    if not isinstance(model, HeterogeneousBTL):
+    if type(model) is not HeterogeneousBTL:  # A subclass would be loaded as the class itself.
         raise TypeError(f"model must be a HeterogeneousBTL, got {type(model).__name__}")
-    if type(model) is not HeterogeneousBTL:
-        raise TypeError(
-            f"model must be a HeterogeneousBTL itself, as load() returns one, got its subclass "
-            f"{type(model).__name__} (the model of a DistributionalBTL is one): keep its "
-            "state_dict() instead"
-        )
     if guide is not None and guide.model is not model:
         raise ValueError("guide must be the guide of this model, got one of another model")
     if path.exists() and not (overwrite and (path / _CONFIG).is_file()):

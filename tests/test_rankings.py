@@ -531,7 +531,7 @@ def test_models_with_other_answers_are_refused() -> None:
         with pytest.raises(ValueError, match="Plackett–Luce"):
             model.choice(data.batch(), torch.zeros(1, len(data), 0))
     batch = data.batch()
-    with pytest.raises(ValueError, match="without ties and lapses"):
+    with pytest.raises(ValueError, match="without ties, position bias and lapses"):
         BradleyTerry.from_margin(
             torch.zeros(batch.mask.shape), batch.mask, log_tie=torch.zeros(()),
             rankings=batch.rankings,

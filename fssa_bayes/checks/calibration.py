@@ -96,19 +96,13 @@ def draw_model(
         raise ValueError(f"spread must be positive, got {spread}")
     with seeded(seed):
         model = HeterogeneousBTL(items.shape[-1], latent_dim, utility)
-        if utility == "linear":
+        if model.utility.is_linear:
             model.utility.mean.normal_(0.0, 0.5)
         z = model.prior(1000).sample()
     centred = model.item_utility(items, z)
     centred = centred - centred.mean(-1, keepdim=True)
     scale = spread / centred.var(0).mean().sqrt()
-    if utility == "linear":
-        model.utility.loading.mul_(scale)
-    elif utility == "mlp":
-        model.utility.weight.mul_(scale)
-    else:
-        for parameter in model.utility.user_tower[-1].parameters():
-            parameter.mul_(scale)
+    model.utility.scale_differences(scale)
     return model
 
 

@@ -27,7 +27,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.posterior import ChoiceProbability, Posterior, score_judgements
+from fssa_bayes.posterior import ChoiceProbability, Posterior
 
 __all__ = ["HeldOut", "predict_held_out"]
 
@@ -140,7 +140,7 @@ def _log_score(posterior: Posterior, target: Preferences) -> Tensor:
     """Log-probability of each choice in nats, (U, N), NaN in padding; of a ranking at its head."""
     table = torch.full((len(target), int(target.counts.max())), torch.nan)
     for people, batch, likelihood, log_weights in posterior.likelihoods(target):
-        score = score_judgements(likelihood, log_weights, batch.choice)
+        score = likelihood.log_predictive(log_weights, batch.choice)
         width = batch.mask.shape[1]
         table[people, :width] = score.masked_fill(~batch.judgement_mask, torch.nan).cpu()
     return table

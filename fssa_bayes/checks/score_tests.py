@@ -12,7 +12,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.checks.held_out import LEAST_PEOPLE
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, Outcomes
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
 
 __all__ = ["score_tests"]
@@ -103,13 +103,7 @@ def _residual(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]
     """Returns d log p(y) / d margin, y − σ(margin) in the plain model, and log p(y), (S, U, N)."""
     with torch.enable_grad():
         margin = likelihood.margin.detach().requires_grad_()
-        if likelihood.rankings is None:
-            outcomes = Outcomes.of(margin, likelihood.log_tie, likelihood.lapse_logit)
-            log_prob = outcomes.log_prob(choice)
-        else:
-            mask, rankings = likelihood.mask_, likelihood.rankings
-            twin = BradleyTerry.from_margin(margin, mask, rankings=rankings)
-            log_prob = twin.log_prob_each(choice)
+        log_prob = likelihood.at(margin).log_prob_each(choice)
         (residual,) = torch.autograd.grad(log_prob.sum(), margin)
     return residual, log_prob.detach()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fssa_bayes.data import Batch
 from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
 from fssa_bayes.guide.pairs import Pairs
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 from fssa_bayes.model.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
 
 __all__ = ["NeuralProcessGuide", "check_guide"]
@@ -133,15 +133,24 @@ class NeuralProcessGuide(nn.Module):
         """The model whose posterior is approximated."""
         return self._model[0]
 
-    def posterior(self, batch: Batch) -> dist.TorchDistribution:
-        """Returns q(z | context), with batch shape (U,) and event shape (K,)."""
-        self.model.check_items(batch.items)
+    def posterior(
+        self, batch: Batch, prepared: PreparedItems | None = None
+    ) -> dist.TorchDistribution:
+        """Returns q(z | context), with batch shape (U,) and event shape (K,).
+
+        Args:
+            batch: The contexts.
+            prepared: What the model's `prepare_items` returned for the batch's items; None to
+                prepare the items here.
+        """
+        prepared = prepared or self.model.prepare_items(batch.items)
         pairs = Pairs(batch, self.direction.weight.dtype)
-        items, factors = self.model.prepare_items(batch.items, keep=True)
-        factors = factors.detach()
+        items, factors = prepared.items, prepared.factors.detach()
         elements = self._embed(items, factors, pairs)
         if self.of_location is not None:
-            elements = elements + self._embed_covariates(batch, (items, factors), pairs)
+            elements = elements + self._embed_covariates(
+                batch, PreparedItems(items, factors), pairs
+            )
         summary = self.encoder(elements, pairs.weight, pairs.mask, pairs.count)
         base, loc, tril, inverse = self._normal(elements, summary, factors, pairs)
         if self.posterior_family == "flow":
@@ -153,13 +162,13 @@ class NeuralProcessGuide(nn.Module):
             base = dist.TransformedDistribution(base, transforms)
         return self.model.push_forward(base, batch.covariates)
 
-    def location(self, batch: Batch) -> Tensor:
+    def location(self, batch: Batch, prepared: PreparedItems | None = None) -> Tensor:
         """Returns one point z for each person, with shape (U, K): the centre of q(z | context).
 
         The mean of the normal that the guide starts from, carried through its flow; the mean of
-        q itself where there is no flow.
+        q itself where there is no flow. Arguments are those of :meth:`posterior`.
         """
-        distribution, transforms = self.posterior(batch), []
+        distribution, transforms = self.posterior(batch, prepared), []
         while isinstance(distribution, dist.TransformedDistribution):
             transforms = [*distribution.transforms, *transforms]
             distribution = distribution.base_dist
@@ -168,10 +177,12 @@ class NeuralProcessGuide(nn.Module):
             z = transform(z)
         return z
 
-    def forward(self, batch: Batch, observe: bool = True) -> Tensor:
-        """Samples z given the batch's comparisons, as Pyro expects of a guide."""
+    def forward(
+        self, batch: Batch, observe: bool = True, prepared: PreparedItems | None = None
+    ) -> Tensor:
+        """Samples z given the batch's comparisons, with the model's arguments, as Pyro expects."""
         with pyro.plate("users", batch.num_users, dim=-1):
-            return pyro.sample("z", self.posterior(batch))
+            return pyro.sample("z", self.posterior(batch, prepared))
 
     def register(self) -> None:
         """Enters the parameters into Pyro's parameter store; to be called within `SVI`'s guide."""
@@ -188,9 +199,7 @@ class NeuralProcessGuide(nn.Module):
             elements = chosen + self.rejected(items[loser], factors[loser])
         return elements if self.side is None else elements + pairs.side * self.side
 
-    def _embed_covariates(
-        self, batch: Batch, prepared: tuple[Tensor, Tensor], pairs: Pairs
-    ) -> Tensor:
+    def _embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
         """Embeds by how much covariates move z and every pair's margin, with shape (R, H)."""
         with torch.no_grad():
             location = self.model.location(batch.covariates)

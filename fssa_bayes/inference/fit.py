@@ -22,7 +22,7 @@ from fssa_bayes.inference.objectives import (
 from fssa_bayes.inference.readiness import check_training_data, choose_stages
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility, check_data, check_same_people
+from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people
 from fssa_bayes.population import (
     covariate_effects,
     population_draws,
@@ -307,7 +307,7 @@ def fit(
     check_training_data(model, guide, data)
     stages = choose_stages(model, objective, steps, batch_size)
     if validation == _AUTO:
-        validation = None if isinstance(model.utility, LinearUtility) else 0.1
+        validation = None if model.utility.is_linear else 0.1
     if validation is not None and not 0 < validation < 1:
         raise ValueError(f"validation must lie between 0 and 1 or be None, got {validation}")
     if validation is not None and len(data) < 10:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 from fssa_bayes.sampling import GUIDE_SHARE
 
 __all__ = [
@@ -138,17 +138,18 @@ class ImportanceWeightedELBO(Objective):
         if self.num_particles == 1:
             return super().backward(model, guide, batch)
 
-        def registered(batch: Batch) -> Tensor:
+        def registered(batch: Batch, prepared: PreparedItems) -> Tensor:
             # RenyiELBO takes gradients only where it has seen a parameter of Pyro's own.
             pyro.param("fit", batch.choice.new_zeros(()))
-            return model(batch)
+            return model(batch, prepared=prepared)
 
         trained = [p for p in self.trained(model, guide) if p.requires_grad]
         earlier = [parameter.grad for parameter in trained]
         for parameter in trained:
             parameter.grad = None
+        prepared = model.prepare_items(batch.items)
         with pyro.get_param_store().scope():
-            loss = self._elbo.loss_and_grads(registered, guide, batch)
+            loss = self._elbo.loss_and_grads(registered, guide, batch, prepared=prepared)
         # Pyro sums over people.
         for parameter, gradient in zip(trained, earlier, strict=True):
             if parameter.grad is None:
@@ -161,9 +162,12 @@ class ImportanceWeightedELBO(Objective):
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
+        prepared = model.prepare_items(batch.items)
         if self.num_particles == 1:
-            return self._elbo.differentiable_loss(model, guide, batch) / batch.num_users
-        return batch.choice.new_tensor(self._elbo.loss(model, guide, batch) / batch.num_users)
+            loss = self._elbo.differentiable_loss(model, guide, batch, prepared=prepared)
+            return loss / batch.num_users
+        loss = self._elbo.loss(model, guide, batch, prepared=prepared)
+        return batch.choice.new_tensor(loss / batch.num_users)
 
     def _select(self, batch: Batch) -> Batch:
         return batch.replace(mask=split_batch(batch)[0]) if self.subset else batch
@@ -198,12 +202,14 @@ class NeuralProcessELBO(Objective):
         context_mask, target_mask = split_batch(batch)
         context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
 
-        def predict(everything: Batch) -> None:
+        def predict(everything: Batch, prepared: PreparedItems) -> None:
             with pyro.plate("users", batch.num_users, dim=-1):
-                z = pyro.sample("z", guide.posterior(context))
-                pyro.sample("choice", model.choice(target, z), obs=target.choice)
+                z = pyro.sample("z", guide.posterior(context, prepared))
+                pyro.sample("choice", model.choice(target, z, prepared), obs=target.choice)
 
-        return self._elbo.differentiable_loss(predict, guide, batch) / batch.num_users
+        prepared = model.prepare_items(batch.items)
+        loss = self._elbo.differentiable_loss(predict, guide, batch, prepared=prepared)
+        return loss / batch.num_users
 
 
 class PredictiveLikelihood(Objective):
@@ -244,12 +250,13 @@ class PredictiveLikelihood(Objective):
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
         context_mask, target_mask = split_batch(batch)
-        context = batch.replace(mask=context_mask)
+        context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
+        prepared = model.prepare_items(batch.items)
         if self.deterministic:
-            z = guide.location(context).unsqueeze(0)
+            z = guide.location(context, prepared).unsqueeze(0)
         else:
-            z = guide.posterior(context).rsample((self.num_particles,))
-        log_prob = model.choice(batch.replace(mask=target_mask), z).log_prob(batch.choice)
+            z = guide.posterior(context, prepared).rsample((self.num_particles,))
+        log_prob = model.choice(target, z, prepared).log_prob(batch.choice)
         return math.log(self.num_particles) - log_prob.logsumexp(0).mean()
 
 
@@ -311,8 +318,9 @@ class Sleep(Objective):
         prior = model.prior(batch.num_users, batch.covariates)
         with torch.no_grad():
             z = prior.sample()
-            context = batch.replace(choice=model.choice(batch, z).sample())
-        posterior = guide.posterior(context)
+            prepared = model.prepare_items(batch.items)
+            context = batch.replace(choice=model.choice(batch, z, prepared).sample())
+        posterior = guide.posterior(context, prepared)
         if self.num_particles == 1:
             return -posterior.log_prob(z).mean()
         with torch.no_grad():
@@ -327,7 +335,7 @@ class Sleep(Objective):
             log_mixture = torch.logaddexp(
                 log_guide + math.log(GUIDE_SHARE), log_prior + math.log1p(-GUIDE_SHARE)
             )
-            log_joint = log_prior + model.choice(context, z).log_prob(context.choice)
+            log_joint = log_prior + model.choice(context, z, prepared).log_prob(context.choice)
             weights = (log_joint - log_mixture).softmax(0)
         return -(weights * log_guide).sum(0).mean()
 
@@ -340,14 +348,7 @@ def _checked_particles(num_particles: int) -> int:
 
 def split_batch(batch: Batch) -> tuple[Tensor, Tensor]:
     """Splits each person's judgements as :func:`split_mask` does comparisons, rankings whole."""
-    if batch.rankings is None:
-        return split_mask(batch.mask)
-    number = batch.ranking.masked_fill(~batch.mask, 0)
-    # Splits are drawn at the first comparison of a judgement, and the others follow it.
-    context = split_mask(batch.judgement_mask)[0]
-    chosen = torch.zeros(len(number), int(number.max()) + 1, device=number.device)
-    chosen.scatter_reduce_(1, number, context.to(chosen.dtype), "amax")
-    context = batch.mask & chosen.gather(1, number).bool()
+    context = batch.whole_judgements(split_mask(batch.judgement_mask)[0])
     return context, batch.mask & ~context
 
 

@@ -16,7 +16,7 @@ from fssa_bayes.inference.objectives import (
     Objective,
     Sleep,
 )
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility, some_names
+from fssa_bayes.model import HeterogeneousBTL, some_names
 
 __all__ = []
 
@@ -111,7 +111,7 @@ def choose_stages(
 
 
 def _default_stages(model: HeterogeneousBTL) -> list[Objective]:
-    if not isinstance(model.utility, LinearUtility):
+    if not model.utility.is_linear:
         return [ImportanceWeightedELBO(), Sleep()]
     # A likelihood is quoted from a linear fit, so its bound must be tight. Many particles starve
     # the guide of gradient; taught by Sleep first, it needs fewer (train-choice data: effective

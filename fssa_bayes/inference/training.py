@@ -22,8 +22,7 @@ from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import MaximumLikelihood, Objective, Sleep, split_batch
 from fssa_bayes.io import Checkpoints, flatten, unflatten
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.posterior import score_judgements
+from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import propose
 
 if TYPE_CHECKING:
@@ -390,7 +389,7 @@ def _maximise(fitter: Fitter, leg: Leg, steps: int, progress: _Progress) -> int:
             options={
                 "maxiter": steps,
                 "maxfun": 4 * steps,
-                "ftol": 1e-15 if isinstance(model.utility, LinearUtility) else 1e-7,
+                "ftol": 1e-15 if model.utility.is_linear else 1e-7,
                 "gtol": 1e-9,
             },
         )
@@ -408,13 +407,13 @@ def _maximise(fitter: Fitter, leg: Leg, steps: int, progress: _Progress) -> int:
 
 def _check_maximum(model: HeterogeneousBTL, result: OptimizeResult) -> None:
     slope = float(np.abs(result.jac).max(initial=0.0))
-    if slope > 1e-2 or (slope > 1e-5 and isinstance(model.utility, LinearUtility)):
+    if slope > 1e-2 or (slope > 1e-5 and model.utility.is_linear):
         warnings.warn(
             f"maximum likelihood did not converge in {result.nit} iterations: the largest "
             f"gradient is {slope:.1e} nats per person",
             stacklevel=5,
         )
-    if isinstance(model.utility, LinearUtility):
+    if model.utility.is_linear:
         largest = model.utility.mean.abs().max().item()
         if largest > 15:
             warnings.warn(
@@ -496,7 +495,7 @@ def _held_out_scores(
                 ("raw", torch.zeros_like(draws.log_ratio).log_softmax(0)),  # The guide's own draws.
                 ("corrected", draws.log_weights.log_softmax(0)),
             ):
-                score = score_judgements(likelihood, log_weights, batch.choice)
+                score = likelihood.log_predictive(log_weights, batch.choice)
                 losses[name].append(-(score * scored).sum(-1) / scored.sum(-1))
     rows = []
     for name, parts in losses.items():

@@ -13,7 +13,14 @@ from torch import Tensor
 from fssa_bayes.data import Preferences
 from fssa_bayes.model.btl import HeterogeneousBTL
 
-__all__ = ["check_covariates", "check_data", "check_same_people", "check_ties", "positions"]
+__all__ = [
+    "check_covariates",
+    "check_data",
+    "check_same_people",
+    "check_ties",
+    "positions",
+    "require_linear",
+]
 
 
 def check_data(
@@ -86,6 +93,15 @@ def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
             f"data counts ties as half a win each ({number} of {data.num_comparisons} "
             "comparisons), and the model has ties proper: read the data with ties='keep', or build "
             "the model with ties=None"
+        )
+
+
+def require_linear(model: HeterogeneousBTL, what: str) -> None:
+    """Raises a ValueError unless the model has coefficients, which `what` needs."""
+    if not model.utility.is_linear:
+        raise ValueError(
+            f"{what} needs utility='linear', whose coefficients are identified, got "
+            f"{model.config['utility']!r}"
         )
 
 

@@ -3,8 +3,6 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
-from functools import partial
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import pyro
@@ -13,21 +11,33 @@ from pyro import distributions as dist
 from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
-from fssa_bayes import kernels
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
 from fssa_bayes.model.nn import PRECISIONS, flip_between
-from fssa_bayes.model.utilities import BilinearUtility, LinearUtility, MLPUtility, ModuleUtility
+from fssa_bayes.model.utilities import (
+    BilinearUtility,
+    LinearUtility,
+    MLPUtility,
+    ModuleUtility,
+    PreparedItems,
+    Utility,
+)
 
-__all__ = ["HeterogeneousBTL"]
+__all__ = ["UTILITIES", "HeterogeneousBTL"]
 
+UTILITIES: dict[str, type[Utility]] = {
+    "bilinear": BilinearUtility,
+    "linear": LinearUtility,
+    "mlp": MLPUtility,
+    "distributional": DistributionalUtility,
+    "distributional-linear": LinearDistributionalUtility,
+}
+"""Utilities by the name that they have as an argument of :class:`HeterogeneousBTL`."""
 
 _START_TIE = math.log(0.5)  # A fifth of the answers between equals.
 _START_LAPSE = math.log(0.05 / 0.95)
-
-# Items and factors on their way from a guide to its model; outside of it, as it may be copied.
-_KEPT: WeakKeyDictionary[HeterogeneousBTL, tuple] = WeakKeyDictionary()
 
 
 class HeterogeneousBTL(nn.Module):
@@ -60,8 +70,9 @@ class HeterogeneousBTL(nn.Module):
         latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
         utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
-            `"mlp"`, one network whose first layer adds item and user; or a module that maps items
-            (*, D) and z (*, K), broadcast, to utilities (*), in nats.
+            `"mlp"`, one network whose first layer adds item and user; a module that maps items
+            (*, D) and z (*, K), broadcast, to utilities (*), in nats; or, with `latent_dim=0`,
+            `"distributional"` or `"distributional-linear"`, see :class:`DistributionalUtility`.
         prior: `"normal"`, or `"flow"` for a learned p(z).
         hidden_dim: Width of the utility's networks.
         num_factors: Number of factors of the bilinear utility.
@@ -124,7 +135,6 @@ class HeterogeneousBTL(nn.Module):
         _check_at_least("hidden_dim", hidden_dim, 1)
         _check_at_least("num_factors", num_factors, 1)
         _check_answers(ties, position_bias, lapses)
-        _check_precision(matmul_precision, utility)
         _check_at_least("num_covariates", num_covariates, 0)
         if num_covariates and not latent_dim:
             raise ValueError(
@@ -147,23 +157,10 @@ class HeterogeneousBTL(nn.Module):
         }
         if num_covariates:  # Without, files and caches are those of a model that knows of none.
             self.config["num_covariates"] = num_covariates
-        if isinstance(utility, nn.Module):
-            self.utility: nn.Module = ModuleUtility(utility)
-        elif utility == "bilinear":
-            self.utility = BilinearUtility(num_features, latent_dim, hidden_dim, num_factors)
-        elif utility == "linear":
-            self.utility = LinearUtility(num_features, latent_dim)
-        elif utility == "mlp":
-            self.utility = MLPUtility(num_features, latent_dim, hidden_dim)
-        else:
-            raise ValueError(
-                f"utility must be 'bilinear', 'linear', 'mlp' or a module, got {utility!r}"
-            )
+        self.utility = _build_utility(utility, num_features, latent_dim, self.config)
         if prior not in ("normal", "flow"):
             raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
-        for module in self.utility.modules():
-            if hasattr(module, "precision"):
-                module.precision = matmul_precision
+        _set_precision(self.utility, matmul_precision)
         for name, start in (
             ("log_tie", None if ties is None else _START_TIE),
             ("bias", 0.0 if position_bias else None),
@@ -244,45 +241,58 @@ class HeterogeneousBTL(nn.Module):
         return self.prior(num_users, covariates).sample()
 
     def choice(
-        self, batch: Batch, z: Tensor, prepared: tuple[Tensor, Tensor] | None = None
+        self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
-        `prepared` is what :meth:`prepare_items` returned for the batch's items, for a caller that
-        asks about the same items again and again.
+        Args:
+            batch: The comparisons.
+            z: Latent factors with shape (*, U, K).
+            prepared: What :meth:`prepare_items` returned for the batch's items, for a caller that
+                needs it more than once; None to prepare the items here.
         """
-        self.check_items(batch.items)
+        prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
-        if self.latent_dim:
-            pairwise = self.utility.pairwise(*(prepared or self.prepare_items(batch.items)), flat)
-        else:  # Everybody has the same utilities.
-            items = self.standardise(batch.items)
-            pairwise = partial(kernels.pairwise_gather, self.utility(items, flat[:, :1]))
-        bias = 0.0 if self.bias is None else self.bias
+        pairwise = self.utility.pairwise(*prepared, flat)
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
             value = pairwise(
-                batch.left, batch.right, choice, batch.mask, position_bias=bias, **options
+                batch.left,
+                batch.right,
+                choice,
+                batch.mask,
+                position_bias=self.position_bias,
+                **options,
             )
             return value.reshape(lead + value.shape[1:])
 
         self.check_rankings(batch.rankings is not None)
-        parameters = {"log_tie": self.log_tie, "lapse_logit": self.lapse_logit}
         return BradleyTerry(
-            likelihood, batch.mask, z.shape[:-1], rankings=batch.rankings, **parameters
+            likelihood,
+            batch.mask,
+            z.shape[:-1],
+            log_tie=self.log_tie,
+            position_bias=self.bias,
+            lapse_logit=self.lapse_logit,
+            rankings=batch.rankings,
         )
 
-    def forward(self, batch: Batch, observe: bool = True) -> Tensor:
-        """Runs the generative program; `observe=False` leaves the choices to be drawn."""
+    def forward(
+        self, batch: Batch, observe: bool = True, prepared: PreparedItems | None = None
+    ) -> Tensor:
+        """Runs the generative program; `observe=False` leaves the choices to be drawn.
+
+        `prepared` is as in :meth:`choice`.
+        """
         with pyro.plate("users", batch.num_users, dim=-1):
             if self.latent_dim:
                 z = pyro.sample("z", self.prior(batch.num_users, batch.covariates))
             else:
                 z = self._origin.expand(batch.num_users, 0)
             return pyro.sample(
-                "choice", self.choice(batch, z), obs=batch.choice if observe else None
+                "choice", self.choice(batch, z, prepared), obs=batch.choice if observe else None
             )
 
     def register(self) -> None:
@@ -293,6 +303,11 @@ class HeterogeneousBTL(nn.Module):
     def has_ties(self) -> bool:
         """Whether a choice of ½ is a tie, and not half a win each."""
         return self.log_tie is not None
+
+    @property
+    def position_bias(self) -> Tensor | float:
+        """Advantage of the left in nats, 0 for a model without one."""
+        return 0.0 if self.bias is None else self.bias
 
     def answer_parameters(self) -> dict[str, nn.Parameter]:
         """Lists log ν, position bias and logit of the lapse rate by name, those the model has."""
@@ -305,9 +320,12 @@ class HeterogeneousBTL(nn.Module):
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population and learn faster than networks."""
-        of_utility = getattr(self.utility, "population_parameters", list)()
         of_prior = [] if self.covariate_effect is None else [self.covariate_effect]
-        return [*of_utility, *of_prior, *self.answer_parameters().values()]
+        return [
+            *self.utility.population_parameters(),
+            *of_prior,
+            *self.answer_parameters().values(),
+        ]
 
     # ------------------------------------------------------------------ utilities
 
@@ -325,27 +343,16 @@ class HeterogeneousBTL(nn.Module):
         self.check_z(z)
         return self.utility(self.standardise(items), z)
 
-    def prepare_items(self, items: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns items (M, D) or (M,) standardised, and the utility's factors of them (M, F).
+    def prepare_items(self, items: Tensor) -> PreparedItems:
+        """Standardises items (M, D) or (M,), and computes the utility's factors of them (M, F).
 
-        A guide looks at both just before the model needs them for the same items. With `keep` they
-        stay for that next call, which takes them away: so they are computed once, and no graph is
-        used twice.
+        Guide and model need both for the same items: whoever asks the two about one batch prepares
+        its items once and hands them to both.
         """
-        state = self._factor_state()
-        kept_items, kept_state, prepared = _KEPT.pop(self, (None, None, None))
-        if kept_items is not items or kept_state != state:
-            standardised = self.standardise(items)
-            prepared = standardised, self.utility.item_factors(standardised)
-        if keep:
-            _KEPT[self] = items, state, prepared
-        return prepared
-
-    def _factor_state(self) -> tuple:
-        """Tells apart parameters, and ways of differentiating by them, that factors depend on."""
-        tensors = [*self.utility.parameters(), self.feature_mean, self.feature_scale]
-        versions = [(id(x), x._version, x.requires_grad) for x in tensors]
-        return torch.is_grad_enabled(), versions
+        self.check_items(items)
+        standardised = self.standardise(items)
+        factors = self.utility.item_factors(standardised) if self.latent_dim else None
+        return PreparedItems(standardised, factors)
 
     def standardise(self, items: Tensor) -> Tensor:
         """Centres and scales features (M, D); positions (M,) pass unchanged."""
@@ -411,7 +418,15 @@ class HeterogeneousBTL(nn.Module):
             )
 
     def check_rankings(self, has_rankings: bool) -> None:
-        """Raises a ValueError if there are rankings and the model has ties, bias or lapses."""
+        """Raises a ValueError if there are rankings, and the model has no likelihood of them.
+
+        A model with ties, position bias, lapses or a utility drawn afresh has none.
+        """
+        if has_rankings and self.utility.is_random:
+            raise ValueError(
+                "DistributionalBTL knows the probability of a pair, not that of a ranking, got "
+                "rankings: break them into pairs (method='pairs', as_pairs())"
+            )
         if has_rankings and (answers := list(self.answer_parameters())):
             raise ValueError(
                 "rankings are scored by Plackett–Luce, which has no ties, position bias or "
@@ -483,14 +498,30 @@ def _check_answers(ties: str | None, position_bias: bool, lapses: bool) -> None:
             raise TypeError(f"{argument} must be True or False, got {value!r}")
 
 
-def _check_precision(precision: str, utility: str | nn.Module) -> None:
+def _build_utility(
+    utility: str | nn.Module, num_features: int, latent_dim: int, config: dict
+) -> Utility:
+    """Builds a utility by its name, with the arguments of the model that it takes."""
+    if isinstance(utility, nn.Module):
+        return ModuleUtility(utility)
+    if utility not in UTILITIES:
+        *names, last = map(repr, UTILITIES)
+        raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
+    build = UTILITIES[utility]
+    return build(num_features, latent_dim, **{name: config[name] for name in build.options})
+
+
+def _set_precision(utility: Utility, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
-    if precision != "highest" and utility not in ("bilinear", "mlp"):
+    if precision != "highest" and not utility.has_precision:
         raise ValueError(
             "matmul_precision must be 'highest' for a utility without networks of this package's, "
             f"got {precision!r}"
         )
+    for module in utility.modules():
+        if hasattr(module, "precision"):
+            module.precision = precision
 
 
 def _check_at_least(argument: str, value: int, least: int) -> None:

@@ -5,7 +5,6 @@ from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.information import (
     answer_estimates,
     check_num_parameters,
-    differentiate_choices,
     estimate_parameters,
     feature_differences,
     label_parameters,
@@ -25,7 +24,6 @@ __all__ = [
     "check_num_parameters",
     "covariate_effects",
     "covariate_rank",
-    "differentiate_choices",
     "estimate_parameters",
     "feature_differences",
     "identified_covariates",

@@ -14,8 +14,7 @@ from torch import Tensor
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences, covariate_rank, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.kernels.plackett_luce import Rankings
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, Outcomes
+from fssa_bayes.model import Derivatives, HeterogeneousBTL, require_linear
 from fssa_bayes.sampling import propose
 
 __all__ = ["feature_differences"]
@@ -126,17 +125,13 @@ def estimate_parameters(
     what: str,
 ) -> ParameterEstimate:
     """Collects estimates and information of a linear utility, or says why `what` cannot."""
-    utility = model.utility
-    if not isinstance(utility, LinearUtility):
-        raise ValueError(
-            f"{what} needs utility='linear', whose coefficients are identified, got "
-            f"{type(utility).__name__}"
-        )
+    require_linear(model, what)
     if len(model.prior_flow):
         raise ValueError(
             f"{what} needs prior='normal', under which mean and covariance describe the "
             "coefficients, got prior='flow'"
         )
+    utility = model.utility
     mean = utility.mean.detach().double()
     triangle, rotation = _canonical(utility.loading.detach().double())
     rank = triangle.shape[1]
@@ -255,11 +250,8 @@ def person_moments(
     model: HeterogeneousBTL, batch: Batch, z: Tensor, weights: Tensor, rotation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sums the moments over a batch, for z (S, U, K) with normalised weights (S, U)."""
-    likelihood = model.choice(batch, z)
-    if likelihood.rankings is None:
-        first, second = differentiate_choices(likelihood, batch.choice, model.bias is not None)
-    else:
-        first, second = _ranking_derivatives(likelihood, batch.choice)
+    derivatives = model.choice(batch, z).differentiate(batch.choice)
+    first, second = derivatives.first, derivatives.second
     difference = feature_differences(model, batch).double()
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
@@ -280,10 +272,7 @@ def person_moments(
     information[:size, :size] += complete.reshape(size, size)
     start = size + len(complete_of_effect)
     information[size:start, size:start] += complete_of_effect
-    if likelihood.rankings is not None:
-        information[:size, :size] -= _stage_products(
-            likelihood.rankings, batch.choice, first[0], difference, factors, weights
-        )
+    information[:size, :size] -= _stage_products(derivatives, difference, factors, weights)
     for i, row in enumerate(second[1:], start):
         cross = torch.einsum("su,sun,und,suk->dk", weights, -row[0], difference, factors)
         information[i, :size] += cross.flatten()
@@ -309,77 +298,15 @@ def _effect_moments(
     return score, torch.kron(eye, covariates.T @ covariates)
 
 
-@torch.enable_grad()
-def differentiate_choices(
-    likelihood: BradleyTerry, choice: Tensor, has_bias: bool
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Differentiates log p(y | m, answers) once and twice, for each comparison.
-
-    Returns:
-        First derivatives (S, U, N) by the margin and each parameter of the answers, in order, and
-        the symmetric table of the second ones; 0 under the mask.
-    """
-    mask = likelihood.mask_
-    margin = likelihood.margin.detach().double()
-    # A parameter is repeated for each comparison: what is summed later is seen one by one here.
-    parameters = {
-        name: value.detach().double().expand_as(margin)
-        for name, value in (("tie", likelihood.log_tie), ("lapse", likelihood.lapse_logit))
-        if value is not None
-    }
-    variables = {"margin": margin} | parameters
-    variables = {name: value.clone().requires_grad_() for name, value in variables.items()}
-    outcomes = Outcomes.of(*(variables.get(name) for name in ("margin", "tie", "lapse")))
-    choice = choice.double().masked_fill(~mask, 0.0)
-    total = outcomes.log_prob(choice).masked_fill(~mask, 0.0).sum()
-    first = torch.autograd.grad(total, list(variables.values()), create_graph=True)
-    second = [
-        torch.autograd.grad(
-            value.sum(), list(variables.values()), retain_graph=True, materialize_grads=True
-        )
-        for value in first
-    ]
-    # The bias stands after the ties; its derivatives are the margin's own.
-    order = [n for n in ("margin", "tie", "bias", "lapse") if n in variables or n == "bias"]
-    order = [n for n in order if n != "bias" or has_bias]
-    column = {"bias": 0} | {name: i for i, name in enumerate(variables)}
-    index = [column[name] for name in order]
-    return [first[i].detach() for i in index], [[second[i][j] for j in index] for i in index]
-
-
-def _ranking_derivatives(
-    likelihood: BradleyTerry, choice: Tensor
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Differentiates log p(y | m) where some comparisons are rankings.
-
-    The form is that of :func:`differentiate_choices`. With p_j the probability that j is chosen in
-    a stage, the first derivative by the winner's margin over j is p_j, and the second derivatives
-    are −p_j on the diagonal and p_j p_k everywhere. The diagonal part is returned;
-    :func:`_stage_products` is the other part.
-    """
-    margin, mask, rankings = likelihood.margin.double(), likelihood.mask_, likelihood.rankings
-    choice = choice.double().masked_fill(~mask, 0.0)
-    prob, ranked = torch.sigmoid(margin), rankings.gradient(margin, choice)
-    first = torch.where(rankings.inside, ranked, (choice - prob).masked_fill(~mask, 0.0))
-    alone = (-prob * (1 - prob)).masked_fill(~mask, 0.0)
-    return [first], [[torch.where(rankings.inside, -first.abs(), alone)]]
-
-
 def _stage_products(
-    rankings: Rankings,
-    choice: Tensor,
-    gradient: Tensor,
-    difference: Tensor,
-    factors: Tensor,
-    weights: Tensor,
+    derivatives: Derivatives, difference: Tensor, factors: Tensor, weights: Tensor
 ) -> Tensor:
-    """Sums E[g gᵀ] over stages, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P)."""
-    winner = rankings.winner(choice)
-    terms = gradient.flatten(1)[:, rankings.place].unsqueeze(-1)
-    terms = terms * difference.flatten(0, 1)[rankings.place]
-    stage = terms.new_zeros(len(terms), len(rankings.first), terms.shape[-1])
-    stage = stage.index_add(1, winner, terms)
-    person = rankings.first // choice.shape[-1]
+    """Sums E[g gᵀ] over stages of rankings, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P)."""
+    place, person = derivatives.place, derivatives.person
+    terms = derivatives.first[0].flatten(1)[:, place].unsqueeze(-1)
+    terms = terms * difference.flatten(0, 1)[place]
+    stage = terms.new_zeros(len(terms), len(person), terms.shape[-1])
+    stage = stage.index_add(1, derivatives.stage, terms)
     products = torch.einsum("spd,spk->spdk", stage, factors[:, person]).flatten(2)
     scaled = (products * weights[:, person].sqrt().unsqueeze(-1)).flatten(0, 1)
     return scaled.T @ scaled

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population.information import (
     COLLINEAR,
     check_num_parameters,
@@ -59,7 +59,7 @@ def ranking_table(
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    if not isinstance(model.utility, LinearUtility) or model.latent_dim:
+    if not model.utility.is_linear or model.latent_dim:
         raise ValueError(
             "ranking() needs utility='linear' and latent_dim=0, whose maximum of the likelihood "
             f"has a standard error, got utility={model.config['utility']!r} and "

@@ -5,9 +5,7 @@ from fssa_bayes.posterior.choices import (
     Likelihoods,
     Predictor,
     describe_choices,
-    log_predictive,
     score_choices,
-    score_judgements,
 )
 from fssa_bayes.posterior.export import export
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
@@ -22,7 +20,5 @@ __all__ = [
     "Predictor",
     "describe_choices",
     "export",
-    "log_predictive",
     "score_choices",
-    "score_judgements",
 ]

@@ -11,59 +11,15 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.model import BradleyTerry, Outcomes
+from fssa_bayes.model import BradleyTerry
 
 __all__ = [
     "ChoiceProbability",
     "Likelihoods",
     "Predictor",
     "describe_choices",
-    "log_predictive",
     "score_choices",
-    "score_judgements",
 ]
-
-
-def log_predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> Tensor:
-    r"""Evaluates the log-probability of each choice, averaged over draws of z.
-
-    Args:
-        outcomes: Log-probabilities of the outcomes, each with shape (S, U, N).
-        log_weights: Normalised log-weights with shape (S, U).
-        choice: Choices with shape (U, N).
-
-    Returns:
-        :math:`\log \bar p(y)` in nats with shape (U, N), where :math:`\bar p` is the weighted mean
-        of an outcome's probability; half a win each scores
-        :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`.
-    """
-    log_weights = log_weights.unsqueeze(-1)
-    return outcomes.map(lambda x: (log_weights + x).logsumexp(0)).log_prob(choice)
-
-
-def score_judgements(likelihood: BradleyTerry, log_weights: Tensor, choice: Tensor) -> Tensor:
-    """Evaluates the log-probability of each judgement, averaged over draws of z.
-
-    As :func:`log_predictive`; that of a ranking, whose mean is taken of the whole, stands at its
-    first comparison, and 0 at its others.
-
-    Args:
-        likelihood: Distribution of the choices under the draws, with batch shape (S, U).
-        log_weights: Normalised log-weights with shape (S, U), or of the first draws alone.
-        choice: Choices with shape (U, N).
-
-    Returns:
-        Log-probabilities in nats with shape (U, N).
-    """
-    count = len(log_weights)
-    outcomes = likelihood.outcomes.map(lambda x: x[:count])
-    alone = log_predictive(outcomes, log_weights, choice)
-    if likelihood.rankings is None:
-        return alone
-    log_prob = likelihood.log_prob_each(choice)[:count]
-    joint = (log_weights.unsqueeze(-1) + log_prob).logsumexp(0)
-    joint = joint.masked_fill(~likelihood.rankings.head, 0.0)
-    return torch.where(likelihood.rankings.inside, joint, alone)
 
 
 # Which people, their comparisons, p(choices | z) of all draws, normalised log-weights (S, U).
@@ -144,7 +100,7 @@ def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
         parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
     """
     scores = [
-        (score_judgements(likelihood, log_weights, batch.choice) * batch.judgement_mask).sum(-1)
+        (likelihood.log_predictive(log_weights, batch.choice) * batch.judgement_mask).sum(-1)
         / batch.judgement_mask.sum(-1)
         for _, batch, likelihood, log_weights in parts
     ]

@@ -15,7 +15,7 @@ from fssa_bayes._arviz import Group, build, coordinate
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, positions
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, positions
 from fssa_bayes.posterior.utilities import centred_utilities
 from fssa_bayes.sampling import Draws
 
@@ -260,7 +260,7 @@ def _shown_items(context: Preferences, items: Sequence | None, count: int) -> Te
 
 def _has_coefficients(model: HeterogeneousBTL, data: Preferences) -> bool:
     """Tells whether coefficients say more than utilities: not where an item is its own feature."""
-    return isinstance(model.utility, LinearUtility) and data.items is not None
+    return model.utility.is_linear and data.items is not None
 
 
 def _check_size(

@@ -396,6 +396,7 @@ class Posterior:
         Raises:
             ValueError: As in :meth:`utility`.
         """
+        self._check_utilities("rank_prob()")
         table, people = self._items(items), self._people(users)
         count = len(table)
         _check_size("rank_prob", (len(people), count, count))
@@ -428,6 +429,7 @@ class Posterior:
         Raises:
             ValueError: As in :meth:`utility`, or if there are fewer than 3 items.
         """
+        self._check_utilities("differences()")
         table, people = self._items(items), self._people(users)
         if len(table) < 3:
             raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
@@ -504,6 +506,14 @@ class Posterior:
         )
 
     # ------------------------------------------------------------------ names
+
+    def _check_utilities(self, what: str) -> None:
+        if self.model.utility.is_random:
+            raise ValueError(
+                f"{what} of a DistributionalBTL would take the mean utilities for the utilities, "
+                "which it does not know: see item_table(data) for means and standard deviations, "
+                "choice_prob(target) for pairs"
+            )
 
     def _items(self, items: Sequence | Tensor | None) -> Tensor:
         data = self.context

@@ -83,7 +83,9 @@ def propose(
         z = batch.choice.new_zeros((1, batch.num_users, 0))
         log_prob = model.choice(batch, z).log_prob(batch.choice)
         return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
-    prior, posterior = model.prior(batch.num_users, batch.covariates), guide.posterior(batch)
+    prepared = model.prepare_items(batch.items)
+    prior = model.prior(batch.num_users, batch.covariates)
+    posterior = guide.posterior(batch, prepared)
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
     # Each set of draws is scored by itself: a flow remembers its last draws, and need not invert.
     draws = [posterior.sample((from_guide,))]
@@ -93,7 +95,7 @@ def propose(
         log_guide.append(posterior.log_prob(draws[1]))
     z, log_guide = torch.cat(draws), torch.cat(log_guide)
     log_prior = prior.log_prob(z)
-    log_joint = log_prior + model.choice(batch, z).log_prob(batch.choice)
+    log_joint = log_prior + model.choice(batch, z, prepared).log_prob(batch.choice)
     log_mixture = log_guide
     if from_guide < num_samples:
         share = from_guide / num_samples
