@@ -7,15 +7,14 @@ import math
 import pandas as pd
 import pyro
 import torch
-from pyro import distributions as dist
-from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.model.nn import PRECISIONS, flip_between
+from fssa_bayes.model.nn import PRECISIONS
+from fssa_bayes.model.prior import LatentPrior
 from fssa_bayes.model.utilities import (
     BilinearUtility,
     LinearUtility,
@@ -40,7 +39,7 @@ _START_TIE = math.log(0.5)  # A fifth of the answers between equals.
 _START_LAPSE = math.log(0.05 / 0.95)
 
 
-class HeterogeneousBTL(nn.Module):
+class HeterogeneousBTL(LatentPrior):
     r"""Models the paired comparisons of people who differ by a latent factor z,
 
     .. math:: p(z, y \mid w) = \prod_u p(z_u \mid w_u) \prod_n
@@ -142,7 +141,6 @@ class HeterogeneousBTL(nn.Module):
                 "covariates move the latent factor, which a homogeneous model does not have"
             )
         self.num_features = num_features
-        self.latent_dim = latent_dim
         self.config = {
             "num_features": num_features,
             "latent_dim": latent_dim,
@@ -168,77 +166,15 @@ class HeterogeneousBTL(nn.Module):
         ):
             value = None if start is None else nn.Parameter(torch.tensor(start))
             self.register_parameter(name, value)
-        is_flow = prior == "flow" and latent_dim > 0
-        self.prior_flow = nn.ModuleList(_prior_flow(latent_dim, hidden_dim) if is_flow else [])
         self.register_buffer("feature_mean", torch.zeros(num_features))
         self.register_buffer("feature_scale", torch.ones(num_features))
         self.register_buffer("is_standardised", torch.tensor(False))
-        self.register_buffer("_origin", torch.zeros(()))
         self.feature_names: pd.Index | None = None
-        self.num_covariates = num_covariates
-        effect = nn.Parameter(torch.zeros(latent_dim, num_covariates)) if num_covariates else None
-        self.register_parameter("covariate_effect", effect)
-        for name, value in (
-            ("covariate_mean", torch.zeros(num_covariates)),
-            ("covariate_scale", torch.ones(num_covariates)),
-            ("covariates_are_standardised", torch.tensor(False)),
-        ):
-            self.register_buffer(name, value if num_covariates else None)
-        self.covariate_names: pd.Index | None = None
+        self.build_prior(
+            latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
+        )
 
     # ------------------------------------------------------------------ the graphical model
-
-    def prior(self, num_users: int, covariates: Tensor | None = None) -> dist.TorchDistribution:
-        """Returns p(z | w), with batch shape (U,) and event shape (K,).
-
-        Args:
-            num_users: Number of people U.
-            covariates: Their covariates with shape (U, W), in original units; a model without
-                covariates does not look at them.
-        """
-        shape = (num_users, self.latent_dim)
-        base = dist.Normal(self._origin.expand(shape), 1.0 + self._origin).to_event(1)
-        return self.push_forward(base, covariates)
-
-    def push_forward(
-        self, base: dist.TorchDistribution, covariates: Tensor | None = None
-    ) -> dist.TorchDistribution:
-        """Maps a distribution of the prior's standard normal variable to one of z."""
-        transforms = self.prior_transforms(covariates)
-        return dist.TransformedDistribution(base, transforms) if transforms else base
-
-    def prior_transforms(self, covariates: Tensor | None = None) -> list:
-        """Lists the maps that take the prior's standard normal variable to z, in order."""
-        transforms = []
-        if len(self.prior_flow):
-            spline, *couplings = self.prior_flow
-            transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
-        if self.num_covariates:
-            # A learned prior is moved as a whole: its shape is the same for everybody. The cache
-            # hands the flow its own draws back, which it need not invert.
-            location = self.location(covariates)
-            transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
-        return transforms
-
-    def location(self, covariates: Tensor | None) -> Tensor:
-        """Returns where the prior is centred by covariates (U, W): B w̃ (U, K), or 0 without B."""
-        if not self.num_covariates:
-            return self._origin
-        self.check_covariates(covariates)
-        return self.standardise_covariates(covariates) @ self.covariate_effect.T
-
-    def average_prior(self, num_users: int) -> dist.TorchDistribution:
-        """Returns p(z | w) of as many people whose covariates, if any, are average."""
-        average = None if self.covariate_mean is None else self.covariate_mean.expand(num_users, -1)
-        return self.prior(num_users, average)
-
-    def sample_population(self, num_users: int, data: Preferences) -> Tensor:
-        """Draws z (U, K) of people at random; their covariates are those of people of the data."""
-        covariates = None
-        if self.num_covariates:
-            self.check_covariates(data.covariates)
-            covariates = data.covariates[torch.randint(len(data), (num_users,))]
-        return self.prior(num_users, covariates).sample()
 
     def choice(
         self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
@@ -372,37 +308,6 @@ class HeterogeneousBTL(nn.Module):
         self.feature_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
         self.is_standardised.fill_(True)
 
-    def standardise_covariates(self, covariates: Tensor) -> Tensor:
-        """Centres and scales covariates (U, W)."""
-        return (covariates.to(self.covariate_mean) - self.covariate_mean) / self.covariate_scale
-
-    def set_covariate_standardisation(self, covariates: Tensor | None) -> None:
-        """Takes the covariates' mean and standard deviation from people (U, W), once."""
-        if not self.num_covariates or self.covariates_are_standardised:
-            return
-        wide = covariates.double()
-        # A constant's standard deviation is rounding, at most.
-        scale = wide.std(0, unbiased=False)
-        scale = torch.where(scale > 1e-6 * wide.abs().amax(0), scale, torch.ones_like(scale))
-        self.covariate_mean.copy_(wide.mean(0))
-        self.covariate_scale.copy_(scale)
-        self.covariates_are_standardised.fill_(True)
-
-    def check_covariates(self, covariates: Tensor | None) -> None:
-        """Raises a ValueError unless there are the model's covariates, or the model has none."""
-        if not self.num_covariates:
-            return
-        if covariates is None:
-            raise ValueError(
-                f"covariates must be given for a model with num_covariates={self.num_covariates}, "
-                "got none: Preferences.from_dataframe(users=...) reads them with the comparisons"
-            )
-        if covariates.shape[-1] != self.num_covariates:
-            raise ValueError(
-                f"covariates must be the model's num_covariates={self.num_covariates}, "
-                f"got {covariates.shape[-1]}"
-            )
-
     def check_items(self, items: Tensor) -> None:
         """Raises a ValueError unless the item table has the model's number of features."""
         if items.dtype == torch.int64:
@@ -442,11 +347,6 @@ class HeterogeneousBTL(nn.Module):
                 f"got shape {tuple(z.shape)}"
             )
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.feature_mean.device
-
     # ------------------------------------------------------------------ simulation
 
     def simulate(self, data: Preferences, *, seed: int = 0) -> tuple[Preferences, Tensor]:
@@ -469,25 +369,6 @@ class HeterogeneousBTL(nn.Module):
         ties = "keep" if self.has_ties else "half"
         simulated = data.with_choices(torch.cat(choices).numpy(), ties=ties)
         return simulated, torch.cat(factors)
-
-
-def _prior_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
-    """Builds a learned transform of the standard normal: a spline, then affine couplings.
-
-    It starts near the identity; Pyro's own initial values put draws up to 40 from the origin.
-    """
-    spline = T.Spline(latent_dim, count_bins=8, bound=5.0, order="quadratic")
-    couplings = []
-    if latent_dim > 1:
-        couplings = [T.affine_coupling(latent_dim, [hidden_dim]) for _ in range(2)]
-    with torch.no_grad():
-        spline.unnormalized_widths.mul_(0.1)
-        spline.unnormalized_heights.mul_(0.1)
-        spline.unnormalized_derivatives.mul_(0.1).add_(math.log(math.expm1(1.0)))
-        for coupling in couplings:
-            coupling.nn.layers[-1].weight.zero_()
-            coupling.nn.layers[-1].bias.zero_()
-    return [spline, *couplings]
 
 
 def _check_answers(ties: str | None, position_bias: bool, lapses: bool) -> None:
