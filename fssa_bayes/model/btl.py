@@ -13,7 +13,6 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.model.nn import PRECISIONS
 from fssa_bayes.model.prior import LatentPrior
 from fssa_bayes.model.utilities import (
     BilinearUtility,
@@ -24,7 +23,7 @@ from fssa_bayes.model.utilities import (
     Utility,
 )
 
-__all__ = ["UTILITIES", "HeterogeneousBTL"]
+__all__ = ["UTILITIES", "HeterogeneousBTL", "build_utility"]
 
 UTILITIES: dict[str, type[Utility]] = {
     "bilinear": BilinearUtility,
@@ -71,25 +70,26 @@ class HeterogeneousBTL(LatentPrior):
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
             `"mlp"`, one network whose first layer adds item and user; a module that maps items
             (*, D) and z (*, K), broadcast, to utilities (*), in nats; or, with `latent_dim=0`,
-            `"distributional"` or `"distributional-linear"`, see :class:`DistributionalUtility`.
+            `"distributional"` or `"distributional-linear"`, see
+            :class:`fssa_bayes.model.distributional.DistributionalUtility`.
         prior: `"normal"`, or `"flow"` for a learned p(z).
         hidden_dim: Width of the utility's networks.
         num_factors: Number of factors of the bilinear utility.
         ties: `"davidson"` for a model in which ½ is a tie, for data read with `ties="keep"`; None
             for one in which it is half a win each.
-        position_bias: Whether what stands on the left may have an advantage, in nats.
-        lapses: Whether answers may be careless.
+        position_bias: Whether the item on the left may have an advantage, in nats.
+        lapses: Whether some answers may be given at random.
         matmul_precision: Precision of the matrix products in the networks of the bilinear and the
             mlp utility, forward and backward: `"highest"`; `"tf32"`, on CUDA devices (elsewhere the
             same as `"highest"`); or `"bf16"`, which rounds to 8 binary digits, on a CPU too. It
             concerns float32 networks alone: margins, likelihoods and homogeneous fits (in double
-            precision) are computed as ever. `python -m benchmarks precision` measures what it does
+            precision) do not depend on it. `python -m benchmarks precision` measures what it does
             to posterior means.
         num_covariates: Number of user covariates W that the prior depends on; 0 for none. Data
             come with them by `Preferences.from_dataframe(users=...)`.
 
     Attributes:
-        config: The arguments it was built with; `"module"` stands for a utility of one's own, and
+        config: The arguments it was built with; `"module"` stands for a module that was given, and
             `num_covariates` is there where it is not 0.
         log_tie: Davidson's log ν, or None.
         bias: Advantage of the left in nats, or None.
@@ -129,12 +129,24 @@ class HeterogeneousBTL(LatentPrior):
         num_covariates: int = 0,
     ) -> None:
         super().__init__()
-        _check_at_least("num_features", num_features, 1)
-        _check_at_least("latent_dim", latent_dim, 0)
-        _check_at_least("hidden_dim", hidden_dim, 1)
-        _check_at_least("num_factors", num_factors, 1)
-        _check_answers(ties, position_bias, lapses)
-        _check_at_least("num_covariates", num_covariates, 0)
+        for argument, value, least in (
+            ("num_features", num_features, 1),
+            ("latent_dim", latent_dim, 0),
+            ("hidden_dim", hidden_dim, 1),
+            ("num_factors", num_factors, 1),
+            ("num_covariates", num_covariates, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{argument} must be an integer of at least {least}, got {value!r}"
+                )
+        if ties not in (None, "davidson"):
+            raise ValueError(f"ties must be None or 'davidson', got {ties!r}")
+        for argument, value in (("position_bias", position_bias), ("lapses", lapses)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{argument} must be True or False, got {value!r}")
+        if prior not in ("normal", "flow"):
+            raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
         if num_covariates and not latent_dim:
             raise ValueError(
                 f"latent_dim must be at least 1 with num_covariates={num_covariates}, got 0: "
@@ -153,12 +165,10 @@ class HeterogeneousBTL(LatentPrior):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
-        if num_covariates:  # Without, files and caches are those of a model that knows of none.
+        if num_covariates:  # Files and caches of models without covariates do not name them.
             self.config["num_covariates"] = num_covariates
-        self.utility = _build_utility(utility, num_features, latent_dim, self.config)
-        if prior not in ("normal", "flow"):
-            raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
-        _set_precision(self.utility, matmul_precision)
+        self.utility = build_utility(utility, num_features, latent_dim, self.config)
+        self.utility.set_precision(matmul_precision)
         for name, start in (
             ("log_tie", None if ties is None else _START_TIE),
             ("bias", 0.0 if position_bias else None),
@@ -174,8 +184,6 @@ class HeterogeneousBTL(LatentPrior):
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
 
-    # ------------------------------------------------------------------ the graphical model
-
     def choice(
         self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
     ) -> BradleyTerry:
@@ -184,7 +192,7 @@ class HeterogeneousBTL(LatentPrior):
         Args:
             batch: The comparisons.
             z: Latent factors with shape (*, U, K).
-            prepared: What :meth:`prepare_items` returned for the batch's items, for a caller that
+            prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
         """
         prepared = prepared or self.prepare_items(batch.items)
@@ -256,14 +264,11 @@ class HeterogeneousBTL(LatentPrior):
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population and learn faster than networks."""
-        of_prior = [] if self.covariate_effect is None else [self.covariate_effect]
         return [
             *self.utility.population_parameters(),
-            *of_prior,
+            *self.prior_parameters(),
             *self.answer_parameters().values(),
         ]
-
-    # ------------------------------------------------------------------ utilities
 
     def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
         """Evaluates the utility of every item to every user.
@@ -282,8 +287,8 @@ class HeterogeneousBTL(LatentPrior):
     def prepare_items(self, items: Tensor) -> PreparedItems:
         """Standardises items (M, D) or (M,), and computes the utility's factors of them (M, F).
 
-        Guide and model need both for the same items: whoever asks the two about one batch prepares
-        its items once and hands them to both.
+        Guide and model need both for the same items: a caller of both prepares the items of a batch
+        once and passes the result to each.
         """
         self.check_items(items)
         standardised = self.standardise(items)
@@ -325,7 +330,7 @@ class HeterogeneousBTL(LatentPrior):
     def check_rankings(self, has_rankings: bool) -> None:
         """Raises a ValueError if there are rankings, and the model has no likelihood of them.
 
-        A model with ties, position bias, lapses or a utility drawn afresh has none.
+        A model with ties, position bias, lapses or a random utility has none.
         """
         if has_rankings and self.utility.is_random:
             raise ValueError(
@@ -347,14 +352,12 @@ class HeterogeneousBTL(LatentPrior):
                 f"got shape {tuple(z.shape)}"
             )
 
-    # ------------------------------------------------------------------ simulation
-
     def simulate(self, data: Preferences, *, seed: int = 0) -> tuple[Preferences, Tensor]:
         """Draws new people and their choices on the pairs of `data`.
 
         Args:
-            data: Tells who is asked about which pairs; its choices are not looked at.
-            seed: Seed of the draws; the global random state is left as it was.
+            data: Who is asked about which pairs; the choices are not read.
+            seed: Seed of the draws; the global random state does not change.
 
         Returns:
             The same data with simulated choices, and the people's z with shape (U, K).
@@ -371,15 +374,7 @@ class HeterogeneousBTL(LatentPrior):
         return simulated, torch.cat(factors)
 
 
-def _check_answers(ties: str | None, position_bias: bool, lapses: bool) -> None:
-    if ties not in (None, "davidson"):
-        raise ValueError(f"ties must be None or 'davidson', got {ties!r}")
-    for argument, value in (("position_bias", position_bias), ("lapses", lapses)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{argument} must be True or False, got {value!r}")
-
-
-def _build_utility(
+def build_utility(
     utility: str | nn.Module, num_features: int, latent_dim: int, config: dict
 ) -> Utility:
     """Builds a utility by its name, with the arguments of the model that it takes."""
@@ -390,21 +385,3 @@ def _build_utility(
         raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
     build = UTILITIES[utility]
     return build(num_features, latent_dim, **{name: config[name] for name in build.options})
-
-
-def _set_precision(utility: Utility, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
-    if precision != "highest" and not utility.has_precision:
-        raise ValueError(
-            "matmul_precision must be 'highest' for a utility without networks of this package's, "
-            f"got {precision!r}"
-        )
-    for module in utility.modules():
-        if hasattr(module, "precision"):
-            module.precision = precision
-
-
-def _check_at_least(argument: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")

@@ -19,8 +19,8 @@ __all__ = ["LatentPrior", "build_flow"]
 class LatentPrior(nn.Module):
     r"""Defines :math:`z_u = B \tilde w_u + ζ_u`, with ζ from N(0, I) or a learned p(ζ).
 
-    The base of :class:`HeterogeneousBTL` and not a part of it, so that the parameters' names in
-    saved models begin with no name of a part.
+    A base class of :class:`HeterogeneousBTL` rather than a submodule, as saved models hold the
+    parameters without a prefix.
 
     Attributes:
         latent_dim: Number of latent dimensions K.
@@ -59,8 +59,8 @@ class LatentPrior(nn.Module):
 
         Args:
             num_users: Number of people U.
-            covariates: Their covariates with shape (U, W), in original units; a model without
-                covariates does not look at them.
+            covariates: Their covariates with shape (U, W), in original units; not read by a model
+                without covariates.
         """
         shape = (num_users, self.latent_dim)
         base = dist.Normal(self._origin.expand(shape), 1.0 + self._origin).to_event(1)
@@ -80,14 +80,14 @@ class LatentPrior(nn.Module):
             spline, *couplings = self.prior_flow
             transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
         if self.num_covariates:
-            # A learned prior is moved as a whole: its shape is the same for everybody. The cache
-            # hands the flow its own draws back, which it need not invert.
+            # Covariates shift a learned prior and leave its shape. With the cache, scoring the last
+            # draws does not invert the flow.
             location = self.location(covariates)
             transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
         return transforms
 
     def location(self, covariates: Tensor | None) -> Tensor:
-        """Returns where the prior is centred by covariates (U, W): B w̃ (U, K), or 0 without B."""
+        """Returns the location of the prior given covariates (U, W): B w̃ (U, K), or 0 without B."""
         if not self.num_covariates:
             return self._origin
         self.check_covariates(covariates)
@@ -110,12 +110,12 @@ class LatentPrior(nn.Module):
         return [] if self.covariate_effect is None else [self.covariate_effect]
 
     def average_prior(self, num_users: int) -> dist.TorchDistribution:
-        """Returns p(z | w) of as many people whose covariates, if any, are average."""
+        """Returns p(z | w) of people whose covariates, if the model has any, are average."""
         average = None if self.covariate_mean is None else self.covariate_mean.expand(num_users, -1)
         return self.prior(num_users, average)
 
     def sample_population(self, num_users: int, data: Preferences) -> Tensor:
-        """Draws z (U, K) of people at random; their covariates are those of people of the data."""
+        """Draws z (U, K) of people whose covariates are those of random people of the data."""
         covariates = None
         if self.num_covariates:
             self.check_covariates(data.covariates)
