@@ -130,7 +130,7 @@ class BentCoupling(Transform):
 
 
 class Whitening(Transform):
-    r"""Maps standard normal noise to a normal vector, :math:`y = m + L x`, given :math:`L^{-1}` too.
+    r"""Maps standard normal noise to a normal vector, :math:`y = m + L x`, given L⁻¹ too.
 
     Args:
         loc: Mean m, with shape (*, K).

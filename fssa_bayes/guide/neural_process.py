@@ -210,7 +210,7 @@ class NeuralProcessGuide(nn.Module):
         """Adds up the pairs' potentials to a normal distribution of ε.
 
         Returns:
-            The distribution, its mean (U, K), the lower triangle L of its scale and the inverse of L,
+            The distribution, its mean (U, K), its triangular scale and the inverse of that scale,
             both (U, K, K).
         """
         width = self.model.latent_dim
