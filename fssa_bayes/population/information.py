@@ -136,9 +136,7 @@ def estimate_parameters(
     triangle, rotation = _canonical(utility.loading.detach().double())
     rank = triangle.shape[1]
     entries = torch.tril_indices(len(mean), rank)
-    effect = torch.zeros(rank, 0, dtype=torch.float64)
-    if model.num_covariates:
-        effect = (rotation.T @ model.covariate_effect.detach().double()).cpu()
+    effect = (rotation.T @ model.effects.detach().double()).cpu()
     check_num_parameters(what, len(mean) + entries.shape[1] + effect.numel())
     # Positions of the free parameters among the entries of (w0, L), row by row, and the others.
     row, column = entries
@@ -289,8 +287,6 @@ def _effect_moments(
 
     Rᵀz given the covariates is normal around RᵀB w̃, whatever the choices.
     """
-    if not model.num_covariates:
-        return z.new_zeros(*z.shape[:-1], 0, dtype=torch.float64), z.new_zeros(0, 0)
     covariates = model.standardise_covariates(batch.covariates).double()
     residual = (z - model.location(batch.covariates)).double() @ rotation
     score = torch.einsum("sur,uw->surw", residual, covariates).flatten(-2)

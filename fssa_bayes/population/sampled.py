@@ -68,9 +68,8 @@ def population_draws(
         with torch.no_grad():
             twin.utility.mean.copy_(mean)
             twin.utility.loading.copy_(loading @ estimate.rotation.T)
-            if model.num_covariates:
-                change = estimate.rotation @ (effect - estimate.effect)
-                twin.covariate_effect.add_(change.to(twin.covariate_effect))
+            change = estimate.rotation @ (effect - estimate.effect)
+            twin.effects.add_(change.to(twin.effects))
             for parameter, value in zip(twin.answer_parameters().values(), answers, strict=True):
                 parameter.copy_(value)
         members.append((twin, twin_guide))

@@ -86,7 +86,7 @@ def population_table(
     outer, information = estimate.outer, estimate.information
     rank = estimate.loading.shape[1]
     scale = model.feature_scale.double().cpu()
-    unit = model.covariate_scale.double().cpu() if model.num_covariates else torch.ones(0)
+    unit = model.covariate_units.double().cpu()
     centre = data.items is None
 
     def quantities(theta: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ def population_table(
         num_people=int((data.counts > 0).sum()),
         advice=advice,
     )
-    covariates = data.covariate_names if model.num_covariates else []
+    covariates = data.covariate_names[: model.num_covariates]
     table = pd.DataFrame(
         columns, index=label_parameters(data, rank, covariates, answer_estimates(model))
     )
-    if model.num_covariates:
+    if len(covariates):
         unknown = np.repeat(~identified_covariates(data.covariates).numpy(), model.num_features)
         table.iloc[np.flatnonzero(table.index.get_level_values(0) == "effect")[unknown]] = np.nan
     return table
