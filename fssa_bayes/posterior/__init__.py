@@ -9,7 +9,7 @@ from fssa_bayes.posterior.choices import (
     score_choices,
     score_judgements,
 )
-from fssa_bayes.posterior.export import export
+from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.posterior import Posterior
 
@@ -21,7 +21,7 @@ __all__ = [
     "Posterior",
     "Predictor",
     "describe_choices",
-    "export",
+    "export_draws",
     "log_predictive",
     "score_choices",
     "score_judgements",

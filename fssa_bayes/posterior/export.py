@@ -22,7 +22,7 @@ from fssa_bayes.sampling import Draws
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["export"]
+__all__ = ["export_draws"]
 
 _MAX_BYTES = 4 * 2**30  # Largest export.
 _MAX_UTILITY_BYTES = 256 * 2**20  # Largest table of utilities that nobody asked for.
@@ -40,7 +40,7 @@ _DRAW = ("chain", "draw")
 _Variable = tuple[tuple[str, ...], np.ndarray]
 
 
-def export(
+def export_draws(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     context: Preferences,

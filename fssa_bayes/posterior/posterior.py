@@ -22,7 +22,7 @@ from fssa_bayes.posterior.choices import (
     describe_choices,
     score_choices,
 )
-from fssa_bayes.posterior.export import export
+from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.surprise import context_surprise
 from fssa_bayes.posterior.utilities import centred_utilities
@@ -491,7 +491,7 @@ class Posterior:
             )
         if target is not None:
             self._check_target(target)
-        return export(
+        return export_draws(
             self.model,
             self.guide,
             self.context,
