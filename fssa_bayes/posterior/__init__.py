@@ -1,4 +1,4 @@
-"""What is said of the draws: choices, utilities, ranks, export."""
+"""Predictions from draws of z: choices, utilities, ranks, export."""
 
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,

@@ -16,7 +16,8 @@ from scipy import stats
 from fssa_bayes import FitResult, HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
 from fssa_bayes._arviz import Group, build, coordinate, pareto_smooth
 from fssa_bayes.data import user_batches
-from fssa_bayes.posterior import export as export_module
+from fssa_bayes.posterior import export_draws
+from fssa_bayes.sampling import Draws, draw_posterior
 
 COUNTS = (3, 0, 5, 1, 7)
 USERS = ["ann", "bo", "cé", "", "eve"]
@@ -106,6 +107,18 @@ def posterior(pair, data) -> Posterior:
 @pytest.fixture(scope="module")
 def exported(posterior, target):
     return posterior.to_inference_data(target=target)
+
+
+def export_of(draws: Draws, pair, context: Preferences, target=None, items=None, **limits):
+    """Exports these draws with the options of `exported`."""
+    options = {"num_samples": len(draws.z), "seed": 3, "correct": "psis"} | limits
+    return export_draws(*pair, context, lambda: draws, target=target, items=items, **options)
+
+
+@pytest.fixture(scope="module")
+def draws(pair, data) -> Draws:
+    """The draws of `exported`."""
+    return draw_posterior(*pair, data, 200, seed=3, correct="psis").resample(3)
 
 
 def coefficients(model: HeterogeneousBTL, z: np.ndarray) -> np.ndarray:
@@ -283,11 +296,15 @@ def test_choices_are_simulated_with_their_probabilities(pair, data, target) -> N
         assert (np.abs(residual.sum(0)) < 5 * spread).all()
 
 
-def test_the_order_of_working_does_not_show(exported, posterior, target, monkeypatch) -> None:
-    """One person at a time, the same numbers but for what is simulated."""
-    monkeypatch.setitem(user_batches.__kwdefaults__, "margins", 1)
-    monkeypatch.setattr(export_module, "_CHUNK", 1)
-    again = posterior.to_inference_data(target=target)
+def test_the_order_of_working_does_not_show(exported, draws, pair, data, target) -> None:
+    """So many draws that each person is a batch give the same numbers, but for simulated ones."""
+    many = Draws.of_posterior(
+        z=draws.z.repeat(200, 1, 1),
+        log_joint=draws.log_joint.repeat(200, 1),
+        log_guide=draws.log_guide.repeat(200, 1),
+    )
+    assert len(list(user_batches(data, len(many.z), pair[0].device))) == 5
+    again = export_of(many, pair, data, target, ITEMS)
     for name, variable in [
         ("log_likelihood", "choice"),
         ("log_likelihood", "per_user"),
@@ -295,7 +312,8 @@ def test_the_order_of_working_does_not_show(exported, posterior, target, monkeyp
         ("predictions", "prob"),
     ]:
         found, expected = values(again, name, variable), values(exported, name, variable)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[:200], expected, rtol=1e-5, atol=1e-5)
+        assert np.array_equal(found[-200:], found[:200])
 
 
 NAMES = {
@@ -462,18 +480,16 @@ def test_utilities_of_named_items_are_centred_over_them(posterior) -> None:
     assert np.array_equal(utility.values[0], posterior.utility(items=["s", "p"]))
 
 
-def test_utilities_are_left_out_where_nobody_asked_and_they_are_many(
-    posterior, data, monkeypatch
-) -> None:
+def test_utilities_are_left_out_where_nobody_asked_and_they_are_many(draws, pair, data) -> None:
     size = 4 * 200 * 5 * 6
-    monkeypatch.setattr(export_module, "_MAX_UTILITY_BYTES", size)
-    assert "utility" in group(posterior.to_inference_data(), "posterior")
-    monkeypatch.setattr(export_module, "_MAX_UTILITY_BYTES", size - 1)
-    exported = posterior.to_inference_data()
+    exported = export_of(draws, pair, data, max_utility_bytes=size)
+    assert "utility" in group(exported, "posterior")
+    exported = export_of(draws, pair, data, max_utility_bytes=size - 1)
     assert "utility" not in group(exported, "posterior")
     compared = sorted({ITEMS[n] for n in (*data.left, *data.right)})
     assert group(exported, "constant_data")["item"].values.tolist() == compared
-    assert "utility" in group(posterior.to_inference_data(items=ITEMS), "posterior")
+    exported = export_of(draws, pair, data, items=ITEMS, max_utility_bytes=size - 1)
+    assert "utility" in group(exported, "posterior")
 
 
 def test_items_of_one_person_each_have_no_common_utilities(pair) -> None:
@@ -530,19 +546,18 @@ def test_people_without_any_choice(pair, target, tmp_path) -> None:
     assert (values(exported, "log_likelihood", "per_user") == 0).all()
 
 
-def test_the_size_is_that_of_what_depends_on_draws(posterior, target, monkeypatch) -> None:
-    exported = posterior.to_inference_data(target=target)
+def test_the_size_is_that_of_what_depends_on_draws(exported, draws, pair, data, target) -> None:
     size = sum(
         array.nbytes
         for name in names(exported)
         for array in group(exported, name).data_vars.values()
         if "draw" in array.dims
     )
-    monkeypatch.setattr(export_module, "_MAX_BYTES", size)
-    posterior.to_inference_data(target=target)
-    monkeypatch.setattr(export_module, "_MAX_BYTES", size - 1)
+    again = export_of(draws, pair, data, target, max_bytes=size)
+    for name in names(exported):
+        assert group(again, name).identical(group(exported, name)), name
     with pytest.raises(ValueError, match=r"num_samples=.*context.subset\(\.\.\.\).*items="):
-        posterior.to_inference_data(target=target)
+        export_of(draws, pair, data, target, max_bytes=size - 1)
 
 
 def test_bad_input_is_refused_before_any_work(posterior, pair, data, target) -> None:

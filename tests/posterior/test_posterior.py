@@ -23,7 +23,6 @@ from fssa_bayes import (
 from fssa_bayes._arviz import pareto_smooth
 from fssa_bayes.data import user_batches
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
-from fssa_bayes.posterior.choices import _weighted_quantiles
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +187,6 @@ def test_same_seed_same_draws_and_no_trace_in_the_global_state(pair, data) -> No
     assert not torch.equal(first.z, other.z)
     assert torch.equal(state[0], torch.get_rng_state())
     assert np.array_equal(state[1], np.random.get_state()[1])
-
-
-def test_weighted_quantiles_match_repeated_values() -> None:
-    values = torch.tensor([3.0, 1.0, 2.0, 5.0]).reshape(4, 1, 1)
-    weights = torch.tensor([0.25, 0.25, 0.25, 0.25]).reshape(4, 1)
-    assert [q.item() for q in _weighted_quantiles(values, weights, (0.2, 0.5, 0.9))] == [1, 2, 5]
-    heavy = torch.tensor([0.97, 0.01, 0.01, 0.01]).reshape(4, 1)
-    assert [q.item() for q in _weighted_quantiles(values, heavy, (0.05, 0.95))] == [3, 3]
 
 
 def test_pareto_k_recovers_the_tail_of_known_weights() -> None:

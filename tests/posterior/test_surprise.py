@@ -10,6 +10,7 @@ import torch
 from misled_guides import make_pair, mislead, questions
 
 from fssa_bayes import HeterogeneousBTL, Posterior, Preferences, exact
+from fssa_bayes.posterior.surprise import tail_probability
 
 
 def surprise(pair: tuple, context: Preferences, **options):
@@ -94,3 +95,14 @@ def test_same_seed_same_table_and_no_trace() -> None:
             posterior.context_surprise(**options)
     with pytest.raises(ValueError, match="guide must be given to estimate the evidence"):
         gold.context_surprise()
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.3])
+def test_simulation_that_stops_estimates_the_tail_without_bias(chance: float) -> None:
+    """Up to the m-th exceedance, (m − 1) / (simulations − 1) is unbiased (Haldane 1945)."""
+    rng = np.random.default_rng(0)
+    tails = np.array([tail_probability(rng.random(4000) < chance, most=10) for _ in range(500)])
+    simulations = 10 / tails
+    unbiased = 9 / (simulations - 1)
+    assert unbiased.mean() == pytest.approx(chance, abs=4 * unbiased.std() / math.sqrt(500))
+    assert tail_probability(np.array([False] * 18 + [True]), most=2) == 2 / 20
