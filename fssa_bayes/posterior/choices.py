@@ -45,8 +45,8 @@ def log_predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> T
 def score_judgements(likelihood: BradleyTerry, log_weights: Tensor, choice: Tensor) -> Tensor:
     """Evaluates the log-probability of each judgement, averaged over draws of z.
 
-    As :func:`log_predictive`, where a ranking is one judgement: the log of the mean probability of
-    the whole ranking stands at its first comparison, and 0 at its others.
+    As :func:`log_predictive`; that of a ranking, whose mean is taken of the whole, stands at its
+    first comparison, and 0 at its others.
 
     Args:
         likelihood: Distribution of the choices under the draws, with batch shape (S, U).

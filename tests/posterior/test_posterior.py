@@ -1,4 +1,4 @@
-"""Posterior: against the grid and the exact two-type answer, and its laws."""
+"""The posterior: against a grid, and its laws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from exact_problems import grid_choice_prob, grid_posterior, linear_pair, six_people
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
-from fssa_bayes._arviz import pareto_smooth
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,7 @@ def test_log_score_is_the_log_of_the_mean_probability(pair, data) -> None:
     torch.testing.assert_close(posterior.log_score(target), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_uncertainty_closes_the_parts_at_the_ends(pair, data) -> None:
-    """One draw of z leaves no epistemic part, and the homogeneous model has none."""
+def test_a_homogeneous_model_has_no_epistemic_uncertainty(pair, data) -> None:
     model = HeterogeneousBTL(3, 0, utility="linear")
     with torch.no_grad():
         model.utility.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
@@ -124,7 +122,7 @@ def test_new_items_by_their_features(pair, data) -> None:
     torch.testing.assert_close(by_name, by_feature)
 
 
-def test_same_seed_same_draws_and_no_trace_in_the_global_state(pair, data) -> None:
+def test_the_seed_decides_and_the_global_state_is_kept(pair, data) -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first = Posterior(*pair, data, num_samples=100, seed=3)
     second = Posterior(*pair, data, num_samples=100, seed=3)
@@ -133,17 +131,6 @@ def test_same_seed_same_draws_and_no_trace_in_the_global_state(pair, data) -> No
     assert not torch.equal(first.z, other.z)
     assert torch.equal(state[0], torch.get_rng_state())
     assert np.array_equal(state[1], np.random.get_state()[1])
-
-
-def test_pareto_k_recovers_the_tail_of_known_weights() -> None:
-    rng = np.random.default_rng(0)
-    shapes = np.array([0.2, 0.5, 0.9])
-    weights = rng.pareto(1 / shapes, size=(20_000, 3)).T + 1
-    _, pareto_k = pareto_smooth(np.log(weights))
-    assert np.abs(pareto_k - shapes).max() < 0.15
-    log_weights, pareto_k = pareto_smooth(np.zeros((2, 50)))
-    assert (pareto_k == 0).all()
-    np.testing.assert_allclose(np.exp(log_weights), 1 / 50)
 
 
 def test_bad_input_is_refused(pair, data) -> None:
@@ -196,7 +183,7 @@ def test_a_context_beyond_training_is_named(pair, data) -> None:
         guide.largest_context.fill_(0)
 
 
-def test_nan_parameters_are_an_error_not_a_number(data) -> None:
+def test_nan_parameters_raise_an_error(data) -> None:
     torch.manual_seed(0)
     model = HeterogeneousBTL(3, 2, utility="linear")
     guide = NeuralProcessGuide(model)
@@ -223,7 +210,7 @@ def test_differences_are_correlations_and_spreads_of_utilities(pair, data) -> No
         posterior.differences(["a", "b"])
 
 
-def test_a_guide_without_the_posterior_is_named(pair, data) -> None:
+def test_a_guide_fitted_by_another_objective_is_named(pair, data) -> None:
     model, guide = pair
     guide.objectives = ["NeuralProcessELBO", "Sleep"]
     try:

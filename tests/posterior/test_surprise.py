@@ -65,7 +65,7 @@ def test_evidence_is_that_of_the_grid_and_half_wins_are_left_out() -> None:
     assert surprise((model, guide), questions(2, 0))["tail_probability"].tolist() == [1, 1]
 
 
-def test_a_homogeneous_model_can_be_surprised_too() -> None:
+def test_a_homogeneous_model_has_surprising_people_too() -> None:
     model = HeterogeneousBTL(2, 0, utility="linear")
     with torch.no_grad():
         model.utility.mean.copy_(torch.tensor([3.0, -3.0]))
@@ -76,7 +76,7 @@ def test_a_homogeneous_model_can_be_surprised_too() -> None:
     assert table["flag"].tolist() == [True] + [False] * 9
 
 
-def test_same_seed_same_table_and_no_trace() -> None:
+def test_the_seed_decides_and_the_global_state_is_kept() -> None:
     model, guide = make_pair(scale=2.0)
     mislead(guide, shift=-6.0)
     context = model.simulate(questions(6, 6, seed=1), seed=1)[0]

@@ -10,7 +10,7 @@ from fssa_bayes.sampling import Draws
 from fssa_bayes.sampling.draws import thin
 
 
-def test_thinning_keeps_expectations_and_no_draw_twice() -> None:
+def test_thinning_keeps_expectations_and_repeats_no_draw() -> None:
     uneven = torch.distributions.Gamma(0.3, 1.0).sample((60, 1)).log().log_softmax(0)
     z = torch.arange(60.0).reshape(60, 1, 1)
     draws = Draws.of_posterior(z, log_joint=torch.zeros(60, 1), log_weights=uneven)

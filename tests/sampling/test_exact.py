@@ -35,7 +35,7 @@ def test_columns_of_the_diagnostics_are_attributes(data) -> None:
     assert posterior.converged.all()
 
 
-def test_a_grid_says_all_that_a_posterior_says(data) -> None:
+def test_a_posterior_of_grid_points_agrees_with_corrected_draws(data) -> None:
     """Corrected draws of an untrained guide say the same, within their Monte-Carlo error."""
     model = make_model(2, "linear", "normal")
     guide = NeuralProcessGuide(model)

@@ -55,7 +55,7 @@ def test_more_draws_make_up_for_a_wrong_guide(misled) -> None:
     assert (prob - exactly).abs().max() < 0.05
 
 
-def test_a_good_guide_is_left_alone(misled) -> None:
+def test_the_draws_of_a_good_guide_are_kept(misled) -> None:
     model, _, _, _ = misled
     context = questions(4, 0)
     with_, without = (
@@ -68,7 +68,7 @@ def test_a_good_guide_is_left_alone(misled) -> None:
     assert without.reliable.all()
 
 
-def test_without_fallback_a_wrong_guide_is_said_to_be_unreliable(misled) -> None:
+def test_without_fallback_a_wrong_guide_is_reported_as_unreliable(misled) -> None:
     model, guide, context, _ = misled
     posterior = Posterior(model, guide, context, 200, fallback=None)
     assert not posterior.reliable.any()
@@ -76,7 +76,7 @@ def test_without_fallback_a_wrong_guide_is_said_to_be_unreliable(misled) -> None
     assert Posterior(model, guide, context, 200, correct=None).fallback is None
 
 
-def test_nuts_comes_last_and_says_so(misled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nuts_is_the_last_fallback_and_warns(misled, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty times narrower posteriors are out of reach of sixteen times as many draws."""
     model, guide = make_pair(scale=80.0)
     mislead(guide, shift=-40.0)

@@ -112,7 +112,7 @@ def test_the_cache_gives_the_same_draws_to_the_bit(sampled: Sampled, monkeypatch
     assert torch.equal(alone.z, sampled.posterior.z[:, [1]])
 
 
-def test_the_cache_knows_model_choices_and_options_apart(sampled: Sampled, monkeypatch) -> None:
+def test_the_cache_distinguishes_models_choices_and_options(sampled: Sampled, monkeypatch) -> None:
     def sampled_again(*args) -> None:
         raise InterruptedError
 
@@ -170,7 +170,7 @@ def test_chains_that_have_not_converged_are_named_and_returned(data) -> None:
     assert posterior.summary()["converged"].tolist() == [False]
 
 
-def test_who_has_not_converged_is_sampled_again_for_longer(data, monkeypatch) -> None:
+def test_a_person_who_has_not_converged_is_sampled_again_for_longer(data, monkeypatch) -> None:
     """The second attempt gets twice the length; its draws and not the first ones are returned."""
     lengths = []
 
