@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from fssa_bayes._files import write_file
 
 if TYPE_CHECKING:
-    from fssa_bayes.policy.data import ResponseBatch
+    from fssa_bayes.policy.tokens import ResponseBatch
 
 __all__ = ["LengthBuckets", "NonFiniteError", "ReferenceCache", "fingerprint", "hash_weights"]
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, fit
 from fssa_bayes.data import Preferences
-from fssa_bayes.policy.data import Contexts, Conversation, PreferenceRows, ResponseBatch
+from fssa_bayes.policy import Contexts, Conversation, PreferenceRows, ResponseBatch
 from fssa_bayes.policy.generation import encode_prompts
 
 TEMPLATE = (

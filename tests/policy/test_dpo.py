@@ -38,14 +38,14 @@ from fssa_bayes.policy import (
     draw_latents,
     fingerprint,
 )
-from fssa_bayes.policy.dpo import _EpochSampler
+from fssa_bayes.policy.epochs import EpochSampler
 
 pytestmark = pytest.mark.filterwarnings(
     # peft asks for an attribute that transformers has renamed.
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 
-WORKER = Path(__file__).parents[1] / "tiny_policy.py"
+WORKER = Path(__file__).parents[1] / "shared" / "tiny_policy.py"
 
 
 def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:
@@ -133,18 +133,24 @@ def test_draws_depend_on_seed_step_and_rows_alone() -> None:
 @pytest.mark.parametrize("joint", [False, True])
 def test_parts_of_a_step_share_its_draws(tmp_path: Path, joint: bool) -> None:
     trainer = make_trainer(tmp_path, joint=joint)
+    pairs = trainer.train_dataset
+
+    def draw(step: int) -> Tensor:
+        rows = pairs.row[trainer.sampler.pairs_of_step(step)]
+        contexts = trainer.train_pairs.contexts
+        return draw_latents(trainer.posterior, contexts, rows, step=step, num_draws=2, seed=5)
+
     trainer.state.global_step = 6
-    whole = trainer._sampler.pairs_of_step(6)
-    expected = trainer._draw(trainer._train, whole, 6)
+    whole = trainer.sampler.pairs_of_step(6)
+    expected = draw(6)
     for part in (whole[:3], whole[[7, 2]], whole):
-        z = trainer._training_latents(trainer._train, part)
+        z = trainer.training_latents(part)
         place = [whole.tolist().index(pair) for pair in part]
         assert torch.equal(z, expected[:, place])
         assert z.requires_grad == joint
     trainer.state.global_step = 7
-    other = trainer._sampler.pairs_of_step(7)
-    z = trainer._training_latents(trainer._train, other)
-    assert torch.equal(z, trainer._draw(trainer._train, other, 7))
+    z = trainer.training_latents(trainer.sampler.pairs_of_step(7))
+    assert torch.equal(z, draw(7))
 
 
 def test_draws_are_those_of_the_posterior() -> None:
@@ -162,7 +168,7 @@ def test_draws_are_those_of_the_posterior() -> None:
 # ---------------------------------------------------------------------- a step
 
 
-class _Still(TrainerCallback):
+class KeepGradients(TrainerCallback):
     """Keeps the gradients of every step, as they are before clipping."""
 
     def __init__(self) -> None:
@@ -209,7 +215,7 @@ def moved(randomise):
 def test_gradient_of_a_step_is_that_of_the_formula(
     tmp_path: Path, moved, joint: bool, marginal: bool
 ) -> None:
-    seen = _Still()
+    seen = KeepGradients()
     arguments = {"max_steps": 1, "max_grad_norm": 0.0, "learning_rate": 0.0}
     trainer = moved(tmp_path, joint=joint, marginal=marginal, arguments=arguments, callbacks=[seen])
     trainer.train()
@@ -217,7 +223,7 @@ def test_gradient_of_a_step_is_that_of_the_formula(
     order = next(iter(trainer.get_train_dataloader()))["pair"].tolist()
     # The same, from whole logits.
     policy, guide = trainer.policy, trainer.posterior.__self__
-    contexts = trainer._train.contexts
+    contexts = trainer.train_pairs.contexts
     z = draw_latents(guide.posterior, contexts, pairs.row[order], step=0, num_draws=2, seed=5)
     batch = pairs.batch(order)
     z = z if joint else z.detach()
@@ -273,7 +279,7 @@ def test_padding_has_no_effect(tmp_path: Path, moved) -> None:
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     runs = []
     for number, (size, parts) in enumerate(((8, 1), (4, 2), (2, 4))):
-        seen = _Still()
+        seen = KeepGradients()
         arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
         trainer = make_trainer(tmp_path / str(number), arguments=arguments, callbacks=[seen])
         trainer.train()
@@ -376,7 +382,7 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     # By hand, one row at a time.
     pairs = trainer.eval_dataset
     z = draw_latents(
-        trainer.posterior, trainer._eval.contexts, pairs.row, step=0, num_draws=2, seed=5
+        trainer.posterior, trainer.eval_pairs.contexts, pairs.row, step=0, num_draws=2, seed=5
     )
     batch = pairs.batch(range(len(pairs)))
     with torch.no_grad():
@@ -428,7 +434,7 @@ def test_checkpointing_of_activations_changes_nothing(tmp_path: Path) -> None:
 def test_an_epoch_meets_every_row_once(strategy: str) -> None:
     lengths = np.random.default_rng(0).integers(5, 50, size=1003)
     step = [0]
-    sampler = _EpochSampler(lengths, 10, strategy, 0, lambda: step[0])
+    sampler = EpochSampler(lengths, 10, strategy, 0, lambda: step[0])
     epochs = []
     for epoch in range(3):
         step[0] = 100 * epoch
@@ -475,7 +481,7 @@ def test_training_leaves_the_random_state_alone(tmp_path: Path) -> None:
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 9}
 
 
-class _Break(TrainerCallback):
+class Break(TrainerCallback):
     """Stops a run as a lost connection would, in the middle of a step."""
 
     def __init__(self, step: int) -> None:
@@ -500,7 +506,7 @@ def test_a_broken_run_ends_as_one_without_a_break(
     whole.train()
     for step in (3, 7):  # In the first epoch, in the second.
         broken = make_trainer(
-            tmp_path / "broken", joint=joint, arguments=arguments, callbacks=[_Break(step)]
+            tmp_path / "broken", joint=joint, arguments=arguments, callbacks=[Break(step)]
         )
         with pytest.raises(ConnectionError):
             broken.train(resume_from_checkpoint=step > 3)
@@ -598,7 +604,7 @@ def test_processes_that_are_several_or_killed_end_as_one_that_is_neither(tmp_pat
 # ---------------------------------------------------------------------- faults
 
 
-class _Spoil(TrainerCallback):
+class Spoil(TrainerCallback):
     """Puts a NaN into the modulation before a step."""
 
     def __init__(self, step: int) -> None:
@@ -611,7 +617,7 @@ class _Spoil(TrainerCallback):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, arguments=SAVING, callbacks=[_Spoil(5)])
+    trainer = make_trainer(tmp_path, arguments=SAVING, callbacks=[Spoil(5)])
     message = (
         r"loss must be finite, got nan at step 5 in row \d+ of train_dataset \(user \d, prompt "
         r"'say p\d'\), and 8 such pairs of 8; the last checkpoint is '.*checkpoint-4'"

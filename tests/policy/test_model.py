@@ -28,8 +28,7 @@ from fssa_bayes.policy import (
     pair_log_prob,
     steered,
 )
-from fssa_bayes.policy.generation import InverseTransform
-from fssa_bayes.policy.model import _end_tokens
+from fssa_bayes.policy.generation import InverseTransform, encode_prompts, end_tokens
 
 HEADS = ["llama", "gpt2", "gemma", "gemma2", "phi", "granite", "cohere"]
 PROMPTS = ["w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
@@ -720,8 +719,6 @@ def test_modules_are_ordinary(policy: Callable) -> None:
 def test_prompts_go_on_where_a_tokenizer_ends_every_text(word_tokenizer) -> None:
     from tokenizers import processors
 
-    from fssa_bayes.policy.generation import encode_prompts
-
     assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]
     word_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]
@@ -770,10 +767,10 @@ def test_left_padded_sequences_are_scored_alike(policy: Callable) -> None:
 def test_text_ends_by_the_models_token_or_the_tokenizers(policy: Callable) -> None:
     moved = policy()
     moved.base.generation_config.eos_token_id = [7, 9]
-    assert sorted(_end_tokens(moved.base, moved.tokenizer)) == [1, 7, 9]
+    assert sorted(end_tokens(moved.base, moved.tokenizer)) == [1, 7, 9]
     moved.base.generation_config.eos_token_id = 7
     moved.tokenizer.eos_token = None
-    assert _end_tokens(moved.base, moved.tokenizer) == [7]
+    assert end_tokens(moved.base, moved.tokenizer) == [7]
 
 
 def test_a_save_that_is_broken_off_leaves_the_old_policy(
