@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_policy import (
+    SAVING,
     ColourGuide,
     digest,
+    history,
     make_arguments,
     make_base,
     make_contexts,
@@ -32,13 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 WORKER = Path(__file__).parents[1] / "shared" / "tiny_policy.py"
-
-
-def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 9}
 
 
 class Break(TrainerCallback):

@@ -15,6 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from fssa_bayes.policy.film import (
     FiLM,
     decoder_layers,
+    interpolate,
     modulate,
     recompute_as_now,
     steered,
@@ -445,3 +446,13 @@ def test_models_without_recognisable_layers_are_refused(tiny_model: Callable) ->
         decoder_layers(model)
     with pytest.raises(TypeError, match="transformers model, got Linear"):
         decoder_layers(nn.Linear(2, 2))
+
+
+def test_interpolation() -> None:
+    path = interpolate(torch.tensor([0.0, 1.0]), torch.tensor([2.0, -1.0]), 5)
+    expected = torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0], [1.5, -0.5], [2.0, -1.0]])
+    torch.testing.assert_close(path, expected)
+    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
+        interpolate(torch.zeros(2), torch.ones(2), 1)
+    with pytest.raises(ValueError, match=r"one shape \(K,\), got \(2,\) and \(3,\)"):
+        interpolate(torch.zeros(2), torch.ones(3), 4)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from tiny_policy import (
+    SAVING,
     ColourGuide,
     digest,
+    history,
     make_arguments,
     make_base,
     make_contexts,
@@ -39,11 +41,6 @@ pytestmark = pytest.mark.filterwarnings(
     # peft asks for an attribute that transformers has renamed.
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
-SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 9}
-
-
-def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -37,6 +37,7 @@ from fssa_bayes.policy import Contexts, PreferenceRows, SteerableDPOTrainer, Ste
 
 COLOURS = ("red", "blue")
 PROMPTS = [f"say p{number}" for number in range(8)]
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 9}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -141,6 +142,11 @@ def parameters(trainer: SteerableDPOTrainer) -> dict[str, torch.Tensor]:
     """Returns everything that learns."""
     named = trainer.model.named_parameters()
     return {name: value.detach() for name, value in named if value.requires_grad}
+
+
+def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:
+    """Lists what a trainer logged under a name."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def digest(trainer: SteerableDPOTrainer) -> str:
