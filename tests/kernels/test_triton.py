@@ -2,7 +2,7 @@
 
 Triton decides when it is imported whether it interprets, and where it does nothing can be compiled.
 So one test runs this file's GPU tests in a process of its own that interprets; elsewhere they need
-a GPU. What holds for every backend stands in `test_kernels.py` and is called from here.
+a GPU. What holds for every backend is in `kernel_problems.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,26 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import test_kernels
 import torch
-from test_kernels import OPERATIONS, SIZES, Operation, Problem, problem
+from kernel_problems import (
+    OPERATIONS,
+    SIZES,
+    Operation,
+    Problem,
+    assert_agrees_with_a_loop,
+    assert_exact_at_the_edges,
+    assert_garbage_under_the_mask_changes_nothing,
+    assert_nan_stays_with_its_user,
+    assert_not_finite_is_never_hidden,
+    assert_swapping_sides_and_choice_changes_nothing,
+    assert_wider_padding_changes_nothing,
+    normal,
+    problem,
+)
 from torch import Tensor
 
-from fssa_bayes import kernels
+from fssa_bayes.kernels import backends, chunked, reference
+from fssa_bayes.kernels.comparisons import Comparisons
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton, which there is for Linux alone", allow_module_level=True)
@@ -90,7 +104,7 @@ def assert_same(p: Problem, operation: Operation, **form: object) -> None:
 def test_agrees_with_a_loop_and_the_reference(
     operation: Operation, size: tuple[int, int, int, int]
 ) -> None:
-    test_kernels.test_agrees_with_a_loop(operation, "triton", size, -0.8)
+    assert_agrees_with_a_loop(operation, "triton", size, -0.8)
     p = problem(operation, *size)
     for form in FORMS:
         assert_same(p, operation, **form)
@@ -103,8 +117,8 @@ def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyP
     """Every axis needs several tiles, items several pieces, and users several turns."""
     from fssa_bayes.kernels import triton
 
-    monkeypatch.setattr(triton, "_ROWS", 1)
-    monkeypatch.setattr(triton, "_PIECE", 8)
+    monkeypatch.setattr(triton.limits, "rows", 1)
+    monkeypatch.setattr(triton.limits, "piece", 8)
     operation, g = DEVICE_OPERATIONS[name], torch.Generator().manual_seed(2)
     draws, users, items, width = 65, 2, 3, 70 if name == "bilinear" else 37
     num = {"mlp": 9, "bilinear": 35}.get(name, 66)
@@ -115,7 +129,7 @@ def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyP
         "bilinear": [(items, width), (draws, users, width)],
         "mlp": [(items, width), (draws, users, width), (width,)],
     }[name]
-    p = p._replace(inputs=[test_kernels.normal(*shape, generator=g) for shape in shapes])
+    p = p._replace(inputs=[normal(*shape, generator=g) for shape in shapes])
     assert_same(p, operation)
     assert_same(p._replace(mask=None), operation, reduce=False)
 
@@ -140,9 +154,7 @@ def test_nothing_at_all(operation: Operation) -> None:
 def test_single_precision_is_exact_at_the_edges(operation: Operation) -> None:
     for margin in (-1e4, -40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0, 1e4):
         for choice in (0.0, 0.5, 1.0):
-            test_kernels.test_single_precision_is_exact_at_the_edges(
-                operation, "triton", margin, choice
-            )
+            assert_exact_at_the_edges(operation, "triton", margin, choice)
 
 
 @programs
@@ -159,9 +171,9 @@ def test_single_precision_is_as_exact_as_it_can_be(operation: Operation) -> None
 @every_operation
 def test_garbage_under_the_mask_changes_nothing(operation: Operation) -> None:
     for index, form in zip((-7, 10**9, -7), FORMS, strict=True):
-        test_kernels.test_garbage_under_the_mask_changes_nothing(operation, "triton", index, form)
-    test_kernels.test_wider_padding_changes_nothing(operation, "triton")
-    test_kernels.test_swapping_sides_and_choice_changes_nothing(operation, "triton")
+        assert_garbage_under_the_mask_changes_nothing(operation, "triton", index, form)
+    assert_wider_padding_changes_nothing(operation, "triton")
+    assert_swapping_sides_and_choice_changes_nothing(operation, "triton")
 
 
 @programs
@@ -169,15 +181,14 @@ def test_garbage_under_the_mask_changes_nothing(operation: Operation) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_never_hidden(operation: Operation, value: float) -> None:
     for form in FORMS[::2]:
-        test_kernels.test_what_is_not_finite_is_never_hidden(operation, "triton", value, form)
+        assert_not_finite_is_never_hidden(operation, "triton", value, form)
 
 
 @programs
 @pytest.mark.parametrize("name", ["gather", "many items", "bilinear", "mlp"])
-def test_nan_stays_with_its_user(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_kernels, "OPERATIONS", DEVICE_OPERATIONS)
+def test_nan_stays_with_its_user(name: str) -> None:
     for place in ("user", "choice"):
-        test_kernels.test_nan_stays_with_its_user(name, place, "triton")
+        assert_nan_stays_with_its_user(DEVICE_OPERATIONS[name], place, "triton")
 
 
 @programs
@@ -361,16 +372,15 @@ def test_a_cpu_is_refused_without_the_interpreter() -> None:
         half.run(OPERATIONS["mlp"], backend="triton")
 
 
-def test_without_triton_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_HAS_TRITON", False)
+def test_without_triton_the_backend_says_so() -> None:
     p = problem(OPERATIONS["mlp"], 2, 3, 4, 5)
+    comparisons = Comparisons(p.left, p.right, p.choice, p.mask, None, "sum")
     with pytest.raises(ValueError, match=r"backend must not be 'triton' where Triton is not"):
-        p.run(OPERATIONS["mlp"], backend="triton")
+        backends.named("triton", *p.inputs[:2], comparisons, has_triton=False)
 
 
-def test_which_backend_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fssa_bayes.kernels import chunked, reference, triton
-    from fssa_bayes.kernels._comparisons import Comparisons
+def test_which_backend_runs_on_a_gpu() -> None:
+    from fssa_bayes.kernels import triton
 
     with torch._subclasses.FakeTensorMode():
         index = torch.zeros(3, 4, dtype=torch.int64, device="cuda")
@@ -382,9 +392,9 @@ def test_which_backend_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         for dtype, backend in expected.items():
             user = torch.zeros(2, 3, 5, dtype=dtype, device="cuda")
             comparisons = Comparisons(index, index, index.to(dtype), None, None, "sum")
-            assert kernels._fastest(user, None, comparisons) is backend
-        monkeypatch.setattr(kernels, "_HAS_TRITON", False)
-        assert kernels._fastest(user.float(), None, comparisons) is chunked.operation
+            assert backends.fastest(user, None, comparisons) is backend
+        without = backends.fastest(user.float(), None, comparisons, has_triton=False)
+        assert without is chunked.operation
 
 
 class Launch:
@@ -405,7 +415,7 @@ def compiled(kernel: object, args: tuple, tile: dict, warps: int, target: object
     import triton
     from triton.compiler import ASTSource
 
-    from fssa_bayes.kernels.triton import _OPTIONS
+    from fssa_bayes.kernels.triton import OPTIONS
 
     types = {torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.int8: "i8"}
     signature, constants, attributes = {}, dict(tile), {}
@@ -420,7 +430,7 @@ def compiled(kernel: object, args: tuple, tile: dict, warps: int, target: object
             attributes[(place,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(tile, "constexpr")
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": warps, **_OPTIONS})
+    return triton.compile(source, target=target, options={"num_warps": warps, **OPTIONS})
 
 
 @pytest.mark.slow
@@ -436,7 +446,7 @@ def test_programs_compile_for_sm_90_and_nothing_spills(
     from fssa_bayes.kernels import triton as backend
 
     launch = Launch()
-    monkeypatch.setattr(backend, "_launch", launch)
+    monkeypatch.setattr(backend, "launch", launch)
     draws, users, num, items, width = 64, 16, 50, 160, 37 if name == "odd mlp" else 256
     item, user, weight = {
         "gather": (None, torch.zeros(draws, users, 50), None),
