@@ -13,10 +13,7 @@ from fssa_bayes.diagnostics._checks import as_tensor, normalised_weights, requir
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["PARETO_K_THRESHOLD", "contraction", "effective_sample_size", "kl_to_grid"]
-
-PARETO_K_THRESHOLD = 0.7
-"""Pareto k-hat above which importance weights are not to be relied upon (Vehtari et al. 2024)."""
+__all__ = ["contraction", "effective_sample_size", "kl_to_grid"]
 
 
 def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:

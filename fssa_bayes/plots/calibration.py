@@ -349,14 +349,13 @@ def pareto_k(
 ) -> Axes:
     """Draws every person's Pareto k-hat, by known choices or in order.
 
-    Crosses are people above the threshold, whose importance weights are not to be relied upon;
-    infinite values stand at the upper edge as triangles.
+    Crosses are people above the threshold, and triangles at the upper edge are infinite values.
 
     Args:
         pareto_k: k-hat of every person, with shape (U,); infinity is allowed.
         size: Number of known choices of every person, with shape (U,); without it people stand in
             order of their k-hat.
-        threshold: Where to draw the line.
+        threshold: k-hat above which importance weights are unreliable (Vehtari et al. 2024).
         ax: Where to draw; a new figure if None.
 
     Returns:
