@@ -72,7 +72,7 @@ OPERATIONS = {
         ],
     ),
 }
-# The same, by utilities of all items: elsewhere the number of items decides.
+# The same by utilities of all items, which otherwise depends on the number of items.
 OPERATIONS["mlp table"] = OPERATIONS["mlp"]._replace(by_table=True)
 SIZES = {  # draws, users, comparisons, items
     "one of each": (1, 1, 1, 2),

@@ -119,7 +119,7 @@ def add_legend(ax: Axes, place: str) -> None:
 
 
 def add_legend_above(ax: Axes, entries: int) -> None:
-    """Makes room above the curves for a legend, in two columns if they fit."""
+    """Adds a legend above the curves, in two columns if they fit, and extends the axis by it."""
     columns = 2 if ax.bbox.width / ax.figure.dpi > _TWO_COLUMNS else 1
     rows = np.ceil(entries / columns)
     height = 72 * ax.bbox.height / ax.figure.dpi  # Points.
@@ -130,13 +130,13 @@ def add_legend_above(ax: Axes, entries: int) -> None:
 
 
 def styles(names: list) -> list[tuple[object, str, str, str]]:
-    """Gives each name a grey, a line and a marker that differ from its neighbours'."""
+    """Gives each name a grey, a line and a marker, which differ between neighbours."""
     looks = zip(itertools.cycle(_GREYS), itertools.cycle(LINES), itertools.cycle(_MARKERS))
     return [(name, *look) for name, look in zip(names, looks, strict=False)]
 
 
 def as_columns(name: str, values: ArrayLike, rows: int) -> np.ndarray:
-    """Takes a vector as a table of one column."""
+    """Converts a table (rows, Q); a vector is a table of one column."""
     if np.ndim(values) == 1:
         return as_array(name, values, (rows,))[:, None]
     return as_array(name, values, (rows, "Q"))

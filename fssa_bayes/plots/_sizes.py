@@ -25,12 +25,12 @@ def as_sizes(size: ArrayLike, length: int | str = "U") -> np.ndarray:
 
 
 def place_sizes(size: np.ndarray) -> np.ndarray:
-    """Puts sizes that double at equal distances, and 0 one before 1."""
+    """Returns positions at which sizes that double are at equal distances; 0 is one before 1."""
     return np.where(size < 1, size, 1 + np.log2(np.maximum(size, 1)))
 
 
 def spread_people(size: np.ndarray) -> np.ndarray:
-    """Places people of one size beside each other, the same way every time."""
+    """Returns positions that spread people of one size, by a fixed seed."""
     jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(size))
     return place_sizes(size) + jitter
 

@@ -1,9 +1,9 @@
-"""Whether a posterior can be believed: calibration, agreement with a gold standard, weights.
+"""Figures of calibration, of agreement with a gold standard, and of importance weights.
 
-ArviZ draws some of these for one posterior: its Pareto k-hat plot has the observations of one
-data set on its axis, not people by known choices, and takes from 1.0 on nothing but the result of a
-leave-one-out computation; its ECDF plots compute a band of their own, which is not simultaneous
-over quantities and context sizes. What is drawn here is what was tested.
+ArviZ draws some of these for one posterior. Its Pareto k-hat plot has the observations of one
+data set on its axis, not people by known choices, and from 1.0 on takes only the result of a
+leave-one-out computation. Its ECDF plots compute a band that is not simultaneous over quantities
+and context sizes; the bands here are those of the tests.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 
 _BAND = "0.85"
 _HISTOGRAM_BINS = 25
-_HISTOGRAM_HEIGHT = 0.2  # Share of the axes that the tallest bar takes.
+_HISTOGRAM_HEIGHT = 0.2  # Height of the tallest bar as a share of the axes.
 _CROSSES = 3  # One in so many of the points outside of the band is marked.
 
 
@@ -130,9 +130,10 @@ def sbc_ecdf_difference(
 ) -> Axes:
     """Draws ECDF(z) − z of probability integral transforms with their simultaneous band.
 
-    A hump above 0 at the left and below 0 at the right is over-confidence (truths in the tails);
-    the reverse is under-confidence; a curve on one side of 0 is bias: below it the truth lies above
-    the posterior. Curves that leave the band are black with crosses where they are outside.
+    A curve above 0 at the left and below 0 at the right is over-confidence (truths in the tails);
+    the reverse is under-confidence. A curve on one side of 0 is bias: the truth lies above the
+    posterior where the curve is below 0. Curves that leave the band are black, with crosses where
+    they are outside.
 
     Args:
         pit: Transforms with shape (U, Q), of the people of one context size.
@@ -188,14 +189,14 @@ def coverage_curve(
     band_name: str = "exact posterior",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws how often intervals hold the truth against how often they say they do.
+    """Draws how often intervals hold the truth against their stated probability.
 
-    Below the diagonal is over-confidence. For central intervals and for TARP regions alike.
+    Below the diagonal is over-confidence. The curves are of central intervals or of TARP regions.
 
     Args:
         level: Nominal probabilities, increasing, with shape (L,).
         covered: Share of the people whose truth was inside, with shape (L,) or (L, Q).
-        lower: Lower end of where the curve of an exact posterior falls, (L,); None draws no band.
+        lower: Lower end of the band of an exact posterior's curve, (L,); None draws no band.
         upper: Upper end, (L,).
         names: Names of the Q curves.
         band_name: What the band is, for the legend.
@@ -241,7 +242,7 @@ def contraction(
     """Draws how much a posterior has contracted against how many choices are known.
 
     The median over people with bars from the 5 % to the 95 % quantile, at each context size; more
-    than 12 sizes are put together: 3 and 4 as ≤4, 5 to 8 as ≤8, and so on.
+    than 12 sizes are grouped: 3 and 4 as ≤4, 5 to 8 as ≤8, and so on.
 
     Args:
         size: Number of known choices of every person, with shape (U,).
@@ -266,7 +267,7 @@ def contraction(
         for group in range(len(labels))
     ]
     low, median, high = np.moveaxis(np.array(quantiles), 1, 0)
-    # Bars of several quantities stand beside each other.
+    # Bars of several quantities are side by side.
     apart = 0.06 * (np.arange(len(names)) - (len(names) - 1) / 2)
     place = center[:, None] + apart
     for column, (name, color, line, marker) in enumerate(styles(names)):
@@ -353,7 +354,7 @@ def pareto_k(
 
     Args:
         pareto_k: k-hat of every person, with shape (U,); infinity is allowed.
-        size: Number of known choices of every person, with shape (U,); without it people stand in
+        size: Number of known choices of every person, with shape (U,); without it people are in
             order of their k-hat.
         threshold: k-hat above which importance weights are unreliable (Vehtari et al. 2024).
         ax: Where to draw; a new figure if None.

@@ -1,7 +1,7 @@
-"""What people prefer: utilities, choice probabilities, ranks.
+"""Figures of what people prefer: utilities, choice probabilities, ranks.
 
-Many rows stay legible: where no `ax` is given the figure grows with them up to a page, and where
-names no longer fit only every k-th is written, which the axis says.
+Many rows stay legible: without an `ax` the figure's height grows with the rows up to a page. Where
+not all names fit, every k-th name is written, and the axis label says so.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def choice_intervals(
     """Draws a person's choice probabilities with intervals, the largest at the top.
 
     Takes one person's row of a `ChoiceProbability`, without the padding. A mean may lie outside of
-    its interval: one draw in twenty-five at 1 and the others at 0 is enough.
+    its interval, for example if one draw in twenty-five is 1 and all others are 0.
 
     Args:
         mean: Posterior means of the probability that left is preferred, with shape (N,).
@@ -149,10 +149,9 @@ def choice_intervals(
 def rank_distribution(rank_prob: ArrayLike, names: Sequence, *, ax: Axes | None = None) -> Axes:
     """Draws the probability of every rank of every item, the best expected rank at the top.
 
-    The darker a cell the more probable. Up to 12 items the probabilities are written into the
-    cells, those below .005 left out; with more, a dot is the expected rank and the bars beside it
-    are the ends of the 90 % interval. Two dark patches in a row are two kinds of people, or of
-    draws.
+    A darker cell is more probable. Up to 12 items the probabilities of .005 and more are written
+    into the cells; with more items a dot is the expected rank, and the bars beside the dot are the
+    ends of the 90 % interval. Two dark cells apart in a row are two groups of people, or of draws.
 
     Args:
         rank_prob: Probabilities with shape (M, M) of one person, or averaged over people: entry
@@ -374,7 +373,7 @@ def heat_map(ax: Axes, table: np.ndarray) -> AxesImage:
     )
     if size <= _MAX_NUMBERS:
         ax.set_xticks(range(1, size + 1))
-    # A bar as wide as its slot: a tight layout cuts off the label of a narrower one.
+    # As wide as the space for it: a tight layout cuts off the label of a narrower colour bar.
     extend = "max" if darkest < largest else "neither"
     style = {"fraction": 0.05, "aspect": 10, "extend": extend, "extendfrac": 0.02}
     ax.figure.colorbar(image, ax=ax, label="probability", **style)

@@ -32,7 +32,7 @@ every_backend = pytest.mark.parametrize("backend", [None, "reference", "chunked"
 
 @pytest.fixture(autouse=True)
 def table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computes an mlp item by item for the operation that says so, and for no other."""
+    """Computes an mlp by utilities of all items for `by_table`, and for no other operation."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if "operation" in parameters:
         monkeypatch.setattr(limits, "table_items", 1e9 * parameters["operation"].by_table)
@@ -124,16 +124,16 @@ def test_nan_stays_with_its_user(name: str, place: str, backend: str | None) -> 
 @every_operation
 @every_backend
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_nobody_is_asked_about_has_no_effect(
+def test_items_and_users_without_comparisons_have_no_effect(
     operation: Operation, backend: str | None, value: float
 ) -> None:
-    """An item that is in no pair, and a user without comparisons: not even on gradients."""
+    """NaN or infinity of an item in no pair, or of a user without comparisons: on no gradient."""
     p = problem(operation, 3, 4, 6, 5)
     p = p._replace(left=p.left % 3, right=(p.left % 3) + 1)
     results = []
-    for soiled in (False, True):
+    for dirty in (False, True):
         inputs = [tensor.clone() for tensor in p.inputs]
-        if soiled:
+        if dirty:
             if len(inputs) == 1:
                 inputs[0][..., 4] = value
             else:
@@ -177,8 +177,8 @@ def test_blocks_add_up(operation: Operation, form: dict) -> None:
 
 
 @every_operation
-def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
-    """Expanded and transposed inputs, and the gradients of those alone that are asked for."""
+def test_inputs_may_have_any_memory_layout(operation: Operation) -> None:
+    """Expanded and transposed inputs, and gradients of one input at a time."""
     p = problem(operation, 4, 3, 6, 5)
     user = min(1, len(p.inputs) - 1)
     for change in (
@@ -199,7 +199,7 @@ def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
 
 @every_operation
 def test_poisoned_memory_is_not_read(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is left in fresh memory has no part in the result, nor has an earlier run."""
+    """Values in fresh memory have no effect on results, nor has an earlier run."""
     p = problem(operation, 3, 4, 6, 5)
 
     def run() -> list[Tensor]:

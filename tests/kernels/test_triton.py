@@ -1,8 +1,8 @@
 """The Triton programs: on a GPU where there is one, and on a CPU by Triton's interpreter.
 
-Triton decides when it is imported whether it interprets, and where it does nothing can be compiled.
-So one test runs this file's GPU tests in a process of its own that interprets; elsewhere they need
-a GPU. What holds for every backend is in `kernel_problems.py`.
+Whether Triton interprets is decided by its import, and an interpreting process cannot compile. So
+one test runs this file's GPU tests in a process of its own that interprets; elsewhere they need a
+GPU. What holds for every backend is in `kernel_problems.py`.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyP
 
 @programs
 @every_operation
-def test_nothing_at_all(operation: Operation) -> None:
-    """No draws, no users, no comparisons, no items: values of the right shape, gradients of 0."""
+def test_axes_of_length_zero(operation: Operation) -> None:
+    """No draws, no users or no comparisons: values of the right shape, gradients of 0."""
     whole = problem(operation, 3, 2, 4, 5)
     for draws, users, num in ((0, 2, 4), (3, 0, 4), (3, 2, 0), (0, 0, 0)):
         inputs = [t[:draws, :users] if t.ndim == 3 else t for t in whole.inputs]
@@ -194,24 +194,26 @@ def test_nan_stays_with_its_user(name: str) -> None:
 @programs
 @every_operation
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_nobody_is_asked_about_has_no_effect(operation: Operation, value: float) -> None:
+def test_items_and_users_without_comparisons_have_no_effect(
+    operation: Operation, value: float
+) -> None:
     p = problem(operation, 3, 4, 6, 5)
     p = p._replace(left=p.left % 3, right=(p.left % 3) + 1)
-    soiled = [tensor.clone() for tensor in p.inputs]
-    if len(soiled) == 1:
-        soiled[0][..., 4] = value
+    dirty = [tensor.clone() for tensor in p.inputs]
+    if len(dirty) == 1:
+        dirty[0][..., 4] = value
     else:
-        soiled[0][4], soiled[1][:, 3] = value, value  # The last person is asked nothing.
+        dirty[0][4], dirty[1][:, 3] = value, value  # The last user has no comparisons.
     clean = evaluate(operation, p, "triton")
-    found = evaluate(operation, p._replace(inputs=soiled), "triton")
+    found = evaluate(operation, p._replace(inputs=dirty), "triton")
     for one, other in zip(found, clean, strict=True):
         assert torch.equal(one, other)
 
 
 @programs
 @every_operation
-def test_what_is_not_in_the_table_is_nan_and_never_read(operation: Operation) -> None:
-    """Where positions cannot be looked at beforehand, a wrong one costs its user the result."""
+def test_positions_outside_the_table_give_nan_and_are_not_read(operation: Operation) -> None:
+    """Where positions are not checked beforehand, a wrong one makes its user's result NaN."""
     from fssa_bayes.kernels import triton
 
     p = problem(operation, 3, 4, 6, 5)
@@ -234,8 +236,8 @@ def test_what_is_not_in_the_table_is_nan_and_never_read(operation: Operation) ->
 
 @programs
 @every_operation
-def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
-    """Expanded and transposed inputs, and the gradients of those alone that are asked for."""
+def test_inputs_may_have_any_memory_layout(operation: Operation) -> None:
+    """Expanded and transposed inputs, and gradients of one input at a time."""
     p = problem(operation, 4, 3, 6, 5)
     for change in (
         lambda t: t[:1].expand(4, *t.shape[1:]) if t.ndim == 3 else t,
@@ -255,7 +257,7 @@ def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
             for backend in ("reference", "triton"):
                 mine = [t.detach().requires_grad_(i == asked) for i, t in enumerate(inputs)]
                 value = moved._replace(inputs=mine).run(operation, backend=backend)
-                # The gradient of a sum is expanded, and lies nowhere but at one place.
+                # The gradient of a sum is expanded: all its entries share one place in memory.
                 results.append([value, *torch.autograd.grad(value.sum(), mine[asked])])
             for found, truth in zip(*results, strict=True):
                 torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
@@ -296,7 +298,7 @@ def test_gradients_agree_with_finite_differences(operation: Operation) -> None:
 
 
 def inputs_of(p: Problem) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Returns what stands for item, user and weight."""
+    """Returns a problem's item, user and weight, None where there is none."""
     return {1: (None, *p.inputs, None), 2: (*p.inputs, None)}.get(len(p.inputs), tuple(p.inputs))
 
 
@@ -398,7 +400,7 @@ def test_which_backend_runs_on_a_gpu() -> None:
 
 
 class Launch:
-    """Notes launches instead of carrying them out, and compiles them for an H100."""
+    """Records launches and starts none."""
 
     def __init__(self) -> None:
         self.noted: dict[tuple, tuple] = {}

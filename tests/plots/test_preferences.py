@@ -185,7 +185,7 @@ def test_rank_quantiles_leave_out_five_per_cent_at_each_end() -> None:
 
 
 def test_faint_ranks_of_many_items_are_seen_beside_a_certain_one() -> None:
-    # One item is certain, 59 are as good as each other: their even share must not look white.
+    # One item is certain, 59 are as good as each other: their even share must not be white.
     rank_prob = np.full((60, 60), 1 / 59)
     rank_prob[0], rank_prob[:, 0], rank_prob[0, 0] = 0, 0, 1
     ax = plots.rank_distribution(rank_prob, range(60))
@@ -236,7 +236,7 @@ def test_people_without_an_interval_have_an_empty_line_at_the_bottom() -> None:
     ax.figure.canvas.draw()
 
 
-# What all of them share
+# All figures
 
 
 def draw_choices(rows: int, names: list[str], ax: Axes | None = None) -> Axes:
