@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.checks.enough import LEAST_PEOPLE, NotEnoughDataError
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, Outcomes
 from fssa_bayes.posterior import Posterior
