@@ -58,7 +58,7 @@ class HeldOut:
     pit: Tensor
 
     def gain(self) -> tuple[float, float]:
-        """Returns the gain in log score from known choices and its standard error, in nats a choice.
+        """Returns the gain in log score from known choices, nats a choice, and its standard error.
 
         The gain is the mean over people of each person's mean, so that the standard error is
         clustered by person.
