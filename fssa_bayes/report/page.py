@@ -35,7 +35,8 @@ th, td { border-bottom: 1px solid #ccc; padding: .35rem .6rem .35rem 0; text-ali
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.verdict { white-space: nowrap; font-weight: bold; }
 td.fail, td.error { border-left: .3rem solid #b00020; padding-left: .5rem; color: #b00020; }
-td.error { background: #b00020; color: #fff; }
+td.error { background: #b00020; color: #fff; padding-right: .5rem; }
+td.error + td { padding-left: .6rem; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: #333; }
 footer { margin-top: 3rem; font-size: .85rem; color: #555; border-top: 1px solid #ccc; }
@@ -45,6 +46,8 @@ footer { margin-top: 3rem; font-size: .85rem; color: #555; border-top: 1px solid
               padding: .3rem .6rem; }
   .cards td { display: block; border: 0; padding: .15rem 0; white-space: normal; }
   .cards td::before { content: attr(data-label) ": "; color: #555; font-weight: normal; }
+  .cards td.error::before { color: inherit; }
+  .cards td.error { padding-left: .3rem; } .cards td.error + td { padding-left: 0; }
 }
 </style>
 </head>
