@@ -148,7 +148,7 @@ def _decided(data: Preferences) -> Preferences:
 
 def _select(data: Preferences, keep: np.ndarray, ranking: np.ndarray | None = None) -> Preferences:
     """Keeps some comparisons (R,) of the same people, as pairs unless `ranking` is theirs."""
-    person = np.repeat(np.arange(len(data)), data.counts)[keep]
+    person = data.person[keep]
     return Preferences(
         data.left[keep],
         data.right[keep],
@@ -276,7 +276,7 @@ class _SharedPairs:
 
     def __init__(self, data: Preferences) -> None:
         pair, self.turned = _pairs(data)
-        person = np.repeat(np.arange(len(data)), data.counts)
+        person = data.person
         everybody, alone = _indicator(pair), _indicator(pair * len(data) + person)
         self.groups = sparse.vstack([everybody, alone]).tocsr()
         self.sign = np.append(np.ones(everybody.shape[0]), -np.ones(alone.shape[0]))
@@ -300,7 +300,7 @@ class _Triples:
 
     def __init__(self, data: Preferences, seed: int) -> None:
         pair, self.turned = _pairs(data)
-        person = np.repeat(np.arange(len(data)), data.counts)
+        person = data.person
         group = person * (pair.max() + 1) + pair
         first = np.unique(group, return_index=True)[1]
         self.mean = _indicator(group)

@@ -357,7 +357,7 @@ class ResponsePairs:
         left_won = data.choice > 0.5
         chosen = self.items[np.where(left_won, data.left, data.right)]
         rejected = self.items[np.where(left_won, data.right, data.left)]
-        names = data.user_names[np.repeat(np.arange(len(data)), data.counts)]
+        names = data.user_names[data.person]
         wrap = _message if conversational else (lambda _, text: text)
         return [
             {
