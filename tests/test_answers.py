@@ -25,7 +25,8 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.population import ranking_table, sum_moments
+from fssa_bayes.population import ranking_table
+from fssa_bayes.population.information import population_information
 
 MakeData = Callable[..., Preferences]
 
@@ -208,7 +209,8 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(options: dict) 
     model = truth(1, **options)
     data, _ = model.simulate(asked, seed=7)
     guide = NeuralProcessGuide(model)
-    outer, information = sum_moments(model, guide, data, torch.eye(1).double(), 8000, 0)
+    eye = torch.eye(1).double()
+    outer, information = population_information(model, guide, data, eye, 8000, 0)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     nodes, log_weights = torch.tensor(nodes), torch.tensor(weights / weights.sum()).log()
     x, choice = features(data), torch.from_numpy(data.choice).double()

@@ -10,16 +10,11 @@ import torch
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population.information import (
-    COLLINEAR,
-    check_num_parameters,
-    find_unidentified,
-    invert_information,
-    sum_moments,
-)
+from fssa_bayes.population.information import population_information
+from fssa_bayes.population.parameters import check_num_parameters
+from fssa_bayes.population.standard_errors import find_unidentified, invert_information
 
 __all__ = ["ranking_table"]
-
 
 _NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
 
@@ -74,9 +69,8 @@ def ranking_table(
     if groups is not None and len(groups) != len(names):
         raise ValueError(f"groups must have one label an item, {len(names)}, got {len(groups)}")
     rotation = torch.zeros(0, 0, dtype=torch.float64)
-    outer, information = sum_moments(model, None, data, rotation, 1, seed)
-    # What the data say nothing about is left out, and shows as NaN.
-    inverse = invert_information(information, len(information), COLLINEAR)
+    outer, information = population_information(model, None, data, rotation, 1, seed)
+    inverse = invert_information(information)  # Places that are not identified become NaN below.
     covariance = inverse @ outer @ inverse
 
     if data.items is None:
