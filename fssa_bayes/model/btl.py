@@ -388,6 +388,15 @@ class HeterogeneousBTL(nn.Module):
         self.covariate_scale.copy_(scale)
         self.covariates_are_standardised.fill_(True)
 
+    @torch.no_grad()
+    def take_units(self, data: Preferences) -> None:
+        """Takes names of features and covariates from the data of a fit, and their units once."""
+        self.set_standardisation(None if data.items is None else data.items.to(self.device))
+        self.set_covariate_standardisation(data.covariates)
+        self.feature_names = data.feature_names
+        if self.num_covariates:
+            self.covariate_names = data.covariate_names
+
     def check_covariates(self, covariates: Tensor | None) -> None:
         """Raises a ValueError unless there are the model's covariates, or the model has none."""
         if not self.num_covariates:

@@ -22,8 +22,8 @@ from fssa_bayes.inference import (
     Objective,
     PredictiveLikelihood,
     Sleep,
-    split_mask,
 )
+from fssa_bayes.inference.objectives import split_mask
 from fssa_bayes.model import HeterogeneousBTL
 
 MakeData = Callable[..., Preferences]
