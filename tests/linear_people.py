@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from fssa_bayes import Preferences
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences
 
 
 def simulate(people: int = 300, comparisons: int = 12, seed: int = 0) -> Preferences:
@@ -27,3 +28,10 @@ def with_features(data: Preferences, items: object, names: list[str]) -> Prefere
     """The same comparisons of items with other features."""
     arrays = data.left, data.right, data.choice, data.offsets
     return Preferences(*arrays, items=items, feature_names=names)
+
+
+def fresh(data: Preferences, **options) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
+    """A model of the data with K = 2 and its guide, not fitted yet."""
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(data.num_features, 2, **options)
+    return model, NeuralProcessGuide(model)

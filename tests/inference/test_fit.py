@@ -1,16 +1,12 @@
-"""fit(): known maxima, reproducibility, stages, and what it refuses."""
+"""fit(): known maxima, likelihoods, reproducibility, and data that belong to a fit."""
 
 from __future__ import annotations
-
-import io
-import math
-import sys
 
 import numpy as np
 import pyro
 import pytest
 import torch
-from linear_people import simulate, with_features
+from linear_people import fresh, simulate, with_features
 
 from fssa_bayes import (
     ELBO,
@@ -25,12 +21,6 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.datasets import two_mode
-
-
-def fresh(data: Preferences, **options) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    torch.manual_seed(0)
-    model = HeterogeneousBTL(data.num_features, 2, **options)
-    return model, NeuralProcessGuide(model)
 
 
 @pytest.mark.slow
@@ -105,116 +95,6 @@ def test_every_objective_lowers_its_loss_and_repeats_bitwise(objective, posterio
     assert not list(pyro.get_param_store().keys())
 
 
-def test_sleep_leaves_the_model_bitwise_as_it_was() -> None:
-    data = two_mode.simulate(100, 8, seed=0).data
-    torch.manual_seed(0)
-    model = HeterogeneousBTL(1, 2, hidden_dim=16, prior="flow")
-    guide = NeuralProcessGuide(model, hidden_dim=16)
-    fit(model, guide, data, steps=3, validation=None, progress_bar=False)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    guide_before = guide.potential[0].weight.clone()
-    fit(model, guide, data, objective=Sleep(steps=5), progress_bar=False, validation=None)
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert not torch.equal(guide_before, guide.potential[0].weight)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_validation_stops_early_and_refit_uses_everybody() -> None:
-    data = two_mode.simulate(150, 8, seed=0).data
-    model, guide = fresh(data, hidden_dim=16)
-    result = fit(model, guide, data, steps=30, validation=0.2, progress_bar=False)
-    stages = result.history.groupby("stage", sort=False)["step"].max()
-    assert list(stages.index) == [
-        "ImportanceWeightedELBO", "Sleep", "ImportanceWeightedELBO (refit)", "Sleep (refit)",
-    ]  # fmt: skip
-    scores = result.history.query("stage == 'ImportanceWeightedELBO'").dropna()
-    best = scores.loc[scores["validation_log_score"].idxmax(), "step"]
-    assert stages["ImportanceWeightedELBO (refit)"] == best
-    assert set(result.held_out["posterior"]) == {"raw", "corrected"}
-    assert (result.held_out["log_loss"] > 0).all()
-
-
-def test_a_fit_continues_from_the_parameters_and_standardises_once() -> None:
-    data = simulate(people=20)
-    model, guide = fresh(data, utility="linear")
-    fit(model, guide, data, steps=2, progress_bar=False)
-    scale = model.feature_scale.clone()
-    torch.testing.assert_close(scale, data.items.std(0, unbiased=False))
-    other = with_features(data, 9 * data.items, ["size", "price"])
-    fit(model, guide, other, steps=2, progress_bar=False)
-    assert torch.equal(model.feature_scale, scale)
-
-
-@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
-def test_non_finite_loss_names_step_and_people_and_keeps_the_parameters() -> None:
-    data = simulate(people=5)
-    model, guide = fresh(data, utility="linear")
-    with torch.no_grad():
-        model.utility.mean[0] = math.inf
-    before = guide.potential[0].weight.clone()
-    with pytest.raises(FloatingPointError, match=r"step 1 of ImportanceWeightedELBO.*users .*3"):
-        fit(model, guide, data, progress_bar=False)
-    assert torch.equal(before, guide.potential[0].weight)
-
-
-def test_a_broken_progress_bar_does_not_end_the_fit(monkeypatch) -> None:
-    data = simulate(people=5)
-    model, guide = fresh(data, utility="linear")
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("fssa_bayes.inference.progress.tqdm.update", lambda *_: 1 / 0)
-    with pytest.warns(UserWarning, match="progress bar failed and is switched off"):
-        result = fit(model, guide, data, steps=2)
-    assert len(result.history) == 8
-
-
-def test_separated_choices_are_named() -> None:
-    data = Preferences([0, 0, 1], [1, 2, 2], [1, 1, 1], [0, 3], num_items=3)
-    with pytest.warns(UserWarning, match="separated"):
-        fit(HeterogeneousBTL(3, 0, utility="linear"), None, data, progress_bar=False)
-
-
-def test_bad_input_is_refused_before_work() -> None:
-    data = simulate(people=12)
-    model, guide = fresh(data, utility="linear")
-    before = model.utility.loading.clone()
-    other_guide = NeuralProcessGuide(HeterogeneousBTL(2, 2))
-    homogeneous = HeterogeneousBTL(2, 0)
-    wide = HeterogeneousBTL(3, 2)
-    nobody = Preferences([0], [1], [1], [0, 1, 1], items=np.eye(2), user_names=["ann", "bob"])
-    ties = Preferences([0], [1], [0.5], [0, 1], items=np.eye(2), ties="keep")
-    two = fresh(data)
-    for call, error, match in [
-        (lambda: fit(model, None, data), ValueError, "guide must be given"),
-        (lambda: fit(model, other_guide, data), ValueError, "guide of this model"),
-        (lambda: fit(homogeneous, guide, data), ValueError, "guide must be"),
-        (lambda: fit(wide, NeuralProcessGuide(wide), data), ValueError, "num_features=3.* got 2"),
-        (lambda: fit(model, guide, nobody), ValueError, "none for user 'bob'"),
-        (lambda: fit(model, guide, ties), ValueError, "keeps ties"),
-        (lambda: fit(model, guide, data.subset([0])), ValueError, "at least 2 people"),
-        (lambda: fit(model, guide, data, validation=1.5), ValueError, "validation .* got 1.5"),
-        (lambda: fit(*two, data.subset(range(5))), ValueError, "at least 10 people, got 5"),
-        (lambda: fit(model, guide, data, steps=0), ValueError, "steps .* got 0"),
-        (lambda: fit(model, guide, data, objective="elbo"), TypeError, "objective must be"),
-        (lambda: fit(homogeneous, None, data, objective=ELBO()), ValueError, "latent_dim=0"),
-        (lambda: fit(model, guide, data, learning_rate=0), ValueError, "learning_rate .* got 0"),
-        (lambda: fit(model, guide, "data"), TypeError, "data must be Preferences, got str"),
-    ]:
-        with pytest.raises(error, match=match):
-            call()
-    assert torch.equal(before, model.utility.loading)
-    with pytest.raises(ValueError, match="utility='linear'"):
-        fit(*two, data, steps=1, validation=None, progress_bar=False).population()
-
-
-def test_unused_covariates_are_named() -> None:
-    data = simulate(people=3)
-    data.covariates = torch.ones(3, 1)
-    model, guide = fresh(data, utility="linear")
-    with pytest.warns(UserWarning, match="does not use the covariates"):
-        fit(model, guide, data, steps=1, progress_bar=False)
-
-
 def test_items_without_features_are_fitted_by_look_up() -> None:
     """Two kinds of people who rank three items in opposite orders."""
     order = np.array([[0, 1], [1, 2], [0, 2]])
@@ -244,16 +124,3 @@ def test_data_of_other_items_or_features_are_refused() -> None:
     far = with_features(data, 1000 * data.items, ["size", "price"])
     with pytest.warns(UserWarning, match="'price' lies .* standard deviations"):
         Posterior(model, guide, far, num_samples=50)
-
-
-def test_one_person_with_very_many_comparisons_does_not_pad_the_others() -> None:
-    """20,000 x 20,000 padded margins would need 3 GB; the maximum is that of the pooled choices."""
-    rng = np.random.default_rng(0)
-    counts = np.append(np.ones(20_000, dtype=int), 20_000)
-    choice = rng.random(40_000) < 0.7
-    left = np.zeros(40_000, dtype=int)
-    data = Preferences(left, left + 1, choice, np.append(0, np.cumsum(counts)), num_items=2)
-    model = HeterogeneousBTL(2, 0, utility="linear")
-    fit(model, None, data, progress_bar=False)
-    margin = (model.utility.mean[0] - model.utility.mean[1]).item()
-    assert margin == pytest.approx(np.log(choice.mean() / (1 - choice.mean())), abs=1e-5)

@@ -1,3 +1,5 @@
+"""What each objective maximises, against closed forms and grids."""
+
 from __future__ import annotations
 
 import copy
