@@ -61,7 +61,7 @@ def maximise(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
         model.zero_grad()
         total = 0.0
         for batch in batches:
-            # The loss is a mean over the batch's imaginary people.
+            # The loss is a mean over the people of the batch, among whom choices are pooled.
             loss = stage.loss(model, None, batch) * (batch.num_users / len(leg.training))
             loss.backward()
             total += loss.item()
