@@ -313,6 +313,15 @@ class HeterogeneousBTL(LatentPrior):
         self.feature_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
         self.is_standardised.fill_(True)
 
+    @torch.no_grad()
+    def take_units(self, data: Preferences) -> None:
+        """Takes names of features and covariates from the data of a fit, and their units once."""
+        self.set_standardisation(None if data.items is None else data.items.to(self.device))
+        self.set_covariate_standardisation(data.covariates)
+        self.feature_names = data.feature_names
+        if self.num_covariates:
+            self.covariate_names = data.covariate_names
+
     def check_items(self, items: Tensor) -> None:
         """Raises a ValueError unless the item table has the model's number of features."""
         if items.dtype == torch.int64:

@@ -1,3 +1,5 @@
+"""What each objective maximises, against closed forms and grids."""
+
 from __future__ import annotations
 
 import copy
@@ -22,8 +24,8 @@ from fssa_bayes.inference import (
     Objective,
     PredictiveLikelihood,
     Sleep,
-    split_mask,
 )
+from fssa_bayes.inference.objectives import split_mask
 from fssa_bayes.model import HeterogeneousBTL
 
 MakeData = Callable[..., Preferences]
