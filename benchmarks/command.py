@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     for name in COMMANDS:
         yield spread("command", name, "process", "wall-clock time", "s", wall[name])
         ratio = sum(cpu[name]) / repeats / reference
-        yield spread(
-            "command", name, "process", "CPU time", "s", cpu[name], "import torch", ratio
-        )
+        yield spread("command", name, "process", "CPU time", "s", cpu[name], "import torch", ratio)
 
 
 def measure(command: tuple[str, ...]) -> tuple[float, float]:

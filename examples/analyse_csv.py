@@ -411,7 +411,7 @@ def describe_covariates(
         "Covariates say where a person's tastes are to be expected before any choice: the gain at "
         "0 known choices, above, is what they predict.\n"
     )
-    linear = model.config["utility"] == "linear"
+    linear = model.utility.is_linear
     unknown = np.zeros(model.num_covariates, dtype=bool)
     if linear and result is not None and data.items is not None and data.num_features <= 30:
         effects = result.population(seed=args.seed).loc["effect"]

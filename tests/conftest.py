@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -110,6 +112,26 @@ def grid() -> Callable[..., tuple[Tensor, float]]:
         return torch.cartesian_prod(*[axis] * latent_dim).reshape(-1, latent_dim), cell
 
     return make_grid
+
+
+@pytest.fixture
+def train_choices(tmp_path: Path) -> Path:
+    """A small file of the train-choice format with price, time, change and comfort traded off."""
+    rng = np.random.default_rng(0)
+    rows = 240
+    table = pd.DataFrame({"id": np.repeat(np.arange(30), 8)})
+    cost = np.zeros((2, rows))
+    for side in (1, 2):
+        table[f"price{side}"] = rng.integers(20, 50, rows) * 100
+        table[f"time{side}"] = rng.integers(90, 180, rows)
+        table[f"change{side}"] = rng.integers(0, 3, rows)
+        table[f"comfort{side}"] = rng.integers(0, 3, rows)
+        cost[side - 1] = table[f"price{side}"] / 500 + table[f"time{side}"] / 20
+    noise = rng.logistic(size=rows)
+    table["choice"] = np.where(cost[0] + noise < cost[1], "choice1", "choice2")
+    path = tmp_path / "choices.csv"
+    table.to_csv(path, index=False)
+    return path
 
 
 TINY = {

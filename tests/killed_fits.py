@@ -3,8 +3,8 @@
     python tests/killed_fits.py FOLDER KILLS
 
 Run by test_checkpoint.py in a process of its own: the library is imported once and every attempt
-is a fork of it. Prints, as JSON, the number of kills, how many of them hit a fit under way, and the
-fits' final parameters beside those of fits that were left alone, as SHA-256.
+is a fork of it. Prints as JSON the number of fits, the number of kills that hit a fit under way,
+and the SHA-256 of their final parameters, beside that of a fit which is not interrupted.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.population import ranking_table, sum_moments
+from fssa_bayes.population import ranking_table
+from fssa_bayes.population.information import population_information
 
 MakeData = Callable[..., Preferences]
 
@@ -208,7 +209,8 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(options: dict) 
     model = truth(1, **options)
     data, _ = model.simulate(asked, seed=7)
     guide = NeuralProcessGuide(model)
-    outer, information = sum_moments(model, guide, data, torch.eye(1).double(), 8000, 0)
+    eye = torch.eye(1).double()
+    outer, information = population_information(model, guide, data, eye, 8000, 0)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     nodes, log_weights = torch.tensor(nodes), torch.tensor(weights / weights.sum()).log()
     x, choice = features(data), torch.from_numpy(data.choice).double()
@@ -261,7 +263,7 @@ def test_log_likelihood_is_that_of_the_papers(
 
 @pytest.mark.parametrize("options", [TIES, LAPSES, TIES | LAPSES])
 def test_sides_do_not_matter_but_for_the_bias(options: dict, make_data: MakeData) -> None:
-    """Rule 2: turning pairs round together with the answers; a position bias breaks it."""
+    """Swapping sides together with choices changes nothing, unless there is a position bias."""
     data = make_data((4, 0, 3), half_wins="ties" in options)
     z = torch.randn(5, 3, 2)
     for biased in (False, True):
@@ -372,7 +374,7 @@ def exact_probabilities(model: HeterogeneousBTL, context, target) -> tuple[Tenso
 
 
 def test_posterior_predicts_all_three_outcomes_as_the_grid_does(people) -> None:
-    """Bias or not, weights make up for a guide that knows neither sides nor ties."""
+    """Importance weights correct a guide that knows neither sides nor ties."""
     model, guide, context, target = people
     weight, prob = exact_probabilities(model, context, target)
     posterior = Posterior(model, guide, context, num_samples=20_000)
@@ -428,7 +430,7 @@ def test_export_holds_ties(people) -> None:
 def test_the_guide_sees_sides_where_they_matter(
     position_bias: bool, make_data: MakeData, randomise: Callable
 ) -> None:
-    """A tie is both orders; a choice of the left tells something of its own under a bias."""
+    """A tie counts as both orders; under a bias, sides matter."""
     data = make_data((3, 1, 5, 2), half_wins=True)
     data = data.with_choices(data.choice, ties="keep")
     model = HeterogeneousBTL(3, 2, ties="davidson", position_bias=position_bias)
@@ -441,7 +443,7 @@ def test_the_guide_sees_sides_where_they_matter(
 
 
 def test_a_guide_learns_what_a_biased_choice_is_worth(make_data: MakeData) -> None:
-    """Where left is favoured, a choice of the left tells less of a person: exact, on a grid."""
+    """Where the left is favoured, a choice of the left says less of a person, as on a grid."""
     model = HeterogeneousBTL(3, 1, "linear", position_bias=True)
     with torch.no_grad():
         model.bias.fill_(2.0)

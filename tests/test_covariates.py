@@ -29,7 +29,8 @@ from fssa_bayes import (
 from fssa_bayes.checks import calibrate, predictive_checks, score_tests, simulate_people
 from fssa_bayes.data import identified_covariates
 from fssa_bayes.inference import FitResult
-from fssa_bayes.population import covariate_effects, estimate_parameters, population_draws
+from fssa_bayes.population import covariate_effects, population_draws
+from fssa_bayes.population.parameters import estimate_parameters
 
 NAMES = ["age", "rural"]
 
@@ -298,11 +299,9 @@ def test_population_names_the_effects_in_original_units(latent_dim: int) -> None
     # In other units of the covariate the effect is another number, the evidence is not.
     scaled = copy.copy(data)
     scaled.covariates = data.covariates * torch.tensor([12.0, 1.0])
-    twin = copy.deepcopy(model)
+    twin, twin_guide = copy.deepcopy((model, guide))
     twin.covariate_mean[0] *= 12
     twin.covariate_scale[0] *= 12
-    twin_guide = copy.deepcopy(guide)
-    twin_guide._model = (twin,)
     months = FitResult(twin, twin_guide, scaled, pd.DataFrame()).population(1000).loc["effect"]
     for column in ("estimate", "se_sandwich"):
         np.testing.assert_allclose(months[column][:3] * 12, effects[column][:3], rtol=1e-2)

@@ -245,7 +245,7 @@ def test_auto_normal_finds_the_posterior(batch: Batch, exact: dict[str, Tensor])
 
 
 class TestWeightPerPerson:
-    """The bound of people together is the sum of their own, for the same draws of each.
+    """The bound of people together is the sum of their own bounds, for the same draws of each.
 
     A weight that were shared would put the product of their likelihoods under one logarithm.
     """

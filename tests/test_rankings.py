@@ -44,7 +44,8 @@ from fssa_bayes.inference import (
     split_batch,
 )
 from fssa_bayes.model import BradleyTerry
-from fssa_bayes.population import person_moments, population_draws
+from fssa_bayes.population import population_draws
+from fssa_bayes.population.information import batch_information
 from fssa_bayes.sampling import grid, nuts
 
 ITEMS = ["a", "b", "c", "d", "e"]
@@ -531,7 +532,7 @@ def test_models_with_other_answers_are_refused() -> None:
         with pytest.raises(ValueError, match="Plackett–Luce"):
             model.choice(data.batch(), torch.zeros(1, len(data), 0))
     batch = data.batch()
-    with pytest.raises(ValueError, match="without ties and lapses"):
+    with pytest.raises(ValueError, match="without ties, position bias and lapses"):
         BradleyTerry.from_margin(
             torch.zeros(batch.mask.shape), batch.mask, log_tie=torch.zeros(()),
             rankings=batch.rankings,
@@ -762,7 +763,7 @@ def test_information_on_the_population() -> None:
     model = linear_model(data)
     z = POINTS.float().view(-1, 1, 1).expand(-1, len(data), 1)
     log_mass = by_hand(data, table_of(model)) + LOG_PRIOR[:, None]
-    outer, information = person_moments(
+    outer, information = batch_information(
         model, data.batch(), z, log_mass.softmax(0), torch.eye(1, dtype=torch.float64)
     )
     expected = moments_by_hand(

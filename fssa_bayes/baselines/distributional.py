@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Self
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.baselines.base import Baseline, count_features, fitted_attribute, log_prob_of_people
 from fssa_bayes.baselines.homogeneous import fit_homogeneous
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Preferences
 from fssa_bayes.inference import FitResult
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, check_data
-from fssa_bayes.model.nn import ItemLinear, tower
-from fssa_bayes.posterior import (
-    Posterior,
-)
+from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.posterior import Posterior
 
 __all__ = ["DistributionalBTL"]
-
-
-# Where nobody disagrees σ would go to 0 and the slopes with it to infinity; μ is free, so that any
-# probability is still possible.
-_LARGEST_LOG_SD = 3.0
-
-
-_FAR = 30.0  # Standard deviations from which the series is exact to the digits of a float32.
-
-
-_NO_SPREAD = (
-    "of a DistributionalBTL would take the mean utilities for the utilities, which it does not "
-    "know: see item_table(data) for means and standard deviations, choice_prob(target) for pairs"
-)
 
 
 class DistributionalBTL(Baseline):
@@ -61,7 +43,7 @@ class DistributionalBTL(Baseline):
         arXiv 2312.08358.
     """
 
-    model: _DistributionalModel
+    model: HeterogeneousBTL
     result: FitResult
 
     def __init__(self, utility: str = "mlp", hidden_dim: int = 64) -> None:
@@ -78,9 +60,8 @@ class DistributionalBTL(Baseline):
             ValueError: If the data keep ties, of which the model knows none, or hold rankings.
         """
         with seeded(seed):
-            features = count_features(data)
-            hidden_dim = None if self.utility == "linear" else self.hidden_dim
-            model = _DistributionalModel(features, _NormalHead(features, hidden_dim))
+            utility = "distributional-linear" if self.utility == "linear" else "distributional"
+            model = HeterogeneousBTL(count_features(data), 0, utility, hidden_dim=self.hidden_dim)
         result = fit_homogeneous(model, data, seed, progress_bar)
         self.model, self.result = model, result  # A fit that fails leaves the last one.
         return self
@@ -90,7 +71,7 @@ class DistributionalBTL(Baseline):
 
         Its `utility` are the means; it has neither `rank_prob` nor `differences`, see `item_table`.
         """
-        return _PosteriorOfMeans(fitted_attribute(self, "model"), None, context)
+        return Posterior(fitted_attribute(self, "model"), None, context)
 
     def log_evidence(self, data: Preferences) -> Tensor:
         """Evaluates log p(all choices of a person), in nats, with shape (U,)."""
@@ -112,102 +93,8 @@ class DistributionalBTL(Baseline):
         model = fitted_attribute(self, "model")
         check_data(model, data)
         items = torch.arange(data.num_items) if data.items is None else data.items
-        mean, log_sd = model.head.moments(model.standardise(items))
+        mean, log_sd = model.utility.moments(model.standardise(items))
         unit = log_sd.mean()
         columns = {"mean": (mean - mean.mean()) / unit.exp(), "sd": (log_sd - unit).exp()}
         index = data.item_names.rename("item")
         return pd.DataFrame({key: value.numpy() for key, value in columns.items()}, index=index)
-
-
-class _PosteriorOfMeans(Posterior):
-    """Knows the items' mean utilities alone, and so says nothing that depends on their spread."""
-
-    def rank_prob(self, *_args: object, **_options: object) -> Tensor:
-        """Raises a ValueError."""
-        raise ValueError(f"rank_prob() {_NO_SPREAD}")
-
-    def differences(self, *_args: object, **_options: object) -> pd.DataFrame:
-        """Raises a ValueError."""
-        raise ValueError(f"differences() {_NO_SPREAD}")
-
-
-class _NormalHead(nn.Module):
-    """Gives items normal utilities, N(μ(x), σ²(x)).
-
-    Args:
-        num_features: Number of item features D.
-        hidden_dim: Width of the network; None for a linear map that starts at 0.
-    """
-
-    def __init__(self, num_features: int, hidden_dim: int | None) -> None:
-        super().__init__()
-        if hidden_dim is None:
-            self.net = ItemLinear(num_features, 2)
-            nn.init.zeros_(self.net.weight)
-            nn.init.zeros_(self.net.bias)
-        else:
-            self.net = tower(num_features, hidden_dim, hidden_dim, 2)
-
-    def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        """Returns the mean utilities, which are the same for all z: (*, U, M)."""
-        mean, _ = self.moments(items)
-        return mean.expand(*z.shape[:-2], len(mean))
-
-    def moments(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns μ and log σ, each with shape (M,)."""
-        mean, raw = self.net(items).unbind(-1)
-        return mean, _LARGEST_LOG_SD * torch.tanh(raw / _LARGEST_LOG_SD)
-
-    def margin(self, items: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Evaluates logit Φ(…) = log Φ(t) − log Φ(−t) with shape (U, N), exact in both tails."""
-        mean, log_sd = self.moments(items)
-        log_scale = torch.logaddexp(2 * log_sd[left], 2 * log_sd[right]) / 2
-        return _probit_logit((mean[left] - mean[right]) * torch.exp(-log_scale))
-
-
-def _probit_logit(t: Tensor) -> Tensor:
-    """Evaluates logit Φ(t), exact in both tails, with gradients that are.
-
-    Far out log Φ(−t) is −t²/2 − log t − log √(2π) − 1/t² + …, and log Φ(t) is 0.
-    """
-    far = t.abs() > _FAR
-    near = t.masked_fill(far, 0.0)  # Neither form may spoil the other's gradient.
-    size = t.abs().masked_fill(~far, 1.0)
-    tail = size.square() / 2 + size.log() + math.log(2 * math.pi) / 2 + size.square().reciprocal()
-    inner = torch.special.log_ndtr(near) - torch.special.log_ndtr(-near)
-    return torch.where(far, t.sign() * tail, inner)
-
-
-class _DistributionalModel(HeterogeneousBTL):
-    """Puts an item's distribution of utility where the homogeneous model has a number.
-
-    A choice has the probability σ(m) of any margin m that is its logit; so everything that fits
-    and scores a homogeneous model does so with this one.
-    """
-
-    def __init__(self, num_features: int, head: _NormalHead) -> None:
-        super().__init__(num_features, 0, utility=head)
-
-    def check_rankings(self, has_rankings: bool) -> None:
-        """Raises a ValueError if there are rankings, of which the model has no likelihood."""
-        if has_rankings:
-            raise ValueError(
-                "DistributionalBTL knows the probability of a pair, not that of a ranking, got "
-                "rankings: break them into pairs (method='pairs', as_pairs())"
-            )
-
-    @property
-    def head(self) -> _NormalHead:
-        """Maps items to the parameters of their distributions."""
-        return self.utility.module
-
-    def choice(
-        self, batch: Batch, z: Tensor, prepared: tuple[Tensor, Tensor] | None = None
-    ) -> BradleyTerry:
-        """Returns p(choices), the same for all z (*, U, 0), with batch shape (*, U)."""
-        self.check_items(batch.items)
-        self.check_z(z)
-        self.check_rankings(batch.rankings is not None)
-        batch = batch.clean()
-        margin = self.head.margin(self.standardise(batch.items), batch.left, batch.right)
-        return BradleyTerry.from_margin(margin.expand(*z.shape[:-2], *margin.shape), batch.mask)

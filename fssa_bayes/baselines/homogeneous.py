@@ -12,7 +12,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.baselines.base import Baseline, count_features, fitted_attribute, log_prob_of_people
 from fssa_bayes.data import Preferences
 from fssa_bayes.inference import FitResult, fit
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.posterior import (
     Posterior,
 )
@@ -111,18 +111,13 @@ class HomogeneousBTL(Baseline):
             White (1982), Maximum likelihood estimation of misspecified models.
             Liang & Zeger (1986), Longitudinal data analysis using generalized linear models.
         """
-        utility = fitted_attribute(self, "model").utility
-        if not isinstance(utility, LinearUtility):
-            raise ValueError(
-                "coefficients() needs utility='linear', whose coefficients are identified, got "
-                f"{self.options['utility']!r}"
-            )
+        require_linear(fitted_attribute(self, "model"), "coefficients()")
         return self.result.population().droplevel("quantity")
 
 
 def fit_homogeneous(
     model: HeterogeneousBTL, data: Preferences, seed: int, progress_bar: bool
 ) -> FitResult:
-    few = isinstance(model.utility, LinearUtility) or len(data) < _LEAST_PEOPLE
+    few = model.utility.is_linear or len(data) < _LEAST_PEOPLE
     validation = None if few else 0.1
     return fit(model, None, data, seed=seed, validation=validation, progress_bar=progress_bar)

@@ -20,11 +20,10 @@ from fssa_bayes.baselines.homogeneous import HomogeneousBTL
 from fssa_bayes.comparison import compare, leave_users_out
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.kernels.plackett_luce import Rankings
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, Outcomes
+from fssa_bayes.model import HeterogeneousBTL, log_prob_of_choices, require_linear
 from fssa_bayes.population import (
     answer_estimates,
     check_num_parameters,
-    differentiate_choices,
     feature_differences,
     label_parameters,
     with_standard_errors,
@@ -70,11 +69,8 @@ def mixture_table(
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    if not all(isinstance(model.utility, LinearUtility) for model in models):
-        raise ValueError(
-            "coefficients() needs utility='linear', whose coefficients are identified, got "
-            f"{models[0].config['utility']!r}"
-        )
+    for model in models:
+        require_linear(model, "coefficients()")
     if data.ranking is not None:
         raise ValueError(
             "coefficients() of a mixture needs plain comparisons, got rankings: fit it to "
@@ -155,9 +151,8 @@ def _mixture_moments(
 def _class_moments(model: HeterogeneousBTL, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the scores (U, P) of people of one class, and the sum of weighted information."""
     z = batch.choice.new_zeros(1, batch.num_users, 0)
-    first, second = differentiate_choices(
-        model.choice(batch, z), batch.choice, model.bias is not None
-    )
+    derivatives = model.choice(batch, z).differentiate(batch.choice)
+    first, second = derivatives.first, derivatives.second
     difference = feature_differences(model, batch).double()
     weight = weight.to(difference.device)
     # The margin moves with the coefficients by x_l − x_r, the answers' parameters by themselves.
@@ -290,7 +285,7 @@ class MixtureBTL(Baseline):
         rest = self.max_iterations - len(runs[best].history)
         final = em.run(runs[best], best, rest, self.tolerance)
         settled = final.settled or self.num_classes == 1
-        if isinstance(start.utility, LinearUtility):
+        if start.utility.is_linear:
             final, settled = em.polish(final, best)
         if not settled:
             warnings.warn(
@@ -308,7 +303,7 @@ class MixtureBTL(Baseline):
         self.models = [em.model_of(state.parameters[int(c)]) for c in order]
         self.history, self.data = history, data
         self.log_likelihood = state.log_likelihood
-        utility = [m.utility for m in self.models if isinstance(m.utility, LinearUtility)]
+        utility = [m.utility for m in self.models if m.utility.is_linear]
         largest = max((u.mean.abs().max().item() for u in utility), default=0.0)
         if largest > _SEPARATED:
             warnings.warn(
@@ -509,7 +504,7 @@ class _Comparisons:
         self.items = model.standardise(items)
         self.left, self.right = torch.from_numpy(pairs.reshape(2, -1))
         self.choice = torch.from_numpy(data.choice).double()
-        self.person = torch.from_numpy(np.repeat(np.arange(len(data)), data.counts))
+        self.person = torch.from_numpy(data.person)
         self.num_people = len(data)
         self.rankings = self._rankings(data)
 
@@ -524,14 +519,10 @@ class _Comparisons:
     def log_prob(self, model: HeterogeneousBTL) -> Tensor:
         """Evaluates log p(choices of a person), in nats, with shape (U,)."""
         utility = model.utility(self.items, self.choice.new_zeros(1, 0)).squeeze(0)
-        margin = utility[self.left] - utility[self.right]
-        margin = margin if model.bias is None else margin + model.bias
-        if self.rankings is None:
-            each = Outcomes.of(margin, model.log_tie, model.lapse_logit).log_prob(self.choice)
-        else:
-            answers = BradleyTerry.from_margin(margin[None], rankings=self.rankings)
-            each = answers.log_prob_each(self.choice[None]).squeeze(0)
-        return self.choice.new_zeros(self.num_people).index_add(0, self.person, each)
+        margin = utility[self.left] - utility[self.right] + model.position_bias
+        parameters = {"log_tie": model.log_tie, "lapse_logit": model.lapse_logit}
+        each = log_prob_of_choices(margin[None], self.choice[None], self.rankings, **parameters)
+        return self.choice.new_zeros(self.num_people).index_add(0, self.person, each.squeeze(0))
 
 
 def _minimise(

@@ -23,8 +23,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import fit
-from fssa_bayes.model import HeterogeneousBTL, Outcomes, check_data
-from fssa_bayes.posterior import log_predictive
+from fssa_bayes.model import HeterogeneousBTL, check_data
 from fssa_bayes.sampling import check_draws, person_log_marginal_likelihood, propose
 
 __all__ = [
@@ -146,20 +145,15 @@ def leave_comparisons_out(
         for _, batch in user_batches(data, 2 * num_samples, model.device):
             draws = propose(model, guide, batch, num_samples)
             likelihood, mask = model.choice(batch, draws.z), batch.judgement_mask
-            seen = likelihood.outcomes.map(lambda x, mask=mask: x[:, mask].double().cpu())
+            seen = likelihood.judgements(batch.choice)
+            seen = seen.map(lambda x, mask=mask: x[:, mask].double().cpu())
             choice = batch.choice[mask].double().cpu()
-            log_prob, whole = seen.log_prob(choice), None
-            if batch.rankings is not None:
-                whole = batch.rankings.inside[mask].cpu()
-                ranked = likelihood.log_prob_each(batch.choice)[:, mask].double().cpu()
-                log_prob = torch.where(whole, ranked, log_prob)
+            log_prob = seen.log_prob(choice)
             person = mask.nonzero()[:, 0]
             rest = draws.log_weights[:, person].double().cpu() - log_prob
             log_weights, pareto_k = pareto_smooth(rest.T.numpy())
             log_weights = torch.from_numpy(log_weights).T
-            value = _predictive(seen, log_weights, choice)
-            if whole is not None:
-                value = torch.where(whole, (log_weights + log_prob).logsumexp(0), value)
+            value = seen.average(log_weights).log_prob(choice)
             values.append(value)
             shapes.append(pareto_k)
             variances.append(_ratio_variance(log_prob, log_weights, value, person.cpu()))
@@ -172,12 +166,6 @@ def leave_comparisons_out(
         monte_carlo_error=math.sqrt(sum(part.sum().item() for part in variances)),
         digest=data.digest(),
     )
-
-
-def _predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> Tensor:
-    """Scores R choices by draws (S, R) whose weights (S, R) are each comparison's own."""
-    each = outcomes.map(lambda x: x.unsqueeze(-1))
-    return log_predictive(each, log_weights, choice.unsqueeze(-1)).squeeze(-1)
 
 
 def _ratio_variance(log_prob: Tensor, log_weights: Tensor, value: Tensor, person: Tensor) -> Tensor:

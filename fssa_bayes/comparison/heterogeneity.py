@@ -14,7 +14,7 @@ from torch import Tensor
 from fssa_bayes._random import seeded
 from fssa_bayes.comparison.elpd import Pair, fit_fresh, score_users
 from fssa_bayes.data import Preferences, user_batches
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
+from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import feature_differences
 
 __all__ = ["HeterogeneityTest", "heterogeneity_test"]
@@ -207,7 +207,7 @@ def heterogeneity_test(
 def _no_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
     """Says why there is no known limit of the likelihood ratio, or returns None."""
     variances = data.num_features * (data.num_features + 1) // 2
-    if not isinstance(model.utility, LinearUtility) or len(model.prior_flow):
+    if not model.utility.is_linear or len(model.prior_flow):
         return "needs utility='linear' and prior='normal', whose z vanishes with its variance"
     if answers := list(model.answer_parameters()):
         return f"needs a model without ties, position bias and lapses, got {', '.join(answers)}"

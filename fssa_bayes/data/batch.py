@@ -68,6 +68,15 @@ class Batch:
             return self.mask
         return self.mask & (self.rankings.head | ~self.rankings.inside)
 
+    def whole_judgements(self, first: Tensor) -> Tensor:
+        """Marks all comparisons of the judgements whose first comparison is marked, (U, N)."""
+        if self.rankings is None:
+            return self.mask & first
+        number = self.ranking.masked_fill(~self.mask, 0)
+        marked = torch.zeros(len(number), int(number.max()) + 1, device=number.device)
+        marked.scatter_reduce_(1, number, first.to(marked.dtype), "amax")
+        return self.mask & marked.gather(1, number).bool()
+
     @property
     def half_wins(self) -> Tensor:
         """True where a comparison that stands alone has the choice ½, with shape (U, N)."""

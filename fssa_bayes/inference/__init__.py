@@ -1,6 +1,5 @@
 """How are model and guide fitted? Objectives, the loop of a fit, its result."""
 
-from fssa_bayes.guide import check_guide
 from fssa_bayes.inference.fit import FitResult, fit
 from fssa_bayes.inference.objectives import (
     ELBO,
@@ -11,9 +10,7 @@ from fssa_bayes.inference.objectives import (
     PredictiveLikelihood,
     Sleep,
     split_batch,
-    split_mask,
 )
-from fssa_bayes.model import check_data
 
 __all__ = [
     "ELBO",
@@ -24,9 +21,6 @@ __all__ = [
     "Objective",
     "PredictiveLikelihood",
     "Sleep",
-    "check_data",
-    "check_guide",
     "fit",
     "split_batch",
-    "split_mask",
 ]

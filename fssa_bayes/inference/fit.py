@@ -16,20 +16,23 @@ import torch
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.inference.objectives import (
-    Objective,
+from fssa_bayes.inference.objectives import Objective
+from fssa_bayes.inference.readiness import (
+    AUTO,
+    check_training_data,
+    choose_stages,
+    choose_validation,
 )
-from fssa_bayes.inference.readiness import check_training_data, choose_stages
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility, check_data, check_same_people
+from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people
 from fssa_bayes.population import (
     covariate_effects,
     population_draws,
     population_table,
     ranking_table,
 )
-from fssa_bayes.posterior import PopulationDraws, export
+from fssa_bayes.posterior import PopulationDraws, export_draws
 from fssa_bayes.sampling import (
     Draws,
     Estimate,
@@ -41,9 +44,7 @@ from fssa_bayes.sampling import (
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["FitResult", "fit"]
-
-_AUTO = "auto"
+__all__ = ["FitResult", "describe_fit", "fit"]
 
 
 @dataclass
@@ -127,7 +128,7 @@ class FitResult:
     ) -> pd.DataFrame:
         """Tabulates how the population's liking of items changes with a unit of each covariate.
 
-        For any utility; see :func:`fssa_bayes.effects.covariate_effects` for arguments, columns
+        For any utility; see :func:`fssa_bayes.population.covariate_effects` for arguments, columns
         and errors.
         """
         return covariate_effects(
@@ -148,8 +149,9 @@ class FitResult:
     def bootstrap(self, num: int = 20, *, seed: int = 0, **options: object) -> PopulationDraws:
         """Refits the model to people drawn with replacement, for `Posterior(population=...)`.
 
-        For any utility. Every refit starts from this fit, so that fewer steps do; for a network
-        that could have ended elsewhere, the spread of the refits is too small for that reason.
+        For any utility. Every refit starts from the parameters of this fit, so that it needs fewer
+        steps. A network fitted from other initial weights could end elsewhere, which the spread of
+        the refits does not include.
 
         Args:
             num: Number of refits.
@@ -210,7 +212,7 @@ class FitResult:
             return draws.resample(seed)
 
         options = {"num_samples": num_samples, "seed": seed, "correct": "psis"}
-        return export(model, guide, data, draw, target=target, items=items, **options)
+        return export_draws(model, guide, data, draw, target=target, items=items, **options)
 
     def ranking(
         self,
@@ -239,7 +241,7 @@ def fit(
     batch_size: int | None = None,
     learning_rate: float = 3e-3,
     population_learning_rate: float | None = None,
-    validation: float | str | None = _AUTO,
+    validation: float | str | None = AUTO,
     refit: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -306,15 +308,7 @@ def fit(
     check_data(model, data)
     check_training_data(model, guide, data)
     stages = choose_stages(model, objective, steps, batch_size)
-    if validation == _AUTO:
-        validation = None if isinstance(model.utility, LinearUtility) else 0.1
-    if validation is not None and not 0 < validation < 1:
-        raise ValueError(f"validation must lie between 0 and 1 or be None, got {validation}")
-    if validation is not None and len(data) < 10:
-        raise ValueError(
-            f"validation={validation} (the default but for the linear utility) needs at least 10 "
-            f"people, got {len(data)}: pass validation=None"
-        )
+    validation = choose_validation(model, data, validation)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
@@ -324,26 +318,20 @@ def fit(
     rates = learning_rate, population_learning_rate or 10 * learning_rate
     checkpoints = None
     if checkpoint is not None:
-        about = _about(model, guide, data, stages, rates, validation, refit, seed)
+        about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
         checkpoints = Checkpoints(checkpoint, about)
     if device is not None:
         model.to(device)
         if guide is not None:
             guide.to(device)
-    with torch.no_grad():
-        model.set_standardisation(None if data.items is None else data.items.to(model.device))
-        model.set_covariate_standardisation(data.covariates)
-    model.feature_names = data.feature_names
-    if model.num_covariates:
-        model.covariate_names = data.covariate_names
-
+    model.take_units(data)
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
     fitter.run()
     return FitResult(model, guide, data, pd.DataFrame(fitter.history), fitter.held_out())
 
 
-def _about(
+def describe_fit(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     data: Preferences,
@@ -353,7 +341,10 @@ def _about(
     refit: bool,
     seed: int,
 ) -> dict[str, object]:
-    """Describes a fit, so that a checkpoint of another one is not taken for its own."""
+    """Describes a fit, so that it does not go on from the checkpoint of another fit.
+
+    Arguments are those of :func:`fit`; `rates` holds both learning rates.
+    """
     return {
         "model": model.config,
         "guide": None if guide is None else guide.config,

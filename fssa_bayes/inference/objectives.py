@@ -1,13 +1,14 @@
 r"""What a fit maximises: each objective a small class.
 
-An objective draws its own batches, so that a stage of `fit` is: draw a batch, accumulate the
-gradient, step. Losses are in nats per person.
+An objective draws its own batches. A step of a stage draws a batch, accumulates the gradient and
+updates the parameters. Losses are in nats per person.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import pyro
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 from fssa_bayes.sampling import GUIDE_SHARE
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Objective",
     "PredictiveLikelihood",
     "Sleep",
+    "split_batch",
+    "split_mask",
 ]
 
 
@@ -37,11 +40,19 @@ class Objective(ABC):
     Args:
         steps: Number of optimisation steps; None for the objective's default.
         batch_size: Number of people in a batch; None for the objective's default.
+
+    Attributes:
+        learns_model: Whether the stage updates the model beside the guide.
+        num_particles: Number of draws of each person's z in the loss.
+        context_reach: Largest context that the guide learns from, in units of the largest number
+            of comparisons of a training person.
     """
 
-    learns_model = True
-    default_steps = 2500
-    default_batch_size = 64
+    learns_model: ClassVar[bool] = True
+    num_particles: int = 1
+    context_reach: ClassVar[int] = 1
+    default_steps: ClassVar[int] = 2500
+    default_batch_size: ClassVar[int] = 64
 
     def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
         for argument, value in (("steps", steps), ("batch_size", batch_size)):
@@ -134,21 +145,23 @@ class ImportanceWeightedELBO(Objective):
 
     def backward(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> float:
         """Accumulates the gradient of the loss per person and returns the loss, in nats."""
-        batch = self._select(batch)
+        if self.subset:
+            batch = batch.replace(mask=split_batch(batch)[0])
         if self.num_particles == 1:
             return super().backward(model, guide, batch)
 
-        def registered(batch: Batch) -> Tensor:
+        def registered(batch: Batch, prepared: PreparedItems) -> Tensor:
             # RenyiELBO takes gradients only where it has seen a parameter of Pyro's own.
             pyro.param("fit", batch.choice.new_zeros(()))
-            return model(batch)
+            return model(batch, prepared=prepared)
 
         trained = [p for p in self.trained(model, guide) if p.requires_grad]
         earlier = [parameter.grad for parameter in trained]
         for parameter in trained:
             parameter.grad = None
+        prepared = model.prepare_items(batch.items)
         with pyro.get_param_store().scope():
-            loss = self._elbo.loss_and_grads(registered, guide, batch)
+            loss = self._elbo.loss_and_grads(registered, guide, batch, prepared=prepared)
         # Pyro sums over people.
         for parameter, gradient in zip(trained, earlier, strict=True):
             if parameter.grad is None:
@@ -161,12 +174,12 @@ class ImportanceWeightedELBO(Objective):
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
+        prepared = model.prepare_items(batch.items)
         if self.num_particles == 1:
-            return self._elbo.differentiable_loss(model, guide, batch) / batch.num_users
-        return batch.choice.new_tensor(self._elbo.loss(model, guide, batch) / batch.num_users)
-
-    def _select(self, batch: Batch) -> Batch:
-        return batch.replace(mask=split_batch(batch)[0]) if self.subset else batch
+            loss = self._elbo.differentiable_loss(model, guide, batch, prepared=prepared)
+            return loss / batch.num_users
+        loss = self._elbo.loss(model, guide, batch, prepared=prepared)
+        return batch.choice.new_tensor(loss / batch.num_users)
 
 
 class ELBO(ImportanceWeightedELBO):
@@ -198,18 +211,20 @@ class NeuralProcessELBO(Objective):
         context_mask, target_mask = split_batch(batch)
         context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
 
-        def predict(everything: Batch) -> None:
+        def predict(everything: Batch, prepared: PreparedItems) -> None:
             with pyro.plate("users", batch.num_users, dim=-1):
-                z = pyro.sample("z", guide.posterior(context))
-                pyro.sample("choice", model.choice(target, z), obs=target.choice)
+                z = pyro.sample("z", guide.posterior(context, prepared))
+                pyro.sample("choice", model.choice(target, z, prepared), obs=target.choice)
 
-        return self._elbo.differentiable_loss(predict, guide, batch) / batch.num_users
+        prepared = model.prepare_items(batch.items)
+        loss = self._elbo.differentiable_loss(predict, guide, batch, prepared=prepared)
+        return loss / batch.num_users
 
 
 class PredictiveLikelihood(Objective):
     r"""Maximises :math:`\log \frac{1}{S} \sum_s p(T \mid z_s)` with z from q(z | C).
 
-    The published training signal: there is no prior in it but that of the guide's construction.
+    The published training objective: its only prior is that of the guide's construction.
 
     With `deterministic` it is :math:`\log p(T \mid z)` at one point z, the guide's location
     (:meth:`NeuralProcessGuide.location`), without a draw: a conditional neural process. The guide's
@@ -244,12 +259,13 @@ class PredictiveLikelihood(Objective):
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
         context_mask, target_mask = split_batch(batch)
-        context = batch.replace(mask=context_mask)
+        context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
+        prepared = model.prepare_items(batch.items)
         if self.deterministic:
-            z = guide.location(context).unsqueeze(0)
+            z = guide.location(context, prepared).unsqueeze(0)
         else:
-            z = guide.posterior(context).rsample((self.num_particles,))
-        log_prob = model.choice(batch.replace(mask=target_mask), z).log_prob(batch.choice)
+            z = guide.posterior(context, prepared).rsample((self.num_particles,))
+        log_prob = model.choice(target, z, prepared).log_prob(batch.choice)
         return math.log(self.num_particles) - log_prob.logsumexp(0).mean()
 
 
@@ -280,6 +296,7 @@ class Sleep(Objective):
     """
 
     learns_model = False
+    context_reach = 2
     default_batch_size = 128
 
     def __init__(
@@ -295,12 +312,12 @@ class Sleep(Objective):
     def draw_batch(
         self, model: HeterogeneousBTL, data: Preferences, rng: np.random.Generator
     ) -> Batch:
-        """Draws the contexts of imaginary people; their choices are drawn by :meth:`loss`."""
-        # Sizes follow the people's own: one person with thousands of comparisons among many with
-        # four must not set the scale of every step. Covariates come with them.
+        """Draws the contexts of simulated people; :meth:`loss` draws their choices."""
+        # Sizes are drawn from each person's own number: one person with thousands of comparisons
+        # among many with four must not set the scale of every step. Covariates are the person's.
         people = rng.integers(len(data), size=self.batch_size)
         largest = 2 * data.judgement_counts[people]
-        # Half the people uniform in size, half log-uniform: small contexts are where people start.
+        # Half the sizes are uniform, half log-uniform: everybody begins with a small context.
         uniform = rng.integers(0, largest + 1)
         log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2)))) - 1
         sizes = np.where(rng.random(self.batch_size) < 0.5, uniform, log_uniform).astype(np.int64)
@@ -311,13 +328,14 @@ class Sleep(Objective):
         prior = model.prior(batch.num_users, batch.covariates)
         with torch.no_grad():
             z = prior.sample()
-            context = batch.replace(choice=model.choice(batch, z).sample())
-        posterior = guide.posterior(context)
+            prepared = model.prepare_items(batch.items)
+            context = batch.replace(choice=model.choice(batch, z, prepared).sample())
+        posterior = guide.posterior(context, prepared)
         if self.num_particles == 1:
             return -posterior.log_prob(z).mean()
         with torch.no_grad():
             shape = (self.num_particles - 1,)
-            # Draws of the prior too: they reach tails that the guide has yet to learn of.
+            # Draws of the prior reach tails that the guide has yet to learn.
             by_guide = torch.rand((*shape, batch.num_users, 1), device=z.device) < GUIDE_SHARE
             others = torch.where(by_guide, posterior.sample(shape), prior.sample(shape))
             z = torch.cat([z.unsqueeze(0), others])
@@ -327,7 +345,7 @@ class Sleep(Objective):
             log_mixture = torch.logaddexp(
                 log_guide + math.log(GUIDE_SHARE), log_prior + math.log1p(-GUIDE_SHARE)
             )
-            log_joint = log_prior + model.choice(context, z).log_prob(context.choice)
+            log_joint = log_prior + model.choice(context, z, prepared).log_prob(context.choice)
             weights = (log_joint - log_mixture).softmax(0)
         return -(weights * log_guide).sum(0).mean()
 
@@ -339,15 +357,11 @@ def _checked_particles(num_particles: int) -> int:
 
 
 def split_batch(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Splits each person's judgements as :func:`split_mask` does comparisons, rankings whole."""
-    if batch.rankings is None:
-        return split_mask(batch.mask)
-    number = batch.ranking.masked_fill(~batch.mask, 0)
-    # Splits are drawn at the first comparison of a judgement, and the others follow it.
-    context = split_mask(batch.judgement_mask)[0]
-    chosen = torch.zeros(len(number), int(number.max()) + 1, device=number.device)
-    chosen.scatter_reduce_(1, number, context.to(chosen.dtype), "amax")
-    context = batch.mask & chosen.gather(1, number).bool()
+    """Splits each person's judgements into a context and a target, as :func:`split_mask` does.
+
+    A ranking is one judgement, and goes as a whole to the one or the other.
+    """
+    context = batch.whole_judgements(split_mask(batch.judgement_mask)[0])
     return context, batch.mask & ~context
 
 

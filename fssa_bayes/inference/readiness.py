@@ -1,4 +1,4 @@
-"""What a fit asks of its arguments before any work is done."""
+"""What a fit asks of its arguments before any work is done, and their defaults."""
 
 from __future__ import annotations
 
@@ -16,14 +16,30 @@ from fssa_bayes.inference.objectives import (
     Objective,
     Sleep,
 )
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility, some_names
+from fssa_bayes.model import HeterogeneousBTL, some_names
 
-__all__ = []
+__all__ = [
+    "check_training_covariates",
+    "check_training_data",
+    "choose_stages",
+    "choose_validation",
+    "default_stages",
+]
+
+AUTO = "auto"
+"""The value of `validation` that leaves the choice to the utility."""
 
 
 def check_training_data(
     model: HeterogeneousBTL, guide: NeuralProcessGuide | None, data: Preferences
 ) -> None:
+    """Raises a ValueError unless the model can be fitted to the people, and warns of idle columns.
+
+    Args:
+        model: The model.
+        guide: Its guide; None if `latent_dim` is 0.
+        data: The comparisons of the training people.
+    """
     check_guide(model, guide)
     empty = np.flatnonzero(data.counts == 0)
     if len(empty):
@@ -49,11 +65,11 @@ def check_training_data(
             "the data say nothing about its effect",
             stacklevel=3,
         )
-    _check_training_covariates(model, data)
+    check_training_covariates(model, data)
 
 
-def _check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Warns of covariates that have no effect, or none of their own."""
+def check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns of covariates that are not used, constant or collinear."""
     if data.covariates is None:
         return
     if not model.num_covariates:
@@ -87,6 +103,18 @@ def choose_stages(
     steps: int | None,
     batch_size: int | None,
 ) -> list[Objective]:
+    """Lists the stages of a fit, each a copy with the steps and batch size asked for.
+
+    Args:
+        model: The model.
+        objective: One objective or a list of them; None for :func:`default_stages`.
+        steps: Steps of every stage, in place of the objectives' own.
+        batch_size: People in a batch, in place of the objectives' own.
+
+    Raises:
+        TypeError: If `objective` is something else.
+        ValueError: If a number is below 1, or a homogeneous model is given an objective.
+    """
     if model.latent_dim == 0:
         if objective is not None:
             raise ValueError(
@@ -95,7 +123,7 @@ def choose_stages(
             )
         return [MaximumLikelihood(steps=steps)]
     if objective is None:
-        stages = _default_stages(model)
+        stages = default_stages(model)
     else:
         stages = list(objective) if isinstance(objective, Sequence) else [objective]
     if not stages or not all(isinstance(stage, Objective) for stage in stages):
@@ -110,11 +138,12 @@ def choose_stages(
     return stages
 
 
-def _default_stages(model: HeterogeneousBTL) -> list[Objective]:
-    if not isinstance(model.utility, LinearUtility):
+def default_stages(model: HeterogeneousBTL) -> list[Objective]:
+    """Lists the stages of a heterogeneous model, with more particles for the linear utility."""
+    if not model.utility.is_linear:
         return [ImportanceWeightedELBO(), Sleep()]
-    # A likelihood is quoted from a linear fit, so its bound must be tight. Many particles starve
-    # the guide of gradient; taught by Sleep first, it needs fewer (train-choice data: effective
+    # The likelihood of a linear fit is reported, so its bound must be tight. With many particles
+    # the guide has little gradient; after Sleep it needs fewer (train-choice data: effective
     # sample size .25 to .49 with 128 particles alone, .52 to .59 with 64 after Sleep).
     return [
         ImportanceWeightedELBO(16, steps=600),
@@ -122,3 +151,28 @@ def _default_stages(model: HeterogeneousBTL) -> list[Objective]:
         ImportanceWeightedELBO(64, steps=1100, batch_size=128),
         Sleep(steps=500),
     ]
+
+
+def choose_validation(
+    model: HeterogeneousBTL, data: Preferences, validation: float | str | None
+) -> float | None:
+    """Returns the share of the people who are held out, or None.
+
+    Args:
+        model: The model.
+        data: The comparisons of the training people.
+        validation: A share, None or `"auto"`: None for the linear utility and .1 for the others.
+
+    Raises:
+        ValueError: If the share is out of range, or the people are fewer than 10.
+    """
+    if validation == AUTO:
+        validation = None if model.utility.is_linear else 0.1
+    if validation is not None and not 0 < validation < 1:
+        raise ValueError(f"validation must lie between 0 and 1 or be None, got {validation}")
+    if validation is not None and len(data) < 10:
+        raise ValueError(
+            f"validation={validation} (the default but for the linear utility) needs at least 10 "
+            f"people, got {len(data)}: pass validation=None"
+        )
+    return validation

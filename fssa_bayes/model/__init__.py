@@ -1,20 +1,43 @@
 """How does a person choose? The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 
-from fssa_bayes.model.agreement import check_data, check_same_people, positions, some_names
+from fssa_bayes.model.agreement import (
+    check_data,
+    check_same_people,
+    positions,
+    require_linear,
+    some_names,
+)
 from fssa_bayes.model.btl import HeterogeneousBTL
-from fssa_bayes.model.distributions import BradleyTerry, Outcomes
-from fssa_bayes.model.utilities import BilinearUtility, LinearUtility, MLPUtility, ModuleUtility
+from fssa_bayes.model.distributions import (
+    BradleyTerry,
+    Derivatives,
+    Outcomes,
+    log_prob_of_choices,
+)
+from fssa_bayes.model.utilities import (
+    BilinearUtility,
+    LinearUtility,
+    MLPUtility,
+    ModuleUtility,
+    PreparedItems,
+    Utility,
+)
 
 __all__ = [
     "BilinearUtility",
     "BradleyTerry",
+    "Derivatives",
     "HeterogeneousBTL",
     "LinearUtility",
     "MLPUtility",
     "ModuleUtility",
     "Outcomes",
+    "PreparedItems",
+    "Utility",
     "check_data",
     "check_same_people",
+    "log_prob_of_choices",
     "positions",
+    "require_linear",
     "some_names",
 ]

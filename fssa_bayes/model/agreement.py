@@ -1,4 +1,4 @@
-"""Do data fit a model? Asked by whoever is given both."""
+"""Checks that data fit a model, and that two sets of data fit each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from torch import Tensor
 from fssa_bayes.data import Preferences
 from fssa_bayes.model.btl import HeterogeneousBTL
 
-__all__ = ["check_covariates", "check_data", "check_same_people", "check_ties", "positions"]
+__all__ = [
+    "check_covariates",
+    "check_data",
+    "check_same_people",
+    "check_ties",
+    "positions",
+    "require_linear",
+    "some_names",
+]
 
 
 def check_data(
@@ -21,7 +29,7 @@ def check_data(
 ) -> None:
     """Raises an error unless `data` can be scored by `model`.
 
-    What is only to be predicted, for people whose z is known, needs no covariates.
+    `needs_covariates` is False for comparisons that are predicted from a known z.
     """
     if not isinstance(data, Preferences):
         raise TypeError(f"data must be Preferences, got {type(data).__name__}")
@@ -89,12 +97,22 @@ def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
         )
 
 
+def require_linear(model: HeterogeneousBTL, what: str) -> None:
+    """Raises a ValueError unless the model has coefficients, which `what` needs."""
+    if not model.utility.is_linear:
+        raise ValueError(
+            f"{what} needs utility='linear', whose coefficients are identified, got "
+            f"{model.config['utility']!r}"
+        )
+
+
 def some_names(names: pd.Index) -> str:
+    """Lists the first five names for a message."""
     return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
-    """Looks names up in an index, and raises an error that lists the first unknown one."""
+    """Looks names up in an index, and raises a ValueError that names the first unknown one."""
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
     position = index.get_indexer(list(names))

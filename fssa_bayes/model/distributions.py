@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from fssa_bayes import kernels
 from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.kernels.reference import outcome_log_probs
 
-__all__ = ["BradleyTerry", "Outcomes"]
+__all__ = ["BradleyTerry", "Derivatives", "Outcomes", "bind_margin", "log_prob_of_choices"]
 
 _NO_SHAPE = Size()
 
@@ -84,13 +85,42 @@ class Outcomes(NamedTuple):
         """Picks the log-probability of choices: ½ is a tie, or half a win each without ties."""
         if self.tie is None:
             return choice * self.left + (1 - choice) * self.right
-        sign = 2 * choice - 1  # Products and no look-up, so that a NaN is not taken for an answer.
+        sign = 2 * choice - 1  # Products rather than a look-up, so that a choice of NaN gives NaN.
         won = torch.relu(sign) * self.left + torch.relu(-sign) * self.right
         return won + (1 - sign.abs()) * self.tie
+
+    def average(self, log_weights: Tensor) -> Outcomes:
+        """Averages probabilities over draws, the first dimension, with normalised log-weights."""
+        return self.map(lambda x: (log_weights + x).logsumexp(0))
 
     def entropy(self) -> Tensor:
         """Returns −Σ p log p, in nats, exact also where one outcome is all but certain."""
         return -sum(x.exp() * x for x in self if x is not None)
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    r"""Holds first and second derivatives of log p(choices) by margins and answers' parameters.
+
+    In a stage of a ranking the derivative by the winner's margin over item j is p_j, the
+    probability that j is chosen, and the second derivatives are p_j p_k, less p_j on the diagonal.
+    `second` holds −p_j alone; the caller adds the products within each stage.
+
+    Attributes:
+        first: Derivatives by the margin, and by log ν, position bias and logit λ as far as the
+            model has them, each with shape (S, U, N); 0 under the mask. A parameter is taken for
+            each comparison's own: what is summed over comparisons later is seen one by one here.
+        second: The symmetric table of second derivatives, as those of `first`.
+        place: Places u · N + n of the comparisons in stages of rankings, (Q,).
+        stage: Number of the stage that each of these belongs to, (Q,).
+        person: The person of each stage, (P,).
+    """
+
+    first: list[Tensor]
+    second: list[list[Tensor]]
+    place: Tensor
+    stage: Tensor
+    person: Tensor
 
 
 class BradleyTerry(TorchDistribution):
@@ -105,10 +135,10 @@ class BradleyTerry(TorchDistribution):
     Keeping the comparisons in the event lets one fused operation sum their log-probabilities, and
     leaves a Pyro model with a single plate, that of the users.
 
-    Comparisons that are the pairs of a ranking are one event within it, with the probability of
-    Plackett and Luce, of which a comparison by itself is a marginal: so :attr:`mean` and
-    :attr:`outcomes` describe each comparison by itself, log-probabilities and draws the ranking.
-    Rankings exclude ties and lapses, and a position bias in the margins.
+    The pairs of a ranking are one event, with the probability of Plackett and Luce. The probability
+    of a single pair is its marginal: :attr:`mean` and :attr:`outcomes` describe every pair by
+    itself, and log-probabilities and draws are those of the ranking. Rankings exclude ties, lapses
+    and a position bias.
 
     Args:
         pairwise: One of the operations of :mod:`fssa_bayes.kernels` with all inputs bound but
@@ -116,11 +146,12 @@ class BradleyTerry(TorchDistribution):
         mask: True where there is a comparison, with shape (U, N).
         batch_shape: Shape (*, U) of the people and of the draws of their latent factors.
         log_tie: Log ν, a scalar; None for no ties.
+        position_bias: Position bias, a scalar, that the margins hold already; None for none.
         lapse_logit: Logit of λ, a scalar; None for no lapses.
         rankings: Which comparisons make up rankings; None where all stand alone.
 
     Raises:
-        ValueError: If there are rankings together with ties or lapses.
+        ValueError: If there are rankings together with ties, lapses or a position bias.
 
     References:
         Bradley & Terry (1952), Rank analysis of incomplete block designs.
@@ -143,11 +174,16 @@ class BradleyTerry(TorchDistribution):
         validate_args: bool | None = None,
         *,
         log_tie: Tensor | None = None,
+        position_bias: Tensor | None = None,
         lapse_logit: Tensor | None = None,
         rankings: Rankings | None = None,
     ) -> None:
-        if rankings is not None and not (log_tie is None and lapse_logit is None):
-            raise ValueError("rankings must be without ties and lapses, got a model with them")
+        answers = {"log_tie": log_tie, "position_bias": position_bias, "lapse_logit": lapse_logit}
+        self.answers = {name: value for name, value in answers.items() if value is not None}
+        if rankings is not None and self.answers:
+            raise ValueError(
+                f"rankings must be without ties, position bias and lapses, got {list(self.answers)}"
+            )
         self.rankings = rankings
         self.pairwise = pairwise
         self.mask_ = mask
@@ -160,25 +196,19 @@ class BradleyTerry(TorchDistribution):
         cls,
         margin: Tensor,
         mask: Tensor | None = None,
-        *,
-        log_tie: Tensor | None = None,
-        lapse_logit: Tensor | None = None,
-        rankings: Rankings | None = None,
+        **parameters: Tensor | Rankings | None,
     ) -> BradleyTerry:
-        """Builds the distribution from margins in nats with shape (*, U, N)."""
-        users, comparisons = margin.shape[-2:]
-        mask = margin.new_ones(users, comparisons, dtype=torch.bool) if mask is None else mask
-        # Margins are utilities of N items, all of them compared with one more of utility 0.
-        utility = F.pad(margin, (0, 1)).reshape(-1, users, comparisons + 1)
-        left = torch.arange(comparisons, device=margin.device).expand(users, -1)
-        right = torch.full_like(left, comparisons)
+        """Builds the distribution from margins in nats with shape (*, U, N).
 
-        def pairwise(choice: Tensor | None = None, **options: str) -> Tensor:
-            value = kernels.pairwise_gather(utility, left, right, choice, mask, **options)
-            return value.reshape(margin.shape[:-2] + value.shape[1:])
-
-        parameters = {"log_tie": log_tie, "lapse_logit": lapse_logit, "rankings": rankings}
-        return cls(pairwise, mask, margin.shape[:-1], **parameters)
+        Args:
+            margin: The margins.
+            mask: True where there is a comparison, with shape (U, N); everywhere if None.
+            parameters: `log_tie`, `position_bias`, `lapse_logit` and `rankings`, as the class has
+                them.
+        """
+        if mask is None:
+            mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
+        return cls(bind_margin(margin, mask), mask, margin.shape[:-1], **parameters)
 
     @property
     def margin(self) -> Tensor:
@@ -213,20 +243,97 @@ class BradleyTerry(TorchDistribution):
         """
         self._check(value)
         value = value.masked_fill(~self.mask_, 0.0)
+        parameters = {"log_tie": self.log_tie, "lapse_logit": self.lapse_logit}
+        each = log_prob_of_choices(self.margin, value, self.rankings, **parameters)
+        return each.masked_fill(~self.mask_, 0.0)
+
+    def judgements(self, choice: Tensor) -> Outcomes:
+        """Returns log-probabilities of what each judgement may end in, with shape (*, U, N).
+
+        Those of :attr:`outcomes`, but at the comparisons of a ranking its own log-probability, at
+        the first, and 0: so :meth:`Outcomes.log_prob` of the choices is :meth:`log_prob_each`.
+
+        Args:
+            choice: Choices with shape (U, N), by which rankings are scored.
+        """
         if self.rankings is None:
-            return self.outcomes.log_prob(value).masked_fill(~self.mask_, 0.0)
-        margin, alone = self.margin, self.rankings.alone
-        total = self.rankings.log_prob(margin, value)
-        if not len(alone):
-            return total
-        margin, value = (x.flatten(-2).index_select(-1, alone) for x in (margin, value))
-        each = Outcomes.of(margin).log_prob(value)
-        return total.flatten(-2).index_add(-1, alone, each).view_as(total)
+            return self.outcomes
+        inside, ranked = self.rankings.inside, self.log_prob_each(choice)
+        return self.outcomes.map(lambda x: torch.where(inside, ranked, x))
+
+    def log_predictive(self, log_weights: Tensor, choice: Tensor) -> Tensor:
+        r"""Evaluates the log-probability of each judgement, averaged over draws of z.
+
+        Args:
+            log_weights: Normalised log-weights with shape (S, U); of the first draws alone if they
+                are fewer than the draws.
+            choice: Choices with shape (U, N).
+
+        Returns:
+            :math:`\log \bar p(y)` in nats with shape (U, N), where :math:`\bar p` is the weighted
+            mean of an outcome's probability; half a win each scores
+            :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`. That of a ranking, whose mean
+            is taken of the whole, stands at its first comparison, and 0 at its others.
+        """
+        drawn = self.judgements(choice).map(lambda x: x[: len(log_weights)])
+        score = drawn.average(log_weights.unsqueeze(-1)).log_prob(choice)
+        if self.rankings is None:
+            return score
+        return score.masked_fill(self.rankings.inside & ~self.rankings.head, 0.0)
+
+    def at(self, margin: Tensor) -> BradleyTerry:
+        """Returns the distribution of the same comparisons at other margins (*, U, N)."""
+        return self.from_margin(margin, self.mask_, rankings=self.rankings, **self.answers)
+
+    @torch.enable_grad()
+    def differentiate(self, choice: Tensor) -> Derivatives:
+        """Differentiates log p of each choice (U, N) once and twice, in double precision."""
+        choice = choice.double().masked_fill(~self.mask_, 0.0)
+        margin = self.margin.detach().double()
+        if self.rankings is not None:
+            return self._differentiate_rankings(margin, choice)
+        variables = {"margin": margin} | {
+            name: value.detach().double().expand_as(margin)
+            for name, value in self.answers.items()
+            if name != "position_bias"
+        }
+        variables = {name: value.clone().requires_grad_() for name, value in variables.items()}
+        outcomes = Outcomes.of(
+            *(variables.get(name) for name in ("margin", "log_tie", "lapse_logit"))
+        )
+        total = outcomes.log_prob(choice).masked_fill(~self.mask_, 0.0).sum()
+        first = torch.autograd.grad(total, list(variables.values()), create_graph=True)
+        second = [
+            torch.autograd.grad(
+                value.sum(), list(variables.values()), retain_graph=True, materialize_grads=True
+            )
+            for value in first
+        ]
+        # The margin moves with the bias as with itself.
+        column = {name: i for i, name in enumerate(variables)} | {"position_bias": 0}
+        index = [column[name] for name in ("margin", *self.answers)]
+        nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
+        return Derivatives(
+            [first[i].detach() for i in index],
+            [[second[i][j] for j in index] for i in index],
+            nothing,
+            nothing,
+            nothing,
+        )
+
+    def _differentiate_rankings(self, margin: Tensor, choice: Tensor) -> Derivatives:
+        rankings, prob = self.rankings, torch.sigmoid(margin)
+        alone = (choice - prob).masked_fill(~self.mask_, 0.0)
+        first = torch.where(rankings.inside, rankings.gradient(margin, choice), alone)
+        alone = (-prob * (1 - prob)).masked_fill(~self.mask_, 0.0)
+        second = torch.where(rankings.inside, -first.abs(), alone)
+        person = rankings.first // choice.shape[-1]
+        return Derivatives([first], [[second]], rankings.place, rankings.winner(choice), person)
 
     def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N).
 
-        Rankings are drawn whole, as many of their items ranked as were.
+        A ranking is drawn as a whole, with as many of its items ranked as in the data.
         """
         shape = Size(sample_shape) + self.batch_shape + self.event_shape
         with torch.no_grad():
@@ -250,9 +357,8 @@ class BradleyTerry(TorchDistribution):
             self.mask_,
             Size(batch_shape),
             self._validate_args,
-            log_tie=self.log_tie,
-            lapse_logit=self.lapse_logit,
             rankings=self.rankings,
+            **self.answers,
         )
 
     @property
@@ -267,3 +373,51 @@ class BradleyTerry(TorchDistribution):
             )
         if self._validate_args:
             self._validate_sample(value.masked_fill(~self.mask_, 0.0))
+
+
+def bind_margin(margin: Tensor, mask: Tensor) -> Callable[..., Tensor]:
+    """Binds :func:`fssa_bayes.kernels.pairwise_gather` to margins (*, U, N) that are given.
+
+    Returns:
+        The operation, which still takes `choice` and options.
+    """
+    users, comparisons = margin.shape[-2:]
+    # Margins are utilities of N items, all of them compared with one more of utility 0.
+    utility = F.pad(margin, (0, 1)).reshape(-1, users, comparisons + 1)
+    left = torch.arange(comparisons, device=margin.device).expand(users, -1)
+    right = torch.full_like(left, comparisons)
+
+    def pairwise(choice: Tensor | None = None, **options: str) -> Tensor:
+        value = kernels.pairwise_gather(utility, left, right, choice, mask, **options)
+        return value.reshape(margin.shape[:-2] + value.shape[1:])
+
+    return pairwise
+
+
+def log_prob_of_choices(
+    margin: Tensor,
+    choice: Tensor,
+    rankings: Rankings | None = None,
+    *,
+    log_tie: Tensor | None = None,
+    lapse_logit: Tensor | None = None,
+) -> Tensor:
+    """Evaluates the log-probability of each choice, (*, U, N), in nats, without a mask.
+
+    That of a ranking stands at its first comparison, and 0 at its others.
+
+    Args:
+        margin: Margins in nats with shape (*, U, N).
+        choice: Choices with shape (*, U, N).
+        rankings: Which comparisons make up rankings; None where all stand alone.
+        log_tie: Log ν; None for no ties.
+        lapse_logit: Logit of λ; None for no lapses.
+    """
+    if rankings is None:
+        return Outcomes.of(margin, log_tie, lapse_logit).log_prob(choice)
+    total, alone = rankings.log_prob(margin, choice), rankings.alone
+    if not len(alone):
+        return total
+    margin, choice = (x.flatten(-2).index_select(-1, alone) for x in (margin, choice))
+    each = Outcomes.of(margin).log_prob(choice)
+    return total.flatten(-2).index_add(-1, alone, each).view_as(total)

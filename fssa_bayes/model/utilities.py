@@ -2,24 +2,123 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fssa_bayes import kernels
-from fssa_bayes.model.nn import MLP, product, shed_denormals, tower
+from fssa_bayes.model.nn import MLP, PRECISIONS, product, shed_denormals, tower
 
-__all__ = ["BilinearUtility", "LinearUtility", "MLPUtility", "ModuleUtility"]
+__all__ = [
+    "BilinearUtility",
+    "LinearUtility",
+    "MLPUtility",
+    "ModuleUtility",
+    "PreparedItems",
+    "Utility",
+]
 
 
-class LinearUtility(nn.Module):
+class PreparedItems(NamedTuple):
+    """Holds what guide and model need of items, whoever the people are.
+
+    Attributes:
+        items: Standardised features (M, D), or positions (M,).
+        factors: The utility's factors of the items, (M, F); None in a homogeneous model.
+    """
+
+    items: Tensor
+    factors: Tensor | None
+
+
+class Utility(nn.Module, ABC):
+    """Defines what a model, its guide and its fit ask of a utility r(x, z).
+
+    A utility implements :meth:`forward`; where there is a fused operation for many draws,
+    :meth:`bind`; and where there are features of items for the guide to see, :meth:`item_factors`.
+
+    Attributes:
+        options: The arguments of :class:`HeterogeneousBTL` that it takes beside the number of
+            features and of latent dimensions.
+        is_linear: Whether r(x, z) = x·(w0 + Λz), whose coefficients are identified.
+        is_random: Whether a person draws the utilities of items anew for each judgement;
+            :meth:`forward` then gives their means, and rankings have no likelihood.
+        has_precision: Whether `matmul_precision` concerns it.
+        num_item_factors: Width F of :meth:`item_factors`.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    is_linear = False
+    is_random = False
+    has_precision = False
+    num_item_factors = 1
+
+    @abstractmethod
+    def forward(self, items: Tensor, z: Tensor) -> Tensor:
+        """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
+
+    def item_factors(self, items: Tensor) -> Tensor:
+        """Returns features of items for the guide to see, (M, F); here none, a zero for each."""
+        return torch.zeros(len(items), 1, device=items.device)
+
+    def pairwise(self, items: Tensor, factors: Tensor | None, z: Tensor) -> Callable[..., Tensor]:
+        """Binds one of the operations of :mod:`fssa_bayes.kernels` to the utilities it compares.
+
+        Args:
+            items: Items (M, D) or (M,), standardised.
+            factors: Their factors (M, F); None where z has width 0.
+            z: Latent factors with shape (S, U, K).
+
+        Returns:
+            The operation, which still takes `left`, `right`, `choice`, `mask` and options.
+        """
+        if z.shape[-1] == 0:  # Everybody has the same utilities.
+            return partial(kernels.pairwise_gather, self(items, z[:, :1]))
+        return self.bind(items, factors, z)
+
+    def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        """Does what :meth:`pairwise` does, for people who differ."""
+        return partial(kernels.pairwise_gather, self(items, z))
+
+    def population_parameters(self) -> list[nn.Parameter]:
+        """Lists the parameters that describe the population, and learn faster than networks."""
+        return []
+
+    def set_precision(self, precision: str) -> None:
+        """Sets the precision of matrix products, one of :data:`fssa_bayes.model.nn.PRECISIONS`.
+
+        Raises:
+            ValueError: If the precision is unknown, or lower in a utility that it does not concern.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
+        if precision != "highest" and not self.has_precision:
+            raise ValueError(
+                "matmul_precision must be 'highest' for a utility without networks of this "
+                f"package's, got {precision!r}"
+            )
+        for module in self.modules():
+            if hasattr(module, "precision"):
+                module.precision = precision
+
+    def scale_differences(self, factor: float | Tensor) -> None:
+        """Multiplies, in place, the part of the utilities that depends on z."""
+        raise NotImplementedError(f"{type(self).__name__} has no scale of its own")
+
+
+class LinearUtility(Utility):
     r"""Computes r(x, z) = x·(w0 + Λz): random coefficients, or a correlated mixed logit.
 
     Args:
         num_features: Number of item features D.
         latent_dim: Number of latent dimensions K.
     """
+
+    is_linear = True
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
@@ -30,6 +129,10 @@ class LinearUtility(nn.Module):
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population: w0 and Λ."""
         return [self.mean, self.loading]
+
+    def scale_differences(self, factor: float | Tensor) -> None:
+        """Multiplies Λ in place."""
+        self.loading.mul_(factor)
 
     def item_factors(self, items: Tensor) -> Tensor:
         """Returns x·w0 and xΛ with shape (M, 1 + K)."""
@@ -46,17 +149,17 @@ class LinearUtility(nn.Module):
             return self.mean[items] + z @ self.loading[items].T
         return self.coefficients(z) @ items.T
 
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
+    def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        """Binds the product of coefficients or factors, whichever has fewer terms."""
         if items.dtype == torch.int64:
-            return partial(kernels.pairwise_gather, self(items, z))
+            return super().bind(items, factors, z)
         if z.shape[-1] + 1 < items.shape[-1]:  # x·w0 + (xΛ)·z has fewer products than x·β.
             user_factors = torch.cat([torch.ones_like(z[..., :1]), z], -1)
             return partial(kernels.pairwise_bilinear, factors, user_factors)
         return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
 
 
-class BilinearUtility(nn.Module):
+class BilinearUtility(Utility):
     r"""Computes r(x, z) = φ(x)·ψ(z) with two MLP towers.
 
     ψ is a network, so it can switch between types of people, and the likelihood of many draws is a
@@ -68,6 +171,9 @@ class BilinearUtility(nn.Module):
         hidden_dim: Width of both towers.
         num_factors: Number of factors that the towers end in.
     """
+
+    options = ("hidden_dim", "num_factors")
+    has_precision = True
 
     def __init__(
         self, num_features: int, latent_dim: int, hidden_dim: int = 64, num_factors: int = 16
@@ -81,17 +187,22 @@ class BilinearUtility(nn.Module):
         """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
         return self.user_tower(z) @ self.item_tower(items).T
 
+    def scale_differences(self, factor: float | Tensor) -> None:
+        """Multiplies the last layer of ψ in place."""
+        for parameter in self.user_tower[-1].parameters():
+            parameter.mul_(factor)
+
     def item_factors(self, items: Tensor) -> Tensor:
         """Returns φ(x) with shape (M, F)."""
         return self.item_tower(items)
 
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
+    def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        """Binds the product of both towers' factors."""
         users = shed_denormals(self.user_tower(shed_denormals(z)))
         return partial(kernels.pairwise_bilinear, shed_denormals(factors), users)
 
 
-class MLPUtility(nn.Module):
+class MLPUtility(Utility):
     r"""Computes r(x, z) = w·relu(A(x) + B z): a network on [h(x), z], its first layer split.
 
     Args:
@@ -99,6 +210,9 @@ class MLPUtility(nn.Module):
         latent_dim: Number of latent dimensions K.
         hidden_dim: Width of the layers.
     """
+
+    options = ("hidden_dim",)
+    has_precision = True
 
     def __init__(self, num_features: int, latent_dim: int, hidden_dim: int = 64) -> None:
         super().__init__()
@@ -113,39 +227,37 @@ class MLPUtility(nn.Module):
         user = product(z, self.user_layer, self.precision).unsqueeze(-2)
         return torch.relu(self.item_tower(items) + user) @ self.weight
 
+    def scale_differences(self, factor: float | Tensor) -> None:
+        """Multiplies w in place."""
+        self.weight.mul_(factor)
+
     def item_factors(self, items: Tensor) -> Tensor:
         """Returns the items' part of the hidden layer, with shape (M, H)."""
         return self.item_tower(items)
 
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
+    def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        """Binds the network's last layer on the hidden layers of items and people."""
         user = shed_denormals(product(shed_denormals(z), self.user_layer, self.precision))
         return partial(kernels.pairwise_mlp, shed_denormals(factors), user, self.weight)
 
 
-class ModuleUtility(nn.Module):
+class ModuleUtility(Utility):
     """Uses any module that maps items (*, D) and z (*, K), broadcast, to utilities (*).
 
     Args:
         module: The utility; with `latent_dim=0` its z has width 0.
     """
 
-    num_item_factors = 1
-
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-
-    def item_factors(self, items: Tensor) -> Tensor:
-        """Returns nothing known, a zero with shape (M, 1)."""
-        return torch.zeros(len(items), 1, device=items.device)
 
     def forward(self, items: Tensor, z: Tensor) -> Tensor:
         """Returns utilities (*, U, M) of items (M, D) for z with shape (*, U, K)."""
         return self.module(items, z.unsqueeze(-2))
 
-    def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> partial:
-        """Binds the kernel's utility inputs for item factors and z with shape (S, U, K)."""
+    def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
+        """Binds the gather of utilities; items that differ between people, each for its person."""
         return partial(self._gather, items, z)
 
     def _gather(self, items: Tensor, z: Tensor, left: Tensor, right: Tensor, *args, **kwargs):

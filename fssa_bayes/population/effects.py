@@ -1,8 +1,9 @@
 r"""What user covariates do to utilities, in terms that every utility identifies.
 
 A model with covariates w says :math:`z = B \tilde w + ζ`. Neither B nor z is identified, but the
-population's average centred utility of an item, and the probability that it is preferred, are: what
-a covariate does is the change of these where everybody's value of it is changed.
+population's average centred utility of an item is, and so is the probability that an item is
+preferred. The effect of a covariate is the change of these two where everybody's value of the
+covariate is changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fssa_bayes.data import Preferences, identified_covariates
 from fssa_bayes.model import HeterogeneousBTL, positions
 from fssa_bayes.posterior import PopulationDraws
 
-__all__ = ["covariate_effects"]
+__all__ = ["average_liking", "choose_items", "covariate_effects", "effect_of_covariate"]
 
 _MOST_ITEMS = 200  # Items that are compared with each other.
 _CHUNK = 2**22  # Probabilities of pairs held at once.
@@ -38,9 +39,9 @@ def covariate_effects(
     r"""Tabulates how the population's liking of items changes with a unit of each covariate.
 
     Everybody's covariate is set half a standard deviation higher and lower, all else as it is, and
-    the difference divided by the standard deviation; a covariate with two values is set to the one
-    and the other. So for an effect that is not linear this is its average over the people there
-    are. People and ζ are drawn once and are the same for both settings.
+    the difference is divided by the standard deviation; a covariate with two values is set to the
+    one and the other. So an effect that is not linear is averaged over the people of the data.
+    People and ζ are drawn once and are the same for both settings.
 
     Args:
         model: A fitted model with covariates, of any utility and prior.
@@ -63,10 +64,16 @@ def covariate_effects(
         ValueError: If the model has no covariates or others than the data, an item is unknown,
             there are too few or too many items, or `population` holds draws of another model.
     """
-    _check(model, data, population, num_draws)
-    table, names = _items(data, items)
-    found = identified_covariates(data.covariates)
+    if not model.num_covariates:
+        raise ValueError("model must have covariates, got num_covariates=0")
+    model.check_covariates(data.covariates)
+    if not isinstance(num_draws, int) or num_draws < 1:
+        raise ValueError(f"num_draws must be an integer of at least 1, got {num_draws!r}")
     members = [] if population is None else [member for member, _ in population.members]
+    if any(member.config != model.config for member in members):
+        raise ValueError("population must hold draws of this model, got those of another one")
+    table, names = choose_items(data, items)
+    found = identified_covariates(data.covariates)
     estimates = []
     for one in (model, *members):
         with seeded(seed):
@@ -74,7 +81,7 @@ def covariate_effects(
             rest = one.average_prior(num_draws).sample()
         estimates.append(
             [
-                _contrast(one, data.covariates, table, people, rest, column)
+                effect_of_covariate(one, data.covariates, table, people, rest, column)
                 for column in range(one.num_covariates)
             ]
         )
@@ -89,57 +96,19 @@ def covariate_effects(
     return pd.DataFrame({k: v.flatten().numpy() for k, v in columns.items()}, index=index)
 
 
-def _contrast(
-    model: HeterogeneousBTL,
-    covariates: Tensor,
-    table: Tensor,
-    people: Tensor,
-    rest: Tensor,
-    column: int,
-) -> Tensor:
-    """Returns changes of centred utilities and of wins by a unit of one covariate, (2, M).
+def choose_items(data: Preferences, items: Sequence | None) -> tuple[Tensor, pd.Index]:
+    """Looks up the items that are compared with each other.
 
     Args:
-        model: The model.
-        covariates: Everybody's covariates with shape (U, W).
-        table: Features (M, D) or positions (M,) of the items.
-        people: Positions of the people drawn, (N,).
-        rest: What covariates leave open of their z, (N, K).
-        column: Position of the covariate.
+        data: The item table.
+        items: Names of 2 to 200 different items; all of the table if None.
+
+    Returns:
+        Features (M, D) or positions (M,) of the items, and their names.
+
+    Raises:
+        ValueError: If an item is unknown or named twice, or there are too few or too many.
     """
-    low, high = _settings(covariates[:, column])
-    sides = []
-    for value in (low, high):
-        changed = covariates.clone()
-        changed[:, column] = value
-        sides.append(_liking(model, table.to(model.device), rest + model.location(changed[people])))
-    width = (high - low).to(sides[0]).mean()
-    return (sides[1] - sides[0]) / width
-
-
-def _settings(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what everybody's covariate (U,) is set to: its two values, or ± half a deviation."""
-    distinct = values.unique()
-    if len(distinct) == 2:
-        return tuple(value.expand_as(values) for value in distinct)
-    half = values.double().std(unbiased=False).clamp(min=1e-30) / 2
-    return (values - half).float(), (values + half).float()
-
-
-def _liking(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Tensor:
-    """Averages centred utilities and probabilities of winning over people z (N, K), to (2, M)."""
-    count = len(table)
-    total = torch.zeros(2, count, device=z.device, dtype=torch.float64)
-    for part in z.split(max(1, _CHUNK // count**2)):
-        utility = model.item_utility(table, part)
-        total[0] += (utility - utility.mean(-1, keepdim=True)).double().sum(0)
-        prob = torch.sigmoid(utility.unsqueeze(-1) - utility.unsqueeze(-2))
-        # An item's comparison with itself, a half, does not count.
-        total[1] += ((prob.double().sum(-1) - 0.5) / (count - 1)).sum(0)
-    return total / len(z)
-
-
-def _items(data: Preferences, items: Sequence | None) -> tuple[Tensor, pd.Index]:
     if items is None and data.num_items > _MOST_ITEMS:
         raise ValueError(
             f"items must name at most {_MOST_ITEMS} items, of which the table has {data.num_items}"
@@ -155,18 +124,48 @@ def _items(data: Preferences, items: Sequence | None) -> tuple[Tensor, pd.Index]
     return (index if data.items is None else data.items[index]), names
 
 
-def _check(
+def effect_of_covariate(
     model: HeterogeneousBTL,
-    data: Preferences,
-    population: PopulationDraws | None,
-    num_draws: int,
-) -> None:
-    if not model.num_covariates:
-        raise ValueError("model must have covariates, got num_covariates=0")
-    model.check_covariates(data.covariates)
-    if not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws must be an integer of at least 1, got {num_draws!r}")
-    if population is not None and any(
-        member.config != model.config for member, _ in population.members
-    ):
-        raise ValueError("population must hold draws of this model, got those of another one")
+    covariates: Tensor,
+    table: Tensor,
+    people: Tensor,
+    rest: Tensor,
+    column: int,
+) -> Tensor:
+    """Returns changes of centred utilities and of wins by a unit of one covariate, (2, M).
+
+    Args:
+        model: The model.
+        covariates: Everybody's covariates with shape (U, W).
+        table: Features (M, D) or positions (M,) of the items.
+        people: Positions of the people drawn, (N,).
+        rest: ζ, the part of their z that covariates leave open, (N, K).
+        column: Position of the covariate.
+    """
+    values = covariates[:, column]
+    settings = values.unique()
+    if len(settings) != 2:
+        half = values.double().std(unbiased=False).clamp(min=1e-30) / 2
+        settings = (values - half).float(), (values + half).float()
+    low, high = (value.expand_as(values) for value in settings)
+    sides = []
+    for value in (low, high):
+        changed = covariates.clone()
+        changed[:, column] = value
+        z = rest + model.location(changed[people])
+        sides.append(average_liking(model, table.to(model.device), z))
+    width = (high - low).to(sides[0]).mean()
+    return (sides[1] - sides[0]) / width
+
+
+def average_liking(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Tensor:
+    """Averages centred utilities and probabilities of winning over people z (N, K), to (2, M)."""
+    count = len(table)
+    total = torch.zeros(2, count, device=z.device, dtype=torch.float64)
+    for part in z.split(max(1, _CHUNK // count**2)):
+        utility = model.item_utility(table, part)
+        total[0] += (utility - utility.mean(-1, keepdim=True)).double().sum(0)
+        prob = torch.sigmoid(utility.unsqueeze(-1) - utility.unsqueeze(-2))
+        # An item's comparison with itself, a half, does not count.
+        total[1] += ((prob.double().sum(-1) - 0.5) / (count - 1)).sum(0)
+    return total / len(z)

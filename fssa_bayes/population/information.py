@@ -1,224 +1,36 @@
-"""Scores of people and the observed information of population parameters."""
+r"""Scores of people and the observed information on population parameters.
+
+By Fisher's identity the score of a person is the posterior mean of the complete-data score. By
+Louis' identity the observed information is the posterior mean of the complete-data information less
+the posterior covariance of the complete-data score. Both means are taken with importance weights.
+
+References:
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences, covariate_rank, user_batches
+from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.kernels.plackett_luce import Rankings
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, LinearUtility, Outcomes
+from fssa_bayes.model import Derivatives, HeterogeneousBTL
 from fssa_bayes.sampling import propose
 
-__all__ = ["feature_differences"]
-
-
-# What an information matrix without full rank may come from.
-LOW_RANK = (
-    "as where the covariance is close to one of lower rank; standard errors leave these out. Fewer "
-    "latent dimensions, or more draws, may do"
-)
-
-
-COLLINEAR = (
-    "as where features are constant or collinear, or people too few; standard errors leave these "
-    "out. Fewer features may do"
-)
-
-
-_MAX_PARAMETERS = 2000
-
-
-def with_standard_errors(
-    quantities: Callable[[Tensor], Tensor],
-    theta: Tensor,
-    outer: Tensor,
-    information: Tensor,
-    expected_null: int,
-    *,
-    num_people: int,
-    advice: str,
-) -> dict[str, np.ndarray]:
-    """Evaluates functions of the estimates, with standard errors of three forms.
-
-    People's scores sum to zero, so that of U people they span U − 1 directions at most.
-    """
-    jacobian = torch.autograd.functional.jacobian(quantities, theta)
-    inverse = invert_information(information, expected_null, advice)
-    if _too_few(num_people, information):
-        outer, inverse_outer = outer * torch.nan, outer * torch.nan
-    else:
-        inverse_outer = invert_information(outer, expected_null, advice)
-    unidentified = find_unidentified(jacobian, inverse, information)
-    standard_error = {
-        "se_hessian": inverse,
-        "se_outer_product": inverse_outer,
-        "se_sandwich": inverse @ outer @ inverse,
-    }
-    columns = {"estimate": quantities(theta).numpy()}
-    for name, covariance in standard_error.items():
-        variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
-        columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
-    return columns
-
-
-def _too_few(num_people: int, information: Tensor) -> bool:
-    """Tells whether people are too few for their scores to have a covariance, and warns before."""
-    parameters = int(torch.linalg.matrix_rank(information, rtol=1e-9, hermitian=True))
-    if num_people >= 2 * parameters:
-        return False
-    few = num_people <= parameters
-    said = "cannot be had and are NaN" if few else "are rough (compare se_hessian)"
-    warnings.warn(
-        f"se_sandwich and se_outer_product, which take people for clusters, {said}: "
-        f"{num_people} people with comparisons for {parameters} parameters",
-        stacklevel=4,
-    )
-    return few
-
-
-@dataclass(frozen=True)
-class ParameterEstimate:
-    """Holds the free parameters θ = (w0, tril L, RᵀB, of answers) and what is known of them.
-
-    Attributes:
-        theta: The estimates, with shape (P,).
-        loading: L with shape (D, R), on the CPU.
-        rotation: L = Λ · rotation, with shape (K, R).
-        entries: Rows and columns of the free entries of L, (2, ·).
-        effect: RᵀB with shape (R, W), W = 0 without covariates.
-        outer: Sum of the outer products of people's scores, (P, P).
-        information: Observed information, (P, P).
-        expected_null: Number of directions that no data could identify.
-    """
-
-    theta: Tensor
-    loading: Tensor
-    rotation: Tensor
-    entries: Tensor
-    effect: Tensor
-    outer: Tensor
-    information: Tensor
-    expected_null: int
-
-    def unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes θ (P,) apart: w0 (D,), L (D, R), RᵀB (R, W) and the parameters of the answers."""
-        sizes = len(self.loading), self.entries.shape[1], self.effect.numel()
-        mean, free, effect, answers = theta.split([*sizes, len(theta) - sum(sizes)])
-        loading = theta.new_zeros(self.loading.shape).index_put(tuple(self.entries), free)
-        return mean, loading, effect.reshape(self.effect.shape), answers
-
-
-def estimate_parameters(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
-    data: Preferences,
-    num_samples: int,
-    seed: int,
-    what: str,
-) -> ParameterEstimate:
-    """Collects estimates and information of a linear utility, or says why `what` cannot."""
-    utility = model.utility
-    if not isinstance(utility, LinearUtility):
-        raise ValueError(
-            f"{what} needs utility='linear', whose coefficients are identified, got "
-            f"{type(utility).__name__}"
-        )
-    if len(model.prior_flow):
-        raise ValueError(
-            f"{what} needs prior='normal', under which mean and covariance describe the "
-            "coefficients, got prior='flow'"
-        )
-    mean = utility.mean.detach().double()
-    triangle, rotation = _canonical(utility.loading.detach().double())
-    rank = triangle.shape[1]
-    entries = torch.tril_indices(len(mean), rank)
-    effect = torch.zeros(rank, 0, dtype=torch.float64)
-    if model.num_covariates:
-        effect = (rotation.T @ model.covariate_effect.detach().double()).cpu()
-    check_num_parameters(what, len(mean) + entries.shape[1] + effect.numel())
-    # Positions of the free parameters among the entries of (w0, L), row by row, and the others.
-    row, column = entries
-    answers = torch.tensor(list(answer_estimates(model).values()), dtype=torch.float64)
-    free = torch.cat(
-        [
-            torch.arange(len(mean)) * (rank + 1),
-            row * (rank + 1) + 1 + column,
-            len(mean) * (1 + rank) + torch.arange(effect.numel() + len(answers)),
-        ]
-    )
-    outer, information = sum_moments(model, guide, data, rotation, num_samples, seed)
-    triangle = triangle.cpu()
-    expected_null = 0 if data.items is not None else 1 + rank
-    if model.num_covariates:
-        expected_null += rank * (model.num_covariates - covariate_rank(data.covariates))
-    return ParameterEstimate(
-        theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
-        loading=triangle,
-        rotation=rotation.cpu(),
-        entries=entries,
-        effect=effect,
-        outer=outer[free][:, free],
-        information=information[free][:, free],
-        expected_null=expected_null,
-    )
-
-
-def check_num_parameters(what: str, parameters: int) -> None:
-    if parameters > _MAX_PARAMETERS:
-        raise ValueError(
-            f"{what} inverts a dense information matrix of at most {_MAX_PARAMETERS} "
-            f"parameters, got {parameters}: reduce the features or latent_dim"
-        )
-
-
-def find_unidentified(
-    jacobian: Tensor, inverse: Tensor, information: Tensor, share: float = 0.05
-) -> Tensor:
-    """Tells which quantities depend on directions without information by more than a share."""
-    seen = torch.einsum("pi,ij,jk->pk", jacobian, inverse, information)
-    return (jacobian - seen).square().sum(-1) > share * jacobian.square().sum(-1)
-
-
-def answer_estimates(model: HeterogeneousBTL) -> dict[str, float]:
-    """Lists the estimates of log ν, position bias and logit of the lapse rate, in this order."""
-    return {name: value.item() for name, value in model.answer_parameters().items()}
-
-
-def label_parameters(
-    data: Preferences, rank: int, covariates: Sequence, answers: dict[str, float]
-) -> pd.MultiIndex:
-    names = [str(name) for name in data.feature_names]
-    rows = [("mean", name) for name in names]
-    if rank:
-        rows += [("sd", name) for name in names]
-        rows += [
-            ("correlation", f"{names[i]}, {names[j]}") for i in range(len(names)) for j in range(i)
-        ]
-    rows += [("effect", f"{covariate} on {name}") for covariate in covariates for name in names]
-    rows += [("answer", name) for name in answers]
-    if "lapse logit" in answers:
-        rows.append(("answer", "lapse rate"))
-    return pd.MultiIndex.from_tuples(rows, names=["quantity", "term"])
-
-
-def _canonical(loading: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotates Λ (D, K) to L (D, R), lower triangular, and returns the rotation (K, R) with it."""
-    rotation, triangle = torch.linalg.qr(loading.T)
-    sign = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
-    return (triangle * sign[:, None]).T, rotation * sign
+__all__ = [
+    "batch_information",
+    "effect_information",
+    "feature_differences",
+    "population_information",
+    "stage_products",
+]
 
 
 @torch.no_grad()
-def sum_moments(
+def population_information(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     data: Preferences,
@@ -226,13 +38,23 @@ def sum_moments(
     num_samples: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Sums the outer products of people's scores, and their observed information."""
-    width = rotation.shape[1]
-    size = (
-        model.num_features * (1 + width)
-        + width * model.num_covariates
-        + len(answer_estimates(model))
-    )
+    """Sums the outer products of people's scores, and their observed information.
+
+    Args:
+        model: A model with linear utility and normal prior.
+        guide: Its guide; None if `latent_dim` is 0.
+        data: The comparisons.
+        rotation: R with shape (K, R). Scores are those of the model of Rᵀz.
+        num_samples: Draws of each person's z.
+        seed: Seed of the draws.
+
+    Returns:
+        Two matrices (P, P) over the parameters: w0 and ΛR, feature by feature; RᵀB; those of the
+        answers.
+    """
+    rank = rotation.shape[1]
+    size = model.num_features * (1 + rank) + rank * model.num_covariates
+    size += len(model.answer_parameters())
     outer = torch.zeros(size, size, dtype=torch.float64)
     information = torch.zeros(size, size, dtype=torch.float64)
     # Sums do not depend on the order of people; sorted by size, little is padded.
@@ -243,30 +65,33 @@ def sum_moments(
         for _, batch in user_batches(data, width, model.device):
             draws = propose(model, guide, batch, num_samples)
             weights = draws.log_weights.double().softmax(0)
-            person_outer, person_information = person_moments(
-                model, batch, draws.z, weights, rotation
-            )
-            outer += person_outer.cpu()
-            information += person_information.cpu()
+            batch_outer, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
+            outer += batch_outer.cpu()
+            information += batch_inform.cpu()
     return outer, information
 
 
-def person_moments(
+def batch_information(
     model: HeterogeneousBTL, batch: Batch, z: Tensor, weights: Tensor, rotation: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums the moments over a batch, for z (S, U, K) with normalised weights (S, U)."""
-    likelihood = model.choice(batch, z)
-    if likelihood.rankings is None:
-        first, second = differentiate_choices(likelihood, batch.choice, model.bias is not None)
-    else:
-        first, second = _ranking_derivatives(likelihood, batch.choice)
+    """Does what :func:`population_information` does, for the people of a batch and given draws.
+
+    Args:
+        model: A model with linear utility and normal prior.
+        batch: The comparisons.
+        z: Draws with shape (S, U, K).
+        weights: Their normalised weights, with shape (S, U).
+        rotation: R with shape (K, R).
+    """
+    derivatives = model.choice(batch, z).differentiate(batch.choice)
+    first, second = derivatives.first, derivatives.second
     difference = feature_differences(model, batch).double()
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
 
     gradient = torch.einsum("sun,und->sud", first[0], difference)
     score = torch.einsum("sud,suk->sudk", gradient, factors).flatten(-2)
-    score_of_effect, complete_of_effect = _effect_moments(model, batch, z, rotation)
+    score_of_effect, complete_of_effect = effect_information(model, batch, z, rotation)
     of_answers = [value.sum(-1, keepdim=True) for value in first[1:]]
     score = torch.cat([score, score_of_effect, *of_answers], -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
@@ -280,10 +105,7 @@ def person_moments(
     information[:size, :size] += complete.reshape(size, size)
     start = size + len(complete_of_effect)
     information[size:start, size:start] += complete_of_effect
-    if likelihood.rankings is not None:
-        information[:size, :size] -= _stage_products(
-            likelihood.rankings, batch.choice, first[0], difference, factors, weights
-        )
+    information[:size, :size] -= stage_products(derivatives, difference, factors, weights)
     for i, row in enumerate(second[1:], start):
         cross = torch.einsum("su,sun,und,suk->dk", weights, -row[0], difference, factors)
         information[i, :size] += cross.flatten()
@@ -293,12 +115,13 @@ def person_moments(
     return outer, information
 
 
-def _effect_moments(
+def effect_information(
     model: HeterogeneousBTL, batch: Batch, z: Tensor, rotation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns the complete-data score (S, U, R W) of RᵀB, and its information (R W, R W).
 
-    Rᵀz given the covariates is normal around RᵀB w̃, whatever the choices.
+    Rᵀz given the covariates is normal around RᵀB w̃, whatever the choices. Arguments are those of
+    :func:`batch_information`.
     """
     if not model.num_covariates:
         return z.new_zeros(*z.shape[:-1], 0, dtype=torch.float64), z.new_zeros(0, 0)
@@ -309,77 +132,22 @@ def _effect_moments(
     return score, torch.kron(eye, covariates.T @ covariates)
 
 
-@torch.enable_grad()
-def differentiate_choices(
-    likelihood: BradleyTerry, choice: Tensor, has_bias: bool
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Differentiates log p(y | m, answers) once and twice, for each comparison.
-
-    Returns:
-        First derivatives (S, U, N) by the margin and each parameter of the answers, in order, and
-        the symmetric table of the second ones; 0 under the mask.
-    """
-    mask = likelihood.mask_
-    margin = likelihood.margin.detach().double()
-    # A parameter is repeated for each comparison: what is summed later is seen one by one here.
-    parameters = {
-        name: value.detach().double().expand_as(margin)
-        for name, value in (("tie", likelihood.log_tie), ("lapse", likelihood.lapse_logit))
-        if value is not None
-    }
-    variables = {"margin": margin} | parameters
-    variables = {name: value.clone().requires_grad_() for name, value in variables.items()}
-    outcomes = Outcomes.of(*(variables.get(name) for name in ("margin", "tie", "lapse")))
-    choice = choice.double().masked_fill(~mask, 0.0)
-    total = outcomes.log_prob(choice).masked_fill(~mask, 0.0).sum()
-    first = torch.autograd.grad(total, list(variables.values()), create_graph=True)
-    second = [
-        torch.autograd.grad(
-            value.sum(), list(variables.values()), retain_graph=True, materialize_grads=True
-        )
-        for value in first
-    ]
-    # The bias stands after the ties; its derivatives are the margin's own.
-    order = [n for n in ("margin", "tie", "bias", "lapse") if n in variables or n == "bias"]
-    order = [n for n in order if n != "bias" or has_bias]
-    column = {"bias": 0} | {name: i for i, name in enumerate(variables)}
-    index = [column[name] for name in order]
-    return [first[i].detach() for i in index], [[second[i][j] for j in index] for i in index]
-
-
-def _ranking_derivatives(
-    likelihood: BradleyTerry, choice: Tensor
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Differentiates log p(y | m) where some comparisons are rankings.
-
-    The form is that of :func:`differentiate_choices`. With p_j the probability that j is chosen in
-    a stage, the first derivative by the winner's margin over j is p_j, and the second derivatives
-    are −p_j on the diagonal and p_j p_k everywhere. The diagonal part is returned;
-    :func:`_stage_products` is the other part.
-    """
-    margin, mask, rankings = likelihood.margin.double(), likelihood.mask_, likelihood.rankings
-    choice = choice.double().masked_fill(~mask, 0.0)
-    prob, ranked = torch.sigmoid(margin), rankings.gradient(margin, choice)
-    first = torch.where(rankings.inside, ranked, (choice - prob).masked_fill(~mask, 0.0))
-    alone = (-prob * (1 - prob)).masked_fill(~mask, 0.0)
-    return [first], [[torch.where(rankings.inside, -first.abs(), alone)]]
-
-
-def _stage_products(
-    rankings: Rankings,
-    choice: Tensor,
-    gradient: Tensor,
-    difference: Tensor,
-    factors: Tensor,
-    weights: Tensor,
+def stage_products(
+    derivatives: Derivatives, difference: Tensor, factors: Tensor, weights: Tensor
 ) -> Tensor:
-    """Sums E[g gᵀ] over stages, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P)."""
-    winner = rankings.winner(choice)
-    terms = gradient.flatten(1)[:, rankings.place].unsqueeze(-1)
-    terms = terms * difference.flatten(0, 1)[rankings.place]
-    stage = terms.new_zeros(len(terms), len(rankings.first), terms.shape[-1])
-    stage = stage.index_add(1, winner, terms)
-    person = rankings.first // choice.shape[-1]
+    """Sums E[g gᵀ] over stages of rankings, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P).
+
+    Args:
+        derivatives: Derivatives of the choices' log-probability by the margins.
+        difference: Differences of features, with shape (U, N, D).
+        factors: u = (1, Rᵀz) with shape (S, U, 1 + R).
+        weights: Normalised weights of the draws, with shape (S, U).
+    """
+    place, person = derivatives.place, derivatives.person
+    terms = derivatives.first[0].flatten(1)[:, place].unsqueeze(-1)
+    terms = terms * difference.flatten(0, 1)[place]
+    stage = terms.new_zeros(len(terms), len(person), terms.shape[-1])
+    stage = stage.index_add(1, derivatives.stage, terms)
     products = torch.einsum("spd,spk->spdk", stage, factors[:, person]).flatten(2)
     scaled = (products * weights[:, person].sqrt().unsqueeze(-1)).flatten(0, 1)
     return scaled.T @ scaled
@@ -392,18 +160,3 @@ def feature_differences(model: HeterogeneousBTL, batch: Batch) -> Tensor:
     else:
         items = model.standardise(batch.items)
     return items[batch.left] - items[batch.right]
-
-
-def invert_information(matrix: Tensor, expected_null: int, advice: str) -> Tensor:
-    """Inverts an information matrix, leaving out directions the data say nothing about."""
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
-    informative = eigenvalues > 1e-9 * eigenvalues[-1]
-    null = int((~informative).sum())
-    if null > expected_null:
-        warnings.warn(
-            f"the information on the population is not positive in {null - expected_null} of "
-            f"{len(matrix)} directions, {advice}",
-            stacklevel=4,
-        )
-    vectors = vectors[:, informative]
-    return vectors / eigenvalues[informative] @ vectors.T

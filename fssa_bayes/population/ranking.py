@@ -7,19 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL, LinearUtility
-from fssa_bayes.population.information import (
-    COLLINEAR,
-    check_num_parameters,
-    find_unidentified,
-    invert_information,
-    sum_moments,
-)
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population.information import population_information
+from fssa_bayes.population.parameters import check_num_parameters
+from fssa_bayes.population.standard_errors import find_unidentified, invert_information
 
-__all__ = ["ranking_table"]
-
+__all__ = ["draw_ranks", "ranking_table"]
 
 _NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
 
@@ -59,7 +55,7 @@ def ranking_table(
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    if not isinstance(model.utility, LinearUtility) or model.latent_dim:
+    if not model.utility.is_linear or model.latent_dim:
         raise ValueError(
             "ranking() needs utility='linear' and latent_dim=0, whose maximum of the likelihood "
             f"has a standard error, got utility={model.config['utility']!r} and "
@@ -74,9 +70,8 @@ def ranking_table(
     if groups is not None and len(groups) != len(names):
         raise ValueError(f"groups must have one label an item, {len(names)}, got {len(groups)}")
     rotation = torch.zeros(0, 0, dtype=torch.float64)
-    outer, information = sum_moments(model, None, data, rotation, 1, seed)
-    # What the data say nothing about is left out, and shows as NaN.
-    inverse = invert_information(information, len(information), COLLINEAR)
+    outer, information = population_information(model, None, data, rotation, 1, seed)
+    inverse = invert_information(information)  # Places that are not identified become NaN below.
     covariance = inverse @ outer @ inverse
 
     if data.items is None:
@@ -94,14 +89,7 @@ def ranking_table(
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     root = design @ (vectors * eigenvalues.clamp(min=0).sqrt())
     error = root.square().sum(-1).sqrt()
-    noise = torch.randn(
-        root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
-    )
-    draws = torch.cat([utility.unsqueeze(-1), utility.unsqueeze(-1) + root @ noise], -1)
-    ranks = torch.empty_like(draws)
-    for rows in members:
-        ranks[rows] = 1 + (-draws[rows]).argsort(0).argsort(0).double()
-    rank, ranks = ranks[:, 0].long(), ranks[:, 1:]
+    rank, ranks = draw_ranks(utility, root, members, num_draws, seed)
     table = pd.DataFrame(
         {
             "utility": utility,
@@ -120,3 +108,28 @@ def ranking_table(
         return table.sort_values("rank")
     table.insert(0, "group", np.asarray(groups))
     return table.iloc[np.concatenate([rows[rank[rows].argsort()] for rows in members])]
+
+
+def draw_ranks(
+    utility: Tensor, root: Tensor, members: Sequence[np.ndarray], num_draws: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Ranks items by their utilities, and by normal draws of the utilities.
+
+    Args:
+        utility: Estimates with shape (M,).
+        root: A square root of their covariance, with shape (M, P).
+        members: Positions of the items of each group. Items are ranked within their group.
+        num_draws: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Ranks by the estimates, from 1, with shape (M,), and by the draws, (M, num_draws).
+    """
+    noise = torch.randn(
+        root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
+    )
+    draws = torch.cat([utility.unsqueeze(-1), utility.unsqueeze(-1) + root @ noise], -1)
+    ranks = torch.empty_like(draws)
+    for rows in members:
+        ranks[rows] = 1 + (-draws[rows]).argsort(0).argsort(0).double()
+    return ranks[:, 0].long(), ranks[:, 1:]

@@ -9,12 +9,8 @@ import torch
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population.information import (
-    COLLINEAR,
-    LOW_RANK,
-    estimate_parameters,
-    invert_information,
-)
+from fssa_bayes.population.parameters import estimate_parameters
+from fssa_bayes.population.standard_errors import invert_information
 from fssa_bayes.posterior import PopulationDraws
 
 __all__ = ["population_draws"]
@@ -32,7 +28,7 @@ def population_draws(
     """Draws w0, Λ and B of the linear utility from the normal approximation of their estimates.
 
     The covariance is the sandwich, with people as clusters. Only ΛΛᵀ is identified: its triangular
-    factor is drawn and turned back, so that z means in every draw what it means in the model.
+    factor is drawn and rotated back, so that z means in every draw what it means in the model.
     Directions that the data say nothing about stay at their estimates.
 
     Args:
@@ -53,30 +49,17 @@ def population_draws(
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    _check_count(num)
+    if not isinstance(num, int) or num < 2:
+        raise ValueError(f"num must be an integer of at least 2, got {num!r}")
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population_draws()")
-    advice = LOW_RANK if model.latent_dim else COLLINEAR
-    inverse = invert_information(estimate.information, estimate.expected_null, advice)
+    inverse = invert_information(estimate.information, estimate.expected_null, estimate.advice)
     eigenvalues, vectors = torch.linalg.eigh(inverse @ estimate.outer @ inverse)
     root = vectors * eigenvalues.clamp(min=0).sqrt()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
     members = []
     for theta in estimate.theta + noise @ root.T:
-        mean, loading, effect, answers = estimate.unpack(theta)
         twin, twin_guide = copy.deepcopy((model, guide))
-        with torch.no_grad():
-            twin.utility.mean.copy_(mean)
-            twin.utility.loading.copy_(loading @ estimate.rotation.T)
-            if model.num_covariates:
-                change = estimate.rotation @ (effect - estimate.effect)
-                twin.covariate_effect.add_(change.to(twin.covariate_effect))
-            for parameter, value in zip(twin.answer_parameters().values(), answers, strict=True):
-                parameter.copy_(value)
+        estimate.assign(twin, theta)
         members.append((twin, twin_guide))
     return PopulationDraws(tuple(members), "normal approximation with the sandwich covariance")
-
-
-def _check_count(num: int) -> None:
-    if not isinstance(num, int) or num < 2:
-        raise ValueError(f"num must be an integer of at least 2, got {num!r}")

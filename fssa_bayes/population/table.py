@@ -1,13 +1,10 @@
-r"""Population estimates of the linear utility with standard errors, and draws of populations.
+r"""Population estimates of the linear utility with standard errors.
 
 The coefficients of a person are β = w0 + Λz, z ~ N(B w̃, I) with w̃ the person's standardised
 covariates, if any. Only w0, ΛΛᵀ and ΛB are identified, so Λ = L Rᵀ is rotated to its
 lower-triangular form L and the free parameters are θ = (w0, tril L, RᵀB), those of a model of Rᵀz.
-By Fisher's identity the score of a person is the posterior mean of the complete-data score, and by
-Louis' identity the observed information is the posterior mean of the complete-data information less
-the posterior covariance of the complete-data score; both are averaged with importance weights. The
-parameters of the answers (log ν of ties, position bias, logit of the lapse rate) follow θ, so that
-everybody's standard errors know that they are estimated.
+The parameters of the answers (log ν of ties, position bias, logit of the lapse rate) follow in θ,
+so that all standard errors include their uncertainty.
 """
 
 from __future__ import annotations
@@ -17,17 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, identified_covariates
+from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population.information import (
-    COLLINEAR,
-    LOW_RANK,
-    answer_estimates,
-    estimate_parameters,
-    label_parameters,
-    with_standard_errors,
-)
+from fssa_bayes.population.parameters import estimate_parameters, label_parameters
+from fssa_bayes.population.standard_errors import with_standard_errors
 
 __all__ = ["population_table"]
 
@@ -83,16 +74,13 @@ def population_table(
         White (1982), Maximum likelihood estimation of misspecified models.
     """
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
-    outer, information = estimate.outer, estimate.information
     rank = estimate.loading.shape[1]
     scale = model.feature_scale.double().cpu()
-    unit = model.covariate_scale.double().cpu() if model.num_covariates else torch.ones(0)
-    centre = data.items is None
 
     def quantities(theta: Tensor) -> Tensor:
         location, loading, effect, of_answers = estimate.unpack(theta)
         location, loading = location / scale, loading / scale[:, None]
-        if centre:
+        if data.items is None:
             location, loading = location - location.mean(), loading - loading.mean(0)
         if model.lapse_logit is not None:
             of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
@@ -102,24 +90,20 @@ def population_table(
         sd = covariance.diagonal().sqrt()
         pair = torch.tril_indices(len(sd), len(sd), -1)
         correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
-        effect = (loading @ effect / unit).T.flatten()
+        effect = (loading @ effect / estimate.covariate_scale).T.flatten()
         return torch.cat([location, sd, correlation, effect, of_answers])
 
-    advice = LOW_RANK if model.latent_dim else COLLINEAR
     columns = with_standard_errors(
         quantities,
         estimate.theta,
-        outer,
-        information,
+        estimate.outer,
+        estimate.information,
         estimate.expected_null,
         num_people=int((data.counts > 0).sum()),
-        advice=advice,
+        advice=estimate.advice,
     )
-    covariates = data.covariate_names if model.num_covariates else []
-    table = pd.DataFrame(
-        columns, index=label_parameters(data, rank, covariates, answer_estimates(model))
-    )
-    if model.num_covariates:
-        unknown = np.repeat(~identified_covariates(data.covariates).numpy(), model.num_features)
-        table.iloc[np.flatnonzero(table.index.get_level_values(0) == "effect")[unknown]] = np.nan
+    index = label_parameters(data, rank, estimate.covariate_names, model.answer_parameters())
+    table = pd.DataFrame(columns, index=index)
+    unknown = np.repeat(~estimate.has_own_effect.numpy(), model.num_features)
+    table.iloc[np.flatnonzero(index.get_level_values(0) == "effect")[unknown]] = np.nan
     return table

@@ -1,15 +1,13 @@
-"""What is said of the draws: choices, utilities, ranks, export."""
+"""Predictions from draws of z: choices, utilities, ranks, export."""
 
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
     Predictor,
     describe_choices,
-    log_predictive,
     score_choices,
-    score_judgements,
 )
-from fssa_bayes.posterior.export import export
+from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.posterior import Posterior
 
@@ -21,8 +19,6 @@ __all__ = [
     "Posterior",
     "Predictor",
     "describe_choices",
-    "export",
-    "log_predictive",
+    "export_draws",
     "score_choices",
-    "score_judgements",
 ]

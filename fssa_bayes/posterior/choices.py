@@ -1,9 +1,9 @@
-"""What draws of z say of choices: probabilities, intervals, scores."""
+"""Choices predicted from draws of z: probabilities, intervals, scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -11,59 +11,16 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.model import BradleyTerry, Outcomes
+from fssa_bayes.model import BradleyTerry
 
 __all__ = [
     "ChoiceProbability",
     "Likelihoods",
     "Predictor",
     "describe_choices",
-    "log_predictive",
     "score_choices",
-    "score_judgements",
+    "weighted_quantiles",
 ]
-
-
-def log_predictive(outcomes: Outcomes, log_weights: Tensor, choice: Tensor) -> Tensor:
-    r"""Evaluates the log-probability of each choice, averaged over draws of z.
-
-    Args:
-        outcomes: Log-probabilities of the outcomes, each with shape (S, U, N).
-        log_weights: Normalised log-weights with shape (S, U).
-        choice: Choices with shape (U, N).
-
-    Returns:
-        :math:`\log \bar p(y)` in nats with shape (U, N), where :math:`\bar p` is the weighted mean
-        of an outcome's probability; half a win each scores
-        :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`.
-    """
-    log_weights = log_weights.unsqueeze(-1)
-    return outcomes.map(lambda x: (log_weights + x).logsumexp(0)).log_prob(choice)
-
-
-def score_judgements(likelihood: BradleyTerry, log_weights: Tensor, choice: Tensor) -> Tensor:
-    """Evaluates the log-probability of each judgement, averaged over draws of z.
-
-    As :func:`log_predictive`; that of a ranking, whose mean is taken of the whole, stands at its
-    first comparison, and 0 at its others.
-
-    Args:
-        likelihood: Distribution of the choices under the draws, with batch shape (S, U).
-        log_weights: Normalised log-weights with shape (S, U), or of the first draws alone.
-        choice: Choices with shape (U, N).
-
-    Returns:
-        Log-probabilities in nats with shape (U, N).
-    """
-    count = len(log_weights)
-    outcomes = likelihood.outcomes.map(lambda x: x[:count])
-    alone = log_predictive(outcomes, log_weights, choice)
-    if likelihood.rankings is None:
-        return alone
-    log_prob = likelihood.log_prob_each(choice)[:count]
-    joint = (log_weights.unsqueeze(-1) + log_prob).logsumexp(0)
-    joint = joint.masked_fill(~likelihood.rankings.head, 0.0)
-    return torch.where(likelihood.rankings.inside, joint, alone)
 
 
 # Which people, their comparisons, p(choices | z) of all draws, normalised log-weights (S, U).
@@ -86,10 +43,10 @@ class ChoiceProbability:
             lapses.
         lower: Posterior 5 % quantile of P(left | z).
         upper: Posterior 95 % quantile.
-        epistemic: Mutual information of choice and z, in nats: what more choices of this person
-            would teach.
-        aleatoric: Expected entropy of the choice given z, in nats: what they would not. Both are
-            of two outcomes, or of three with ties.
+        epistemic: Mutual information of choice and z, in nats, which more choices of this person
+            would reduce.
+        aleatoric: Expected entropy of the choice given z, in nats, which they would not reduce.
+            Both are of two outcomes, or of three with ties.
         tie: Posterior mean of P(tie | z); 0 in a model without ties.
     """
 
@@ -103,7 +60,7 @@ class ChoiceProbability:
 
 @torch.no_grad()
 def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> ChoiceProbability:
-    """Averages the probabilities of choices over weighted draws of what a person is like.
+    """Averages the probabilities of choices over weighted draws of z.
 
     Args:
         parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
@@ -125,7 +82,7 @@ def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> Choic
         total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
         values = (
             mean,
-            *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
+            *weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
             (total - aleatoric).clamp(min=0),
             aleatoric,
             tie,
@@ -144,15 +101,24 @@ def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
         parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
     """
     scores = [
-        (score_judgements(likelihood, log_weights, batch.choice) * batch.judgement_mask).sum(-1)
+        (likelihood.log_predictive(log_weights, batch.choice) * batch.judgement_mask).sum(-1)
         / batch.judgement_mask.sum(-1)
         for _, batch, likelihood, log_weights in parts
     ]
     return torch.cat(scores).cpu()
 
 
-def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
-    """Inverts the weighted distribution function of values (S, U, N) with weights (S, U)."""
+def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float]) -> list[Tensor]:
+    """Inverts the weighted distribution function of draws.
+
+    Args:
+        values: Draws with shape (S, U, N).
+        weights: Weights with shape (S, U), normalised or not.
+        levels: Levels of the quantiles, between 0 and 1.
+
+    Returns:
+        The quantile of each level, with shape (U, N).
+    """
     # Draws last: sorting along the first dimension walks through memory in large strides.
     ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)
     weights = weights.T.unsqueeze(1).expand_as(ordered).gather(-1, order)
@@ -163,7 +129,7 @@ def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ..
 
 
 class Predictor(Protocol):
-    """What a comparison asks of a posterior, or of a baseline that stands in its place."""
+    """What a comparison of models needs of a posterior or of a baseline."""
 
     def log_score(self, target: Preferences) -> Tensor:
         """Returns each person's mean log-probability of unseen choices, in nats, (U,)."""

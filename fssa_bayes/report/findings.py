@@ -18,7 +18,9 @@ from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import covariate_effects
 from fssa_bayes.posterior import Posterior
-from fssa_bayes.report.page import Figure, Section, draw_figure
+from fssa_bayes.report.page import Figure, Section
+from fssa_bayes.report.study import draw_figure
+from fssa_bayes.sampling import MOST_PARETO_K
 
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
@@ -49,7 +51,6 @@ _MAX_SHOWN = 12  # Items whose utilities are set against covariates.
 _REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
 _MAX_COEFFICIENTS = 1500  # Up to which their standard errors need no refits.
 _MAX_DRAWN = 40  # Rows of a picture.
-_MOST_K = 0.7
 
 
 def model_of_ties(data: Preferences) -> str | None:
@@ -138,7 +139,7 @@ def compare(
         error = np.nan
         if len(difference) > 1:
             error = difference.std(ddof=1) / math.sqrt(len(difference))
-        doubtful = (person.pareto_k > _MOST_K).float().mean().item()
+        doubtful = (person.pareto_k > MOST_PARETO_K).float().mean().item()
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
     table = pd.DataFrame(rows, columns=columns)
@@ -271,7 +272,7 @@ def describe_differences(
     everybody = Posterior(model, guide, data, num_samples, seed=seed)
     people = everybody.differences(items)
     people["pareto_k"] = everybody.pareto_k.numpy()
-    doubtful = (people["pareto_k"] > _MOST_K).mean()
+    doubtful = (people["pareto_k"] > MOST_PARETO_K).mean()
     text.append(
         f"Everybody's posterior given all of their choices, over the {len(items)} items of the "
         "largest group compared most often. Direction is the correlation of a person's utilities "

@@ -83,7 +83,9 @@ def propose(
         z = batch.choice.new_zeros((1, batch.num_users, 0))
         log_prob = model.choice(batch, z).log_prob(batch.choice)
         return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
-    prior, posterior = model.prior(batch.num_users, batch.covariates), guide.posterior(batch)
+    prepared = model.prepare_items(batch.items)
+    prior = model.prior(batch.num_users, batch.covariates)
+    posterior = guide.posterior(batch, prepared)
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
     # Each set of draws is scored by itself: a flow remembers its last draws, and need not invert.
     draws = [posterior.sample((from_guide,))]
@@ -93,12 +95,12 @@ def propose(
         log_guide.append(posterior.log_prob(draws[1]))
     z, log_guide = torch.cat(draws), torch.cat(log_guide)
     log_prior = prior.log_prob(z)
-    log_joint = log_prior + model.choice(batch, z).log_prob(batch.choice)
+    log_joint = log_prior + model.choice(batch, z, prepared).log_prob(batch.choice)
     log_mixture = log_guide
     if from_guide < num_samples:
         share = from_guide / num_samples
         log_mixture = torch.logaddexp(log_guide + math.log(share), log_prior + math.log1p(-share))
-    # With an empty context guide, prior and mixture are one: rounding is all that differs.
+    # Given an empty context, guide, prior and mixture are one density and differ by rounding alone.
     empty = batch.num_comparisons == 0
     log_weights = (log_joint - log_mixture).masked_fill(empty, 0.0)
     log_ratio = (log_joint - log_guide)[:from_guide].masked_fill(empty, 0.0)
@@ -111,10 +113,10 @@ def propose_over_populations(
     num_samples: int,
     guide_share: float = GUIDE_SHARE,
 ) -> Proposals:
-    r"""Draws from every one of several populations, and weighs all draws together.
+    r"""Draws from each of several populations, and weighs all draws together.
 
-    With θ drawn with the populations, the weights :math:`p(z)\,p(C|z,θ) / m_θ(z)` represent the
-    joint posterior of z and θ given C, for θ as likely beforehand as the populations are.
+    The weights :math:`p(z|θ)\,p(C|z,θ) / m_θ(z)` represent the joint posterior of z and of the
+    population's parameters θ given C, where the populations are equally likely a priori.
 
     Args:
         populations: Models, each with its guide.
@@ -189,7 +191,7 @@ def draw_posterior(
 @torch.no_grad()
 @pyro.validation_enabled(False)
 def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tensor) -> Tensor:
-    """Evaluates log q(z|C) of draws (S, U, K) from elsewhere, with shape (S, U); NaN if None."""
+    """Evaluates log q(z|C) of given draws (S, U, K), with shape (S, U); NaN without a guide."""
     if guide is None:
         return torch.full(z.shape[:2], math.nan)
     return _over_people(
@@ -199,7 +201,7 @@ def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tenso
 
 @torch.no_grad()
 def log_joint(model: HeterogeneousBTL, context: Preferences, z: Tensor) -> Tensor:
-    """Evaluates log p(z) p(C|z) of draws (S, U, K) from elsewhere, with shape (S, U), in nats."""
+    """Evaluates log p(z) p(C|z) of given draws (S, U, K), in nats, with shape (S, U)."""
 
     def evaluate(batch: Batch, draws: Tensor) -> Tensor:
         likelihood = model.choice(batch, draws).log_prob(batch.choice)

@@ -1,17 +1,12 @@
-"""fit(): known maxima, reproducibility, stages, and what it refuses."""
+"""fit(): known maxima, likelihoods, reproducibility, and data that belong to a fit."""
 
 from __future__ import annotations
 
-import io
-import math
-import sys
-
 import numpy as np
-import pandas as pd
 import pyro
 import pytest
 import torch
-from scipy import optimize
+from linear_people import fresh, simulate, with_features
 
 from fssa_bayes import (
     ELBO,
@@ -26,56 +21,6 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.datasets import two_mode
-from fssa_bayes.population import ranking_table
-
-
-def simulate(people: int = 300, comparisons: int = 12, seed: int = 0) -> Preferences:
-    """People with coefficients N((1, -.5), diag(1, .25)) on 40 common items."""
-    rng = np.random.default_rng(seed)
-    items = rng.normal(size=(40, 2)) * [1.0, 3.0] + [0.0, 5.0]
-    total = people * comparisons
-    left = rng.integers(40, size=total)
-    right = (left + rng.integers(1, 40, size=total)) % 40
-    beta = rng.normal([1.0, -0.5], [1.0, 0.5], size=(people, 2)).repeat(comparisons, 0)
-    margin = ((items[left] - items[right]) * beta).sum(-1)
-    choice = rng.random(total) < 1 / (1 + np.exp(-margin))
-    return Preferences(
-        left, right, choice, np.arange(0, total + 1, comparisons), items=items,
-        feature_names=["size", "price"],
-    )  # fmt: skip
-
-
-def fresh(data: Preferences, **options) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    torch.manual_seed(0)
-    model = HeterogeneousBTL(data.num_features, 2, **options)
-    return model, NeuralProcessGuide(model)
-
-
-def test_homogeneous_fit_is_maximum_likelihood_with_its_inverse_hessian() -> None:
-    data = simulate()
-    model = HeterogeneousBTL(2, 0, utility="linear")
-    result = fit(model, None, data, progress_bar=False)
-    difference = (data.items[data.left] - data.items[data.right]).double().numpy()
-
-    def loss(beta: np.ndarray) -> float:
-        margin = difference @ beta
-        return np.logaddexp(0, np.where(data.choice == 1, -margin, margin)).sum()
-
-    best = optimize.minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-6})
-    table = result.population()
-    np.testing.assert_allclose(table["estimate"], best.x, rtol=1e-3)
-    prob = 1 / (1 + np.exp(-difference @ best.x))
-    hessian = (difference * (prob * (1 - prob))[:, None]).T @ difference
-    score = difference * (data.choice - prob)[:, None]
-    cluster = score.reshape(len(data), -1, 2).sum(1)
-    outer, inverse = cluster.T @ cluster, np.linalg.inv(hessian)
-    for column, covariance in [
-        ("se_hessian", inverse),
-        ("se_outer_product", np.linalg.inv(outer)),
-        ("se_sandwich", inverse @ outer @ inverse),
-    ]:
-        np.testing.assert_allclose(table[column], np.sqrt(np.diag(covariance)), rtol=1e-3)
-    assert result.log_marginal_likelihood().value == pytest.approx(-best.fun, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -91,36 +36,6 @@ def test_heterogeneous_fit_recovers_mean_and_spread_within_its_standard_errors()
     error = (table["estimate"] - truth) / table["se_sandwich"]
     assert error.abs().max() < 3.5, table
     assert (table["se_sandwich"] < 0.15).all()
-
-
-def test_standard_errors_by_louis_match_the_likelihood_on_a_grid() -> None:
-    """Scores and information of (w0, Λ) for K = 1 against derivatives of an exact integral."""
-    data = simulate(people=60, comparisons=8)
-    data.items[:, 1] = 0.0  # One feature, so that everything fits in a plane.
-    model = HeterogeneousBTL(2, 1, utility="linear")
-    guide = NeuralProcessGuide(model)
-    with torch.no_grad():
-        model.utility.mean.copy_(torch.tensor([0.9, 0.0]))
-        model.utility.loading.copy_(torch.tensor([[0.8], [0.0]]))
-    from fssa_bayes.population import sum_moments
-
-    outer, information = sum_moments(model, guide, data, torch.eye(1).double(), 40_000, 0)
-    batch = data.batch()
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    nodes, weights = torch.tensor(nodes), torch.tensor(weights / weights.sum())
-    margin_of_one = (data.items[batch.left, 0] - data.items[batch.right, 0]).double()
-
-    def per_person(theta: torch.Tensor) -> torch.Tensor:
-        margin = margin_of_one * (theta[0] + theta[1] * nodes[:, None, None])
-        sign = (2 * batch.choice - 1).double()
-        log_prob = torch.nn.functional.logsigmoid(sign * margin).sum(-1)
-        return (log_prob + weights.log()[:, None]).logsumexp(0)
-
-    theta = torch.tensor([0.9, 0.8], dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(per_person, theta)
-    hessian = torch.autograd.functional.hessian(lambda t: per_person(t).sum(), theta)
-    torch.testing.assert_close(outer[:2, :2], jacobian.T @ jacobian, rtol=0.03, atol=0.4)
-    torch.testing.assert_close(information[:2, :2], -hessian, rtol=0.03, atol=0.4)
 
 
 def test_log_marginal_likelihood_matches_quadrature_and_its_own_error() -> None:
@@ -180,116 +95,6 @@ def test_every_objective_lowers_its_loss_and_repeats_bitwise(objective, posterio
     assert not list(pyro.get_param_store().keys())
 
 
-def test_sleep_leaves_the_model_bitwise_as_it_was() -> None:
-    data = two_mode.simulate(100, 8, seed=0).data
-    torch.manual_seed(0)
-    model = HeterogeneousBTL(1, 2, hidden_dim=16, prior="flow")
-    guide = NeuralProcessGuide(model, hidden_dim=16)
-    fit(model, guide, data, steps=3, validation=None, progress_bar=False)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    guide_before = guide.potential[0].weight.clone()
-    fit(model, guide, data, objective=Sleep(steps=5), progress_bar=False, validation=None)
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert not torch.equal(guide_before, guide.potential[0].weight)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_validation_stops_early_and_refit_uses_everybody() -> None:
-    data = two_mode.simulate(150, 8, seed=0).data
-    model, guide = fresh(data, hidden_dim=16)
-    result = fit(model, guide, data, steps=30, validation=0.2, progress_bar=False)
-    stages = result.history.groupby("stage", sort=False)["step"].max()
-    assert list(stages.index) == [
-        "ImportanceWeightedELBO", "Sleep", "ImportanceWeightedELBO (refit)", "Sleep (refit)",
-    ]  # fmt: skip
-    scores = result.history.query("stage == 'ImportanceWeightedELBO'").dropna()
-    best = scores.loc[scores["validation_log_score"].idxmax(), "step"]
-    assert stages["ImportanceWeightedELBO (refit)"] == best
-    assert set(result.held_out["posterior"]) == {"raw", "corrected"}
-    assert (result.held_out["log_loss"] > 0).all()
-
-
-def test_a_fit_continues_from_the_parameters_and_standardises_once() -> None:
-    data = simulate(people=20)
-    model, guide = fresh(data, utility="linear")
-    fit(model, guide, data, steps=2, progress_bar=False)
-    scale = model.feature_scale.clone()
-    torch.testing.assert_close(scale, data.items.std(0, unbiased=False))
-    other = Preferences(*_arrays(data), items=9 * data.items, feature_names=["size", "price"])
-    fit(model, guide, other, steps=2, progress_bar=False)
-    assert torch.equal(model.feature_scale, scale)
-
-
-@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
-def test_non_finite_loss_names_step_and_people_and_keeps_the_parameters() -> None:
-    data = simulate(people=5)
-    model, guide = fresh(data, utility="linear")
-    with torch.no_grad():
-        model.utility.mean[0] = math.inf
-    before = guide.potential[0].weight.clone()
-    with pytest.raises(FloatingPointError, match=r"step 1 of ImportanceWeightedELBO.*users .*3"):
-        fit(model, guide, data, progress_bar=False)
-    assert torch.equal(before, guide.potential[0].weight)
-
-
-def test_a_broken_progress_bar_does_not_end_the_fit(monkeypatch) -> None:
-    data = simulate(people=5)
-    model, guide = fresh(data, utility="linear")
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("fssa_bayes.inference.training.tqdm.update", lambda *_: 1 / 0)
-    with pytest.warns(UserWarning, match="progress bar failed and is switched off"):
-        result = fit(model, guide, data, steps=2)
-    assert len(result.history) == 8
-
-
-def test_separated_choices_are_named() -> None:
-    data = Preferences([0, 0, 1], [1, 2, 2], [1, 1, 1], [0, 3], num_items=3)
-    with pytest.warns(UserWarning, match="separated"):
-        fit(HeterogeneousBTL(3, 0, utility="linear"), None, data, progress_bar=False)
-
-
-def test_bad_input_is_refused_before_work() -> None:
-    data = simulate(people=12)
-    model, guide = fresh(data, utility="linear")
-    before = model.utility.loading.clone()
-    other_guide = NeuralProcessGuide(HeterogeneousBTL(2, 2))
-    homogeneous = HeterogeneousBTL(2, 0)
-    wide = HeterogeneousBTL(3, 2)
-    nobody = Preferences([0], [1], [1], [0, 1, 1], items=np.eye(2), user_names=["ann", "bob"])
-    ties = Preferences([0], [1], [0.5], [0, 1], items=np.eye(2), ties="keep")
-    two = fresh(data)
-    for call, error, match in [
-        (lambda: fit(model, None, data), ValueError, "guide must be given"),
-        (lambda: fit(model, other_guide, data), ValueError, "guide of this model"),
-        (lambda: fit(homogeneous, guide, data), ValueError, "guide must be"),
-        (lambda: fit(wide, NeuralProcessGuide(wide), data), ValueError, "num_features=3.* got 2"),
-        (lambda: fit(model, guide, nobody), ValueError, "none for user 'bob'"),
-        (lambda: fit(model, guide, ties), ValueError, "keeps ties"),
-        (lambda: fit(model, guide, data.subset([0])), ValueError, "at least 2 people"),
-        (lambda: fit(model, guide, data, validation=1.5), ValueError, "validation .* got 1.5"),
-        (lambda: fit(*two, data.subset(range(5))), ValueError, "at least 10 people, got 5"),
-        (lambda: fit(model, guide, data, steps=0), ValueError, "steps .* got 0"),
-        (lambda: fit(model, guide, data, objective="elbo"), TypeError, "objective must be"),
-        (lambda: fit(homogeneous, None, data, objective=ELBO()), ValueError, "latent_dim=0"),
-        (lambda: fit(model, guide, data, learning_rate=0), ValueError, "learning_rate .* got 0"),
-        (lambda: fit(model, guide, "data"), TypeError, "data must be Preferences, got str"),
-    ]:
-        with pytest.raises(error, match=match):
-            call()
-    assert torch.equal(before, model.utility.loading)
-    with pytest.raises(ValueError, match="utility='linear'"):
-        fit(*two, data, steps=1, validation=None, progress_bar=False).population()
-
-
-def test_unused_covariates_are_named() -> None:
-    data = simulate(people=3)
-    data.covariates = torch.ones(3, 1)
-    model, guide = fresh(data, utility="linear")
-    with pytest.warns(UserWarning, match="does not use the covariates"):
-        fit(model, guide, data, steps=1, progress_bar=False)
-
-
 def test_items_without_features_are_fitted_by_look_up() -> None:
     """Two kinds of people who rank three items in opposite orders."""
     order = np.array([[0, 1], [1, 2], [0, 2]])
@@ -313,153 +118,9 @@ def test_data_of_other_items_or_features_are_refused() -> None:
     data = simulate(people=12)
     model, guide = fresh(data, utility="linear")
     fit(model, guide, data, steps=1, progress_bar=False)
-    features = dict(zip(("left", "right", "choice", "offsets"), _arrays(data), strict=True))
-    swapped = Preferences(**features, items=data.items.flip(-1), feature_names=["price", "size"])
+    swapped = with_features(data, data.items.flip(-1), ["price", "size"])
     with pytest.raises(ValueError, match=r"features .* \['size', 'price'\], got \['price', 'size'"):
         Posterior(model, guide, swapped)
-    far = Preferences(**features, items=1000 * data.items, feature_names=["size", "price"])
+    far = with_features(data, 1000 * data.items, ["size", "price"])
     with pytest.warns(UserWarning, match="'price' lies .* standard deviations"):
         Posterior(model, guide, far, num_samples=50)
-
-
-def test_constant_and_collinear_features_have_no_standard_error() -> None:
-    data = simulate(people=60)
-    items = torch.cat([data.items, torch.ones(40, 1), 2 * data.items[:, :1]], -1)
-    names = ["size", "price", "one", "double"]
-    wide = Preferences(*_arrays(data), items=items, feature_names=names)
-    with pytest.warns(UserWarning, match="'one' is the same for all items"):
-        result = fit(HeterogeneousBTL(4, 0, utility="linear"), None, wide, progress_bar=False)
-    with pytest.warns(UserWarning, match="not positive in 2 of 4 directions, as where features"):
-        error = result.population()["se_hessian"]["mean"]
-    assert error.isna().to_dict() == {"size": True, "price": False, "one": True, "double": True}
-    alone = fit(HeterogeneousBTL(2, 0, utility="linear"), None, data, progress_bar=False)
-    assert error["price"] == pytest.approx(alone.population()["se_hessian"]["mean", "price"], 1e-3)
-
-
-@pytest.mark.parametrize(
-    ("people", "said"), [(2, "are NaN: 2 people"), (3, "are rough .*: 3 people")]
-)
-def test_errors_clustered_by_few_people_are_missing_or_doubted(people: int, said: str) -> None:
-    """Scores of U people sum to zero: for U parameters their covariance is singular."""
-    data = simulate(people=people, comparisons=40)
-    model = HeterogeneousBTL(2, 0, utility="linear")
-    result = fit(model, None, data, validation=None, progress_bar=False)
-    with pytest.warns(UserWarning, match=f"{said} with comparisons for 2 parameters"):
-        table = result.population()
-    assert table["se_hessian"].notna().all()
-    for name in ("se_sandwich", "se_outer_product"):
-        assert table[name].isna().all() == (people == 2)
-
-
-def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarray]:
-    """A homogeneous fit with the sandwich covariance of its coefficients, computed by hand."""
-    data = simulate(people=80, comparisons=9)
-    model = HeterogeneousBTL(2, 0, utility="linear")
-    fit(model, None, data, progress_bar=False)
-    features = data.items.double().numpy()
-    difference = features[data.left] - features[data.right]
-    beta = (model.utility.mean / model.feature_scale).detach().double().numpy()
-    prob = 1 / (1 + np.exp(-difference @ beta))
-    hessian = (difference * (prob * (1 - prob))[:, None]).T @ difference
-    score = ((data.choice - prob)[:, None] * difference).reshape(80, 9, 2).sum(1)
-    inverse = np.linalg.inv(hessian)
-    return data, model, beta, inverse @ (score.T @ score) @ inverse
-
-
-def test_ranking_has_errors_clustered_by_person() -> None:
-    data, model, beta, covariance = clustered_fit()
-    items = [3, 7, 1, 20]
-    table = ranking_table(model, data, items, num_draws=20_000)
-    design = data.items[items].double().numpy()
-    design = design - design.mean(0)
-    utility = design @ beta
-    error = np.sqrt(np.einsum("md,de,me->m", design, covariance, design))
-    assert table.index.tolist() == [items[i] for i in np.argsort(-utility)]
-    assert table["rank"].tolist() == [1, 2, 3, 4]
-    table = table.loc[items]
-    np.testing.assert_allclose(table["utility"], utility, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(table["standard_error"], error, rtol=1e-3)
-    np.testing.assert_allclose(table["upper"] - utility, 1.644854 * error, rtol=1e-3)
-    # Ranks of draws made another way, their quantiles on whole ranks.
-    draws = utility + np.random.default_rng(1).multivariate_normal(beta * 0, covariance, 20_000) @ (
-        design.T
-    )
-    ranks = 1 + (-draws).argsort(-1).argsort(-1)
-    for name, level in (("rank_lower", 0.05), ("rank_upper", 0.95)):
-        expected = np.quantile(ranks, level, axis=0)
-        share = (ranks <= expected).mean(0)
-        clear = np.abs(share - level) > 0.01  # Where the level falls between two ranks.
-        assert clear.any()
-        np.testing.assert_array_equal(table[name][clear], expected[clear])
-
-
-def test_groups_are_ranked_each_by_itself() -> None:
-    data, model, *_ = clustered_fit()
-    items, groups = [3, 7, 1, 20, 5, 9], list("abaabb")
-    table = ranking_table(model, data, items, groups=groups, num_draws=20_000)
-    assert table["group"].tolist() == list("aaabbb")
-    for label in "ab":
-        own = [item for item, group in zip(items, groups, strict=True) if group == label]
-        alone = ranking_table(model, data, own, num_draws=20_000)
-        part = table[table["group"] == label].drop(columns="group")
-        assert part.index.tolist() == alone.index.tolist()
-        columns = ["utility", "standard_error", "lower", "upper", "rank"]
-        pd.testing.assert_frame_equal(part[columns], alone[columns])
-        assert (part[["rank_lower", "rank_upper"]] - alone[["rank_lower", "rank_upper"]]).abs().max(
-            axis=None
-        ) <= 1  # Other draws.
-        assert part["rank_upper"].max() <= 3
-    with pytest.raises(ValueError, match="groups must have one label an item, 2, got 1"):
-        ranking_table(model, data, [1, 2], groups=["a"])
-
-
-def test_ranking_of_items_without_features_is_that_of_population() -> None:
-    rng = np.random.default_rng(0)
-    left = rng.integers(5, size=400)
-    right = (left + rng.integers(1, 5, size=400)) % 5
-    data = Preferences(left, right, rng.integers(2, size=400), np.arange(0, 401, 8), num_items=6)
-    model = HeterogeneousBTL(6, 0, utility="linear")
-    result = fit(model, None, data, progress_bar=False)
-    compared = [0, 1, 2, 3, 4]
-    table = result.ranking(compared).loc[compared]
-    # Nobody compared item 5, so that nothing is known of a ranking with it.
-    assert result.ranking().drop(columns=["utility", "rank"]).isna().all(axis=None)
-    assert (table["standard_error"] > 0.05).all()
-    shown = Preferences(left, right, data.choice, data.offsets, num_items=5)
-    other = HeterogeneousBTL(5, 0, utility="linear")
-    expected = fit(other, None, shown, progress_bar=False).population().loc["mean"]
-    np.testing.assert_allclose(table["utility"], expected["estimate"], atol=1e-4)
-    np.testing.assert_allclose(table["standard_error"], expected["se_sandwich"], rtol=1e-3)
-
-
-@pytest.mark.parametrize("options", [{"utility": "bilinear"}, {"utility": "linear"}])
-def test_ranking_needs_a_homogeneous_linear_model(options: dict) -> None:
-    data = simulate(people=10)
-    model = HeterogeneousBTL(2, 0 if options["utility"] == "bilinear" else 1, **options)
-    with pytest.raises(ValueError, match="needs utility='linear' and latent_dim=0"):
-        ranking_table(model, data)
-
-
-def test_ranking_names_unknown_items() -> None:
-    data, model, *_ = clustered_fit()
-    with pytest.raises(ValueError, match=r"items must be known names, at least one, got \['x'\]"):
-        ranking_table(model, data, [1, "x"])
-    with pytest.raises(ValueError, match=r"items must be known names, at least one, got \[\]"):
-        ranking_table(model, data, [])
-
-
-def test_one_person_with_very_many_comparisons_does_not_pad_the_others() -> None:
-    """20,000 x 20,000 padded margins would need 3 GB; the maximum is that of the pooled choices."""
-    rng = np.random.default_rng(0)
-    counts = np.append(np.ones(20_000, dtype=int), 20_000)
-    choice = rng.random(40_000) < 0.7
-    left = np.zeros(40_000, dtype=int)
-    data = Preferences(left, left + 1, choice, np.append(0, np.cumsum(counts)), num_items=2)
-    model = HeterogeneousBTL(2, 0, utility="linear")
-    fit(model, None, data, progress_bar=False)
-    margin = (model.utility.mean[0] - model.utility.mean[1]).item()
-    assert margin == pytest.approx(np.log(choice.mean() / (1 - choice.mean())), abs=1e-5)
-
-
-def _arrays(data: Preferences) -> tuple:
-    return data.left, data.right, data.choice, data.offsets

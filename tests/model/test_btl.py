@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 
 UTILITIES = ["linear", "bilinear", "mlp", "module"]
 MakeData = Callable[..., Preferences]
@@ -300,7 +299,10 @@ def test_simulation_depends_on_its_seed_alone(make_data: MakeData) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"utility": "cubic"}, r"utility must be 'bilinear', 'linear', 'mlp' or a module.*'cubic'"),
+        (
+            {"utility": "cubic"},
+            r"utility must be 'bilinear', 'linear', 'mlp', .* or a module, got 'cubic'",
+        ),
         ({"prior": "uniform"}, r"prior must be 'normal' or 'flow', got 'uniform'"),
         ({"num_features": 0}, r"num_features must be an integer of at least 1, got 0"),
         ({"num_features": 2.0}, r"num_features must be an integer of at least 1, got 2\.0"),
@@ -337,41 +339,20 @@ def test_bad_input_is_named(
         model.choice(data.batch().replace(items=items), z)
 
 
-@pytest.mark.parametrize("utility", ["bilinear", "mlp", "linear"])
-def test_item_factors_are_computed_once_for_guide_and_model(
-    utility: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("utility", UTILITIES)
+def test_prepared_items_give_the_same_values_and_gradients(
+    utility: str, make_data: MakeData, randomise: Callable
 ) -> None:
-    """Kept factors give the gradients of factors computed twice, and never go stale."""
     data = make_data()
-    model = HeterogeneousBTL(3, 1, utility)
-    batch, z = data.batch(), torch.randn(2, 5, 1)
+    model = randomise(make_model(utility, data))
+    batch, z = data.batch(), torch.randn(2, 5, 2)
 
-    def gradients(keep: bool) -> list[torch.Tensor | None]:
+    def evaluate(prepared: PreparedItems | None) -> list[Tensor]:
         model.zero_grad()
-        if keep:
-            model.prepare_items(batch.items, keep=True)
-        model.choice(batch, z).log_prob(batch.choice).sum().backward()
-        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        log_prob = model.choice(batch, z, prepared).log_prob(batch.choice)
+        log_prob.sum().backward()
+        return [log_prob, *(parameter.grad.clone() for parameter in model.parameters())]
 
-    calls = []
-    compute = model.utility.item_factors
-    monkeypatch.setattr(model.utility, "item_factors", lambda x: calls.append(1) or compute(x))
-    expected = gradients(keep=False)
-    assert len(calls) == 1
-    for _ in range(2):  # What was kept is gone after its first use.
-        torch.testing.assert_close(gradients(keep=True), expected)
-    assert len(calls) == 3
-
-    with torch.no_grad():
-        model.prepare_items(batch.items, keep=True)  # Without a graph: of no use for gradients.
-    torch.testing.assert_close(gradients(keep=False), expected)
-    model.prepare_items(batch.items.clone(), keep=True)  # Other items.
-    torch.testing.assert_close(gradients(keep=False), expected)
-    model.prepare_items(batch.items, keep=True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1)  # Other parameters.
-        model.set_standardisation(data.items)  # Other units.
-    fresh = copy.deepcopy(model)
-    fresh_prob = fresh.choice(batch, z).log_prob(batch.choice)
-    torch.testing.assert_close(model.choice(batch, z).log_prob(batch.choice), fresh_prob)
+    expected = evaluate(None)
+    result = evaluate(model.prepare_items(batch.items))
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))

@@ -281,3 +281,60 @@ def test_margins_need_no_mask() -> None:
     everything = torch.ones_like(MASK)
     result = BradleyTerry.from_margin(m).log_prob(choice)
     torch.testing.assert_close(result, BradleyTerry.from_margin(m, everything).log_prob(choice))
+
+
+# ---------------------------------------------------------------------- draws and derivatives
+
+
+@ANSWERS
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_derivatives_of_choices_are_those_of_their_log_probability(
+    log_tie: float | None, lapse: float | None, with_bias: bool
+) -> None:
+    """Against automatic derivatives of the summed log-probability, and none under the mask."""
+    m, choice = margin(4), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    named = {
+        "log_tie": scalar(log_tie),
+        "position_bias": scalar(0.3 if with_bias else None),
+        "lapse_logit": scalar(logit(lapse)),
+    }
+    variables = [x.expand_as(m).clone() for x in named.values() if x is not None]
+    names = [name for name, x in named.items() if x is not None]
+
+    def total(m: Tensor, *variables: Tensor) -> Tensor:
+        values = dict(zip(names, variables, strict=True))
+        moved = m + values.pop("position_bias", 0.0)
+        return BradleyTerry.from_margin(moved, MASK, **values).log_prob(choice).sum()
+
+    biased = m + (0.3 if with_bias else 0.0)
+    derivatives = BradleyTerry.from_margin(biased, MASK, **named).differentiate(choice)
+    expected = torch.autograd.functional.jacobian(total, (m, *variables))
+    torch.testing.assert_close(tuple(derivatives.first), expected)
+    hessian = torch.autograd.functional.hessian(total, (m, *variables))
+    for row, expected_row in zip(derivatives.second, hessian, strict=True):
+        for value, expected in zip(row, expected_row, strict=True):
+            size = m.numel()
+            diagonal = expected.reshape(size, size).diagonal().view_as(m)
+            torch.testing.assert_close(value, diagonal)
+    assert not len(derivatives.place)
+
+
+@ANSWERS
+def test_predictive_is_the_log_of_the_mean_probability(
+    log_tie: float | None, lapse: float | None
+) -> None:
+    m, choice = margin(4), torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    parameters = {"log_tie": scalar(log_tie), "lapse_logit": scalar(logit(lapse))}
+    likelihood = BradleyTerry.from_margin(m, MASK, **parameters)
+    weights = torch.rand(4, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = weights / weights.sum(0)
+    prob = (weights.unsqueeze(-1) * davidson(m, log_tie, lapse)).sum(1)
+    tie = prob[2] if log_tie is not None else (prob[0] * prob[1]).sqrt()
+    expected = torch.where(choice == 1, prob[0], torch.where(choice == 0, prob[1], tie)).log()
+    result = likelihood.log_predictive(weights.log(), choice)
+    torch.testing.assert_close(result[MASK], expected[MASK])
+    few = BradleyTerry.from_margin(m[:2], MASK, **parameters)
+    log_weights = weights[:2].log().log_softmax(0)
+    torch.testing.assert_close(
+        likelihood.log_predictive(log_weights, choice), few.log_predictive(log_weights, choice)
+    )

@@ -1,0 +1,204 @@
+"""The free parameters of a linear utility's population, their estimates and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import HeterogeneousBTL, require_linear
+from fssa_bayes.population.information import population_information
+
+__all__ = [
+    "ParameterEstimate",
+    "answer_estimates",
+    "check_num_parameters",
+    "estimate_parameters",
+    "label_parameters",
+    "rotate_to_triangle",
+]
+
+_MAX_PARAMETERS = 2000
+
+# What a lack of rank may come from, with and without latent factors.
+_ADVICE_ON_COVARIANCE = (
+    "as where the covariance is close to one of lower rank; standard errors leave these out. Fewer "
+    "latent dimensions, or more draws, may do"
+)
+_ADVICE_ON_FEATURES = (
+    "as where features are constant or collinear, or people too few; standard errors leave these "
+    "out. Fewer features may do"
+)
+
+
+@dataclass(frozen=True)
+class ParameterEstimate:
+    """Holds the free parameters θ = (w0, tril L, RᵀB, of answers) and what is known of them.
+
+    Attributes:
+        theta: The estimates, with shape (P,).
+        loading: L with shape (D, R), on the CPU.
+        rotation: L = Λ · rotation, with shape (K, R).
+        entries: Rows and columns of the free entries of L, (2, ·).
+        effect: RᵀB with shape (R, W), W = 0 without covariates.
+        outer: Sum of the outer products of people's scores, (P, P).
+        information: Observed information, (P, P).
+        expected_null: Number of directions that no data could identify.
+        advice: What to say where the information lacks rank in more directions.
+        covariate_names: Names of the W covariates.
+        covariate_scale: Their standard deviations in the first fit, (W,).
+        has_own_effect: Whether a covariate varies where the others are held fixed, (W,).
+    """
+
+    theta: Tensor
+    loading: Tensor
+    rotation: Tensor
+    entries: Tensor
+    effect: Tensor
+    outer: Tensor
+    information: Tensor
+    expected_null: int
+    advice: str
+    covariate_names: pd.Index
+    covariate_scale: Tensor
+    has_own_effect: Tensor
+
+    def unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Takes θ (P,) apart: w0 (D,), L (D, R), RᵀB (R, W) and the parameters of the answers."""
+        sizes = len(self.loading), self.entries.shape[1], self.effect.numel()
+        mean, free, effect, answers = theta.split([*sizes, len(theta) - sum(sizes)])
+        loading = theta.new_zeros(self.loading.shape).index_put(tuple(self.entries), free)
+        return mean, loading, effect.reshape(self.effect.shape), answers
+
+    @torch.no_grad()
+    def assign(self, model: HeterogeneousBTL, theta: Tensor) -> None:
+        """Gives θ (P,), in place, to a copy of the model, whose z keeps its meaning."""
+        mean, loading, effect, answers = self.unpack(theta)
+        model.utility.mean.copy_(mean)
+        model.utility.loading.copy_(loading @ self.rotation.T)
+        if effect.numel():  # Parts of B that Λ does not see stay as they are.
+            change = self.rotation @ (effect - self.effect)
+            model.covariate_effect.add_(change.to(model.covariate_effect))
+        for parameter, value in zip(model.answer_parameters().values(), answers, strict=True):
+            parameter.copy_(value)
+
+
+def estimate_parameters(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    seed: int,
+    what: str,
+) -> ParameterEstimate:
+    """Collects the estimates of a linear utility's population and the information on them.
+
+    Args:
+        model: A fitted model with linear utility and normal prior.
+        guide: Its guide; None if `latent_dim` is 0.
+        data: The comparisons the model was fitted to.
+        num_samples: Draws of each person's z.
+        seed: Seed of the draws.
+        what: Who asks, for messages.
+
+    Raises:
+        ValueError: If the utility is not linear, the prior not normal, or there are too many
+            parameters for a dense information matrix.
+    """
+    require_linear(model, what)
+    if len(model.prior_flow):
+        raise ValueError(
+            f"{what} needs prior='normal', under which mean and covariance describe the "
+            "coefficients, got prior='flow'"
+        )
+    mean = model.utility.mean.detach().double()
+    triangle, rotation = rotate_to_triangle(model.utility.loading.detach().double())
+    rank = triangle.shape[1]
+    entries = torch.tril_indices(len(mean), rank)
+    expected_null = 0 if data.items is not None else 1 + rank
+    effect = torch.zeros(rank, 0, dtype=torch.float64)
+    names, scale = pd.Index([]), torch.ones(0, dtype=torch.float64)
+    has_own_effect = torch.ones(0, dtype=torch.bool)
+    if model.num_covariates:
+        effect = (rotation.T @ model.covariate_effect.detach().double()).cpu()
+        names, scale = data.covariate_names, model.covariate_scale.double().cpu()
+        has_own_effect = identified_covariates(data.covariates)
+        expected_null += rank * (model.num_covariates - covariate_rank(data.covariates))
+    check_num_parameters(what, len(mean) + entries.shape[1] + effect.numel())
+    # Positions of the free parameters among the entries of (w0, L), row by row, and the others.
+    row, column = entries
+    answers = torch.tensor(list(answer_estimates(model).values()), dtype=torch.float64)
+    free = torch.cat(
+        [
+            torch.arange(len(mean)) * (rank + 1),
+            row * (rank + 1) + 1 + column,
+            len(mean) * (1 + rank) + torch.arange(effect.numel() + len(answers)),
+        ]
+    )
+    outer, information = population_information(model, guide, data, rotation, num_samples, seed)
+    triangle = triangle.cpu()
+    return ParameterEstimate(
+        theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
+        loading=triangle,
+        rotation=rotation.cpu(),
+        entries=entries,
+        effect=effect,
+        outer=outer[free][:, free],
+        information=information[free][:, free],
+        expected_null=expected_null,
+        advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
+        covariate_names=names,
+        covariate_scale=scale,
+        has_own_effect=has_own_effect,
+    )
+
+
+def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotates Λ (D, K) to L (D, R), lower triangular, and returns the rotation (K, R) with it."""
+    rotation, triangle = torch.linalg.qr(loading.T)
+    sign = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    return (triangle * sign[:, None]).T, rotation * sign
+
+
+def check_num_parameters(what: str, parameters: int) -> None:
+    """Raises a ValueError if `what` would invert too large a dense information matrix."""
+    if parameters > _MAX_PARAMETERS:
+        raise ValueError(
+            f"{what} inverts a dense information matrix of at most {_MAX_PARAMETERS} "
+            f"parameters, got {parameters}: reduce the features or latent_dim"
+        )
+
+
+def answer_estimates(model: HeterogeneousBTL) -> dict[str, float]:
+    """Lists the estimates of log ν, position bias and logit of the lapse rate, in this order."""
+    return {name: value.item() for name, value in model.answer_parameters().items()}
+
+
+def label_parameters(
+    data: Preferences, rank: int, covariates: Iterable, answers: Iterable[str]
+) -> pd.MultiIndex:
+    """Names the rows of a table of the population, (`quantity`, `term`).
+
+    Args:
+        data: Names the features.
+        rank: Rank R of the covariance of coefficients; 0 leaves out its rows.
+        covariates: Names of the covariates.
+        answers: Names of the answers' parameters. A logit is followed by its rate.
+    """
+    names = [str(name) for name in data.feature_names]
+    rows = [("mean", name) for name in names]
+    if rank:
+        rows += [("sd", name) for name in names]
+        rows += [
+            ("correlation", f"{names[i]}, {names[j]}") for i in range(len(names)) for j in range(i)
+        ]
+    rows += [("effect", f"{covariate} on {name}") for covariate in covariates for name in names]
+    rows += [("answer", name) for name in answers]
+    if "lapse logit" in answers:
+        rows.append(("answer", "lapse rate"))
+    return pd.MultiIndex.from_tuples(rows, names=["quantity", "term"])

@@ -1,0 +1,108 @@
+"""Examples on simulated people run, small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from running import run
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path) -> None:
+    out = run(
+        "examples/quickstart.py",
+        *("--users", "200", "--test-users", "50", "--steps", "20", "--draws", "200"),
+        *("--out", str(tmp_path)),
+    )
+    assert all(f"\n{utility}  (fitted" in out for utility in ("bilinear", "mlp", "homogeneous"))
+    assert (tmp_path / "quickstart.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_paper_synthetic(tmp_path: Path) -> None:
+    options = ("--users", "100", "--test-users", "60", "--steps", "5", "--draws", "50")
+    out = run("examples/paper_synthetic.py", *options, "--out", str(tmp_path))
+    assert "Bayes limit, expected" in out
+    assert (tmp_path / "paper_synthetic.png").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "paper_synthetic.csv").set_index(["model", "contexts"])
+    assert len(table) == 20
+    # A model of one utility cannot use a context: the same people, other pairs.
+    assert table.loc["BTL", "accuracy"].between(60, 85).all()
+    assert (table["ece"] >= table["ece_lower"]).all()
+
+
+@pytest.mark.slow
+def test_calibration_study(tmp_path: Path) -> None:
+    options = [
+        *("--users", "150", "--steps", "10", "--refine", "10", "--study-users", "200"),
+        *("--draws", "100", "--contexts", "0", "3", "--out", str(tmp_path)),
+    ]
+    out = run("examples/calibration_study.py", *options)
+    assert "simulation-based calibration of the posterior" in out
+    assert "People simulated from the truth: estimation error too" in out
+    assert "data:image/png;base64" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    checks = pd.read_csv(tmp_path / "checks.csv")
+    assert set(checks["verdict"]) <= {"pass", "fail", "note", "skipped"}
+
+
+@pytest.mark.slow
+def test_misspecification(tmp_path: Path) -> None:
+    options = ("--users", "100", "--test-users", "100", "--steps", "10", "--draws", "100")
+    out = run("examples/misspecification.py", *options, "--out", str(tmp_path))
+    for people in ("none", "lapses", "shrunken model", "informative contexts"):
+        assert f"\n{people}" in out
+    assert (tmp_path / "misspecification.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_conflict_study(tmp_path: Path) -> None:
+    options = ("--users", "200", "--test-users", "50", "--steps", "10", "--draws", "100")
+    out = run("examples/conflict_study.py", *options, "--out", str(tmp_path))
+    assert "10 known choices" in out
+    table = pd.read_csv(tmp_path / "conflict_study.csv")
+    assert len(table) == 3 * 6 * 3
+    limits = table[(table["contexts"] == 3) & (table["metric"] == "accuracy")]["limit"]
+    assert limits.tolist() == pytest.approx([0.5, 0.6355, 0.789, 0.9375, 0.9922, 1], abs=1e-4)
+    assert (tmp_path / "conflict_study.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_choosing(tmp_path: Path) -> None:
+    run(
+        "examples/choosing.py",
+        *("--users", "60", "--test-users", "40", "--steps", "5", "--draws", "50"),
+        *("--out", str(tmp_path)),
+    )
+    table = pd.read_csv(tmp_path / "which_objective.csv", index_col=0)
+    assert len(table) == 6
+    assert (table["less than the best"] <= 0).all()
+    dimensions = pd.read_csv(tmp_path / "how_many_latent_dimensions.csv", index_col=0)
+    assert dimensions.index.tolist() == [0, 1, 2, 3, 5]
+    assert dimensions.loc[0, "variance / truth"] == 0
+
+
+@pytest.mark.slow
+def test_rank_of_heterogeneity(tmp_path: Path) -> None:
+    options = ["--people", "60", "--most", "2", "--steps", "10", "--draws", "100"]
+    out = run("examples/rank_of_heterogeneity.py", *options, "--out", str(tmp_path))
+    assert "Eigenvalues of ΛΛᵀ" in out
+    assert "dimensions are shown" in out
+    assert (tmp_path / "rank_of_heterogeneity.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_compare_with_nuts(tmp_path: Path) -> None:
+    options = [
+        *("--people", "2", "--users", "50", "--steps", "5", "--draws", "100"),
+        *("--chains", "2", "--samples", "8", "--warmup", "8", "--processes", "1"),
+        *("--cache", str(tmp_path / "cache"), "--out", str(tmp_path)),
+    ]
+    out = run("examples/compare_with_nuts.py", *options)
+    assert "2 chains of 8 + 8 a person" in out
+    assert (tmp_path / "compare_with_nuts.png").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "compare_with_nuts.csv", header=[0, 1], index_col=0)
+    assert table.index.tolist() == ["0", "1", "all"]
+    assert table["corrected", "rms Δprob"].between(0, 1).all()
+    assert len(list((tmp_path / "cache").glob("*.nc"))) == 2

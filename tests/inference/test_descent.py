@@ -1,0 +1,38 @@
+"""Adam on an objective: its learning rate, and a loss that is not finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from linear_people import fresh, simulate
+
+from fssa_bayes import fit
+from fssa_bayes.inference.descent import learning_rate_factor
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
+def test_non_finite_loss_names_step_and_people_and_keeps_the_parameters() -> None:
+    data = simulate(people=5)
+    model, guide = fresh(data, utility="linear")
+    with torch.no_grad():
+        model.utility.mean[0] = math.inf
+    before = guide.potential[0].weight.clone()
+    with pytest.raises(FloatingPointError, match=r"step 1 of ImportanceWeightedELBO.*users .*3"):
+        fit(model, guide, data, progress_bar=False)
+    assert torch.equal(before, guide.potential[0].weight)
+
+
+@pytest.mark.parametrize("steps", [1, 40, 1000])
+def test_learning_rate_rises_to_its_peak_and_decays(steps: int) -> None:
+    factors = [learning_rate_factor(step, steps) for step in range(steps)]
+    warm_up = max(1, steps // 20)
+    assert factors[:warm_up] == pytest.approx([(step + 1) / warm_up for step in range(warm_up)])
+    decay = factors[warm_up:]
+    assert decay == sorted(decay, reverse=True)
+    # The cosine is symmetric: as far below 1 at its start as above 0 at its end.
+    length = steps - warm_up
+    for step, factor in enumerate(decay[1:], 1):
+        assert factor + learning_rate_factor(steps - step, steps) == pytest.approx(1), step
+    assert all(factor < 2.5 / length**2 for factor in decay[-1:])

@@ -1,0 +1,36 @@
+"""The free parameters of a population, and models that take other values of them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from linear_people import fresh, simulate
+
+from fssa_bayes.population.parameters import estimate_parameters, rotate_to_triangle
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 3), (2, 5), (3, 0)])
+def test_the_triangular_form_has_the_same_covariance(shape: tuple[int, int]) -> None:
+    loading = torch.randn(shape, dtype=torch.float64)
+    triangle, rotation = rotate_to_triangle(loading)
+    torch.testing.assert_close(triangle @ triangle.T, loading @ loading.T)
+    torch.testing.assert_close(loading @ rotation, triangle)
+    assert torch.equal(triangle, triangle.tril())
+    assert (triangle.diagonal() > 0).all()
+    eye = torch.eye(min(shape), dtype=torch.float64)
+    torch.testing.assert_close(rotation.T @ rotation, eye)
+
+
+def test_a_model_takes_parameters_and_its_z_keeps_its_meaning() -> None:
+    data = simulate(people=30)
+    model, guide = fresh(data, utility="linear", ties="davidson", position_bias=True)
+    estimate = estimate_parameters(model, guide, data, 50, 0, "the test")
+    same = copy.deepcopy(model)
+    estimate.assign(same, estimate.theta)
+    torch.testing.assert_close(dict(same.named_parameters()), dict(model.named_parameters()))
+    other = copy.deepcopy(model)
+    estimate.assign(other, 1.5 * estimate.theta)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(other.get_parameter(name), 1.5 * value)

@@ -1,0 +1,108 @@
+"""Rankings of items, with errors clustered by person."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from linear_people import simulate
+
+from fssa_bayes import HeterogeneousBTL, Preferences, fit
+from fssa_bayes.population import ranking_table
+
+
+def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarray]:
+    """A homogeneous fit with the sandwich covariance of its coefficients, computed by hand."""
+    data = simulate(people=80, comparisons=9)
+    model = HeterogeneousBTL(2, 0, utility="linear")
+    fit(model, None, data, progress_bar=False)
+    features = data.items.double().numpy()
+    difference = features[data.left] - features[data.right]
+    beta = (model.utility.mean / model.feature_scale).detach().double().numpy()
+    prob = 1 / (1 + np.exp(-difference @ beta))
+    hessian = (difference * (prob * (1 - prob))[:, None]).T @ difference
+    score = ((data.choice - prob)[:, None] * difference).reshape(80, 9, 2).sum(1)
+    inverse = np.linalg.inv(hessian)
+    return data, model, beta, inverse @ (score.T @ score) @ inverse
+
+
+def test_ranking_has_errors_clustered_by_person() -> None:
+    data, model, beta, covariance = clustered_fit()
+    items = [3, 7, 1, 20]
+    table = ranking_table(model, data, items, num_draws=20_000)
+    design = data.items[items].double().numpy()
+    design = design - design.mean(0)
+    utility = design @ beta
+    error = np.sqrt(np.einsum("md,de,me->m", design, covariance, design))
+    assert table.index.tolist() == [items[i] for i in np.argsort(-utility)]
+    assert table["rank"].tolist() == [1, 2, 3, 4]
+    table = table.loc[items]
+    np.testing.assert_allclose(table["utility"], utility, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table["standard_error"], error, rtol=1e-3)
+    np.testing.assert_allclose(table["upper"] - utility, 1.644854 * error, rtol=1e-3)
+    # Ranks of draws made another way, their quantiles on whole ranks.
+    draws = utility + np.random.default_rng(1).multivariate_normal(beta * 0, covariance, 20_000) @ (
+        design.T
+    )
+    ranks = 1 + (-draws).argsort(-1).argsort(-1)
+    for name, level in (("rank_lower", 0.05), ("rank_upper", 0.95)):
+        expected = np.quantile(ranks, level, axis=0)
+        share = (ranks <= expected).mean(0)
+        clear = np.abs(share - level) > 0.01  # Where the level falls between two ranks.
+        assert clear.any()
+        np.testing.assert_array_equal(table[name][clear], expected[clear])
+
+
+def test_groups_are_ranked_each_by_itself() -> None:
+    data, model, *_ = clustered_fit()
+    items, groups = [3, 7, 1, 20, 5, 9], list("abaabb")
+    table = ranking_table(model, data, items, groups=groups, num_draws=20_000)
+    assert table["group"].tolist() == list("aaabbb")
+    for label in "ab":
+        own = [item for item, group in zip(items, groups, strict=True) if group == label]
+        alone = ranking_table(model, data, own, num_draws=20_000)
+        part = table[table["group"] == label].drop(columns="group")
+        assert part.index.tolist() == alone.index.tolist()
+        columns = ["utility", "standard_error", "lower", "upper", "rank"]
+        pd.testing.assert_frame_equal(part[columns], alone[columns])
+        assert (part[["rank_lower", "rank_upper"]] - alone[["rank_lower", "rank_upper"]]).abs().max(
+            axis=None
+        ) <= 1  # Other draws.
+        assert part["rank_upper"].max() <= 3
+    with pytest.raises(ValueError, match="groups must have one label an item, 2, got 1"):
+        ranking_table(model, data, [1, 2], groups=["a"])
+
+
+def test_ranking_of_items_without_features_is_that_of_population() -> None:
+    rng = np.random.default_rng(0)
+    left = rng.integers(5, size=400)
+    right = (left + rng.integers(1, 5, size=400)) % 5
+    data = Preferences(left, right, rng.integers(2, size=400), np.arange(0, 401, 8), num_items=6)
+    model = HeterogeneousBTL(6, 0, utility="linear")
+    result = fit(model, None, data, progress_bar=False)
+    compared = [0, 1, 2, 3, 4]
+    table = result.ranking(compared).loc[compared]
+    # Nobody compared item 5, so that nothing is known of a ranking with it.
+    assert result.ranking().drop(columns=["utility", "rank"]).isna().all(axis=None)
+    assert (table["standard_error"] > 0.05).all()
+    shown = Preferences(left, right, data.choice, data.offsets, num_items=5)
+    other = HeterogeneousBTL(5, 0, utility="linear")
+    expected = fit(other, None, shown, progress_bar=False).population().loc["mean"]
+    np.testing.assert_allclose(table["utility"], expected["estimate"], atol=1e-4)
+    np.testing.assert_allclose(table["standard_error"], expected["se_sandwich"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"utility": "bilinear"}, {"utility": "linear"}])
+def test_ranking_needs_a_homogeneous_linear_model(options: dict) -> None:
+    data = simulate(people=10)
+    model = HeterogeneousBTL(2, 0 if options["utility"] == "bilinear" else 1, **options)
+    with pytest.raises(ValueError, match="needs utility='linear' and latent_dim=0"):
+        ranking_table(model, data)
+
+
+def test_ranking_names_unknown_items() -> None:
+    data, model, *_ = clustered_fit()
+    with pytest.raises(ValueError, match=r"items must be known names, at least one, got \['x'\]"):
+        ranking_table(model, data, [1, "x"])
+    with pytest.raises(ValueError, match=r"items must be known names, at least one, got \[\]"):
+        ranking_table(model, data, [])
