@@ -86,18 +86,19 @@ def analyse(
     if model is not None and not (model / "config.json").is_file():
         raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
     with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
+        import matplotlib
         import torch
 
         from fssa_bayes.io import load, save
         from fssa_bayes.report import analyse as run
 
+        matplotlib.use("Agg")
         torch.set_num_threads(1)
-        read = votes.read()
+        data, about_data = votes.read()
         analysis = run(
-            read.data,
+            data,
             title=f"Paired comparisons in {votes.path.name}",
-            rows_read=read.rows,
-            rows_missing=read.missing,
+            about_data=about_data,
             fitted=None if model is None else load(model),
             utility=None if utility is None else utility.value,
             latent_dim=latent_dim or 2,
@@ -113,4 +114,4 @@ def analyse(
         if analysis.model is not None:
             save(writer.folder / "model", analysis.model, analysis.guide, overwrite=True)
             writer.write_netcdf(analysis.posterior, "posterior.nc")
-        writer.finish(analysis, write_json=write_json)
+        writer.finish(analysis.figures, analysis.report, write_json=write_json)

@@ -45,13 +45,20 @@ def diagnose(
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
     with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
+        import matplotlib
         import torch
 
         from fssa_bayes.io import load
+        from fssa_bayes.report import VERDICTS
         from fssa_bayes.report import diagnose as run
 
+        matplotlib.use("Agg")
         torch.set_num_threads(1)
-        report = run(*load(model), votes.read().data, budget=budget, seed=seed)
+        data, about_data = votes.read()
+        writer.tell(about_data)
+        report = run(*load(model), data, budget=budget, seed=seed)
         report.write(writer.folder)
-        writer.tell_checks(report)
-        writer.finish(report, write_json=write_json)
+        writer.tell(report.opening)
+        verdicts = report.table["verdict"].value_counts()
+        figures = {name: int(verdicts.get(name, 0)) for name in VERDICTS}
+        writer.finish({"passed": report.passed} | figures, report, write_json=write_json)

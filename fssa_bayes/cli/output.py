@@ -129,7 +129,9 @@ class Writer:
     def tell(self, section: Section) -> None:
         """Prints a section as text, unless quiet."""
         if not self.quiet:
-            print(section.to_text(), flush=True)
+            from fssa_bayes.report import to_text
+
+            print(to_text(section), flush=True)
 
     def write_netcdf(self, content: InferenceData, name: str) -> None:
         """Writes an ArviZ object into the folder.

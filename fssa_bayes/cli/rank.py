@@ -31,20 +31,21 @@ def rank(
     page report.html and summary.md.
     """
     with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
+        import matplotlib
         import torch
 
         from fssa_bayes.report import rank as run
 
+        matplotlib.use("Agg")
         torch.set_num_threads(1)
-        read = votes.read()
+        data, about_data = votes.read()
         analysis = run(
-            read.data,
+            data,
             title=f"Ranking of {votes.path.name}",
-            rows_read=read.rows,
-            rows_missing=read.missing,
+            about_data=about_data,
             seed=seed,
             tell=writer.tell,
         )
         if writer.folder is not None:
             analysis.report.write(writer.folder)
-        writer.finish(analysis, write_json=write_json)
+        writer.finish(analysis.figures, analysis.report, write_json=write_json)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from fssa_bayes.datasets.table import Table
+    from fssa_bayes.data import Preferences
+    from fssa_bayes.report import Section
 
 __all__ = ["Ties", "Votes", "reads_votes"]
 
@@ -124,26 +125,33 @@ class Votes:
             )
         return dict(pairs)
 
-    def read(self) -> Table:
-        """Reads the file.
+    def read(self) -> tuple[Preferences, Section]:
+        """Reads the file, and describes what is in it.
+
+        Returns:
+            The comparisons, and the part of a report that describes them, with what reading warned
+            of.
 
         Raises:
             ValueError: As :func:`fssa_bayes.datasets.table.read`.
         """
         from fssa_bayes.datasets import table
+        from fssa_bayes.report import describe_data, hear_warnings
 
-        return table.read(
-            self.path,
-            user=self.user,
-            left=self.left,
-            right=self.right,
-            choice=self.choice,
-            choice_labels=self.labels(),
-            items=self.items,
-            users=self.users,
-            ties=self.ties.value,
-            delimiter=self.delimiter,
-        )
+        with hear_warnings() as heard:
+            read = table.read(
+                self.path,
+                user=self.user,
+                left=self.left,
+                right=self.right,
+                choice=self.choice,
+                choice_labels=self.labels(),
+                items=self.items,
+                users=self.users,
+                ties=self.ties.value,
+                delimiter=self.delimiter,
+            )
+        return read.data, describe_data(read.data, read.rows, read.missing, tuple(heard))
 
 
 def reads_votes(subcommand: Callable[..., None]) -> Callable[..., None]:

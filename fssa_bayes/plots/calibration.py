@@ -106,7 +106,7 @@ def reliability(
         edges = np.linspace(0, 1, _HISTOGRAM_BINS + 1)
         share, _ = np.histogram(prob, edges, weights=weight)
         height = _HISTOGRAM_HEIGHT * share / share.max()
-        label = f"forecasts (at most {share.max() / weight.sum():.0%})"
+        label = f"forecasts (tallest bar: {share.max() / weight.sum():.0%} of them)"
         style = {"facecolor": "none", "edgecolor": "0.5", "linewidth": 0.6, "zorder": 1}
         ax.bar(edges[:-1], height, np.diff(edges), align="edge", label=label, **style)
     ax.set_xlim(-0.02, 1.02)

@@ -205,6 +205,7 @@ def forest(
     *,
     label: str = "value",
     reference: float | None = None,
+    sort: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws one interval a person, the largest median at the top.
@@ -216,6 +217,8 @@ def forest(
         names: Names of the people, with length U.
         label: Label of the horizontal axis, with its unit.
         reference: Where to draw a vertical line, for example a population median.
+        sort: Whether the largest median stands at the top; if not, the first person does, so that
+            several figures can show people in one order.
         ax: Where to draw; a new figure if None.
 
     Returns:
@@ -226,7 +229,7 @@ def forest(
             outside of its interval.
     """
     median, lower, upper = as_aligned(True, median=median, lower=lower, upper=upper)
-    return sorted_intervals(median, lower, upper, names, label, "person", reference, ax)
+    return sorted_intervals(median, lower, upper, names, label, "person", reference, ax, sort)
 
 
 def ranking(
@@ -273,8 +276,9 @@ def sorted_intervals(
     what: str,
     reference: float | None,
     ax: Axes | None,
+    sort: bool = True,
 ) -> Axes:
-    """Draws intervals with a dot at the median, the largest median at the top."""
+    """Draws intervals with a dot at the median, the largest median, or the first, at the top."""
     # Quantiles of equal draws that were interpolated in different ways differ in the last digits.
     slack = 1e-6 * (1 + np.abs(median))
     inside = (median >= lower - slack) & (median <= upper + slack)
@@ -283,7 +287,7 @@ def sorted_intervals(
     if reference is not None and not math.isfinite(reference):
         raise ValueError(f"reference must be finite or None, got {reference}")
     ax = new_axes(ax, len(median))
-    order = np.argsort(-median, kind="stable")
+    order = np.argsort(-median, kind="stable") if sort else np.arange(len(median))
     draw_intervals(ax, median[order], lower[order], upper[order], "median", "interval")
     if reference is not None:
         ax.axvline(reference, color="tab:red", linestyle="--", linewidth=1)

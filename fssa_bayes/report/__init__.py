@@ -1,20 +1,24 @@
 """Everything in one page: what is found in a file of comparisons, and all checks of a model."""
 
-from fssa_bayes.report.analysis import Analysis, analyse, rank
+from fssa_bayes.report.analysis import Analysis, analyse, hear_warnings, rank
+from fssa_bayes.report.findings import describe_data
 from fssa_bayes.report.page import Figure, Section, render
 from fssa_bayes.report.plain import to_markdown, to_text
 from fssa_bayes.report.report import Report
 from fssa_bayes.report.run import diagnose
-from fssa_bayes.report.verdicts import Check
+from fssa_bayes.report.verdicts import VERDICTS, Check
 
 __all__ = [
+    "VERDICTS",
     "Analysis",
     "Check",
     "Figure",
     "Report",
     "Section",
     "analyse",
+    "describe_data",
     "diagnose",
+    "hear_warnings",
     "rank",
     "render",
     "to_markdown",

@@ -30,7 +30,14 @@ from fssa_bayes.report.report import Report
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["Analysis", "analyse", "rank"]
+__all__ = [
+    "Analysis",
+    "analyse",
+    "describe_convergence",
+    "fit_average",
+    "hear_warnings",
+    "rank",
+]
 
 _STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
 _MIN_PEOPLE = 5  # People below whom some to fit and some to judge by cannot be had.
@@ -64,6 +71,7 @@ def analyse(
     data: Preferences,
     *,
     title: str = "Paired comparisons",
+    about_data: Section | None = None,
     fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None = None,
     utility: str | None = None,
     latent_dim: int = 2,
@@ -80,6 +88,7 @@ def analyse(
     Args:
         data: The comparisons.
         title: Title of the report.
+        about_data: The part of the report that describes the data; None to make one of `data`.
         fitted: A model of individual people and its guide, fitted before; None to fit one.
         utility: Utility of the model that is fitted; None is `"linear"` for items without features
             and `"bilinear"` for others.
@@ -106,14 +115,15 @@ def analyse(
     sections: list[Section] = []
 
     def found(section: Section, heard: Sequence[str] = ()) -> None:
-        section = replace(section, warnings=tuple(heard))
+        if heard:
+            section = replace(section, warnings=tuple(heard))
         sections.append(section)
         if tell is not None:
             tell(section)
 
-    found(findings.describe_data(data))
+    found(about_data or findings.describe_data(data))
     if len(data) < _MIN_PEOPLE:
-        with _hearing() as heard:
+        with hear_warnings() as heard:
             section = findings.rank_items(data, seed)
         found(section, heard)
         few = (
@@ -122,28 +132,28 @@ def analyse(
             "judge by. The ranking describes these people's choices."
         )
         report = Report(title, sections, [*findings.opening(data, None), few], _footer(seed, start))
-        return Analysis(report, findings.numbers_of(data))
+        return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(section))
     train, test = data.split_users(test_size, seed=seed)
-    with _hearing() as heard:
+    with hear_warnings() as heard:
         model, guide, origin, result = _fit_people(train, fitted, options)
         average = fit_average(train, model.config["utility"], seed)
         comparison = findings.compare(
             model, guide, average.model, test, num_samples, seed, seen_before=fitted is not None
         )
     found(comparison.section, heard)
-    with _hearing() as heard:
-        section = findings.rank_items(data, seed)
-    found(section, heard)
-    with _hearing() as heard:
+    with hear_warnings() as heard:
+        ranking = findings.rank_items(data, seed)
+    found(ranking, heard)
+    with hear_warnings() as heard:
         section = findings.describe_differences(
             model, guide, data, comparison.certainty, num_samples, seed
         )
     found(section, heard)
     if data.covariates is not None:
-        with _hearing() as heard:
+        with hear_warnings() as heard:
             section = findings.describe_covariates(model, data, result, steps, seed)
         found(section, heard)
-    with _hearing():
+    with hear_warnings():
         exported = findings.export_posteriors(model, guide, test, num_samples, seed)
     done = (
         f"The average person's model was fitted to {len(train):,} people. Individual model: "
@@ -155,28 +165,41 @@ def analyse(
         number = sum(len(section.warnings) for section in sections)
         summary.append(f"{number} warnings stand beside the results that they concern.")
     report = Report(title, sections, summary, _footer(seed, start))
-    numbers = findings.numbers_of(data) | comparison.numbers
+    numbers = findings.numbers_of(data) | comparison.numbers | findings.numbers_of_ranking(ranking)
     return Analysis(report, numbers, model, guide, exported)
 
 
-def rank(data: Preferences, *, title: str = "Ranking", seed: int = 0) -> Analysis:
+def rank(
+    data: Preferences,
+    *,
+    title: str = "Ranking",
+    about_data: Section | None = None,
+    seed: int = 0,
+    tell: Callable[[Section], None] | None = None,
+) -> Analysis:
     """Ranks the items of paired comparisons by classical Bradley–Terry.
 
     Args:
         data: The comparisons.
         title: Title of the report.
+        about_data: The part of the report that describes the data; None to make one of `data`.
         seed: Seed of the draws that intervals of ranks come from.
+        tell: Called with every section when it is found; None tells nothing.
 
     Returns:
         The ranking with standard errors clustered by person.
     """
     start = time.perf_counter()
-    with _hearing() as heard:
-        section = findings.rank_items(data, seed)
-    section = replace(section, warnings=tuple(heard))
-    sections = [section, findings.describe_data(data)]
+    with hear_warnings() as heard:
+        ranking = findings.rank_items(data, seed)
+    sections = [
+        replace(ranking, warnings=tuple(heard)),
+        about_data or findings.describe_data(data),
+    ]
+    for section in sections if tell is not None else ():
+        tell(section)
     report = Report(title, sections, findings.opening(data, None), _footer(seed, start))
-    return Analysis(report, findings.numbers_of(data))
+    return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
 
 
 @dataclass(frozen=True)
@@ -193,7 +216,7 @@ class _Options:
 
 
 @contextmanager
-def _hearing() -> Iterator[list[str]]:
+def hear_warnings() -> Iterator[list[str]]:
     """Collects the warnings of a block, each once, in place of printing them."""
     heard: list[str] = []
     with warnings.catch_warnings(record=True) as caught:

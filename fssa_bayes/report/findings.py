@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ __all__ = [
     "export_posteriors",
     "model_of_ties",
     "numbers_of",
+    "numbers_of_ranking",
     "opening",
     "rank_items",
 ]
@@ -68,6 +70,16 @@ def numbers_of(data: Preferences) -> dict[str, object]:
     }
 
 
+def numbers_of_ranking(section: Section) -> dict[str, object]:
+    """Names the leading item of a ranking, with utility and standard error."""
+    leader = section.files["ranking.csv"].iloc[0]
+    return {
+        "leader": str(leader.name),
+        "leader_utility": float(leader["utility"]),
+        "leader_standard_error": float(leader["standard_error"]),
+    }
+
+
 def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     """Says in a sentence who chose among what, and in another which model describes them."""
     line = f"{len(data):,} people, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
@@ -83,11 +95,31 @@ def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     return lines
 
 
-def describe_data(data: Preferences) -> Section:
-    """Tabulates what the data hold."""
-    rows = [line.split(maxsplit=0)[0] for line in str(data.summary()).splitlines()]
-    pairs = [(row[:22].strip(), row[22:].strip()) for row in rows]
-    return Section("The data", table=pd.DataFrame(pairs, columns=["", "number"]))
+def describe_data(
+    data: Preferences,
+    rows_read: int | None = None,
+    rows_missing: Mapping[str, int] | None = None,
+    warnings: Sequence[str] = (),
+) -> Section:
+    """Tabulates what the data hold.
+
+    Args:
+        data: The comparisons.
+        rows_read: Number of rows of the file they come from; None if unknown.
+        rows_missing: Number of rows left out for an empty cell, by column.
+        warnings: What reading the file warned of.
+
+    Returns:
+        A part of a report.
+    """
+    rows = [] if rows_read is None else [("rows read", f"{rows_read:,}")]
+    rows += [(line[:22].strip(), line[22:].strip()) for line in str(data.summary()).splitlines()]
+    text = []
+    for column, count in (rows_missing or {}).items():
+        were = "row was" if count == 1 else "rows were"
+        text.append(f"{count:,} {were} left out: nothing in column {column!r}.")
+    table = pd.DataFrame(rows, columns=["what", "how many"])
+    return Section("The data", text, table, warnings=warnings)
 
 
 @dataclass(frozen=True)
@@ -322,7 +354,7 @@ def _draw_people(people: pd.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
 
     shown = people.sample(min(_MAX_DRAWN, len(people)), random_state=0)
-    shown = shown.sort_values("direction", kind="stable")
+    shown = shown.sort_values("direction", ascending=False, kind="stable")
     figure, axes = plt.subplots(1, 2, figsize=(10, 9), layout="tight")
     labels = ("direction: correlation with the average", "scale (nats)")
     for ax, name, label in zip(axes, ("direction", "scale"), labels, strict=True):

@@ -19,7 +19,7 @@ from fssa_bayes.checks import (
 )
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import Study, draw_figure, first_names, share_covered
-from fssa_bayes.report.verdicts import LEVEL, REFIT, Check
+from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFIT, Check
 
 __all__ = [
     "check_behaviour",
@@ -123,7 +123,7 @@ def judge_gain(last: HeldOut) -> Check:
         f"{gain:.4f} ± {error:.4f} nats a choice",
         "above 0 by 2 standard errors; below 0 by 2.6 fails",
         verdict,
-        "use it" if verdict == "pass" else "knowing a person's choices does not help: " + REFIT,
+        NOTHING if verdict == "pass" else "knowing a person's choices does not help: " + REFIT,
         True,
     )
 
@@ -140,7 +140,7 @@ def judge_reliability(last: HeldOut) -> Check:
         f"{last.num_context} known choices",
         f"the {error.level:.0%} interval reaches 0",
         "pass" if good else "fail",
-        "use them" if good else REFIT,
+        NOTHING if good else REFIT,
         True,
     )
 
@@ -157,7 +157,7 @@ def judge_coverage(predictions: Sequence[HeldOut]) -> Check:
         + (f", {worst['direction']} at {worst['group']}" if result.rejected else ""),
         f"p ≥ {LEVEL} over all sizes together",
         "fail" if result.rejected else "pass",
-        REFIT if result.rejected else "use the intervals",
+        REFIT if result.rejected else NOTHING,
         True,
     )
 
@@ -177,7 +177,7 @@ def check_directions(study: Study) -> tuple[list[Check], Section]:
                 f"z = {row['z']:.1f} (p = {row['p']:.2g})",
                 f"p ≥ {limit:.3g}",
                 "pass" if good else "fail",
-                "nothing" if good else f"{_MEANING[name][int(row['z'] < 0)]}: {REFIT}",
+                NOTHING if good else f"{_MEANING[name][int(row['z'] < 0)]}: {REFIT}",
                 True,
             )
         )
@@ -202,7 +202,7 @@ def check_behaviour(study: Study) -> tuple[list[Check], Section]:
         f"{worst}: p = {tried.loc[worst, 'adjusted']:.2g}, {tried.loc[worst, 'verdict']}",
         f"p ≥ {LEVEL}, adjusted for {len(tried)} comparisons",
         "pass" if good else "fail",
-        "nothing" if good else REFIT,
+        NOTHING if good else REFIT,
         True,
     )
     text = (
@@ -229,7 +229,7 @@ def check_surprises(study: Study) -> tuple[list[Check], Section]:
             "note" if len(flagged) else "pass",
             "do not believe these people's posteriors: see posterior.context_surprise()"
             if len(flagged)
-            else "nothing",
+            else NOTHING,
             True,
         ),
         Check(
@@ -238,7 +238,7 @@ def check_surprises(study: Study) -> tuple[list[Check], Section]:
             + (f": {first_names(unreliable)}" if len(unreliable) else ""),
             "none",
             "note" if len(unreliable) else "pass",
-            'Posterior(..., fallback="nuts") for these' if len(unreliable) else "nothing",
+            'Posterior(..., fallback="nuts") for these' if len(unreliable) else NOTHING,
             False,
         ),
     ]

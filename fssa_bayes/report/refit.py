@@ -16,7 +16,7 @@ from fssa_bayes.inference import ImportanceWeightedELBO, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.report.page import Section
 from fssa_bayes.report.study import Study
-from fssa_bayes.report.verdicts import Check, NotPossibleError
+from fssa_bayes.report.verdicts import NOTHING, Check, NotPossibleError
 from fssa_bayes.sampling import person_log_marginal_likelihood
 
 __all__ = [
@@ -42,7 +42,7 @@ def check_another_objective(study: Study) -> tuple[list[Check], Section]:
         f"{100 * (after / before - 1):.1f} %",
         "no gain beyond 2.6 standard errors",
         "pass" if good else "fail",
-        "nothing"
+        NOTHING
         if good
         else "the first fit had not found the maximum: fit with more steps and particles, "
         "objective=[ImportanceWeightedELBO(64), Sleep()]",

@@ -7,6 +7,7 @@ is wrong: checks on people simulated from the model itself cannot.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -187,7 +188,11 @@ def run_parts(
         try:
             needed = part.seconds(study)
             if needed > left:
-                raise NotPossibleError(f"about {needed:.0f} s needed, {max(left, 0):.0f} s left")
+                whole = began - start + needed
+                raise NotPossibleError(
+                    f"about {needed:.0f} s needed, {max(left, 0):.0f} s left: a budget of "
+                    f"{10 * math.ceil(whole / 10)} s reaches this check"
+                )
             found, section = part.run(study)
         except (NotPossibleError, NotEnoughDataError) as reason:
             checks.append(Check(part.name, "–", "–", "skipped", str(reason), part.sees_wrong_model))

@@ -11,7 +11,7 @@ from fssa_bayes.checks import CalibrationStudy, calibrate, simulate_people
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import Study, draw_figure, root_mean_square
-from fssa_bayes.report.verdicts import LEVEL, REFINE, Check, NotPossibleError
+from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFINE, Check, NotPossibleError
 from fssa_bayes.sampling import MOST_PARETO_K, draw_posterior, grid, score_draws
 
 __all__ = [
@@ -128,7 +128,7 @@ def judge_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
         f"p = {result.p_value:.2g}" + (where if result.rejected else ""),
         f"p ≥ {LEVEL}, all quantities and sizes together",
         bad if result.rejected else "pass",
-        REFINE if result.rejected else "nothing",
+        REFINE if result.rejected else NOTHING,
         False,
     )
 
@@ -145,7 +145,7 @@ def judge_coverage(calibration: CalibrationStudy) -> Check:
         f"{within:.1%} of {len(table)} within 3 standard errors, the worst {worst['z']:.1f} off",
         f"the worst within {limit:.1f}, the {LEVEL:.0%} limit of that many",
         "pass" if good else "fail",
-        "use the intervals" if good else REFINE,
+        NOTHING if good else REFINE,
         False,
     )
 
@@ -160,7 +160,7 @@ def judge_guide_coverage(calibration: CalibrationStudy) -> Check:
         f"{100 * off:.1f} points off at the worst",
         "4 points",
         "pass" if good else "note",
-        "nothing" if good else f"rely on the corrected posterior only, or {REFINE}",
+        NOTHING if good else f"rely on the corrected posterior only, or {REFINE}",
         False,
     )
 
@@ -175,7 +175,7 @@ def judge_ess(calibration: CalibrationStudy) -> Check:
         f"{ess[worst]:.2f} on average at {calibration.sizes[worst]} known choices, the worst",
         "at least .5 (.85 is good)",
         "pass" if good else "note",
-        "nothing" if ess[worst] >= 0.85 else f"right but wasteful: {REFINE}",
+        NOTHING if ess[worst] >= 0.85 else f"right but wasteful: {REFINE}",
         False,
     )
 
@@ -190,7 +190,7 @@ def judge_pareto_k(calibration: CalibrationStudy) -> Check:
         f"{share[worst]:.1%} at {calibration.sizes[worst]} known choices, the worst",
         "at most 1 %",
         "pass" if good else "note",
-        "nothing" if good else f"look at posterior.pareto_k of every new person, or {REFINE}",
+        NOTHING if good else f"look at posterior.pareto_k of every new person, or {REFINE}",
         False,
     )
 
@@ -229,7 +229,7 @@ def check_against_grid(study: Study) -> tuple[list[Check], Section]:
             f"{worst.iloc[1]:.3f} ± {worst.iloc[2]:.3f} nats at {worst.iloc[0]:.0f} known choices",
             "at most .1 nats",
             "pass" if worst.iloc[1] <= 0.1 else "note",
-            "nothing" if worst.iloc[1] <= 0.1 else REFINE,
+            NOTHING if worst.iloc[1] <= 0.1 else REFINE,
             False,
         ),
         Check(
@@ -237,7 +237,7 @@ def check_against_grid(study: Study) -> tuple[list[Check], Section]:
             f"{off:.4f} in root mean square at the worst size",
             "at most .02",
             "pass" if off <= 0.02 else "fail",
-            "nothing" if off <= 0.02 else REFINE,
+            NOTHING if off <= 0.02 else REFINE,
             False,
         ),
     ]
@@ -277,7 +277,7 @@ def check_joint_coverage(study: Study) -> tuple[list[Check], Section]:
         f"p = {p_value:.2g}" + ("" if good else f", the worst at {worst} known choices"),
         f"p ≥ {LEVEL}, all sizes together",
         "pass" if good else "note",
-        "nothing" if good else REFINE,
+        NOTHING if good else REFINE,
         False,
     )
     first = results[0]

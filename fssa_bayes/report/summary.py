@@ -25,7 +25,10 @@ def summarise(checks: Sequence[Check]) -> list[str]:
     lines.append(judge_model([check for check in checks if check.sees_wrong_model]))
     skipped = [check.name for check in checks if check.verdict == "skipped"]
     if skipped:
-        lines.append(f"Not checked: {', '.join(skipped)}; the table says why.")
+        lines.append(
+            f"Not checked: {', '.join(skipped)}. The table says why, and which budget reaches a "
+            "check that time did not allow."
+        )
     return lines
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LEVEL", "REFINE", "REFIT", "Check", "NotPossibleError"]
+__all__ = ["LEVEL", "NOTHING", "REFINE", "REFIT", "VERDICTS", "Check", "NotPossibleError"]
+
+VERDICTS = ("pass", "fail", "note", "skipped", "error")
+"""What a check can end in."""
+
+NOTHING = "–"
+"""Advice where nothing is to be done."""
 
 REFINE = (
     "refine the guide, fit(model, guide, train, objective=Sleep(16, steps=1500), "
@@ -38,7 +44,7 @@ class Check:
         verdict: `"pass"`; `"fail"`; `"note"`, which informs without judging; `"skipped"`, where
             data or budget do not allow the check; or `"error"`, where the check stopped with an
             exception and judged nothing.
-        advice: What to do.
+        advice: What to do; a dash where nothing is to be done.
         sees_wrong_model: Whether the check can tell a model that does not fit these people.
     """
 
