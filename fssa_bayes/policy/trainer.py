@@ -67,8 +67,8 @@ class SteerableDPOTrainer(Trainer):
     parameters of `guide` learn with the policy.
 
     A checkpoint `checkpoint-STEP` holds `policy`, which `SteerablePolicy.load` reads, the guide's
-    parameters if they learn, and the optimiser's state. A run does not
-    resume from a checkpoint that was not finished when the run was killed.
+    parameters if they learn, and the optimiser's state. A run does not resume from a checkpoint
+    that was not finished when the run was killed.
 
     Args:
         policy: The policy, trained in place.
