@@ -180,7 +180,7 @@ def _binned(data: Preferences, items: Tensor | None = None) -> Preferences:
     position = np.minimum((data.items[:, 0].numpy() * BINS).astype(int), BINS - 1)
     left, right = position[data.left], position[data.right]
     kept = left != right
-    person = np.repeat(np.arange(len(data)), data.counts)[kept]
+    person = data.person[kept]
     counts = np.bincount(person, minlength=len(data))
     return Preferences(
         left[kept],

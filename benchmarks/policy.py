@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,9 +30,16 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from benchmarks.harness import Row, spread
 from benchmarks.memory import held_gigabytes, in_fresh_process, peak_gigabytes
 from fssa_bayes._random import seeded
-from fssa_bayes.policy import ResponseBatch, SteerablePolicy, pair_log_prob, steered
+from fssa_bayes.policy import (
+    LengthBuckets,
+    ReferenceCache,
+    ResponseBatch,
+    SteerablePolicy,
+    fingerprint,
+    pair_log_prob,
+    steered,
+)
 from fssa_bayes.policy.generation import generate_tokens
-from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
 
 __all__ = ["run"]
 
@@ -112,7 +120,7 @@ WAYS = {
 
 
 class Problem:
-    """Holds a policy that has left its start, pairs with a z each, and a cache of references."""
+    """Holds a policy away from its initial weights, pairs with a z each, and a reference cache."""
 
     def __init__(self, case: Case, device: str, folder: str) -> None:
         self.case, self.device = case, device
@@ -128,17 +136,15 @@ class Problem:
         self.policy.train()
         self.rows = _draw(case)
         self.cache = ReferenceCache(folder, fingerprint(self.policy))
-        self._copy: PreTrainedModel | None = None
 
+    @cached_property
     def copy(self) -> PreTrainedModel:
-        """Makes the second model of the published way once: the base model before training."""
-        if self._copy is None:
-            self._copy = self.case.model().to(self.device)
-        return self._copy
+        """The second model of the published way: the base model before training."""
+        return self.case.model().to(self.device)
 
     def forget_copy(self) -> None:
         """Frees the second model."""
-        self._copy = None
+        vars(self).pop("copy", None)
 
     def batches(self, way: Way) -> list[np.ndarray]:
         """Divides the pairs into micro-batches: as they come, or by length."""
@@ -159,7 +165,7 @@ class Problem:
         total = 0.0
         for pairs in self.batches(way):
             batch = self.batch(way, pairs)
-            ratio = self._score(way, batch, self.z[pairs]) - self._reference(way, batch)
+            ratio = self.score(way, batch, self.z[pairs]) - self.reference(way, batch)
             chosen, rejected = ratio.chunk(2)
             loss = -F.logsigmoid(BETA * (chosen - rejected)).sum() / self.case.pairs
             loss.backward()
@@ -171,7 +177,8 @@ class Problem:
         parts = [p.grad.flatten().float().cpu() for p in self.policy.trainable_parameters()]
         return torch.cat(parts)
 
-    def _score(self, way: Way, batch: ResponseBatch, z: Tensor | None) -> Tensor:
+    def score(self, way: Way, batch: ResponseBatch, z: Tensor | None) -> Tensor:
+        """Computes the log-probabilities of the responses under the policy, one way."""
         if way.shared_prompt:
             return pair_log_prob(self.policy, batch, z)
         z = None if z is None else z.repeat(2, 1)
@@ -180,14 +187,15 @@ class Problem:
         return published_log_prob(self.policy(batch.input_ids, batch.attention_mask, z=z), batch)
 
     @torch.no_grad()
-    def _reference(self, way: Way, batch: ResponseBatch) -> Tensor:
+    def reference(self, way: Way, batch: ResponseBatch) -> Tensor:
+        """Computes the log-probabilities of the responses under the reference policy, one way."""
         if way.copied_reference:
-            output = self.copy()(batch.input_ids, attention_mask=batch.attention_mask)
+            output = self.copy(batch.input_ids, attention_mask=batch.attention_mask)
             return published_log_prob(output.logits, batch)
 
         def compute(batch: ResponseBatch) -> Tensor:
             with self.policy.reference():
-                return self._score(way, batch, None)
+                return self.score(way, batch, None)
 
         return self.cache.log_prob(batch, compute, way=str(way)) if way.cached else compute(batch)
 
@@ -240,12 +248,12 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             yield from _times(problem, args)
             yield from _memory(case, args)
         else:
-            yield from _on_device(problem, args)
+            yield from on_device(problem, args)
         yield from _generation(problem, args)
 
 
 def _sizes(problem: Problem) -> Iterator[Row]:
-    """Says how full the published batches are, which decides what buckets can save."""
+    """Yields the share of the published batches that is not padding, which bounds buckets' gain."""
     sizes = [len(p) + len(r) for pair in problem.rows for p, r in pair]
     fill = [size / problem.case.maximum for size in sizes]
     yield spread("policy", str(problem.case), "published", "share that is not padding", "", fill)
@@ -277,7 +285,7 @@ def _times(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _clock(args: argparse.Namespace) -> tuple[Callable[[], float], str]:
-    """Chooses time of the processor where it can: other programs hardly change that."""
+    """Chooses processor time on one CPU thread, which other programs hardly change."""
     if args.device == "cpu" and args.threads == 1:
         return time.process_time, "CPU s"
     if args.device == "cpu":
@@ -336,16 +344,16 @@ def _peak(case: Case, name: str) -> tuple[float, float]:
     way = WAYS[name]
     with tempfile.TemporaryDirectory() as folder:
         small = replace(case, hidden=48, layers=1, intermediate=32, vocabulary=100)
-        Problem(small, "cpu", folder + "/small").step(way)  # Loads what is loaded at first use.
+        Problem(small, "cpu", folder + "/small").step(way)  # Loads modules that load at first use.
         problem = Problem(case, "cpu", folder + "/case")
         gc.collect()
         before = held_gigabytes()
-        for _ in range(2):  # The first fills the cache, and takes no more than the second.
+        for _ in range(2):  # The first step fills the cache, and needs no more than the second.
             problem.step(way)
         return peak_gigabytes() - before, peak_gigabytes()
 
 
-def _on_device(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
+def on_device(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
     """Time, tokens a second and peak memory with the weights on a GPU, ours and published."""
     case = problem.case
     tokens = sum(len(p) + len(r) for pair in problem.rows for p, r in pair)

@@ -31,7 +31,7 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.checks import LEVELS, CalibrationStudy, ask, calibrate, draw_model
-from fssa_bayes.checks.calibration import NUM_FIXED, NUM_OWN
+from fssa_bayes.checks.simulation import NUM_FIXED, NUM_OWN
 from fssa_bayes.report import diagnose
 
 NUM_ITEMS, NUM_FEATURES = 60, 5

@@ -56,7 +56,6 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch
 from fssa_bayes.data.texts import embed_texts, load_encoder
 from fssa_bayes.datasets import styles
@@ -187,22 +186,22 @@ def pretrain(prompts: list[str], args: argparse.Namespace) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
-    with seeded(args.seed):
-        model = LlamaForCausalLM(config).to(args.device)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, 5e-3, total_steps=args.pretrain_steps, pct_start=0.1
-        )
-        for _ in range(args.pretrain_steps):
-            rows = torch.randint(len(tokens), (32,))
-            width = int(real[rows].sum(-1).max())
-            batch, mask = (x[rows, :width].to(args.device) for x in (tokens, real))
-            loss = model(batch, attention_mask=mask, labels=batch.masked_fill(~mask, -100)).loss
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(config).to(args.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 5e-3, total_steps=args.pretrain_steps, pct_start=0.1
+    )
+    for _ in range(args.pretrain_steps):
+        rows = torch.randint(len(tokens), (32,))
+        width = int(real[rows].sum(-1).max())
+        batch, mask = (x[rows, :width].to(args.device) for x in (tokens, real))
+        loss = model(batch, attention_mask=mask, labels=batch.masked_fill(~mask, -100)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
     print(f"language model: {model.num_parameters():,} parameters, {loss.item():.2f} nats a token")
     for part in (model, tokenizer):
         part.save_pretrained(args.out / "language_model")
@@ -232,9 +231,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
     """Fits the preference model and its guide to embeddings of prompts with answers."""
-    with seeded(args.seed):
-        model = HeterogeneousBTL(task.preferences.num_features, LATENT_DIM)
-        guide = NeuralProcessGuide(model, "multivariate_normal")
+    torch.manual_seed(args.seed)
+    model = HeterogeneousBTL(task.preferences.num_features, LATENT_DIM)
+    guide = NeuralProcessGuide(model, "multivariate_normal")
     fit(
         model,
         guide,

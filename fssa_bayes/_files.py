@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["previous_folder", "remove_folder", "whole_folder", "write_file"]
+__all__ = ["previous_folder", "remove_folder", "whole_file", "whole_folder", "write_file"]
 
 
 @contextlib.contextmanager
@@ -38,17 +38,25 @@ def previous_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all, and is synchronised before."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives the path of a new file, which takes the place of `path` when the block ends well.
+
+    The file is synchronised before it is seen.
+    """
     part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
     try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        _synchronise(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, and is synchronised before."""
+    with whole_file(path) as part:
+        part.write_bytes(content)
 
 
 def remove_folder(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Models on disk: saved, loaded, and kept while a fit runs.
 
 A saved model is a folder with `config.json` and `model.safetensors`; nothing is ever pickled. A
-folder is written under another name, synchronised, and then renamed, so that a reader sees all of
-it or nothing. `config.json` holds the SHA-256 of the tensors, by which damage is recognised.
+folder is written under another name, synchronised, and then renamed, so that a reader sees the
+whole folder or none. `config.json` holds the SHA-256 of the tensors, to detect damage.
 """
 
 from __future__ import annotations
@@ -26,12 +26,22 @@ from fssa_bayes._files import previous_folder, remove_folder, whole_folder
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 
-__all__ = ["FORMAT_VERSION", "Checkpoints", "flatten", "load", "save", "unflatten"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoints",
+    "flatten",
+    "load",
+    "read_folder",
+    "save",
+    "unflatten",
+    "write_folder",
+]
 
 FORMAT_VERSION = 2
 """Version of the files that this version of the library writes."""
 
-_READABLE = (1, FORMAT_VERSION)  # Version 1 knows neither ties, bias nor lapses.
+_READABLE = (1, FORMAT_VERSION)  # Version 1 has neither ties, bias nor lapses.
+_KEPT = 2  # States of a fit: the last one, and the one before in case a disk damages the last.
 
 _CONFIG = "config.json"
 _TENSORS = "model.safetensors"
@@ -48,18 +58,18 @@ def save(
     """Saves a model and its guide in a folder.
 
     Args:
-        path: The folder; it is made.
+        path: The folder to make.
         model: The model, fitted or not.
         guide: Its guide, or None.
-        overwrite: Whether a model that is already there may be replaced. What else lies in the
-            folder is lost.
+        overwrite: Whether the folder may be replaced if it holds a saved model. Other files in the
+            folder are lost.
 
     Raises:
         FileExistsError: If the folder exists, unless `overwrite` is set and it holds a saved model.
-        ValueError: If the guide is that of another model.
+        ValueError: If the guide belongs to another model.
         TypeError: If the model is not a HeterogeneousBTL itself, or names of features or covariates
             are neither strings, numbers nor Booleans.
-        OSError: If it cannot be written; what was there before is untouched.
+        OSError: If the folder cannot be written; its earlier content stays.
     """
     path = Path(path)
     if type(model) is not HeterogeneousBTL:  # A subclass would be loaded as the class itself.
@@ -74,15 +84,15 @@ def save(
         "model": model.config,
         "guide": None if guide is None else guide.config,
         "objectives": None if guide is None else guide.objectives,
-        "feature_names": None if model.feature_names is None else _names(model.feature_names),
+        "feature_names": None if model.feature_names is None else _plain_names(model.feature_names),
         "standardisation": {
             "mean": model.feature_mean.tolist(),
             "scale": model.feature_scale.tolist(),
         },
     }
     if model.covariate_names is not None:
-        config["covariate_names"] = _names(model.covariate_names)
-    _write_folder(path, config, flatten(model, guide))
+        config["covariate_names"] = _plain_names(model.covariate_names)
+    write_folder(path, config, flatten(model, guide))
 
 
 def load(
@@ -91,24 +101,24 @@ def load(
     device: torch.device | str = "cpu",
     utility: nn.Module | None = None,
 ) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
-    """Loads a model and its guide; with the same seed they draw what the saved ones drew.
+    """Loads a model and its guide, whose draws of a seed are those of the saved ones.
 
     Args:
         path: The folder that :func:`save` wrote.
-        device: Where to put the parameters, wherever they were saved.
-        utility: For a model with a utility of one's own, a module of the same shape; its
-            parameters are overwritten.
+        device: Where to put the parameters, whatever their device was.
+        utility: For a model whose utility is a module of the caller's, a module of the same shape,
+            whose parameters are overwritten.
 
     Returns:
         The model and its guide, in evaluation mode; the guide is None if none was saved.
 
     Raises:
         FileNotFoundError: If there is no saved model.
-        ValueError: If it is damaged, incomplete, of another format version, needs `utility`, or
-            its guide has an encoder other than `"deep_set"`.
+        ValueError: If the folder is damaged, incomplete or of another format version, the model
+            needs `utility`, or the guide has an encoder other than `"deep_set"`.
     """
     path = Path(path)
-    config, tensors = _read_folder(path)
+    config, tensors = read_folder(path)
     options = dict(config["model"])
     if options["utility"] == "module":
         if utility is None:
@@ -127,7 +137,7 @@ def load(
             f"{str(path)!r}: fit a guide again, or load it with an "
             f"older fssa_bayes (it was written by {config.get('versions')})"
         )
-    # The initial weights are overwritten: drawing them must not move the caller's generator.
+    # Initial weights are overwritten: drawing them must not advance the caller's generator.
     with torch.random.fork_rng(devices=[]):
         model = HeterogeneousBTL(**options)
         guide = NeuralProcessGuide(model, **guide_options) if guide_options else None
@@ -151,7 +161,7 @@ def load(
 
 
 def flatten(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> dict[str, Tensor]:
-    """Lists parameters and buffers of model and guide under names that begin with either."""
+    """Lists the parameters and buffers of model and guide, by `model.NAME` and `guide.NAME`."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if guide is not None:
         tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
@@ -172,70 +182,69 @@ class Checkpoints:
     """Keeps the last states of one fit in a folder.
 
     Args:
-        path: The folder; it is made. One fit at a time may use it.
+        path: The folder to make. One fit at a time may use it.
         about: What distinguishes the fit from others, as JSON can hold it.
-        keep: Number of states kept: the last one, and those before it in case a disk damages it.
 
     Attributes:
-        found: Tensors and values of the last state that is whole, or None; damaged ones are named
-            in a warning.
+        found: Tensors and values of the last state that is not damaged, or None. A warning names
+            damaged states.
 
     Raises:
         ValueError: If the folder holds states of another fit.
         FileExistsError: If the path is a file.
     """
 
-    def __init__(self, path: str | os.PathLike, about: Mapping[str, object], keep: int = 2) -> None:
+    def __init__(self, path: str | os.PathLike, about: Mapping[str, object]) -> None:
         self.path = Path(path)
         self.about = json.loads(json.dumps(about))
-        self.keep = keep
         self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.glob(".*.part"):  # Left by a process that was killed.
             shutil.rmtree(stale, ignore_errors=True)
         self.found = self._latest()
 
     def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
-        """Adds a state and removes the oldest ones beyond `keep`."""
+        """Adds a state and removes states older than the one before it."""
         states = self._states()
         number = 1 + (int(states[-1].name.removeprefix("state-")) if states else 0)
         config = {"about": self.about, "values": values}
-        _write_folder(self.path / f"state-{number:08d}", config, tensors)
-        for old in states[: len(states) + 1 - self.keep]:
+        write_folder(self.path / f"state-{number:08d}", config, tensors)
+        for old in states[: len(states) + 1 - _KEPT]:
             remove_folder(old)
 
     def _latest(self) -> tuple[dict[str, Tensor], dict] | None:
         for state in reversed(self._states()):
             try:
-                config, tensors = _read_folder(state)
+                config, tensors = read_folder(state)
             except (ValueError, OSError) as error:
                 warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=4)
                 continue
-            self._check(config["about"])
+            about = config["about"]
+            different = [name for name in self.about if about.get(name) != self.about[name]]
+            if different:
+                shown = "; ".join(
+                    f"{name} was {_shorten(about.get(name))}, is {_shorten(self.about[name])}"
+                    for name in different[:3]
+                )
+                raise ValueError(
+                    f"checkpoint must be empty or hold a state of this fit, got one in "
+                    f"{str(self.path)!r} whose {', '.join(different)} differ: {shown}. Choose "
+                    "another folder, or go on with the same data, model and options"
+                )
             return tensors, config["values"]
         return None
 
     def _states(self) -> list[Path]:
         return sorted(self.path.glob("state-" + 8 * "[0-9]"))
 
-    def _check(self, about: dict[str, object]) -> None:
-        different = [name for name in self.about if about.get(name) != self.about[name]]
-        if different:
-            shown = "; ".join(
-                f"{name} was {_short(about.get(name))}, is {_short(self.about[name])}"
-                for name in different[:3]
-            )
-            raise ValueError(
-                f"checkpoint must be empty or hold a state of this fit, got one in "
-                f"{str(self.path)!r} whose {', '.join(different)} differ: {shown}. Choose another "
-                "folder, or go on with the same data, model and options"
-            )
 
+def write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a folder with `config.json` and `model.safetensors`, both or none.
 
-# ---------------------------------------------------------------------- folders
-
-
-def _write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `config.json` and `model.safetensors`; all of it or nothing."""
+    Args:
+        path: The folder.
+        config: Entries of `config.json`, beside versions and checksum.
+        tensors: The tensors.
+    """
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     blob = safetensors.torch.save(plain)
     document = {
@@ -250,8 +259,13 @@ def _write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> No
         (part / _CONFIG).write_bytes(text)
 
 
-def _read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Reads and checks both files."""
+def read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Reads what :func:`write_folder` wrote: entries and tensors.
+
+    Raises:
+        FileNotFoundError: If the folder or a file is missing.
+        ValueError: If a file is damaged or of another format version.
+    """
     where = str(path)
     if not path.is_dir():
         previous = previous_folder(path)
@@ -286,7 +300,7 @@ def _read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
     return config, safetensors.torch.load(blob)
 
 
-def _names(index: pd.Index) -> list:
+def _plain_names(index: pd.Index) -> list:
     """Lists names as JSON can hold them."""
     names = [name.item() if isinstance(name, np.generic) else name for name in index]
     for name in names:
@@ -298,6 +312,6 @@ def _names(index: pd.Index) -> list:
     return names
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

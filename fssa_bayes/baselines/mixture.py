@@ -504,7 +504,7 @@ class _Comparisons:
         self.items = model.standardise(items)
         self.left, self.right = torch.from_numpy(pairs.reshape(2, -1))
         self.choice = torch.from_numpy(data.choice).double()
-        self.person = torch.from_numpy(np.repeat(np.arange(len(data)), data.counts))
+        self.person = torch.from_numpy(data.person)
         self.num_people = len(data)
         self.rankings = self._rankings(data)
 

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fssa_bayes.checks.held_out import expected_choice, word_for_judgements
+from fssa_bayes.checks.enough import word_for_judgements
+from fssa_bayes.checks.held_out import expected_choice
 from fssa_bayes.data import Preferences
+from fssa_bayes.data.folds import deal_into_folds
 from fssa_bayes.posterior import ChoiceProbability, Predictor
 
-__all__ = ["compare_by_context", "score_by_context", "score_folds"]
+__all__ = ["accuracy", "compare_by_context", "score_by_context", "score_folds"]
 
 
 def score_by_context(
@@ -24,12 +26,12 @@ def score_by_context(
 ) -> pd.DataFrame:
     """Scores predictions of unseen choices by the number of choices that are known.
 
-    Everybody who has more choices than are known takes part, so that the people, and their unseen
-    choices, differ between sizes; all predictors see the same ones. A ranking is one choice, known
-    or unseen as a whole.
+    At each size, the people with more choices than that take part, so that people and unseen
+    choices differ between sizes. All predictors see the same people and choices. A ranking is one
+    choice, known or unseen as a whole.
 
     Args:
-        predictors: By name, what turns known choices into predictions, such as
+        predictors: By name, a function from known choices to predictions, such as
             `lambda context: Posterior(model, guide, context)`.
         data: People who took no part in any fit.
         sizes: Numbers of known choices.
@@ -37,9 +39,10 @@ def score_by_context(
 
     Returns:
         One row a person, size and predictor. Columns: `known`, `predictor`, `user`; `unseen`, the
-        number of choices that are predicted; `log_score`, their mean, nats a choice; `accuracy`,
-        the share of those that are no ties of which the likelier side was chosen, an undecided
-        prediction counting half; of a ranking, all pairs that it orders are counted.
+        number of choices that are predicted; `log_score`, the mean log-probability of these
+        choices, in nats a choice; `accuracy`, the share of choices whose likelier side was chosen.
+        For accuracy ties are left out, an undecided prediction counts half, and a ranking counts
+        as all the pairs that it orders.
 
     Raises:
         ValueError: If there are no predictors or sizes, or nobody has more choices than the
@@ -68,7 +71,7 @@ def score_by_context(
                 "user": target.user_names,
                 "unseen": target.judgement_counts,
                 "log_score": predictor.log_score(target).double().numpy(),
-                "accuracy": _accuracy(predictor.choice_prob(target), target),
+                "accuracy": accuracy(predictor.choice_prob(target), target),
             }
             parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
@@ -85,8 +88,8 @@ def score_folds(
 ) -> pd.DataFrame:
     """Fits to some people and scores predictions for the others, fold by fold.
 
-    People are dealt into folds at random, by `seed` alone, so that different fits are compared on
-    the same folds.
+    People are dealt into folds by `seed` alone (:func:`fssa_bayes.data.folds.deal_into_folds`), so
+    that different fits are compared on the same folds.
 
     Args:
         fitters: By name, what fits to people and returns a predictor as :func:`score_by_context`
@@ -94,21 +97,18 @@ def score_folds(
         data: The comparisons of all people.
         sizes: Numbers of known choices.
         num_folds: Number of folds.
-        folds: Which folds are left out in turn, from 0; all if None.
+        folds: Numbers of the folds that are left out in turn, from 0; all if None.
         seed: Seed of the folds, and of splits into known and unseen choices.
 
     Returns:
-        The table of :func:`score_by_context`, with a column `fold`: everybody stands once for each
-        size and predictor, for :func:`compare_by_context`.
+        The table of :func:`score_by_context`, with a column `fold`: every person has one row for
+        each size and predictor, as :func:`compare_by_context` asks.
 
     Raises:
-        ValueError: If `num_folds` does not lie between 2 and the number of people, or a fold is
-            none of them or named twice.
+        ValueError: If `num_folds` does not lie between 2 and the number of people, or `folds` holds
+            a number that is no fold's or that is named twice.
     """
-    if not isinstance(num_folds, int) or not 2 <= num_folds <= len(data):
-        raise ValueError(
-            f"num_folds must be an integer between 2 and the {len(data)} people, got {num_folds!r}"
-        )
+    dealt = deal_into_folds(len(data), num_folds, seed=seed)
     folds = range(num_folds) if folds is None else folds
     unknown = [number for number in folds if number not in range(num_folds)]
     if unknown or len(folds) == 0:
@@ -117,7 +117,6 @@ def score_folds(
         raise ValueError("sizes must hold at least one number of known choices, got none")
     if len(set(folds)) < len(folds):
         raise ValueError(f"folds must name a fold once, got {list(folds)}")
-    dealt = np.random.default_rng(seed).permutation(len(data)) % num_folds
     parts = []
     for number in folds:
         train, test = data.subset(dealt != number), data.subset(dealt == number)
@@ -127,21 +126,12 @@ def score_folds(
     return pd.concat(parts, ignore_index=True)
 
 
-def _accuracy(prob: ChoiceProbability, target: Preferences) -> np.ndarray:
-    """Shares of right predictions among a person's pairs that are no ties, (U,)."""
-    batch = target.batch()
-    lean, answer = expected_choice(prob) - 0.5, batch.choice - 0.5
-    right = torch.where(lean == 0, 0.5, (lean.sign() == answer.sign()).double())
-    right = right.masked_fill(~batch.mask | (answer == 0), torch.nan)
-    return right.nanmean(-1).numpy()
-
-
 def compare_by_context(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Compares predictors with one of them, person by person.
 
     Args:
-        scores: Of :func:`score_by_context`; those of several folds can be put under each other if
-            nobody stands in two.
+        scores: The table of :func:`score_by_context`; tables of several folds can be concatenated
+            if no person is in two.
         baseline: Name of the predictor that the others are compared with.
 
     Returns:
@@ -151,7 +141,8 @@ def compare_by_context(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
         unseen choices, in nats, and `dse`, its standard error, clustered by person.
 
     Raises:
-        ValueError: If `baseline` is none of the predictors, or a person stands twice.
+        ValueError: If `baseline` is none of the predictors, or a person has two rows for a size
+            and predictor.
     """
     names = list(dict.fromkeys(scores["predictor"]))
     if baseline not in names:
@@ -177,3 +168,15 @@ def compare_by_context(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
             }
     index = pd.MultiIndex.from_tuples(rows, names=["known", "predictor"])
     return pd.DataFrame(list(rows.values()), index=index)
+
+
+def accuracy(prob: ChoiceProbability, target: Preferences) -> np.ndarray:
+    """Computes each person's share of pairs whose likelier side was chosen, with shape (U,).
+
+    Ties are left out, and an undecided prediction counts half.
+    """
+    batch = target.batch()
+    lean, answer = expected_choice(prob) - 0.5, batch.choice - 0.5
+    right = torch.where(lean == 0, 0.5, (lean.sign() == answer.sign()).double())
+    right = right.masked_fill(~batch.mask | (answer == 0), torch.nan)
+    return right.nanmean(-1).numpy()

@@ -1,17 +1,9 @@
-r"""Do predictions hold for people the model has never seen?
+"""Do predictions hold for people the model has never seen?
 
-Simulated people cannot show that a model is wrong; real ones can. For every number of known choices
-the unseen ones are scored, their probabilities kept for a reliability diagram, and each person's
-number of agreements with the average person is set against its predictive distribution, which is
-too narrow where people differ more than the model thinks.
-
-Score tests ask in which direction the data would change the fitted model. With :math:`\ell_u(s)`
-the log marginal likelihood of a person when every margin m becomes :math:`m + (s - 1)\,\delta`,
-
-.. math:: \frac{d \ell_u}{d s}(1) = E_{z \mid y_u} \sum_n (y_{un} - \sigma(m_{un}))\,\delta_{un},
-
-whose expectation is zero for people from the model (Fisher's identity), so that the mean over
-people, divided by its standard error, is standard normal.
+Simulated people cannot show that a model is wrong; real people can. For every number of known
+choices three things are computed: scores of the unseen choices; their probabilities, for a
+reliability diagram; and the place of each person's number of agreements with the average person in
+its predictive distribution, which is too narrow where people differ more than the model says.
 """
 
 from __future__ import annotations
@@ -24,21 +16,27 @@ from torch import Tensor
 
 from fssa_bayes import diagnostics
 from fssa_bayes._random import seeded
+from fssa_bayes.checks.enough import LEAST_PEOPLE, NotEnoughDataError, word_for_judgements
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import ChoiceProbability, Posterior
 
-__all__ = ["HeldOut", "predict_held_out"]
-
-LEAST_PEOPLE = 20  # Fewer give no standard error worth printing.
+__all__ = [
+    "HeldOut",
+    "expected_choice",
+    "predict_held_out",
+    "score_choices",
+    "transform_agreements",
+]
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Holds predictions of unseen choices at one number of known choices.
 
-    U people with N unseen choices at most, NaN in padding and where a ranking says nothing.
+    U people have at most N unseen choices; values are NaN in padding and where a ranking says
+    nothing.
 
     Attributes:
         num_context: Number of known choices.
@@ -47,9 +45,9 @@ class HeldOut:
         choice: What was chosen, (U, N).
         log_score: Log-probability of each choice in nats, (U, N); of a ranking as a whole, at its
             first comparison, with NaN at its others.
-        baseline: The same where nothing is known of the person, (U, N).
-        pit: Transform of each person's agreements with the average person in their predictive
-            distribution, randomised, (U,).
+        baseline: Log-probability of each choice where nothing is known of the person, (U, N).
+        pit: Probability integral transform of each person's number of agreements with the average
+            person, randomised, (U,).
     """
 
     num_context: int
@@ -60,15 +58,16 @@ class HeldOut:
     pit: Tensor
 
     def gain(self) -> tuple[float, float]:
-        """Returns how much knowing the person gains a comparison, in nats, with its standard error.
+        """Returns the gain in log score from known choices, nats a choice, and its standard error.
 
-        The mean over people of each person's mean, so that the standard error is clustered by
-        person.
+        The gain is the mean over people of each person's mean, so that the standard error is
+        clustered by person.
         """
         gain = (self.log_score - self.baseline).nanmean(-1)
         return gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()
 
 
+@torch.no_grad()
 def predict_held_out(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide,
@@ -78,7 +77,7 @@ def predict_held_out(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> list[HeldOut]:
-    """Predicts the unseen choices of people from the first few.
+    """Predicts the unseen choices of people from a few known ones.
 
     Args:
         model: A fitted model.
@@ -93,16 +92,34 @@ def predict_held_out(
         The predictions, one entry a size.
 
     Raises:
-        ValueError: If the data do not fit the model, or no size leaves enough people.
+        NotEnoughDataError: If no size leaves enough people.
+        ValueError: If the data do not fit the model.
     """
     predictions = []
     for size in sorted(sizes):
         enough = data.judgement_counts > size
-        if enough.sum() >= LEAST_PEOPLE:
-            context, target = data.subset(enough).split_context(size, seed=seed)
-            predictions.append(_predict(model, guide, size, context, target, num_samples, seed))
+        if enough.sum() < LEAST_PEOPLE:
+            continue
+        context, target = data.subset(enough).split_context(size, seed=seed)
+        nothing, _ = target.split_context(0, seed=seed)
+        known = Posterior(model, guide, context, num_samples, seed=seed)
+        unknown = Posterior(model, guide, nothing, num_samples, seed=seed)
+        average = expected_choice(unknown.choice_prob(target))
+        whole = target.batch()
+        # Padding, and pairs that a ranking leaves open.
+        silent = ~whole.mask | (whole.choice == 0.5) & ~whole.half_wins
+        predictions.append(
+            HeldOut(
+                size,
+                prob=expected_choice(known.choice_prob(target)).masked_fill(silent, torch.nan),
+                choice=whole.choice.masked_fill(silent, torch.nan),
+                log_score=score_choices(known, target),
+                baseline=score_choices(unknown, target),
+                pit=transform_agreements(known, target, average, seed),
+            )
+        )
     if not predictions:
-        raise ValueError(
+        raise NotEnoughDataError(
             f"data must have {LEAST_PEOPLE} people with more than min(sizes) = {min(sizes)} "
             f"{word_for_judgements(data)}, got {len(data)} people with at most "
             f"{data.judgement_counts.max()}"
@@ -110,34 +127,11 @@ def predict_held_out(
     return predictions
 
 
-@torch.no_grad()
-def _predict(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide,
-    size: int,
-    context: Preferences,
-    target: Preferences,
-    num_samples: int,
-    seed: int,
-) -> HeldOut:
-    nothing, _ = target.split_context(0, seed=seed)
-    known = Posterior(model, guide, context, num_samples, seed=seed)
-    unknown = Posterior(model, guide, nothing, num_samples, seed=seed)
-    average = expected_choice(unknown.choice_prob(target))
-    whole = target.batch()
-    silent = ~whole.mask | (whole.choice == 0.5) & ~whole.half_wins  # Pairs a ranking leaves open.
-    return HeldOut(
-        size,
-        prob=expected_choice(known.choice_prob(target)).masked_fill(silent, torch.nan),
-        choice=whole.choice.masked_fill(silent, torch.nan),
-        log_score=_log_score(known, target),
-        baseline=_log_score(unknown, target),
-        pit=_agreements(known, target, average, seed),
-    )
+def score_choices(posterior: Posterior, target: Preferences) -> Tensor:
+    """Evaluates the log-probability of each choice in nats, (U, N), with NaN in padding.
 
-
-def _log_score(posterior: Posterior, target: Preferences) -> Tensor:
-    """Log-probability of each choice in nats, (U, N), NaN in padding; of a ranking at its head."""
+    A ranking has one log-probability, at its first comparison, and NaN at its others.
+    """
     table = torch.full((len(target), int(target.counts.max())), torch.nan)
     for people, batch, likelihood, log_weights in posterior.likelihoods(target):
         score = likelihood.log_predictive(log_weights, batch.choice)
@@ -146,8 +140,20 @@ def _log_score(posterior: Posterior, target: Preferences) -> Tensor:
     return table
 
 
-def _agreements(posterior: Posterior, target: Preferences, average: Tensor, seed: int) -> Tensor:
-    """Transforms of people's agreements with the average person, whose choices are (U, N); (U,)."""
+def transform_agreements(
+    posterior: Posterior, target: Preferences, average: Tensor, seed: int
+) -> Tensor:
+    """Transforms each person's number of agreements with the average person, to (U,).
+
+    Args:
+        posterior: The people's posterior.
+        target: Their unseen choices.
+        average: Expected choices of the average person on the same pairs, (U, N).
+        seed: Seed of the simulated choices and of ties between numbers of agreements.
+
+    Returns:
+        Probability integral transforms in the predictive distributions.
+    """
     pit = torch.empty(len(target))
     with seeded(seed):
         for people, batch, likelihood, log_weights in posterior.likelihoods(target):
@@ -167,8 +173,5 @@ def _agreements(posterior: Posterior, target: Preferences, average: Tensor, seed
 
 
 def expected_choice(prob: ChoiceProbability) -> Tensor:
+    """Returns the expectation of a choice, in which a tie counts ½, with shape (U, N)."""
     return prob.mean + prob.tie / 2
-
-
-def word_for_judgements(data: Preferences) -> str:
-    return "judgements" if data.has_rankings else "comparisons"

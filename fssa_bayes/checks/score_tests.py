@@ -1,4 +1,13 @@
-"""In which directions do people held out contradict the model?"""
+r"""In which directions do people held out contradict the model?
+
+Score tests ask in which direction the data would change the fitted model. With :math:`\ell_u(s)`
+the log marginal likelihood of a person when every margin m becomes :math:`m + (s - 1)\,\delta`,
+
+.. math:: \frac{d \ell_u}{d s}(1) = E_{z \mid y_u} \sum_n (y_{un} - \sigma(m_{un}))\,\delta_{un},
+
+whose expectation is zero for people from the model (Fisher's identity), so that the mean over
+people, divided by its standard error, is standard normal.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +18,22 @@ from scipy import stats
 from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.checks.held_out import LEAST_PEOPLE
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.checks.enough import LEAST_PEOPLE, NotEnoughDataError
+from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
 
-__all__ = ["score_tests"]
+__all__ = ["DIRECTIONS", "differentiate_by_margin", "score_tests"]
 
 
-_DIRECTIONS = (
+DIRECTIONS = (
     "difference between people",
     "consistency of choices",
     "left over right",
     "lapses",
 )
+"""Names of the directions."""
 
 
 @torch.no_grad()
@@ -37,10 +47,10 @@ def score_tests(
 ) -> pd.DataFrame:
     r"""Tests in which directions people who took no part in the fit contradict the model.
 
-    Directions δ of a margin m, whose mean over the population, or that part of it which has the
-    person's covariates, is :math:`\bar m`: people differ
-    more (:math:`m - \bar m`), choices are more consistent (m), left is preferred (1). For lapses
-    the log-likelihood is differentiated by the probability of a choice made at random.
+    Of a margin m the mean over the population, or over the people with the same covariates, is
+    :math:`\bar m`. The directions δ are: people differ more (:math:`m - \bar m`), choices are more
+    consistent (m), left is preferred (1). For lapses the log-likelihood is differentiated by the
+    probability of a choice made at random.
 
     Args:
         model: A fitted model.
@@ -56,7 +66,8 @@ def score_tests(
         where all choices are half wins, and for lapses and the left side where there are rankings.
 
     Raises:
-        ValueError: If the data do not fit the model or there are fewer than 20 people.
+        NotEnoughDataError: If fewer than 20 people have comparisons.
+        ValueError: If the data do not fit the model.
 
     References:
         Rao (1948), Large sample tests of statistical hypotheses concerning several parameters.
@@ -65,7 +76,7 @@ def score_tests(
     """
     data = data.subset(data.counts > 0) if (data.counts > 0).any() else data
     if len(data) < LEAST_PEOPLE or data.num_comparisons == 0:
-        raise ValueError(
+        raise NotEnoughDataError(
             f"data must have at least {LEAST_PEOPLE} people with comparisons for a test, got "
             f"{(data.counts > 0).sum()}"
         )
@@ -74,14 +85,18 @@ def score_tests(
         strangers = model.average_prior(256).sample()
     scores = []
     for _, batch, likelihood, log_weights in posterior.likelihoods(data):
-        margin, average = likelihood.margin, _mean_margin(model, batch, strangers)
-        residual, log_prob = _residual(likelihood, batch.choice)
-        # The derivative by the share of answers at random, each of them as likely as another.
+        margin = likelihood.margin
+        # The population, moved to where each person's covariates put it.
+        everybody = strangers.unsqueeze(1) + model.location(batch.covariates)
+        everybody = everybody.expand(-1, batch.num_users, -1)
+        average = model.choice(batch, everybody).margin.mean(0)
+        residual, log_prob = differentiate_by_margin(likelihood, batch.choice)
+        # The derivative by the share of answers at random, which are all equally likely.
         slip = torch.exp(-log_prob) / (3 if model.has_ties else 2) - 1
         if not model.has_ties:  # Half a win each is no answer.
             slip = slip * (batch.choice != 0.5)
         side = residual
-        if data.has_rankings:  # They have no left side, and are no answers at random.
+        if data.has_rankings:  # A ranking has no left side, and is no answer at random.
             side, slip = side * torch.nan, slip * torch.nan
         terms = (residual * (margin - average), residual * margin, side, slip)
         person = [(term * batch.mask).sum(-1) for term in terms]
@@ -93,22 +108,24 @@ def score_tests(
     freedom = len(score) - 1
     p = 2 * stats.t.sf(np.abs(z), freedom)
     if model.lapse_logit is None:
-        p[-1] = stats.t.sf(z[-1], freedom)  # A model without lapses can have too few only.
-    index = pd.Index(_DIRECTIONS, name="direction")
+        p[-1] = stats.t.sf(z[-1], freedom)  # A model without lapses can only have too few.
+    index = pd.Index(DIRECTIONS, name="direction")
     columns = {"score": score.mean(0), "standard_error": error, "z": z, "p": p}
     return pd.DataFrame(columns, index=index)
 
 
-def _residual(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns d log p(y) / d margin, y − σ(margin) in the plain model, and log p(y), (S, U, N)."""
+def differentiate_by_margin(likelihood: BradleyTerry, choice: Tensor) -> tuple[Tensor, Tensor]:
+    """Differentiates the log-probability of choices by their margins.
+
+    Args:
+        likelihood: The likelihood, with margins (S, U, N).
+        choice: The choices, with shape (U, N).
+
+    Returns:
+        d log p(y) / d margin, which is y − σ(margin) in the plain model, and log p(y), (S, U, N).
+    """
     with torch.enable_grad():
         margin = likelihood.margin.detach().requires_grad_()
         log_prob = likelihood.at(margin).log_prob_each(choice)
         (residual,) = torch.autograd.grad(log_prob.sum(), margin)
     return residual, log_prob.detach()
-
-
-def _mean_margin(model: HeterogeneousBTL, batch: Batch, z: Tensor) -> Tensor:
-    """Averages margins over people z (S, K), moved to each person's covariates, to (U, N)."""
-    everybody = (z.unsqueeze(1) + model.location(batch.covariates)).expand(-1, batch.num_users, -1)
-    return model.choice(batch, everybody).margin.mean(0)

@@ -1,17 +1,99 @@
-"""Tables of comparisons, read and checked."""
+"""Tables of comparisons, item features and covariates, read and checked."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-__all__ = []
+from fssa_bayes.data.ragged import offsets_of
 
+__all__ = [
+    "check_frame",
+    "decode_choices",
+    "lookup_items",
+    "name_items",
+    "neutral_order",
+    "read_covariates",
+    "read_frame",
+]
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+
+
+def read_frame(
+    df: pd.DataFrame,
+    columns: Mapping[str, str],
+    items: pd.DataFrame | None,
+    users: pd.DataFrame | None,
+    choice_labels: Mapping[Any, str] | None,
+    ties: str,
+) -> dict[str, Any]:
+    """Reads comparisons as the arguments of `Preferences`: see `Preferences.from_dataframe`.
+
+    Args:
+        df: The comparisons.
+        columns: Names of the columns `user`, `left`, `right` and `choice`.
+        items: Features of the items, or None.
+        users: Covariates of the people, or None.
+        choice_labels: Translation of the data's own words, or None.
+        ties: `"drop"`, `"half"` or `"keep"`.
+    """
+    check_frame(df, columns)
+    left, right = columns["left"], columns["right"]
+    item_names = name_items(df, left, right, items)
+    left_item = lookup_items(df, left, item_names)
+    right_item = lookup_items(df, right, item_names)
+    same = np.flatnonzero(left_item == right_item)
+    if len(same):
+        raise ValueError(
+            f"an item cannot be compared with itself: {df[left].iloc[same[0]]!r} stands in "
+            f"{left!r} and {right!r} at row {df.index[same[0]]} ({len(same)} such rows)"
+        )
+    outcome = decode_choices(df, columns, choice_labels)
+    person, user_names = pd.factorize(df[columns["user"]])
+    covariates = None if users is None else read_covariates(users, pd.Index(user_names))
+    repeated = int(df.duplicated(list(columns.values())).sum())
+    if repeated:
+        warnings.warn(
+            f"{repeated} of {len(df)} rows repeat an earlier row (same person, left, right and "
+            "choice); each counts as a judgement of its own",
+            stacklevel=3,
+        )
+
+    tied = outcome == 0.5
+    dropped = int(tied.sum()) if ties == "drop" else 0
+    keep = ~tied if ties == "drop" else np.ones(len(df), dtype=bool)
+    if not keep.any():
+        raise ValueError(f"no comparison is left: all {dropped} are ties and ties='drop'")
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(person[order], kind="stable")]
+    counts = np.bincount(person[order], minlength=len(user_names))
+    if (counts == 0).any():
+        warnings.warn(
+            f"{int((counts == 0).sum())} of {len(counts)} people have only ties and were left "
+            "out; ties='half' keeps them",
+            stacklevel=3,
+        )
+    present = np.flatnonzero(counts)
+    return {
+        "left": left_item[order],
+        "right": right_item[order],
+        "choice": outcome[order],
+        "offsets": offsets_of(counts[present]),
+        "items": None if items is None else items.to_numpy(dtype=np.float32),
+        "num_items": len(item_names),
+        "item_names": item_names,
+        "feature_names": None if items is None else items.columns,
+        "user_names": pd.Index(user_names)[present],
+        "covariates": None if covariates is None else covariates[present],
+        "covariate_names": None if users is None else users.columns,
+        "ties": "half" if ties == "drop" else ties,
+        "dropped_ties": dropped,
+    }
 
 
 def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:

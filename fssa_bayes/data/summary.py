@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Summary"]
+import numpy as np
+
+from fssa_bayes.data.comparisons import Comparisons
+from fssa_bayes.data.graph import find_components
+
+__all__ = ["Summary", "count_repetitions", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,45 @@ class Summary:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
         return "\n".join(f"{name:<22}{value}" for name, value in rows)
+
+
+def summarise(data: Comparisons) -> Summary:
+    """Counts people, items, comparisons, ties, repetitions, contradictions and components."""
+    labels = find_components(data)
+    duplicates, contradictions = count_repetitions(data)
+    counts, judgements = data.counts, data.judgements
+    half_wins = int(data.half_wins.sum())
+    return Summary(
+        users=len(data),
+        items=data.num_items,
+        features=None if data.items is None else data.num_features,
+        comparisons=data.num_comparisons,
+        per_user=(int(counts.min()), float(np.median(counts)), int(counts.max())),
+        half_wins=0 if data.ties == "keep" else half_wins,
+        dropped_ties=data.dropped_ties,
+        duplicates=duplicates,
+        contradictions=contradictions,
+        unused_items=int((labels < 0).sum()),
+        component_sizes=tuple(int(size) for size in np.bincount(labels[labels >= 0])),
+        ties=half_wins if data.ties == "keep" else 0,
+        rankings=judgements.num_rankings,
+        stages=judgements.count_stages(data.left, data.right, data.choice),
+        open_pairs=int(((data.choice == 0.5) & judgements.inside).sum()),
+        broken=data.broken,
+    )
+
+
+def count_repetitions(data: Comparisons) -> tuple[int, int]:
+    """Counts answers repeated by one person and pairs that one person answered differently."""
+    answered = ~data.judgements.inside | (data.choice != 0.5)
+    columns = (data.left, data.right, data.choice, data.person)
+    left, right, choice, person = (column[answered] for column in columns)
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    low_wins = np.where(left == low, choice, 1 - choice)
+    order = np.lexsort((low_wins, high, low, person))
+    person = person[order]
+    same_pair = (np.diff(person) == 0) & (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
+    same_answer = np.diff(low_wins[order]) == 0
+    pair = np.concatenate([[0], np.cumsum(~same_pair)])
+    contradicted = np.unique(pair[1:][same_pair & ~same_answer])
+    return int((same_pair & same_answer).sum()), len(contradicted)

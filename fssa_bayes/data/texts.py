@@ -2,77 +2,30 @@ r"""Texts as features: embeddings by any Hugging Face encoder or causal language
 
 A text becomes one vector :math:`x \in \mathbb{R}^D`, pooled from the last hidden states
 :math:`h_1, \dots, h_T` of its tokens: their mean, the last (what causal models are read at) or the
-first (BERT's `[CLS]`). Padding takes no part in any of them.
-
-A cache is a folder. What is computed goes there shard by shard, each written under another name and
-then renamed, so that a run that was killed goes on where it stopped. An embedding is found again by
-the model's and tokeniser's content, the pooling, the largest length and the text's SHA-256.
+first (BERT's `[CLS]`). No pooling reads padding. `encoders.py` loads models, and `text_cache.py`
+keeps embeddings in a folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fssa_bayes.data.encoders import body_of, fingerprint, largest_length, load_encoder
+from fssa_bayes.data.text_cache import TextCache
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["embed_texts", "fingerprint", "load_encoder", "pool"]
-
-_FORMAT_VERSION = 1
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".zip", ".tar.gz")
-_BATCHES_PER_SHARD = 16
-
-
-def load_encoder(
-    name_or_path: str | os.PathLike,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a model without its head, and its tokeniser, from a folder or the Hugging Face hub.
-
-    Args:
-        name_or_path: A folder that `save_pretrained` wrote, or the name of a model on the hub.
-        device: Where to put the model; a GPU if there is one, or else the CPU, if None.
-        dtype: Type of the weights; that of the file if None.
-
-    Returns:
-        The model in evaluation mode (of an encoder-decoder the encoder) and its tokeniser.
-
-    Raises:
-        FileNotFoundError: If a path is given and there is no such folder.
-        OSError: If the hub cannot be reached, or there is no such model or no tokeniser with it.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    name, is_local = _locate(name_or_path)
-    if not is_local:
-        _check_connection(name)
-    options: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        with torch.random.fork_rng():  # Weights that a file lacks, such as a pooler's, are drawn.
-            model = AutoModel.from_pretrained(
-                name, dtype="auto" if dtype is None else dtype, **options
-            )
-    except (OSError, ValueError) as error:
-        raise OSError(_advice(name, is_local, error)) from error
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    return model.to(_default_device() if device is None else device).eval(), tokenizer
+__all__ = ["TextEncoder", "embed_texts", "fingerprint", "load_encoder", "pool"]
 
 
 def embed_texts(
@@ -87,6 +40,7 @@ def embed_texts(
     device: torch.device | str | None = None,
     progress_bar: bool = True,
     normalise: bool = False,
+    batches_per_shard: int = 16,
 ) -> Tensor:
     """Embeds texts, the longest first, each distinct one once.
 
@@ -102,6 +56,7 @@ def embed_texts(
         device: Where to compute; the model is moved there. None leaves it where it is.
         progress_bar: Whether to show progress.
         normalise: Whether to scale every embedding to length 1.
+        batches_per_shard: Batches after which what was computed is written to the cache.
 
     Returns:
         Embeddings in the order of `texts`, float32 on the CPU with shape (R, D).
@@ -115,15 +70,15 @@ def embed_texts(
         UserWarning: If texts reach `max_length`, with their number; if a damaged shard of the cache
             is passed over.
     """
-    texts = _check(texts, pooling, batch_size, max_length, cache)
-    body = _body(model) if device is None else _body(model).to(device)
-    length = _max_length(body, tokenizer) if max_length is None else max_length
+    texts = _check_options(texts, pooling, batch_size, max_length, cache)
+    body = body_of(model) if device is None else body_of(model).to(device)
+    length = largest_length(body, tokenizer) if max_length is None else max_length
     was_training = body.training
     body.eval()
     try:
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encode = _Encoder(body, tokenizer, pooling, batch_size, length)
-        table = _embed_distinct(list(distinct), encode, cache, progress_bar)
+        encode = TextEncoder(body, tokenizer, pooling, batch_size, length)
+        table = _embed_distinct(list(distinct), encode, cache, batches_per_shard, progress_bar)
     finally:
         body.train(was_training)
     rows = table[torch.tensor([distinct[text] for text in texts])]
@@ -153,65 +108,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), chosen].float()
 
 
-def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a SHA-256 of a model's configuration, weights and tokeniser."""
-    digest = hashlib.sha256(_describe_model(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        if name.startswith("pooler."):  # Not used, and drawn at random where a file has none.
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    digest.update(_describe_tokenizer(tokenizer).encode())
-    return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------- checks
-
-
-def _locate(name_or_path: str | os.PathLike) -> tuple[str, bool]:
-    """Tells folders from names on the hub, which have at most one slash."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return str(path), True
-    name = str(name_or_path)
-    is_path = not isinstance(name_or_path, str) or name.startswith((".", "~", os.sep))
-    is_path = is_path or name.endswith(_SUFFIXES)
-    if is_path or name.count("/") > 1 or "\\" in name or path.exists():
-        raise FileNotFoundError(
-            "name_or_path must be a folder with a saved model (config.json, model.safetensors, "
-            f"tokenizer.json) or a name on the Hugging Face hub, got {name!r}, which is no folder"
-        )
-    return name, False
-
-
-def _check_connection(name: str) -> None:
-    """Asks the hub once, whose loaders ask for a minute where nobody answers."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    try:
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            HfApi().model_info(name, timeout=10)
-    except (OSError, ValueError):
-        pass  # The hub answered, or is not to be asked: the loaders say more.
-    except Exception as error:  # No connection; of which kind depends on the client's version.
-        raise OSError(_advice(name, False, error)) from error
-
-
-def _advice(name: str, is_local: bool, error: Exception) -> str:
-    if is_local:
-        return (
-            f"name_or_path must be a folder with a model that transformers can read and its "
-            f"tokeniser, got {name!r}: {error}"
-        )
-    return (
-        f"{name!r} is no folder here (a path may begin with './'), and could not be loaded from "
-        "the Hugging Face hub. Without a connection, fetch the "
-        f"model where there is one (hf download {name} --local-dir FOLDER), copy the folder and "
-        f"pass its path: load_encoder('FOLDER'). The hub's client said: {error}"
-    )
-
-
-def _check(
+def _check_options(
     texts: Sequence[str],
     pooling: str,
     batch_size: int,
@@ -237,57 +134,8 @@ def _check(
     return texts
 
 
-def _default_device() -> torch.device:
-    """Returns the GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _body(model: nn.Module) -> nn.Module:
-    """Returns the model without its head: the adapted body where adapters were put on it."""
-    if hasattr(model, "get_base_model"):  # peft wraps the whole model, head and all
-        model = model.get_base_model()
-    return getattr(model, "base_model", model)
-
-
-def _max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Returns the number of tokens that both can take, or None where neither says."""
-    limits = [
-        tokenizer.model_max_length,
-        getattr(model.config, "max_position_embeddings", None),
-    ]
-    # Tokenisers without a limit say 1e30.
-    limits = [limit for limit in limits if limit is not None and 0 < limit < 1e9]
-    return min(limits, default=None)
-
-
-def _describe_model(model: nn.Module) -> str:
-    """Writes down the configuration, less what no hidden state depends on."""
-    content = model.config.to_dict()
-    for name in ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"):
-        content.pop(name, None)
-    content["class"] = type(model).__name__
-    return json.dumps(content, sort_keys=True, default=str)
-
-
-def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Writes down what decides how a text is cut into tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    else:
-        content = json.loads(backend.to_str())
-        # Both are rewritten by every call, as its options say.
-        content.pop("truncation", None)
-        content.pop("padding", None)
-    content["truncation_side"] = tokenizer.truncation_side
-    return json.dumps(content, sort_keys=True)
-
-
-# ---------------------------------------------------------------------- computing
-
-
-class _Encoder:
-    """Embeds a list of texts on one device: a model, its tokeniser and how they are used."""
+class TextEncoder:
+    """Embeds texts on the device of a model, whose tokeniser and options are given."""
 
     def __init__(
         self,
@@ -300,11 +148,19 @@ class _Encoder:
         self.model, self.tokenizer = model, tokenizer
         self.pooling, self.batch_size, self.max_length = pooling, batch_size, max_length
         self.device = next(model.parameters()).device
-        # A causal model would keep keys and values of every layer for tokens to come.
+        # A causal model would keep keys and values of every layer for later tokens.
         has_cache = "use_cache" in inspect.signature(model.forward).parameters
         self.options = {"use_cache": False} if has_cache else {}
         self.width = self._embed([[0]]).shape[-1]
         self.num_cut = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Describes what embeddings depend on besides the text."""
+        return {
+            "fingerprint": fingerprint(self.model, self.tokenizer),
+            "pooling": self.pooling,
+            "max_length": self.max_length,
+        }
 
     def __call__(self, texts: list[str], report: Callable[[int], object]) -> Tensor:
         """Embeds texts in batches of similar length and reports how many are done."""
@@ -318,7 +174,7 @@ class _Encoder:
         bad = (~torch.isfinite(table).all(-1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
-                f"embeddings must be finite, got another for {_short(texts[bad[0]])} ({len(bad)} "
+                f"embeddings must be finite, got another for {_shown(texts[bad[0]])} ({len(bad)} "
                 "such texts): load the model with dtype=torch.float32 or torch.bfloat16"
             )
         return table
@@ -334,7 +190,7 @@ class _Encoder:
         for text, row in zip(texts, tokens, strict=True):
             if not row:
                 raise ValueError(
-                    f"texts must have at least one token each, {_short(text)} has none"
+                    f"texts must have at least one token each, {_shown(text)} has none"
                 )
         if self.max_length is not None:
             self.num_cut += sum(len(row) >= self.max_length for row in tokens)
@@ -342,8 +198,8 @@ class _Encoder:
 
     @torch.no_grad()
     def _embed(self, tokens: list[list[int]]) -> Tensor:
-        # Padded on the right whatever the tokeniser prefers: positions count from the left, so
-        # that on the left it would shift those of models with absolute positions.
+        # Padding stands on the right, whatever the tokeniser prefers: on the left it would shift
+        # the positions of models with absolute ones.
         width = max(map(len, tokens))
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in tokens])
         padding = self.tokenizer.pad_token_id or 0
@@ -358,17 +214,21 @@ class _Encoder:
 
 
 def _embed_distinct(
-    texts: list[str], encode: _Encoder, cache: str | os.PathLike | None, progress_bar: bool
+    texts: list[str],
+    encode: TextEncoder,
+    cache: str | os.PathLike | None,
+    batches_per_shard: int,
+    progress_bar: bool,
 ) -> Tensor:
     """Embeds what the cache does not hold, block by block."""
-    store = None if cache is None else _Cache(Path(cache), encode)
+    store = None if cache is None else TextCache(Path(cache), encode.describe(), encode.width)
     table = torch.zeros(len(texts), encode.width)
     known = torch.zeros(len(texts), dtype=torch.bool)
     if store is not None:
         store.fill(texts, table, known)
-    # The longest come first, so that what does not fit into memory shows at once.
+    # The longest first, so that a lack of memory shows at once.
     pending = sorted((~known).nonzero().flatten().tolist(), key=lambda row: -len(texts[row]))
-    size = _BATCHES_PER_SHARD * encode.batch_size
+    size = batches_per_shard * encode.batch_size
     done = len(texts) - len(pending)
     with tqdm(total=len(texts), initial=done, unit="text", disable=not progress_bar) as bar:
         for start in range(0, len(pending), size):
@@ -386,99 +246,5 @@ def _embed_distinct(
     return table
 
 
-# ---------------------------------------------------------------------- the cache
-
-
-class _Cache:
-    """Keeps embeddings in a folder: shards of safetensors, each with its index in JSON."""
-
-    def __init__(self, path: Path, encode: _Encoder) -> None:
-        self.path, self.width = path, encode.width
-        self.key = {
-            "fingerprint": fingerprint(encode.model, encode.tokenizer),
-            "pooling": encode.pooling,
-            "max_length": encode.max_length,
-        }
-        path.mkdir(parents=True, exist_ok=True)
-        self._check_width()
-        self.folder = path / _sha256(json.dumps(self.key).encode())[:16]
-        self.folder.mkdir(exist_ok=True)
-
-    def _check_width(self) -> None:
-        config = self.path / "cache.json"
-        if not config.exists():
-            content = {"format_version": _FORMAT_VERSION, "width": self.width}
-            _write(config, json.dumps(content).encode())
-            return
-        try:
-            found = json.loads(config.read_bytes())
-            version, width = found["format_version"], found["width"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(config)!r} is damaged: pass another folder as cache") from error
-        if version != _FORMAT_VERSION:
-            raise ValueError(
-                f"format_version must be {_FORMAT_VERSION}, got {version} in {str(config)!r}: pass "
-                "another folder as cache"
-            )
-        if width != self.width:
-            raise ValueError(
-                f"cache {str(self.path)!r} holds embeddings of width {width}, but the hidden size "
-                f"of this model is {self.width}: pass another folder as cache, or the model that "
-                "the others were made by"
-            )
-
-    def fill(self, texts: list[str], table: Tensor, known: Tensor) -> None:
-        """Fills in the rows whose texts are in the cache."""
-        rows = {_sha256(_bytes(text)): row for row, text in enumerate(texts)}
-        for index in sorted(self.folder.glob("*.json")):
-            try:
-                content = json.loads(index.read_bytes())
-                found = {rows[text]: n for n, text in enumerate(content["texts"]) if text in rows}
-                if found:
-                    table[list(found)] = self._read(index, content)[list(found.values())]
-                    known[list(found)] = True
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(
-                    f"the shard {str(index)!r} of the cache is damaged and passed over: {error!r}",
-                    stacklevel=4,
-                )
-
-    def _read(self, index: Path, content: dict) -> Tensor:
-        blob = index.with_suffix(".safetensors").read_bytes()
-        if _sha256(blob) != content["sha256"]:
-            raise ValueError(f"{len(blob)} bytes whose SHA-256 is not that in the index")
-        return safetensors.torch.load(blob)["embedding"]
-
-    def add(self, texts: list[str], table: Tensor) -> None:
-        """Writes a shard; it counts once its index is there."""
-        blob = safetensors.torch.save({"embedding": table.contiguous()})
-        hashes = [_sha256(_bytes(text)) for text in texts]
-        shard = self.folder / uuid.uuid4().hex
-        _write(shard.with_suffix(".safetensors"), blob)
-        index = {**self.key, "sha256": _sha256(blob), "texts": hashes}
-        _write(shard.with_suffix(".json"), json.dumps(index).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _short(text: str) -> str:
+def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")

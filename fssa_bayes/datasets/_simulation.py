@@ -71,11 +71,10 @@ def posterior_of_types(context: Preferences, left_prob: np.ndarray) -> np.ndarra
     Raises:
         ValueError: If a person's choices are possible for no type.
     """
-    person = np.repeat(np.arange(len(context)), context.counts)
     likelihood = np.ones((len(left_prob), len(context)))
     for type, left in enumerate(left_prob):
         of_choice = np.where(context.choice == 0.5, left == 0.5, 1 - abs(context.choice - left))
-        np.multiply.at(likelihood[type], person, of_choice)
+        np.multiply.at(likelihood[type], context.person, of_choice)
     total = likelihood.sum(0)
     if (total == 0).any():
         raise ValueError(

@@ -8,43 +8,23 @@ comma, and never guessed.
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
-import lzma
 import os
-import re
 import warnings
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fssa_bayes.data import Preferences
+from fssa_bayes.datasets._features import read_features
+from fssa_bayes.datasets._tables import as_text, list_names, read_frame
 
 __all__ = ["Table", "read", "read_items", "read_users"]
 
 _MISSING_CHOICES = ("na", "n/a", "<na>", "nan", "null", "none")
 _BOOLEANS = {"true": 1.0, "false": 0.0}
-_DELIMITERS = ",;\t|"
-_WHOLE = re.compile(r"-?[0-9]+\.0")
-# A cell may hold a whole conversation; the csv module stops at 131,072 characters by default.
-_LONGEST_CELL = 2**31 - 1
-_DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,  # An encrypted zip file.
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-)
 
 
 @dataclass(frozen=True)
@@ -111,11 +91,24 @@ def read(
             :meth:`Preferences.from_dataframe` warns of.
     """
     columns = {"user": user, "left": left, "right": right, "choice": choice}
-    _check_roles(columns)
-    labels = _text_labels(choice_labels)
+    for role, column in columns.items():
+        first = next(other for other in columns if columns[other] == column)
+        if first != role:
+            raise ValueError(
+                f"user, left, right and choice must be four columns, got {column!r} for {first} "
+                f"and for {role}"
+            )
+    labels = choice_labels
+    if labels is not None:
+        if not isinstance(labels, Mapping):
+            raise TypeError(
+                "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
+                f"got {type(labels).__name__}"
+            )
+        labels = {str(label): word for label, word in labels.items()}
     features = _features("items", items, ("item",), delimiter)
     covariates = _features("users", users, (user, "user"), delimiter)
-    frame = _select(path, _read_frame(path, delimiter), columns)
+    frame = _select(path, read_frame(path, delimiter), columns)
     complete, missing = _complete(path, frame, labels or ())
     if labels is None:
         complete = complete.assign(**{choice: _decode_choices(path, complete)})
@@ -158,7 +151,7 @@ def read_items(
         ValueError: If the file is no such table, a name is empty or stands there twice, or a
             feature is not a finite number.
     """
-    return _read_features(path, names=names, likely=("item",), delimiter=delimiter)
+    return read_features(path, names=names, likely=("item",), delimiter=delimiter)
 
 
 def read_users(
@@ -179,32 +172,7 @@ def read_users(
         ImportError: If the file is parquet and pyarrow is not installed.
         ValueError: As for :func:`read_items`.
     """
-    return _read_features(path, names=names, likely=("user",), delimiter=delimiter)
-
-
-# ---------------------------------------------------------------------- comparisons
-
-
-def _check_roles(columns: Mapping[str, str]) -> None:
-    roles = {}
-    for role, column in columns.items():
-        if column in roles:
-            raise ValueError(
-                f"user, left, right and choice must be four columns, got {column!r} for "
-                f"{roles[column]} and for {role}"
-            )
-        roles[column] = role
-
-
-def _text_labels(labels: Mapping[Any, str] | None) -> dict[str, str] | None:
-    if labels is None:
-        return None
-    if not isinstance(labels, Mapping):
-        raise TypeError(
-            "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
-            f"got {type(labels).__name__}"
-        )
-    return {str(label): word for label, word in labels.items()}
+    return read_features(path, names=names, likely=("user",), delimiter=delimiter)
 
 
 def _select(
@@ -215,18 +183,21 @@ def _select(
         if column not in frame.columns:
             raise ValueError(
                 f"{role}={column!r} is not a column of {path}; its columns are "
-                f"{_listing(frame.columns)}"
+                f"{list_names(frame.columns)}"
             )
     if len(frame) == 0:
         raise ValueError(f"{path} must have at least one row, got a header alone")
-    return pd.DataFrame({column: _text(path, frame[column]) for column in columns.values()})
+    return pd.DataFrame({column: as_text(path, frame[column]) for column in columns.values()})
 
 
 def _complete(
     path: str | os.PathLike[str], frame: pd.DataFrame, labels: Iterable[str]
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Leaves out rows with an empty cell, and counts them by the first such column."""
-    empty = _empty_cells(frame, labels)
+    empty = frame == ""
+    _, left, right, choice = (frame[column] for column in frame.columns)
+    nothing = choice.str.lower().isin(_MISSING_CHOICES) & ~choice.isin(list(labels))
+    empty[choice.name] |= nothing & (choice != left) & (choice != right)
     lost = empty.any(axis=1)
     if not lost.any():
         return frame, {}
@@ -244,14 +215,6 @@ def _complete(
     return frame[~lost], missing
 
 
-def _empty_cells(frame: pd.DataFrame, labels: Iterable[str]) -> pd.DataFrame:
-    empty = frame == ""
-    _, left, right, choice = (frame[column] for column in frame.columns)
-    nothing = choice.str.lower().isin(_MISSING_CHOICES) & ~choice.isin(list(labels))
-    empty[choice.name] |= nothing & (choice != left) & (choice != right)
-    return empty
-
-
 def _decode_choices(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.Series:
     """Turns numbers and Booleans in the choice column into floats, unless they are item names.
 
@@ -261,7 +224,7 @@ def _decode_choices(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.Ser
     choice = frame.iloc[:, 3]
     named = _preferred_side(frame)
     words = choice.unique()
-    for coding in (_number, _boolean):
+    for coding in (_number, lambda word: _BOOLEANS.get(word.lower(), np.nan)):
         meaning = {word: coding(word) for word in words if coding(word) in (0.0, 0.5, 1.0)}
         if len(meaning) == len(words):
             _check_unambiguous(path, choice, named, choice.map(meaning).to_numpy(dtype=float))
@@ -283,10 +246,6 @@ def _number(word: str) -> float:
         return np.nan
 
 
-def _boolean(word: str) -> float:
-    return _BOOLEANS.get(word.lower(), np.nan)
-
-
 def _check_unambiguous(
     path: str | os.PathLike[str], choice: pd.Series, named: np.ndarray, code: np.ndarray
 ) -> None:
@@ -302,9 +261,6 @@ def _check_unambiguous(
     )
 
 
-# ---------------------------------------------------------------------- items and users
-
-
 def _source(argument: str, table: str | os.PathLike[str] | pd.DataFrame | None) -> str:
     return argument if isinstance(table, pd.DataFrame) else str(table)
 
@@ -318,8 +274,8 @@ def _features(
     if table is None:
         return None
     if isinstance(table, pd.DataFrame):
-        return table.set_axis(_text(argument, table.index.to_series()).to_numpy(), axis=0)
-    return _read_features(table, names=None, likely=likely, delimiter=delimiter)
+        return table.set_axis(as_text(argument, table.index.to_series()).to_numpy(), axis=0)
+    return read_features(table, names=None, likely=likely, delimiter=delimiter)
 
 
 def _check_rows(source: str, table: pd.DataFrame, role: str, compared: pd.DataFrame) -> None:
@@ -328,7 +284,7 @@ def _check_rows(source: str, table: pd.DataFrame, role: str, compared: pd.DataFr
     if len(lost):
         raise ValueError(
             f"{source} must have a row for every {role} compared, got none for {lost[0]!r} "
-            f"({len(lost)} of {len(names)} have none); its names are {_listing(table.index)}"
+            f"({len(lost)} of {len(names)} have none); its names are {list_names(table.index)}"
         )
 
 
@@ -341,265 +297,3 @@ def _without_idle(source: str, table: pd.DataFrame, people: pd.Series) -> pd.Dat
             stacklevel=3,
         )
     return table[busy]
-
-
-def _read_features(
-    path: str | os.PathLike[str],
-    *,
-    names: str | None,
-    likely: Sequence[str],
-    delimiter: str | None,
-) -> pd.DataFrame:
-    if Path(path).suffix.lower() == ".npz":
-        frame, column = _read_npz(path, names)
-    else:
-        frame = _read_frame(path, delimiter)
-        found = [name for name in likely if name in frame.columns]
-        column = names if names is not None else [*found, *frame.columns[:1], ""][0]
-    if column not in frame.columns:
-        raise ValueError(
-            f"names={column!r} is not a column of {path}; its columns are {_listing(frame.columns)}"
-        )
-    index = _unique_names(path, frame[column])
-    features = frame.drop(columns=column)
-    if 0 in features.shape:
-        raise ValueError(
-            f"{path} must have at least one row and one column besides the names {column!r}, got "
-            f"{features.shape[0]} rows and {features.shape[1]} columns"
-        )
-    values = np.column_stack([_finite(path, features[name], index) for name in features])
-    return pd.DataFrame(values, index=index, columns=features.columns)
-
-
-def _unique_names(path: str | os.PathLike[str], column: pd.Series) -> pd.Index:
-    names = _text(path, column)
-    empty = names.index[names == ""]
-    if len(empty):
-        raise ValueError(
-            f"{path} must name every row in column {column.name!r}, got an empty cell at row "
-            f"{empty[0]} ({len(empty)} such rows)"
-        )
-    again = names[names.duplicated()]
-    if len(again):
-        raise ValueError(
-            f"{path} must have one row for each name in column {column.name!r}, got "
-            f"{again.iloc[0]!r} again at row {again.index[0]} ({len(again)} such rows)"
-        )
-    return pd.Index(names.to_numpy(), name=column.name)
-
-
-def _finite(path: str | os.PathLike[str], column: pd.Series, names: pd.Index) -> np.ndarray:
-    """Reads a feature as finite single-precision numbers, with shape (M,)."""
-    numbers = column
-    if not pd.api.types.is_numeric_dtype(column.dtype):
-        numbers = pd.to_numeric(_text(path, column), errors="coerce")
-    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))
-    if len(bad):
-        cell = column.iloc[bad[0]]
-        raise ValueError(
-            f"{path} must hold finite numbers besides the names, got {str(cell)!r} for "
-            f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); encode the "
-            "column as numbers or leave it out"
-        )
-    return values.astype(np.float32)
-
-
-def _read_npz(path: str | os.PathLike[str], names: str | None) -> tuple[pd.DataFrame, str]:
-    """Reads the names and features of an npz file as a table, and the names' column."""
-    arrays = _load_arrays(path)
-    vectors = [name for name, array in arrays.items() if array.ndim == 1 and names in (None, name)]
-    matrices = [name for name, array in arrays.items() if array.ndim == 2]
-    wanted = "one 1-D array of names" if names is None else f"a 1-D array {names!r} of names"
-    fits = len(vectors) == len(matrices) == 1
-    if not fits or len(arrays[vectors[0]]) != len(arrays[matrices[0]]):
-        found = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
-        raise ValueError(
-            f"{path} must hold {wanted} and one 2-D array of features with as many rows, got "
-            f"{found or 'no arrays'}"
-        )
-    column, matrix = vectors[0], arrays[matrices[0]]
-    if matrix.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{path} must hold numbers in its 2-D array {matrices[0]!r}, got {matrix.dtype}"
-        )
-    frame = pd.DataFrame(matrix, columns=[f"{matrices[0]}_{d}" for d in range(matrix.shape[1])])
-    frame.insert(0, column, arrays[column])
-    return frame, column
-
-
-def _load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    _check_file(path)
-    name = None
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path):  # np.load takes other files for pickles, and says so.
-            archive = np.load(path, allow_pickle=False)
-        with archive:
-            for name in archive.files:
-                arrays[name] = np.asarray(archive[name])
-    except (ValueError, *_DAMAGE) as error:
-        where = "" if name is None else f", array {name!r}"
-        raise ValueError(
-            f"{path} must be an npz file of text and numbers, without Python objects (save names "
-            f"with names.astype(str)), got{where}: {error}"
-        ) from error
-    return arrays
-
-
-# ---------------------------------------------------------------------- files
-
-
-def _read_frame(path: str | os.PathLike[str], delimiter: str | None) -> pd.DataFrame:
-    """Reads a table whose column names are distinct text."""
-    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
-        raise ValueError(
-            f"delimiter must be one character, no quote and no line end, got {delimiter!r}"
-        )
-    _check_file(path)
-    if Path(path).suffix.lower() in (".parquet", ".pq"):
-        return _read_parquet(path)
-    return _read_text(path, delimiter or _default_delimiter(path))
-
-
-def _check_file(path: str | os.PathLike[str]) -> None:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"path must be a file, there is no {str(path)!r}")
-    if not Path(path).is_file():
-        raise ValueError(f"path must be a file, got the directory {str(path)!r}")
-
-
-def _default_delimiter(path: str | os.PathLike[str]) -> str:
-    name = Path(path).name.lower()
-    for suffix in _OPENERS:
-        name = name.removesuffix(suffix)
-    return "\t" if name.endswith((".tsv", ".tab")) else ","
-
-
-def _read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
-    try:
-        # Nullable types: an integer name of 17 digits would not survive as a float.
-        frame = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-    except ImportError as error:
-        raise ImportError(
-            f"{path} needs pyarrow to be read: pip install pyarrow, or save the table as csv"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} must be a parquet file, got: {error}") from error
-    if frame.index.name is not None or not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.reset_index()
-    _check_header(path, [str(name) for name in frame.columns])
-    return frame.set_axis(frame.columns.map(str), axis=1)
-
-
-def _read_text(path: str | os.PathLike[str], delimiter: str) -> pd.DataFrame:
-    """Reads a text file, cells as they stand, indexed by line."""
-    limit = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        with _open(path) as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = _header(path, reader, delimiter)
-            lines, rows = [], []
-            for row in _even_rows(path, reader, len(header)):
-                lines.append(reader.line_num)
-                rows.append(row)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} must be UTF-8 text (in a spreadsheet: save as CSV UTF-8), got byte "
-            f"0x{error.object[error.start]:02x}"
-        ) from error
-    except csv.Error as error:
-        raise ValueError(
-            f"{path} must quote cells as csv does, got at line {reader.line_num}: {error}"
-        ) from error
-    except _DAMAGE as error:
-        raise ValueError(f"{path} must be a whole, readable file, got: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-    return pd.DataFrame(rows, index=lines, columns=header, dtype=object)
-
-
-def _header(path: str | os.PathLike[str], reader: Iterator[list[str]], delimiter: str) -> list[str]:
-    header = next(filter(None, reader), None)
-    if header is None:
-        raise ValueError(f"{path} must have a header and rows, got an empty file")
-    if any("\0" in name for name in header):
-        raise ValueError(f"{path} must be text, got a binary file")
-    others = [mark for mark in _DELIMITERS if mark != delimiter and mark in header[0]]
-    if len(header) == 1 and others:
-        raise ValueError(
-            f"{path} must have columns between {delimiter!r}, got one column {header[0][:80]!r}; "
-            f"try delimiter={max(others, key=header[0].count)!r}"
-        )
-    # An index that pandas wrote, or trailing delimiters of a spreadsheet.
-    header = [name or f"column {number}" for number, name in enumerate(header, start=1)]
-    _check_header(path, header)
-    return header
-
-
-def _check_header(path: str | os.PathLike[str], header: Sequence[str]) -> None:
-    for name, count in Counter(header).most_common(1):
-        if count > 1:
-            raise ValueError(f"{path} must have distinct columns, got {name!r} {count} times")
-
-
-def _even_rows(
-    path: str | os.PathLike[str], reader: Iterator[list[str]], width: int
-) -> Iterator[list[str]]:
-    for row in filter(None, reader):
-        if len(row) != width:
-            raise ValueError(
-                f"{path} must have {width} cells in every row, as in the header, got {len(row)} "
-                f"at line {reader.line_num}"
-            )
-        yield row
-
-
-def _open(path: str | os.PathLike[str]) -> TextIO:
-    opener = _OPENERS.get(Path(path).suffix.lower(), open)
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
-
-
-def _open_zip(path: str | os.PathLike[str], mode: str, **text: str) -> TextIO:
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise ValueError(f"{path} must hold one file, got {_listing(names)}")
-        # The member keeps the archive open until it is closed itself.
-        return io.TextIOWrapper(archive.open(names[0]), **text)
-
-
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": _open_zip}
-
-
-def _text(source: str | os.PathLike[str], column: pd.Series) -> pd.Series:
-    """Turns a column into text, whole numbers without a point, empty cells into ''.
-
-    A column of 7.0 and 12.0 alone is one of whole numbers that had an empty cell when a program
-    wrote it.
-    """
-    try:
-        codes, values = pd.factorize(column)
-    except TypeError as error:
-        raise ValueError(
-            f"{source} must hold one word or number in each cell of column {column.name!r}: {error}"
-        ) from error
-    texts = [_name(value) for value in values]
-    if all(_WHOLE.fullmatch(text) for text in texts if text):
-        texts = [text.removesuffix(".0") for text in texts]
-    names = np.array([*texts, ""], dtype=object)  # Code -1, for missing, is the last.
-    return pd.Series(names[codes], index=column.index, dtype=object, name=column.name)
-
-
-def _name(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _listing(names: Iterable[object]) -> str:
-    names = [str(name) for name in names]
-    shown = ", ".join(repr(name[:60]) for name in names[:20])
-    return shown + (f", … ({len(names)} in all)" if len(names) > 20 else "")

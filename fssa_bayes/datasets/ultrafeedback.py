@@ -21,21 +21,18 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from fssa_bayes.data import Preferences
+from fssa_bayes.datasets._records import read_records
 
 __all__ = [
     "HH",
@@ -60,12 +57,6 @@ HH = ("helpfulness", "honesty")
 
 HHT = ("helpfulness", "honesty", "truthfulness")
 """Objectives of the published HHT set."""
-
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-_ADVICE = (
-    f"fetch the files where there is a connection (hf download {HUB_NAME} --repo-type dataset "
-    "--local-dir FOLDER) and pass the folder's path, or that of a .jsonl or .parquet file"
-)
 
 
 @dataclass(frozen=True)
@@ -357,7 +348,7 @@ class ResponsePairs:
         left_won = data.choice > 0.5
         chosen = self.items[np.where(left_won, data.left, data.right)]
         rejected = self.items[np.where(left_won, data.right, data.left)]
-        names = data.user_names[np.repeat(np.arange(len(data)), data.counts)]
+        names = data.user_names[data.person]
         wrap = _message if conversational else (lambda _, text: text)
         return [
             {
@@ -394,7 +385,9 @@ def read(source: str | os.PathLike = HUB_NAME, *, objectives: Sequence[str] = HH
         raise ValueError(f"objectives must be different names, at least one, got {objectives}")
     found: dict[str, list[tuple[str, list[float]]]] = {}
     tally = _Tally(objectives)
-    for where, record in _records(source):
+    for where, record in read_records(
+        source, columns=("instruction", "completions"), hub_name=HUB_NAME
+    ):
         prompt, completions = _fields(where, record)
         rated = found.setdefault(prompt, [])
         rated.extend(filter(None, (tally.take(where, entry) for entry in completions)))
@@ -496,98 +489,6 @@ def _fields(where: str, record: Any) -> tuple[str, Sequence]:
                 f"{type(record[name]).__name__} in {where}"
             )
     return record["instruction"], record["completions"]
-
-
-def _records(source: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """Yields records with their places, from files or the hub."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        yield from _read_file(path)
-        return
-    if path.is_dir():
-        files = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.name.endswith(_SUFFIXES)
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
-        if not files:
-            raise FileNotFoundError(f"source must hold {', '.join(_SUFFIXES)}: {str(path)!r}")
-        for file in files:
-            yield from _read_file(file)
-        return
-    name = str(source)
-    is_path = name.startswith((".", "~", os.sep)) or name.endswith(_SUFFIXES)
-    if not isinstance(source, str) or is_path or name.count("/") != 1:
-        raise FileNotFoundError(f"source must be a file, a folder or {HUB_NAME!r}, got {name!r}")
-    yield from _read_hub(name)
-
-
-def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.name.endswith(".parquet"):
-        yield from _read_parquet(path)
-        return
-    if not path.name.endswith(_SUFFIXES):
-        raise ValueError(f"source must end in one of {', '.join(_SUFFIXES)}, got {str(path)!r}")
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {str(path)!r}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"every line must be a JSON object, {where}: {error}") from error
-        yield where, record
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        try:
-            yield from file
-        except UnicodeDecodeError as error:
-            raise ValueError(f"source {str(path)!r} must be text in UTF-8: {error}") from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"source {str(path)!r} is no whole gzip file, fetch it again: {error}"
-            ) from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            "parquet files need pyarrow: pip install 'fssa_bayes[parquet]'"
-        ) from error
-    try:
-        file = parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds.
-        raise ValueError(
-            f"source {str(path)!r} is no whole parquet file, fetch it again: {error}"
-        ) from error
-    columns = [name for name in ("instruction", "completions") if name in file.schema_arrow.names]
-    number = 0
-    for batch in file.iter_batches(1000, columns=columns):
-        for record in batch.to_pylist():
-            yield f"row {number} of {str(path)!r}", record
-            number += 1
-
-
-def _read_hub(name: str) -> Iterator[tuple[str, Any]]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is no file here, and to fetch it from the hub needs the package datasets: "
-            f"pip install datasets; or {_ADVICE}"
-        ) from error
-    try:
-        table = load_dataset(name, split="train")
-    except Exception as error:  # The client raises a dozen kinds for one reason.
-        raise OSError(f"{name!r} could not be loaded from the hub ({error}); {_ADVICE}") from error
-    for number, record in enumerate(table):
-        yield f"record {number} of {name!r}", record
 
 
 # ---------------------------------------------------------------------- pairs

@@ -1,13 +1,12 @@
-"""Can this posterior be believed? Tensors and callables in, numbers out, whatever made them.
+"""Can a posterior be believed? Tensors and callables in, numbers out.
 
-Scores and reliability are of the probability that left is preferred, a choice of ½ being half of
-each. Under a model in which ties are answers, forecast the expected choice, `p.mean + p.tie / 2` of
-:class:`fssa_bayes.posterior.ChoiceProbability`, and take the log score of all three answers from
-`Posterior.log_score`.
+Scores and reliability are of the probability that left is preferred, and a choice of ½ is half a
+win each. Under a model in which ties are answers, forecast the expected choice,
+`p.mean + p.tie / 2` of :class:`fssa_bayes.posterior.ChoiceProbability`, and take the log score of
+all three answers from `Posterior.log_score`.
 """
 
 from fssa_bayes.diagnostics.agreement import (
-    PARETO_K_THRESHOLD,
     contraction,
     effective_sample_size,
     kl_to_grid,
@@ -20,17 +19,10 @@ from fssa_bayes.diagnostics.corp import (
     expected_calibration_error,
     reliability,
 )
-from fssa_bayes.diagnostics.ranks import (
-    EcdfBand,
-    SbcResult,
-    TarpResult,
-    coverage,
-    ecdf_band,
-    interval_coverage,
-    sbc_test,
-    tarp,
-    weighted_pit,
-)
+from fssa_bayes.diagnostics.ecdf import EcdfBand, ecdf_band
+from fssa_bayes.diagnostics.intervals import coverage, interval_coverage
+from fssa_bayes.diagnostics.ranks import SbcResult, sbc_test
+from fssa_bayes.diagnostics.regions import TarpResult, tarp
 from fssa_bayes.diagnostics.scores import (
     Bootstrap,
     Score,
@@ -40,9 +32,9 @@ from fssa_bayes.diagnostics.scores import (
     confidence_gap,
     log_score,
 )
+from fssa_bayes.diagnostics.transforms import weighted_pit
 
 __all__ = [
-    "PARETO_K_THRESHOLD",
     "Bootstrap",
     "BrierDecomposition",
     "CalibrationError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,23 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = [
+    "LEAST_USERS",
     "Comparisons",
     "as_array",
     "as_tensor",
     "check_level",
     "check_number",
+    "check_pit",
     "comparisons",
+    "flatten",
     "group_index",
     "normalised_weights",
+    "quantity_names",
     "require",
+    "user_weights",
 ]
+
+LEAST_USERS = 20  # With fewer users a band is so wide that next to nothing can be rejected.
 
 
 def as_array(name: str, values: ArrayLike) -> np.ndarray:
@@ -38,7 +46,7 @@ def as_array(name: str, values: ArrayLike) -> np.ndarray:
 def as_tensor(
     name: str, values: ArrayLike, shape: tuple[int | str, ...], *, finite: bool = True
 ) -> Tensor:
-    """Converts to a tensor without gradient and checks its shape, letters being any size."""
+    """Converts to a tensor without gradient and checks its shape, in which a letter is any size."""
     if not isinstance(values, Tensor):
         values = torch.from_numpy(as_array(name, values).copy())
     values = values.detach()
@@ -69,11 +77,13 @@ def require(name: str, values: np.ndarray | Tensor, good: np.ndarray | Tensor, r
 
 
 def check_level(name: str, level: float) -> None:
+    """Raises unless a level is a probability strictly between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {level}")
 
 
 def check_number(name: str, number: int, least: int, of_what: str = "") -> None:
+    """Raises if there are fewer than the least number."""
     if number < least:
         raise ValueError(f"{name} must be at least {least}{of_what}, got {number}")
 
@@ -91,15 +101,37 @@ def normalised_weights(log_weights: ArrayLike | None, draws: int, users: int) ->
 
 
 def group_index(groups: ArrayLike | None, users: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sorted distinct groups and the group number of each user."""
+    """Returns the sorted distinct groups, none too small, and the group number of each user."""
     if groups is None:
-        return np.array(["all"], dtype=object), np.zeros(users, dtype=int)
-    groups = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
-    if groups.shape != (users,):
-        raise ValueError(f"groups must have shape ({users},), one a user, got {groups.shape}")
-    if groups.dtype.kind == "f":
-        require("groups", groups, ~np.isnan(groups), "not be NaN")
-    return np.unique(groups, return_inverse=True)
+        labels, index = np.array(["all"], dtype=object), np.zeros(users, dtype=int)
+    else:
+        groups = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
+        if groups.shape != (users,):
+            raise ValueError(f"groups must have shape ({users},), one a user, got {groups.shape}")
+        if groups.dtype.kind == "f":
+            require("groups", groups, ~np.isnan(groups), "not be NaN")
+        labels, index = np.unique(groups, return_inverse=True)
+    for label, count in zip(labels, np.bincount(index), strict=True):
+        check_number(f"the number of users in group {label}", int(count), LEAST_USERS)
+    return labels, index
+
+
+def check_pit(pit: ArrayLike) -> np.ndarray:
+    """Converts transforms (U, Q) and checks that they are probabilities."""
+    pit = as_array("pit", pit)
+    if pit.ndim != 2 or pit.size == 0:
+        raise ValueError(f"pit must have shape (U, Q) and not be empty, got {pit.shape}")
+    require("pit", pit, (pit >= 0) & (pit <= 1), "lie between 0 and 1")
+    return pit
+
+
+def quantity_names(names: Sequence[str] | None, size: int) -> list:
+    """Returns the names of the quantities; their numbers if None."""
+    if names is None:
+        return list(range(size))
+    if isinstance(names, str) or len(names) != size:
+        raise ValueError(f"names must have length {size}, one a quantity, got {names!r}")
+    return list(names)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much was learned, how good the draws are, and how far they are from a gold standard."""
+"""How much choices taught, how many draws weights are worth, and the distance to a grid."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ from fssa_bayes.diagnostics._checks import as_tensor, normalised_weights, requir
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["PARETO_K_THRESHOLD", "contraction", "effective_sample_size", "kl_to_grid"]
-
-PARETO_K_THRESHOLD = 0.7
-"""Pareto k-hat above which importance weights are not to be relied upon (Vehtari et al. 2024)."""
-
-
-# ---------------------------------------------------------------------- learning
+__all__ = ["contraction", "effective_sample_size", "kl_to_grid"]
 
 
 def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
     r"""Computes posterior contraction, :math:`1 - \sigma_{post}^2 / \sigma_{prior}^2`.
 
-    0 where nothing was learned, near 1 where nearly everything was; below 0 where the choices were
-    a surprise.
+    0 where the choices taught nothing, near 1 where they taught nearly everything; below 0 where
+    the posterior is wider than the prior, after surprising choices.
 
     Args:
         prior_sd: Standard deviation under the prior, positive, with shape (Q,) or (U, Q).
@@ -50,9 +44,6 @@ def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
     return 1 - (posterior_sd / prior_sd) ** 2
 
 
-# ---------------------------------------------------------------------- importance weights
-
-
 def effective_sample_size(log_weights: ArrayLike) -> Tensor:
     r"""Computes Kish's effective number of draws, :math:`(\sum w)^2 / \sum w^2`.
 
@@ -72,15 +63,12 @@ def effective_sample_size(log_weights: ArrayLike) -> Tensor:
     return 1 / (normalised_weights(log_weights, *shape) ** 2).sum(0)
 
 
-# ---------------------------------------------------------------------- grid posterior
-
-
 def kl_to_grid(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:
     r"""Computes :math:`KL(p \| q) = \sum_g v_g\,p_g (\log p_g - \log q_g)` to a grid posterior.
 
-    p is normalised over the grid; q is the density over *all* space that it claims to be, and is
-    not normalised over the grid: what it puts elsewhere is missing where p is, and costs. A q that
-    is p on the grid with half of its mass elsewhere is log 2 away.
+    p is normalised over the grid; q is a density over *all* space and is not normalised over the
+    grid, so that the divergence counts the mass that q puts elsewhere. It is log 2 to a q that is
+    half of p on the grid and has half of its mass elsewhere.
 
     Args:
         log_p: Log-density of the exact posterior at every point up to a constant a user, (G, U).
@@ -95,34 +83,16 @@ def kl_to_grid(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:
         ValueError: If a shape does not fit, a value is infinite or NaN, or a volume is not
             positive.
     """
-    log_p, log_q, volume = _grids(log_p, log_q, volume)
-    mass, log_p = _grid_posterior(log_p, volume)
-    # A point without mass under p counts nothing, even where the difference is not finite.
-    return torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(0)
-
-
-def _grids(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
-    log_p = _grid_density("log_p", log_p, ("G", "U"))
-    log_q = _grid_density("log_q", log_q, tuple(log_p.shape))
-    return log_p, log_q, _grid_volume(volume, log_p)
-
-
-def _grid_density(name: str, values: ArrayLike, shape: tuple[int | str, ...]) -> Tensor:
-    values = as_tensor(name, values, shape, finite=False).cpu().double()
-    require(name, values, values < torch.inf, "be below infinity and not NaN")
-    return values
-
-
-def _grid_volume(volume: ArrayLike, density: Tensor) -> Tensor:
-    shape = tuple(density.shape)[2 - min(np.ndim(volume), 2) :]
+    log_p = as_tensor("log_p", log_p, ("G", "U"), finite=False).cpu().double()
+    require("log_p", log_p, log_p < torch.inf, "be below infinity and not NaN")
+    log_q = as_tensor("log_q", log_q, tuple(log_p.shape), finite=False).cpu().double()
+    require("log_q", log_q, log_q < torch.inf, "be below infinity and not NaN")
+    shape = tuple(log_p.shape)[2 - min(np.ndim(volume), 2) :]
     volume = as_tensor("volume", volume, shape).cpu().double()
     require("volume", volume, volume > 0, "be positive")
-    return volume.expand(density.shape)
-
-
-def _grid_posterior(log_p: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mass of every point and the normalised log-density."""
-    log_mass = log_p + volume.log()
+    log_mass = log_p + volume.expand(log_p.shape).log()
     log_evidence = log_mass.logsumexp(0)
     require("the total of log_p", log_evidence, torch.isfinite(log_evidence), "be finite")
-    return (log_mass - log_evidence).exp(), log_p - log_evidence
+    mass, log_p = (log_mass - log_evidence).exp(), log_p - log_evidence
+    # A point without mass under p adds nothing, even where the difference is not finite.
+    return torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(0)

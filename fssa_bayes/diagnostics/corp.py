@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 __all__ = [
     "BrierDecomposition",
     "CalibrationError",
+    "Isotonic",
     "Reliability",
     "brier_decomposition",
+    "equal_bins",
     "expected_calibration_error",
     "reliability",
+    "simulator",
 ]
 
 _LEAST_USERS = 10  # Bands and intervals resample people.
@@ -147,7 +150,7 @@ def brier_decomposition(
         classifiers, PNAS 118(8).
     """
     data = check_comparisons(prob, choice, user, mask, average, _LEAST_USERS)
-    curve = _Isotonic(data)
+    curve = Isotonic(data)
     result = block_bootstrap(
         lambda count: curve.parts(data.weight * count), data.user, num_resamples, seed=seed
     )
@@ -169,14 +172,15 @@ def reliability(
 ) -> Reliability:
     """Estimates P(choice = 1 | forecast) by isotonic regression, with bands.
 
-    The *consistency* band shows where the curve of calibrated forecasts falls; the curve is to be
-    judged by it. A person's choices share that person's z and so are dependent given the
-    probabilities; `simulate` should draw them together. Without it they are drawn independently,
-    which is right for one comparison a person and otherwise makes the band too narrow, to the
-    extent that a person's residuals agree. (The interval of :func:`expected_calibration_error`
-    allows for the dependence without it.) The *confidence* band resamples people and allows for
-    the dependence, but the bootstrap of an isotonic regression is no more than roughly right (a
-    band of 90 % held the truth 77 to 96 times in 100, the least near 0 and 1).
+    The *consistency* band shows where the curve of calibrated forecasts falls, with which the curve
+    is to be compared. A person's choices share that person's z and so are dependent given the
+    probabilities; `simulate` should draw them together. Without `simulate` choices are drawn
+    independently, which is right for one comparison a person and otherwise makes the band too
+    narrow, by as much as a person's residuals agree. (The interval of
+    :func:`expected_calibration_error` allows for the dependence without `simulate`.) The
+    *confidence* band resamples people and allows for the dependence, but the bootstrap of an
+    isotonic regression is approximate (a band of 90 % held the truth 77 to 96 times in 100, least
+    often near 0 and 1).
 
     Args:
         prob: Probability that left is preferred, with shape (U, N) or (n,).
@@ -204,13 +208,14 @@ def reliability(
     check_level("level", level)
     data = check_comparisons(prob, choice, user, mask, average, _LEAST_USERS)
     check_number("num_resamples", num_resamples, 100)
-    curve = _Isotonic(data)
+    curve = Isotonic(data)
     value, recalibrated, weight = curve.fit(data.choice, data.weight)
-    grid = _grid(value)
+    some = np.linspace(0, len(value) - 1, min(len(value), _GRID)).round().astype(int)
+    grid = value[some]
     counts = resample_counts(data.num_users, num_resamples, seed)
     refits = [curve.fit(data.choice, data.weight * row[data.user]) for row in counts]
     confidence = [np.interp(grid, x, y) for x, y, _ in refits]
-    draw = _simulator(data, prob, mask, simulate, seed)
+    draw = simulator(data, prob, mask, simulate, seed)
     calibrated = [draw(resample) for resample in range(num_resamples)]
     fits = [curve.fit(choice, data.weight) for choice in calibrated]
     consistency = [np.interp(grid, x, y) for x, y, _ in fits]
@@ -233,14 +238,7 @@ def reliability(
     )
 
 
-def _grid(prob: np.ndarray) -> np.ndarray:
-    """Takes some of the distinct probabilities, evenly and both ends among them."""
-    if len(prob) <= _GRID:
-        return prob
-    return prob[np.linspace(0, len(prob) - 1, _GRID).round().astype(int)]
-
-
-def _simulator(
+def simulator(
     data: Comparisons,
     prob: ArrayLike,
     mask: ArrayLike | None,
@@ -253,7 +251,7 @@ def _simulator(
         return lambda resample: (rng.random(len(data.prob)) < data.prob).astype(float)
     shape = as_array("prob", prob).shape
     seeds = np.random.default_rng((seed, 1)).integers(2**31, size=2**16)
-    # The same places are kept as of the forecasts.
+    # Padding is where it is in the forecasts.
     kept = ~np.isnan(as_array("prob", prob)) if mask is None else np.asarray(mask)
 
     def draw(resample: int) -> np.ndarray:
@@ -265,8 +263,8 @@ def _simulator(
     return draw
 
 
-class _Isotonic:
-    """Fits isotonic regressions of choices on the same forecasts again and again."""
+class Isotonic:
+    """Fits isotonic regressions of choices on the same forecasts, for many choices or weights."""
 
     def __init__(self, data: Comparisons) -> None:
         self.data = data
@@ -276,7 +274,7 @@ class _Isotonic:
     def fit(
         self, choice: np.ndarray, weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns forecasts, recalibrated forecasts and shares, without those of no weight."""
+        """Returns forecasts of positive weight, their recalibrated values and their shares."""
         total = np.bincount(self.point, weight, minlength=len(self.prob))
         wins = np.bincount(self.point, weight * choice, minlength=len(self.prob))
         seen = total > 0
@@ -323,8 +321,9 @@ def expected_calibration_error(
     :math:`\hat E - E \le \sum_b |\delta_b|`, with :math:`\operatorname{sign}(A_b)\,\delta_b` in
     place of :math:`|\delta_b|` where the sign is beyond doubt (3 standard errors), and, by
     convexity, :math:`E - \hat E \le -\sum_b \operatorname{sign}(A_b)\,\delta_b`. The interval of
-    calibrated forecasts begins at 0 with at least its nominal probability. What cancels within a
-    bin is not seen: it concerns the error of the bins, a lower bound of that of the probabilities.
+    calibrated forecasts begins at 0 with at least its nominal probability. Errors that cancel
+    within a bin are not counted: the error of the bins is a lower bound of that of the
+    probabilities.
 
     Args:
         prob: Probability that left is preferred, with shape (U, N) or (n,).
@@ -357,10 +356,11 @@ def expected_calibration_error(
     least = _LEAST_IN_BIN * num_bins
     of_what = f" for num_bins={num_bins}"
     check_number("the number of comparisons", len(data.prob), least, of_what)
-    bins = _equal_bins(data, num_bins)
+    bins = equal_bins(data, num_bins)
     count = int(bins.max()) + 1
     gap = data.weight * (data.choice - data.prob)
-    gaps = _by_user(data, bins, gap, count)
+    cells = np.bincount(data.user * count + bins, gap, minlength=data.num_users * count)
+    gaps = cells.reshape(-1, count)
     weights = np.bincount(data.user, data.weight, minlength=data.num_users)
     counts = resample_counts(data.num_users, num_resamples, seed)
     observed = gaps.sum(0)
@@ -372,39 +372,28 @@ def expected_calibration_error(
     above = np.quantile(np.where(sure, signed, np.abs(deviation)).sum(1), 1 - tail)
     below = np.quantile(-signed.sum(1), 1 - tail)
     value = float(np.abs(observed).sum())
+    weight = np.bincount(bins, data.weight)
+    columns = {
+        "prob": np.bincount(bins, data.weight * data.prob) / weight,
+        "choice": np.bincount(bins, data.weight * data.choice) / weight,
+        "weight": weight,
+        "gap": observed / weight,
+        "standard_error": error / weight,
+    }
     return CalibrationError(
         value,
         float(max(value - above, 0)),
         float(min(value + max(below, 0), 1)),
         float(np.abs(deviation).sum(1).mean()),
         level,
-        _bin_table(data, bins, observed, error),
+        pd.DataFrame(columns).rename_axis("bin"),
     )
 
 
-def _equal_bins(data: Comparisons, num_bins: int) -> np.ndarray:
+def equal_bins(data: Comparisons, num_bins: int) -> np.ndarray:
     """Numbers the bin of each comparison, bins having about equal weight."""
     _, point = np.unique(data.prob, return_inverse=True)
     total = np.bincount(point, data.weight)
     middle = total.cumsum() - total / 2
     bins = np.minimum((middle * num_bins).astype(int), num_bins - 1)
     return np.unique(bins, return_inverse=True)[1][point]
-
-
-def _by_user(data: Comparisons, bins: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    cell = data.user * count + bins
-    return np.bincount(cell, values, minlength=data.num_users * count).reshape(-1, count)
-
-
-def _bin_table(
-    data: Comparisons, bins: np.ndarray, gap: np.ndarray, error: np.ndarray
-) -> pd.DataFrame:
-    weight = np.bincount(bins, data.weight)
-    columns = {
-        "prob": np.bincount(bins, data.weight * data.prob) / weight,
-        "choice": np.bincount(bins, data.weight * data.choice) / weight,
-        "weight": weight,
-        "gap": gap / weight,
-        "standard_error": error / weight,
-    }
-    return pd.DataFrame(columns).rename_axis("bin")

@@ -3,8 +3,8 @@
 Every score takes tables (U, N), whose rows are people, or lists (n,) with the `user` of every
 comparison. In a table padding is where `mask` is False or, without a mask, where the probability is
 NaN. A choice of ½, half a win each, counts as two comparisons of half the weight, one won and one
-lost: scores of ½ are the mean of the scores of both outcomes. (A model that gives ties a
-probability of their own has a log-score of its own: :func:`clustered_mean` averages that.)
+lost: scores of ½ are the mean of the scores of both outcomes. (:func:`clustered_mean` averages the
+log score of a model that gives ties a probability of their own.)
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ __all__ = [
     "Bootstrap",
     "Score",
     "block_bootstrap",
+    "brier",
     "brier_score",
+    "clustered",
     "clustered_mean",
     "confidence_gap",
     "log_score",
+    "resample_counts",
 ]
 
 _LEAST_BLOCKS = 10  # Fewer people give a bootstrap distribution too coarse for an interval.
@@ -107,7 +110,7 @@ def log_score(
     """
     data = comparisons(prob, choice, user, mask, average, least_users=2)
     values = xlogy(data.choice, data.prob) + xlogy(1 - data.choice, 1 - data.prob)
-    return _clustered(values, data.user, data.weight, data.num_users)
+    return clustered(values, data.user, data.weight, data.num_users)
 
 
 def brier_score(
@@ -140,7 +143,7 @@ def brier_score(
     """
     data = comparisons(prob, choice, user, mask, average, least_users=2)
     values = brier(data.prob, data.choice)
-    return _clustered(values, data.user, data.weight, data.num_users)
+    return clustered(values, data.user, data.weight, data.num_users)
 
 
 def brier(prob: np.ndarray, choice: np.ndarray) -> np.ndarray:
@@ -159,7 +162,8 @@ def confidence_gap(
     r"""Averages confidence less accuracy: above 0 over-confident, below 0 under-confident.
 
     Confidence is :math:`\max(p, 1 - p)`, accuracy whether the more probable item was chosen; half a
-    win is half right. It does not depend on which item stands left, and sees no bias towards one.
+    win is half right. The gap does not depend on which item is left, and does not detect a bias
+    towards a side.
 
     Args:
         prob: Probability that left is preferred, with shape (U, N) or (n,).
@@ -177,7 +181,7 @@ def confidence_gap(
     data = comparisons(prob, choice, user, mask, average, least_users=2)
     # At ½ either item is as probable, and confidence less accuracy is 0 on average.
     values = np.sign(data.prob - 0.5) * (data.prob - data.choice)
-    return _clustered(values, data.user, data.weight, data.num_users)
+    return clustered(values, data.user, data.weight, data.num_users)
 
 
 def clustered_mean(
@@ -198,7 +202,7 @@ def clustered_mean(
 
     Where comparisons of different people share something else that was drawn, such as a prompt,
     `second` clusters both ways: squared errors by person and by prompt are added and that by person
-    and prompt is subtracted; the result is not let fall below either of the first two.
+    and prompt is subtracted; the result is at least the larger of the first two.
 
     Args:
         values: Any numbers, with shape (U, N) or (n,).
@@ -221,7 +225,7 @@ def clustered_mean(
     if second is None:
         values, user = flatten({"values": values}, user, mask)
         require("values", values, ~np.isnan(values), "not be NaN")
-        return _clustered(values, *user_weights(user, average, least_users=2))
+        return clustered(values, *user_weights(user, average, least_users=2))
     values, second, user = flatten({"values": values, "second": second}, user, mask)
     require("values", values, ~np.isnan(values), "not be NaN")
     require("second", second, ~np.isnan(second), "not be NaN")
@@ -229,10 +233,10 @@ def clustered_mean(
     _, second = np.unique(second, return_inverse=True)
     if second.max() == 0:
         raise ValueError("second must hold at least 2 different units, got 1")
-    score = _clustered(values, user, weight, num_users)
+    score = clustered(values, user, weight, num_users)
     _, both = np.unique(user * (second.max() + 1) + second, return_inverse=True)
     by_second, by_both = (
-        _clustered(values, unit, weight, unit.max() + 1).standard_error ** 2
+        clustered(values, unit, weight, unit.max() + 1).standard_error ** 2
         for unit in (second, both)
     )
     by_user = score.standard_error**2
@@ -240,7 +244,8 @@ def clustered_mean(
     return Score(score.value, float(np.sqrt(variance)), num_users)
 
 
-def _clustered(values: np.ndarray, user: np.ndarray, weight: np.ndarray, num_users: int) -> Score:
+def clustered(values: np.ndarray, user: np.ndarray, weight: np.ndarray, num_users: int) -> Score:
+    """Averages values (n,) of numbered people (n,) by weights (n,) that sum to 1."""
     mean = float(weight @ values)
     if not np.isfinite(mean):
         return Score(mean, float("nan"), num_users)
@@ -257,7 +262,7 @@ def block_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Bootstrap:
-    """Resamples people, with all that is theirs, to see how a statistic varies.
+    """Resamples people with all their rows, and computes a statistic of every resample.
 
     Args:
         statistic: Takes the number of times each row appears in a resample, a float array (n,) of
@@ -269,8 +274,8 @@ def block_bootstrap(
         seed: Seed of the resamples.
 
     Returns:
-        The statistic with standard error and interval. Where a resample is not finite, neither
-        are they.
+        The statistic with standard error and interval, which are not finite where a resample is
+        not.
 
     Raises:
         ValueError: If there are fewer than 10 blocks or 100 resamples, or the level is no

@@ -19,7 +19,7 @@ from fssa_bayes.guide.pairs import Pairs
 from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 from fssa_bayes.model.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
 
-__all__ = ["NeuralProcessGuide", "check_guide"]
+__all__ = ["GatedSpline", "ItemEmbedding", "NeuralProcessGuide", "check_guide"]
 
 _POSTERIORS = ("normal", "multivariate_normal", "flow")
 _COUPLINGS = {"affine": 2, "bent": 3}  # Parameters of each transformed dimension.
@@ -31,26 +31,24 @@ class NeuralProcessGuide(nn.Module):
     r"""Amortises the posterior of z: q(z | C) for any context C, in one pass of a network.
 
     A context is a set of (chosen, rejected) pairs, half a win each being both orders with weight
-    ½. A set encoder summarises it. Every pair then sends, in view of the summary, a Gaussian
-    potential with direction v, precision λ and shift a, and the potentials add up as independent
-    observations do:
+    ½. A set encoder summarises it. Given the summary, every pair has a Gaussian potential with
+    direction v, precision λ and shift a, and the potentials add up as independent observations do:
 
     .. math:: q(ε \mid C) = N(P^{-1} \textstyle\sum_n a_n v_n,\; P^{-1}), \quad
         P = I + \textstyle\sum_n λ_n v_n v_n^T,
 
-    for ε the prior's standard normal variable. So the posterior of an empty context **is** the
-    prior, by construction, and contexts longer than any in training concentrate it further.
-    Conditional couplings, gated by n / (n + 1), bend the normal where `posterior="flow"`.
+    for ε the prior's standard normal variable. The posterior of an empty context **is** the prior,
+    by construction, and contexts longer than any in training concentrate it further. With
+    `posterior="flow"`, conditional couplings gated by n / (n + 1) transform the normal.
 
-    A tie proper is shown to the encoder as both orders too. A ranking is shown as its pairs, with
-    weight 2 / s where the winner was chosen among s items, as between equals such a choice tells as
-    much as that many independent comparisons. Which item stood on the left it sees
-    where the model has a position bias, and only there.
+    A tie proper is both orders too. A ranking is its pairs, with weight 2 / s where the winner was
+    chosen among s items: between equals such a choice tells as much as that many independent
+    comparisons. The encoder sees which item stood on the left if the model has a position bias, and
+    not otherwise.
 
     The encoder sees the items' features and what the model makes of them (its item factors,
-    without gradient), so it need not learn the utility a second time. Where covariates move the
-    prior, ε is what they leave open of z, q(z | ∅) is p(z | w), and the encoder sees by how much
-    they move z and the margin of every pair.
+    without gradient), so it need not learn the utility a second time. With covariates, q(z | ∅) is
+    p(z | w), and the encoder sees by how much they move z and the margin of every pair.
 
     Args:
         model: The model whose posterior is approximated. It is not part of the guide's parameters.
@@ -59,8 +57,8 @@ class NeuralProcessGuide(nn.Module):
             which can score outside values.
         hidden_dim: Width of the networks.
         coupling: For a flow, `"affine"`; or `"bent"`, whose couplings can give the two tails of a
-            posterior different scales, act before the normal is put in its place and start from
-            noise with heavier tails, so that fewer people have a high Pareto k-hat.
+            posterior different scales, act in whitened coordinates and start from noise with
+            heavier tails, so that fewer people have a high Pareto k-hat.
 
     Attributes:
         config: The arguments it was built with, but for the model, and the name of its encoder.
@@ -104,8 +102,8 @@ class NeuralProcessGuide(nn.Module):
         }
         self.objectives: list[str] = []
         width, factors = model.latent_dim, model.utility.num_item_factors
-        self.chosen = _ItemEmbedding(model.num_features, factors, hidden_dim)
-        self.rejected = _ItemEmbedding(model.num_features, factors, hidden_dim)
+        self.chosen = ItemEmbedding(model.num_features, factors, hidden_dim)
+        self.rejected = ItemEmbedding(model.num_features, factors, hidden_dim)
         # With a position bias a choice of the left item tells less, or more, than one of the right.
         has_bias = model.config["position_bias"]
         self.side = nn.Parameter(torch.zeros(hidden_dim)) if has_bias else None
@@ -124,7 +122,7 @@ class NeuralProcessGuide(nn.Module):
             self.spline = MLP(hidden_dim, hidden_dim, 3 * _SPLINE_BINS - 1)
         self.register_buffer("largest_context", torch.tensor(0))
         self.of_location, self.expected = None, None
-        if model.num_covariates:  # Last, so that the other weights are drawn as ever.
+        if model.num_covariates:  # Last, so that other initial weights do not depend on covariates.
             self.of_location = nn.Linear(width, hidden_dim, bias=False)
             self.expected = nn.Parameter(torch.zeros(hidden_dim))
 
@@ -140,23 +138,21 @@ class NeuralProcessGuide(nn.Module):
 
         Args:
             batch: The contexts.
-            prepared: What the model's `prepare_items` returned for the batch's items; None to
+            prepared: The result of the model's `prepare_items` for the batch's items; None to
                 prepare the items here.
         """
         prepared = prepared or self.model.prepare_items(batch.items)
         pairs = Pairs(batch, self.direction.weight.dtype)
         items, factors = prepared.items, prepared.factors.detach()
-        elements = self._embed(items, factors, pairs)
+        elements = self.embed_pairs(items, factors, pairs)
         if self.of_location is not None:
-            elements = elements + self._embed_covariates(
-                batch, PreparedItems(items, factors), pairs
-            )
+            elements = elements + self.embed_covariates(batch, PreparedItems(items, factors), pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, pairs.count)
-        base, loc, tril, inverse = self._normal(elements, summary, factors, pairs)
+        base, loc, tril, inverse = self.add_potentials(elements, summary, factors, pairs)
         if self.posterior_family == "flow":
             count = pairs.count.unsqueeze(-1)
-            transforms = self._flow(summary, count / (count + 1.0))
-            if self.config["coupling"] == "bent":  # Bent while white, then put in its place.
+            transforms = self.conditional_flow(summary, count / (count + 1.0))
+            if self.config["coupling"] == "bent":  # In whitened coordinates; then scale and shift.
                 transforms.append(Whitening(loc, tril, inverse))
                 base = HeavyNoise(batch.num_comparisons > 0, loc.shape[-1], loc.dtype)
             base = dist.TransformedDistribution(base, transforms)
@@ -165,8 +161,8 @@ class NeuralProcessGuide(nn.Module):
     def location(self, batch: Batch, prepared: PreparedItems | None = None) -> Tensor:
         """Returns one point z for each person, with shape (U, K): the centre of q(z | context).
 
-        The mean of the normal that the guide starts from, carried through its flow; the mean of
-        q itself where there is no flow. Arguments are those of :meth:`posterior`.
+        The mean of the normal base, mapped through the flow; the mean of q where there is no flow.
+        Arguments are those of :meth:`posterior`.
         """
         distribution, transforms = self.posterior(batch, prepared), []
         while isinstance(distribution, dist.TransformedDistribution):
@@ -188,7 +184,7 @@ class NeuralProcessGuide(nn.Module):
         """Enters the parameters into Pyro's parameter store; to be called within `SVI`'s guide."""
         pyro.module("guide", self)
 
-    def _embed(self, items: Tensor, factors: Tensor, pairs: Pairs) -> Tensor:
+    def embed_pairs(self, items: Tensor, factors: Tensor, pairs: Pairs) -> Tensor:
         """Embeds (chosen, rejected) pairs to shape (R, H)."""
         winner, loser = pairs.winner, pairs.loser
         if len(items) < len(winner):  # Items that repeat are embedded once.
@@ -199,7 +195,7 @@ class NeuralProcessGuide(nn.Module):
             elements = chosen + self.rejected(items[loser], factors[loser])
         return elements if self.side is None else elements + pairs.side * self.side
 
-    def _embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
+    def embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
         """Embeds by how much covariates move z and every pair's margin, with shape (R, H)."""
         with torch.no_grad():
             location = self.model.location(batch.covariates)
@@ -208,13 +204,13 @@ class NeuralProcessGuide(nn.Module):
         expected = pairs.of_chosen(moved - average) * self.expected
         return expected + self.of_location(location)[pairs.person]
 
-    def _normal(
+    def add_potentials(
         self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: Pairs
     ) -> tuple[dist.TorchDistribution, Tensor, Tensor, Tensor]:
-        """Adds up the pairs' potentials to a normal distribution of the standard variable.
+        """Adds up the pairs' potentials to a normal distribution of ε.
 
         Returns:
-            The distribution, its mean (U, K), its scale's lower triangle and the inverse of that,
+            The distribution, its mean (U, K), its triangular scale and the inverse of that scale,
             both (U, K, K).
         """
         width = self.model.latent_dim
@@ -235,16 +231,22 @@ class NeuralProcessGuide(nn.Module):
         total = eye.expand(len(summary), width, width).index_add(0, pairs.person, outer)
         # P = L Lᵀ, so ε = P⁻¹ shift + L⁻ᵀ noise; reversing the order twice makes L⁻ᵀ triangular.
         factor, failed = torch.linalg.cholesky_ex(total.flip(-2, -1))
-        # P ≥ I fails only where something is not finite, and that must show.
+        # P ≥ I has no factor only where something is not finite; NaN shows it.
         factor = factor.masked_fill(failed.bool()[:, None, None], torch.nan).flip(-2, -1)
         tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
         loc = (tril @ (tril.mT @ total_shift.unsqueeze(-1))).squeeze(-1)
         return dist.MultivariateNormal(loc, scale_tril=tril), loc, tril, factor.mT
 
-    def _flow(self, summary: Tensor, gate: Tensor) -> list:
+    def conditional_flow(self, summary: Tensor, gate: Tensor) -> list:
+        """Lists the transforms of a flow given summaries (U, H) and gates n / (n + 1), (U, 1)."""
         if self.spline is not None:
-            parameters = _gated_spline(gate * self.spline(summary))
-            return [_Spline(lambda: parameters, bound=5.0, order="quadratic")]
+            # Numbers (U, 3 B − 1): widths, heights and slopes (U, 1, ·), the identity at 0.
+            bins = [_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1]
+            parts = (gate * self.spline(summary)).split(bins, -1)
+            widths, heights, slopes = (part.unsqueeze(-2) for part in parts)
+            slopes = F.softplus(slopes + math.log(math.expm1(1.0)))
+            parameters = widths.softmax(-1), heights.softmax(-1), slopes, None
+            return [GatedSpline(lambda: parameters, bound=5.0, order="quadratic")]
         coupling = BentCoupling if self.config["coupling"] == "bent" else T.AffineCoupling
         couplings = [
             coupling(net.split_dim, partial(net, context=(summary, gate))) for net in self.couplings
@@ -252,7 +254,7 @@ class NeuralProcessGuide(nn.Module):
         return flip_between(couplings, self.model.latent_dim, summary.device)
 
 
-class _ItemEmbedding(nn.Module):
+class ItemEmbedding(nn.Module):
     """Embeds items by their features and by the model's factors of them."""
 
     def __init__(self, num_features: int, num_factors: int, hidden_dim: int) -> None:
@@ -265,19 +267,11 @@ class _ItemEmbedding(nn.Module):
         return self.features(items) + self.factors(factors)
 
 
-class _Spline(ConditionedSpline):
-    """A spline that can be the identity: Pyro's least slope of .001 would bend it at its ends."""
+class GatedSpline(ConditionedSpline):
+    """A spline that can be the identity, which Pyro's least slope of .001 prevents at its ends."""
 
     def spline_op(self, x: Tensor, **options) -> tuple[Tensor, Tensor]:
         return super().spline_op(x, min_derivative=0.0, **options)
-
-
-def _gated_spline(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    """Turns (U, 3 B − 1) numbers into widths, heights and slopes (U, 1, ·): the identity at 0."""
-    parts = parameters.split([_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1], -1)
-    widths, heights, slopes = (part.unsqueeze(-2) for part in parts)
-    slopes = F.softplus(slopes + math.log(math.expm1(1.0)))
-    return widths.softmax(-1), heights.softmax(-1), slopes, None
 
 
 def check_guide(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> None:

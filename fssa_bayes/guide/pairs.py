@@ -1,4 +1,4 @@
-"""Comparisons as the encoder sees them: who was chosen over whom."""
+"""Comparisons as (chosen, rejected) pairs, as the encoder sees them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from fssa_bayes.data import Batch
 
-__all__ = []
+__all__ = ["Pairs"]
 
 
 class Pairs:
     """Lists a batch's comparisons as R (chosen, rejected) pairs, person by person.
 
-    Half a win each becomes both orders with weight ½, in columns added to the right.
+    Half a win each becomes both orders with weight ½, the second of which stands in added columns.
 
     Attributes:
         mask: True where there is a pair, with shape (U, N) or (U, 2 N).
@@ -51,6 +51,6 @@ class Pairs:
 
     def of_chosen(self, margin: Tensor) -> Tensor:
         """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
-        if margin.shape[-1] < self.mask.shape[-1]:  # Halves follow in columns of their own.
+        if margin.shape[-1] < self.mask.shape[-1]:  # The second orders stand in added columns.
             margin = torch.cat([margin, margin], -1)
         return self.side * margin[self.mask].unsqueeze(-1)

@@ -32,7 +32,7 @@ from fssa_bayes.population import (
     population_table,
     ranking_table,
 )
-from fssa_bayes.posterior import PopulationDraws, export
+from fssa_bayes.posterior import PopulationDraws, export_draws
 from fssa_bayes.sampling import (
     Draws,
     Estimate,
@@ -212,7 +212,7 @@ class FitResult:
             return draws.resample(seed)
 
         options = {"num_samples": num_samples, "seed": seed, "correct": "psis"}
-        return export(model, guide, data, draw, target=target, items=items, **options)
+        return export_draws(model, guide, data, draw, target=target, items=items, **options)
 
     def ranking(
         self,

@@ -1,6 +1,6 @@
 r"""Pairwise log-likelihoods of many people's comparisons under many posterior draws.
 
-Three operations, one for each way a utility comes about. Each takes positions `left` and `right`
+Three operations, one for each form of the utility. Each takes positions `left` and `right`
 (U, N) into an item table, choices in {0, ½, 1} and a mask, and returns log-likelihoods in nats:
 
 =====================  ==============================================  =========================
@@ -22,24 +22,25 @@ CUDA        float32                     `"triton"`: one launch, margins never in
                                         `"chunked"` where Triton is not installed
 CUDA        float64                     `"chunked"`
 any         float16, bfloat16           `"reference"`: plain PyTorch, differentiable to any order,
-                                        in all the memory that takes; no message says so
+                                        whose memory is not bounded; there is no warning
 ==========  ==========================  =======================================================
 
-A gradient that is itself to be differentiated (`create_graph=True`) is computed by the reference,
-with its memory; so is everything where the choices require a gradient. `torch.func.vmap` and
-forward-mode derivatives need `backend="reference"`; elsewhere PyTorch raises an error.
+The reference computes a gradient that is itself to be differentiated (`create_graph=True`), and
+everything where the choices require a gradient, in memory that is not bounded. `torch.func.vmap`
+and forward-mode derivatives need `backend="reference"`; other backends raise an error of PyTorch.
 
 `"triton"` takes float64 too, but is not tuned for it. On a CPU it needs Triton's interpreter
 (`TRITON_INTERPRET=1`), which is slow and meant for tests.
 
-What stands under the mask, NaN included, has no effect; a NaN elsewhere makes the user's result
-NaN. A position outside the item table raises an error on a CPU; on a GPU, where looking would mean
-waiting, it makes the user's result NaN (`"triton"`) or stops the device (the others).
+Values under the mask, NaN included, have no effect; a NaN elsewhere makes the user's result NaN. A
+position outside the item table raises an error on a CPU. On a GPU, where a check would wait for the
+device, such a position makes the user's result NaN (`"triton"`) or stops the device (the others).
 
 The fused forms. With m the margin of a comparison and y its choice, the log-probability is
 :math:`y\,m - \log(1 + e^m)`. For y of 0 or 1 turn the comparison so that
 :math:`\tilde m = (1 - 2y)\,m` is the utility of the item not preferred less that of the preferred;
-then it is :math:`-\log(1 + e^{\tilde m})`, and a half win is :math:`\tilde m / 2` more. Sums of
+then the log-probability is :math:`-\log(1 + e^{\tilde m})`; that of a half win is
+:math:`\tilde m / 2` more. Sums of
 :math:`\log(1 + e^{-|\tilde m|})` are logarithms of products of a few factors. The margin itself is
 
 - bilinear: :math:`(φ_l - φ_r) \cdot ψ`, the difference taken once for all draws;
@@ -63,29 +64,17 @@ A position bias has the gradient :math:`\sum g`.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from fssa_bayes.kernels import chunked, reference
-from fssa_bayes.kernels._comparisons import (
-    Comparisons,
-    can_wait,
+from fssa_bayes.kernels.backends import run
+from fssa_bayes.kernels.comparisons import (
     check_comparisons,
     check_inputs,
-    check_positions,
+    check_users,
+    check_width,
 )
 
 __all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
-
-_BACKENDS = ("reference", "chunked", "triton")
-_EXACT = (torch.float32, torch.float64)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None  # Looked for, and not imported.
-# Below these numbers of margins (of hidden units for the mlp) the calls cost more than the work.
-_SMALL_MARGINS = 2**15
-_SMALL_HIDDEN = 2**17
 
 
 def pairwise_gather(
@@ -131,7 +120,7 @@ def pairwise_gather(
         raise ValueError(
             f"utility must have 1 or U = {left.shape[0]} users, got shape {tuple(utility.shape)}"
         )
-    return _run(backend, None, utility, None, comparisons)
+    return run(backend, None, utility, None, comparisons)
 
 
 def pairwise_bilinear(
@@ -164,9 +153,9 @@ def pairwise_bilinear(
     comparisons = check_comparisons(
         user_factors, left, right, choice, mask, position_bias, reduce, output
     )
-    _check_users("user_factors", user_factors, left)
-    _check_width("user_factors", user_factors, "item_factors", item_factors)
-    return _run(backend, item_factors, user_factors, None, comparisons)
+    check_users("user_factors", user_factors, left)
+    check_width("user_factors", user_factors, "item_factors", item_factors)
+    return run(backend, item_factors, user_factors, None, comparisons)
 
 
 def pairwise_mlp(
@@ -202,103 +191,7 @@ def pairwise_mlp(
     comparisons = check_comparisons(
         user_hidden, left, right, choice, mask, position_bias, reduce, output
     )
-    _check_users("user_hidden", user_hidden, left)
-    _check_width("user_hidden", user_hidden, "item_hidden", item_hidden)
-    _check_width("weight", weight, "item_hidden", item_hidden)
-    return _run(backend, item_hidden, user_hidden, weight, comparisons)
-
-
-def _run(
-    backend: str | None,
-    item: Tensor | None,
-    user: Tensor,
-    weight: Tensor | None,
-    comparisons: Comparisons,
-) -> Tensor:
-    if backend is not None and backend not in _BACKENDS:
-        raise ValueError(f"backend must be None or one of {_BACKENDS}, got {backend!r}")
-    run = (
-        _fastest(user, weight, comparisons)
-        if backend is None
-        else _backend(backend, item, user, comparisons)
-    )
-    try:
-        return run(item, user, weight, comparisons)
-    except (IndexError, RuntimeError):
-        # Looking at all positions first would cost small problems a tenth of their time.
-        if can_wait(user):
-            check_positions(comparisons, len(item) if item is not None else user.shape[-1])
-        raise
-
-
-def _fastest(
-    user: Tensor, weight: Tensor | None, comparisons: Comparisons
-) -> Callable[..., Tensor]:
-    choice = comparisons.choice
-    if user.dtype not in _EXACT or (choice is not None and choice.requires_grad):
-        return reference.run
-    hidden = 1 if weight is None else len(weight)
-    limit = _SMALL_MARGINS if weight is None else _SMALL_HIDDEN
-    if can_wait(user) and len(user) * comparisons.left.numel() * hidden < limit:
-        return reference.run_small
-    if user.device.type == "cuda" and user.dtype == torch.float32 and _HAS_TRITON:
-        return _triton()
-    return chunked.operation
-
-
-def _backend(
-    name: str, item: Tensor | None, user: Tensor, comparisons: Comparisons
-) -> Callable[..., Tensor]:
-    if name == "reference":
-        return reference.run
-    if user.dtype not in _EXACT:
-        raise TypeError(
-            f"inputs must be float32 or float64 with backend={name!r}, got {user.dtype}"
-        )
-    if comparisons.choice is not None and comparisons.choice.requires_grad:
-        raise ValueError(
-            f"choice must not require a gradient with backend={name!r}: use 'reference', got one "
-            "that does"
-        )
-    if name == "chunked":
-        return chunked.operation
-    if not _HAS_TRITON:
-        raise ValueError("backend must not be 'triton' where Triton is not installed, got 'triton'")
-    operation = _triton()
-    if user.device.type != "cuda" and not (user.device.type == "cpu" and _interprets()):
-        raise ValueError(
-            "inputs must be on a CUDA device with backend='triton' (or on a CPU, with "
-            f"TRITON_INTERPRET=1 in the environment from the start), got {user.device}"
-        )
-    if can_wait(user):
-        check_positions(comparisons, len(item) if item is not None else user.shape[-1])
-    return operation
-
-
-def _triton() -> Callable[..., Tensor]:
-    """Imports the backend for GPUs when it is first used: Triton takes long to import."""
-    from fssa_bayes.kernels import triton
-
-    return triton.operation
-
-
-def _interprets() -> bool:
-    from fssa_bayes.kernels import triton
-
-    return triton.INTERPRETED
-
-
-def _check_users(argument: str, tensor: Tensor, left: Tensor) -> None:
-    if tensor.shape[1] != left.shape[0]:
-        raise ValueError(
-            f"{argument} must have U = {left.shape[0]} users as left has, "
-            f"got shape {tuple(tensor.shape)}"
-        )
-
-
-def _check_width(argument: str, tensor: Tensor, other: str, table: Tensor) -> None:
-    if tensor.shape[-1] != table.shape[-1]:
-        raise ValueError(
-            f"{argument} must have the width {table.shape[-1]} of {other}, "
-            f"got shape {tuple(tensor.shape)}"
-        )
+    check_users("user_hidden", user_hidden, left)
+    check_width("user_hidden", user_hidden, "item_hidden", item_hidden)
+    check_width("weight", weight, "item_hidden", item_hidden)
+    return run(backend, item_hidden, user_hidden, weight, comparisons)

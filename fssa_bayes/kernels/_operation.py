@@ -1,4 +1,4 @@
-"""What a backend's two functions become: a differentiable operation, in eager mode and compiled."""
+"""A differentiable operation, eager and compiled, made of a backend's forward and backward."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fssa_bayes.kernels import reference
-from fssa_bayes.kernels._comparisons import Comparisons
+from fssa_bayes.kernels.comparisons import Comparisons
 
-__all__ = ["Operation"]
+__all__ = [
+    "Eager",
+    "Operation",
+    "differentiable_gradients",
+    "fake_backward",
+    "fake_forward",
+    "pull_back",
+    "save_inputs",
+]
 
 _INPUTS = (
     "Tensor? item, Tensor user, Tensor? weight, Tensor left, Tensor right, Tensor? choice, "
@@ -23,10 +31,10 @@ _INPUTS = (
 class Operation:
     """Makes an operation of a backend's forward and backward.
 
-    Compiled programs see `torch.ops.fssa_bayes.<name>`, a custom operator whose backward is another
-    one. Eager ones call the same two functions through an autograd function, because a custom
-    operator written in Python costs .2 ms a call, more than many a likelihood. Where a gradient is
-    itself to be differentiated, it is computed by the reference.
+    Compiled programs call `torch.ops.fssa_bayes.<name>`, a custom operator whose backward is the
+    custom operator `<name>_backward`. Eager programs call the same two functions through an
+    autograd function, because a custom operator written in Python costs .2 ms a call, more than a
+    small likelihood. The reference computes a gradient that is itself to be differentiated.
 
     Args:
         name: Name of the operator.
@@ -41,7 +49,27 @@ class Operation:
         backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
     ) -> None:
         self.name, self.forward, self.backward = name, forward, backward
-        self.forward_op, self.backward_op = self._register()
+        forward_op = torch.library.custom_op(
+            f"fssa_bayes::{name}",
+            forward,
+            mutates_args=(),
+            schema=f"({_INPUTS}, bool save) -> (Tensor, Tensor)",
+        )
+        backward_op = torch.library.custom_op(
+            f"fssa_bayes::{name}_backward",
+            backward,
+            mutates_args=(),
+            schema=f"(Tensor grad, Tensor residual, {_INPUTS}, bool[] needs) "
+            "-> (Tensor, Tensor, Tensor, Tensor)",
+        )
+        forward_op.register_fake(fake_forward)
+        backward_op.register_fake(fake_backward)
+
+        def pull(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+            return pull_back(ctx, grad, backward_op)
+
+        forward_op.register_autograd(pull, setup_context=save_inputs)
+        self.forward_op, self.backward_op = forward_op, backward_op
 
     def __call__(
         self,
@@ -56,33 +84,10 @@ class Operation:
         inputs = (item, user, weight, *comparisons, save)
         if torch.compiler.is_compiling():
             return self.forward_op(*inputs)[0]
-        return _Eager.apply(self, *inputs)[0]
-
-    def _register(self) -> tuple[Callable, Callable]:
-        forward_op = torch.library.custom_op(
-            f"fssa_bayes::{self.name}",
-            self.forward,
-            mutates_args=(),
-            schema=f"({_INPUTS}, bool save) -> (Tensor, Tensor)",
-        )
-        backward_op = torch.library.custom_op(
-            f"fssa_bayes::{self.name}_backward",
-            self.backward,
-            mutates_args=(),
-            schema=f"(Tensor grad, Tensor residual, {_INPUTS}, bool[] needs) "
-            "-> (Tensor, Tensor, Tensor, Tensor)",
-        )
-        forward_op.register_fake(_fake_forward)
-        backward_op.register_fake(_fake_backward)
-
-        def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-            return _pull_back(ctx, grad, backward_op)
-
-        forward_op.register_autograd(backward, setup_context=_save)
-        return forward_op, backward_op
+        return Eager.apply(self, *inputs)[0]
 
 
-class _Eager(Function):
+class Eager(Function):
     """Runs a backend's functions without the custom operator around them."""
 
     @staticmethod
@@ -93,22 +98,23 @@ class _Eager(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         ctx.operation = inputs[0]
         ctx.mark_non_differentiable(output[1])
-        _save(ctx, inputs[1:], output)
+        save_inputs(ctx, inputs[1:], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[1:]
-        return None, *_pull_back(ctx, grad, ctx.operation.backward, needs)
+        return None, *pull_back(ctx, grad, ctx.operation.backward, needs)
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def save_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """Keeps what :func:`pull_back` needs of an operation's inputs and of its two outputs."""
     *tensors, form, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.form = form
     ctx.save_for_backward(output[1], *tensors)
 
 
-def _pull_back(
+def pull_back(
     ctx: Any,
     grad: Tensor | None,
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]],
@@ -121,14 +127,14 @@ def _pull_back(
         return (None,) * 10
     residual, *inputs = ctx.saved_tensors
     if torch.is_grad_enabled():
-        grads = _differentiable_gradients(grad, inputs, ctx.form, needs)
+        grads = differentiable_gradients(grad, inputs, ctx.form, needs)
     else:
         grads = backward(grad, residual, *inputs, ctx.form, needs)
     item, user, weight, bias = (g if need else None for g, need in zip(grads, needs, strict=True))
     return item, user, weight, None, None, None, None, bias, None, None
 
 
-def _differentiable_gradients(
+def differentiable_gradients(
     grad: Tensor, inputs: list[Tensor | None], form: str, needs: list[bool]
 ) -> list[Tensor | None]:
     """Computes gradients by the reference, of which autograd knows the derivatives."""
@@ -141,7 +147,7 @@ def _differentiable_gradients(
     return [next(found) if need else None for need in needs]
 
 
-def _fake_forward(
+def fake_forward(
     item: Tensor | None,
     user: Tensor,
     weight: Tensor | None,
@@ -153,6 +159,7 @@ def _fake_forward(
     form: str,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Allocates what a forward returns, by which compiled programs are traced."""
     draws, (users, comparisons) = user.shape[0], left.shape
     if form == "sum":
         result = user.new_empty(draws, users)
@@ -162,7 +169,7 @@ def _fake_forward(
     return result, user.new_empty((users, comparisons, draws) if saves else 0)
 
 
-def _fake_backward(
+def fake_backward(
     grad: Tensor,
     residual: Tensor,
     item: Tensor | None,
@@ -176,6 +183,7 @@ def _fake_backward(
     form: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocates what a backward returns, by which compiled programs are traced."""
     item_grad, user_grad, weight_grad = (
         user.new_empty(0 if tensor is None or not need else tensor.shape)
         for tensor, need in zip((item, user, weight), needs[:3], strict=True)

@@ -1,11 +1,11 @@
-r"""What runs on a GPU: the programs of :mod:`fssa_bayes.kernels.triton`, in Triton's language.
+r"""The programs of :mod:`fssa_bayes.kernels.triton`, in Triton's language.
 
 Axes of a tile are named by its first letters: s draws, n comparisons, h hidden units or factors, m
-items. A program works on one user, whose comparisons are read up to the last one there is: padding
-costs nothing. Nothing is added up by atomics, so that two runs give the same bits.
+items. A program works on one user and reads the user's comparisons up to the last: padding costs
+nothing. No sum is made by atomics, so that two runs give the same bits.
 
-A position outside the table makes a margin NaN and is never read at. Minima and maxima keep NaN,
-which they do not do by default, and comparisons are written so that NaN counts as active.
+A position outside the table makes a margin NaN, and nothing is read there. Minima and maxima keep
+NaN, which is not their default, and inequalities are written so that NaN counts as active.
 """
 
 from __future__ import annotations
@@ -14,13 +14,24 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "add_bias",
     "bilinear_backward",
     "bilinear_forward",
+    "bilinear_margin",
+    "btl_log_prob",
+    "btl_slope",
+    "exp_minus_abs",
     "gather_backward",
     "gather_forward",
+    "load_difference",
+    "load_length",
+    "load_pairs",
+    "load_units",
+    "log1p_series",
     "mlp_backward",
     "mlp_forward",
     "segment_sum",
+    "store_tile",
 ]
 
 _KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
@@ -28,7 +39,7 @@ _LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
-def _decay(margin):
+def exp_minus_abs(margin):
     r"""Evaluates exp(−\|m\|) to two units in the last place."""
     size = tl.abs(margin)
     if margin.dtype == tl.float64:
@@ -44,7 +55,7 @@ def _decay(margin):
 
 
 @triton.jit
-def _log1p(decay):
+def log1p_series(decay):
     """Evaluates log(1 + e) = 2 artanh(e / (2 + e)) for e from 0 to 1, by artanh's series."""
     terms: tl.constexpr = 16 if decay.dtype == tl.float64 else 7
     ratio = decay / (decay + 2.0)
@@ -56,14 +67,14 @@ def _log1p(decay):
 
 
 @triton.jit
-def _log_prob(margin, decay, choice):
+def btl_log_prob(margin, decay, choice):
     """Evaluates y·min(m, 0) − (1 − y)·max(m, 0) − log(1 + exp(−|m|)), where nothing cancels."""
     certain = choice * tl.minimum(margin, 0.0) - (1.0 - choice) * tl.maximum(margin, 0.0)
-    return certain - _log1p(decay)
+    return certain - log1p_series(decay)
 
 
 @triton.jit
-def _slope(margin, decay, choice):
+def btl_slope(margin, decay, choice):
     """Evaluates y·σ(−m) − (1 − y)·σ(m), the derivative of the log-probability."""
     large = 1.0 / (1.0 + decay)
     small = decay * large
@@ -73,14 +84,14 @@ def _slope(margin, decay, choice):
 
 
 @triton.jit
-def _end(lengths, user, comparisons):
-    """Looks up how far a user's comparisons reach."""
+def load_length(lengths, user, comparisons):
+    """Looks up the number of comparisons up to a user's last."""
     return tl.load(lengths + user) if lengths is not None else comparisons
 
 
 @triton.jit
-def _pairs(left, right, mask, row, n, end, items):
-    """Looks up both positions, where there are comparisons, and where their items exist too."""
+def load_pairs(left, right, mask, row, n, end, items):
+    """Looks up both positions; returns where there are comparisons, and whose items exist."""
     known = n < end
     if mask is not None:
         known = known & (tl.load(mask + row + n, mask=known, other=0) != 0)
@@ -91,23 +102,23 @@ def _pairs(left, right, mask, row, n, end, items):
 
 
 @triton.jit
-def _biased(margin, bias, valid):
-    """Adds the position bias; what is asked about no item of the table is NaN."""
+def add_bias(margin, bias, valid):
+    """Adds the position bias; a margin of an item outside the table is NaN."""
     if bias is not None:
         margin = margin + tl.load(bias)
     return tl.where(valid, margin, float("nan"))
 
 
 @triton.jit
-def _emit(margin, choice, here, at, out, residual, form: tl.constexpr):
+def store_tile(margin, choice, here, at, out, residual, form: tl.constexpr):
     """Stores a tile of margins, log-probabilities or their derivatives; returns it, 0 if masked."""
     value = margin
     if form != "margin":
-        decay = _decay(margin)
+        decay = exp_minus_abs(margin)
         if residual is not None:
-            tl.store(residual + at, _slope(margin, decay, choice), mask=here)
+            tl.store(residual + at, btl_slope(margin, decay, choice), mask=here)
         if form != "residual":
-            value = _log_prob(margin, decay, choice)
+            value = btl_log_prob(margin, decay, choice)
     if form == "margin" or form == "each":
         tl.store(out + at, value, mask=here)
     return tl.where(here, value, 0.0)
@@ -138,21 +149,21 @@ def gather_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = (tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s)
     row, drawn = user * comparisons, (s < draws)[:, None]
-    end = _end(lengths, user, comparisons)
+    end = load_length(lengths, user, comparisons)
     table = utility + user * utility_u + s.to(tl.int64)[:, None] * utility_s
     total = tl.zeros([tile_s], dtype=utility.dtype.element_ty)
     for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
+        first, second, known, valid = load_pairs(left, right, mask, row, n, end, items)
         inside = drawn & valid[None, :]
         margin = tl.load(table + first[None, :], mask=inside, other=0.0)
         margin -= tl.load(table + second[None, :], mask=inside, other=0.0)
-        margin = _biased(margin, bias, valid[None, :])
+        margin = add_bias(margin, bias, valid[None, :])
         y = margin
         if choice is not None:
             y = tl.load(choice + row + n, mask=known, other=0.0)[None, :]
         at = (row + n)[None, :] * draws + s[:, None]
-        value = _emit(margin, y, drawn & known[None, :], at, out, residual, form)
+        value = store_tile(margin, y, drawn & known[None, :], at, out, residual, form)
         total += tl.sum(value, 1)
     if form == "sum":
         tl.store(out + s.to(tl.int64) * users + user, total, mask=s < draws)
@@ -190,7 +201,7 @@ def gather_backward(
     user = (rest // blocks).to(tl.int64)
     s = (rest % blocks) * tile_s + tl.arange(0, tile_s)
     row, drawn = user * comparisons, (s < draws)[:, None]
-    end = _end(lengths, user, comparisons)
+    end = load_length(lengths, user, comparisons)
     m = column * tile_m + tl.arange(0, tile_m)
     table = utility + user * utility_u + s.to(tl.int64)[:, None] * utility_s
     given = grad + user * grad_u + s.to(tl.int64)[:, None] * grad_s
@@ -198,16 +209,16 @@ def gather_backward(
     of_bias = tl.zeros([tile_s], dtype=utility.dtype.element_ty)
     for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
+        first, second, known, valid = load_pairs(left, right, mask, row, n, end, items)
         here = drawn & known[None, :]
         g = tl.load(given + n.to(tl.int64)[None, :] * grad_n, mask=here, other=0.0)
         if form != "margin":
             inside = drawn & valid[None, :]
             margin = tl.load(table + first[None, :], mask=inside, other=0.0)
             margin -= tl.load(table + second[None, :], mask=inside, other=0.0)
-            margin = _biased(margin, bias, valid[None, :])
+            margin = add_bias(margin, bias, valid[None, :])
             y = tl.load(choice + row + n, mask=known, other=0.0)[None, :]
-            g = tl.where(here, g * _slope(margin, _decay(margin), y), 0.0)
+            g = tl.where(here, g * btl_slope(margin, exp_minus_abs(margin), y), 0.0)
         of_bias += tl.sum(g, 1)
         first, second = tl.where(valid, first, -1), tl.where(valid, second, -1)
         plus = (first[:, None] == m[None, :]).to(g.dtype)
@@ -221,8 +232,8 @@ def gather_backward(
 
 
 @triton.jit
-def _difference(item, first, second, valid, k, factors, item_m):
-    """Looks up φ(left) − φ(right) as a tile (n, k), 0 where there is nothing."""
+def load_difference(item, first, second, valid, k, factors, item_m):
+    """Looks up φ(left) − φ(right) as a tile (n, k), 0 for padding."""
     inside = valid[:, None] & (k < factors)[None, :]
     column = item + k[None, :]
     value = tl.load(column + first[:, None] * item_m, mask=inside, other=0.0)
@@ -230,7 +241,7 @@ def _difference(item, first, second, valid, k, factors, item_m):
 
 
 @triton.jit
-def _bilinear_margin(
+def bilinear_margin(
     item, table, first, second, valid, drawn, factors, item_m, tile_k: tl.constexpr
 ):
     """Multiplies user factors at `table` (s, 1) by differences of item factors, to (s, n)."""
@@ -239,7 +250,7 @@ def _bilinear_margin(
         k = start + tl.arange(0, tile_k)
         inside = drawn & (k < factors)[None, :]
         user = tl.load(table + k[None, :], mask=inside, other=0.0)
-        difference = _difference(item, first, second, valid, k, factors, item_m)
+        difference = load_difference(item, first, second, valid, k, factors, item_m)
         margin += tl.dot(user, tl.trans(difference), input_precision="ieee", out_dtype=margin.dtype)
     return margin
 
@@ -272,19 +283,19 @@ def bilinear_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = (tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s)
     row, drawn = user * comparisons, (s < draws)[:, None]
-    end = _end(lengths, user, comparisons)
+    end = load_length(lengths, user, comparisons)
     table = user_factors + user * user_u + s.to(tl.int64)[:, None] * user_s
     total = tl.zeros([tile_s], dtype=item.dtype.element_ty)
     for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
-        margin = _bilinear_margin(item, table, first, second, valid, drawn, factors, item_m, tile_k)
-        margin = _biased(margin, bias, valid[None, :])
+        first, second, known, valid = load_pairs(left, right, mask, row, n, end, items)
+        margin = bilinear_margin(item, table, first, second, valid, drawn, factors, item_m, tile_k)
+        margin = add_bias(margin, bias, valid[None, :])
         y = margin
         if choice is not None:
             y = tl.load(choice + row + n, mask=known, other=0.0)[None, :]
         at = (row + n)[None, :] * draws + s[:, None]
-        value = _emit(margin, y, drawn & known[None, :], at, out, None, form)
+        value = store_tile(margin, y, drawn & known[None, :], at, out, None, form)
         total += tl.sum(value, 1)
     if form == "sum":
         tl.store(out + s.to(tl.int64) * users + user, total, mask=s < draws)
@@ -325,7 +336,7 @@ def bilinear_backward(
     column, local = tl.program_id(0) % columns, (tl.program_id(0) // columns).to(tl.int64)
     user = local + first_user
     row = user * comparisons
-    end = _end(lengths, user, comparisons)
+    end = load_length(lengths, user, comparisons)
     k = column * tile_k + tl.arange(0, tile_k)
     of_bias = tl.zeros([tile_s], dtype=item.dtype.element_ty)
     for start_s in range(0, draws, tile_s):
@@ -338,19 +349,19 @@ def bilinear_backward(
         of_user = tl.zeros([tile_s, tile_k], dtype=item.dtype.element_ty)
         for start in range(0, end, tile_n):
             n = start + tl.arange(0, tile_n)
-            first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
+            first, second, known, valid = load_pairs(left, right, mask, row, n, end, items)
             here = drawn & known[None, :]
             g = tl.load(given + n.to(tl.int64)[None, :] * grad_n, mask=here, other=0.0)
             if form != "margin":
-                margin = _bilinear_margin(
+                margin = bilinear_margin(
                     item, table, first, second, valid, drawn, factors, item_m, tile_k
                 )
-                margin = _biased(margin, bias, valid[None, :])
+                margin = add_bias(margin, bias, valid[None, :])
                 y = tl.load(choice + row + n, mask=known, other=0.0)[None, :]
-                g = tl.where(here, g * _slope(margin, _decay(margin), y), 0.0)
+                g = tl.where(here, g * btl_slope(margin, exp_minus_abs(margin), y), 0.0)
             of_bias += tl.sum(g, 1)
             if grad_user is not None:
-                difference = _difference(item, first, second, valid, k, factors, item_m)
+                difference = load_difference(item, first, second, valid, k, factors, item_m)
                 of_user += tl.dot(g, difference, input_precision="ieee", out_dtype=g.dtype)
             if rows is not None:
                 at = (local * comparisons + n)[:, None] * factors + k[None, :]
@@ -362,13 +373,13 @@ def bilinear_backward(
         if grad_user is not None:
             at = (draw * users + user) * factors + k[None, :]
             tl.store(grad_user + at, of_user, mask=inside)
-        tl.debug_barrier()  # The next draws add to the rows that other threads have stored.
+        tl.debug_barrier()  # The next draws add to rows that other threads have stored.
     if grad_bias is not None:
         tl.store(grad_bias + user, tl.sum(of_bias, 0), mask=column == 0)
 
 
 @triton.jit
-def _units(pointer, h, width, even: tl.constexpr):
+def load_units(pointer, h, width, even: tl.constexpr):
     """Looks up hidden units, 0 beyond the width; nothing is beyond if tiles divide it evenly."""
     return tl.load(pointer + h) if even else tl.load(pointer + h, mask=h < width, other=0.0)
 
@@ -404,41 +415,41 @@ def mlp_forward(
     user = (tl.program_id(0) // blocks).to(tl.int64)
     s = ((tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s))[None, :]
     row, drawn = user * comparisons, s < draws
-    end = _end(lengths, user, comparisons)
-    # Comparisons come first, so that a thread keeps all of a tile's and reads B once for them. The
-    # last draw again and item 0 stand for what is not there: a mask would cost every fourth cycle.
+    end = load_length(lengths, user, comparisons)
+    # Comparisons come first, so that a thread holds all of a tile's and reads B once for them. The
+    # last draw and item 0 are read in place of padding: a mask would cost every fourth cycle.
     drawing = tl.minimum(s, draws - 1).to(tl.int64)
     table = (user_hidden + user * user_u + drawing * user_s)[:, :, None]
     units = tl.arange(0, tile_h)[None, None, :]
     # B = ∞ is the difference of two infinities, which relu(A + B) = max(A, −B) + B would hide.
     spoilt = tl.zeros([1, tile_s, tile_h], dtype=item.dtype.element_ty)
     for start_h in range(0, width, tile_h):
-        b = _units(table, start_h + units, width, even)
+        b = load_units(table, start_h + units, width, even)
         spoilt += tl.where(b == float("inf"), float("nan"), 0.0)
     spoil = tl.sum(spoilt, 2)
     total = tl.zeros([tile_s], dtype=item.dtype.element_ty)
     for start in range(0, end, tile_n):
         n = start + tl.arange(0, tile_n)
-        first, second, known, valid = _pairs(left, right, mask, row, n, end, items)
+        first, second, known, valid = load_pairs(left, right, mask, row, n, end, items)
         first_row = (item + tl.where(valid, first, 0) * item_m)[:, None, None]
         second_row = (item + tl.where(valid, second, 0) * item_m)[:, None, None]
         sums = tl.zeros([tile_n, tile_s, tile_h], dtype=item.dtype.element_ty)
         for start_h in range(0, width, tile_h):
             h = start_h + units
-            b = _units(table, h, width, even)
+            b = load_units(table, h, width, even)
             # Finite, so that B = −∞ is the difference of two zeros.
             threshold = tl.minimum(-b, _LARGEST, propagate_nan=_KEEP_NAN)
-            a = _units(first_row, h, width, even)
+            a = load_units(first_row, h, width, even)
             high = tl.maximum(a, threshold, propagate_nan=_KEEP_NAN)
-            a = _units(second_row, h, width, even)
+            a = load_units(second_row, h, width, even)
             high -= tl.maximum(a, threshold, propagate_nan=_KEEP_NAN)
-            sums += _units(weight, h, width, even) * high
-        margin = _biased(tl.sum(sums, 2) + spoil, bias, valid[:, None])
+            sums += load_units(weight, h, width, even) * high
+        margin = add_bias(tl.sum(sums, 2) + spoil, bias, valid[:, None])
         y = margin
         if choice is not None:
             y = tl.load(choice + row + n, mask=known, other=0.0)[:, None]
         at = (row + n)[:, None] * draws + s
-        value = _emit(margin, y, drawn & known[:, None], at, out, residual, form)
+        value = store_tile(margin, y, drawn & known[:, None], at, out, residual, form)
         total += tl.sum(value, 0)
     if form == "sum":
         s = (tl.program_id(0) % blocks) * tile_s + tl.arange(0, tile_s)
@@ -475,7 +486,7 @@ def mlp_backward(
     local = (tl.program_id(0) // columns).to(tl.int64)
     user = local + first_user
     row = user * comparisons
-    end = _end(lengths, user, comparisons)
+    end = load_length(lengths, user, comparisons)
     h = (tl.program_id(0) % columns) * tile_h + tl.arange(0, tile_h)
     wide = h < width
     w = tl.load(weight + h, mask=wide, other=0.0)
@@ -491,12 +502,12 @@ def mlp_backward(
         )
         of_user = tl.zeros([tile_s, tile_h], dtype=item.dtype.element_ty)
         for n in range(0, end):
-            first, second, _known, valid = _pairs(left, right, mask, row, n, n + 1, items)
-            # NaN for what is not in the table; under the mask it meets a gradient of 0.
+            first, second, _known, valid = load_pairs(left, right, mask, row, n, n + 1, items)
+            # An item outside the table is NaN; under the mask its gradient is 0.
             reach = tl.where(valid, width, 0)
             g = tl.load(slope + (row + n) * draws + s, mask=s < draws, other=0.0)[:, None]
             a = tl.load(item + first * item_m + h, mask=h < reach, other=float("nan"))
-            # Not "where it is active", so that a NaN is not inactive.
+            # Written as the units that are not active, so that NaN is active.
             active = tl.where(a[None, :] <= -b, 0.0, g)
             left_part = tl.sum(active, 0)
             of_user += active
@@ -517,7 +528,7 @@ def mlp_backward(
         if grad_user is not None:
             at = (draw * users + user) * width + h[None, :]
             tl.store(grad_user + at, of_user * w[None, :], mask=inside)
-        tl.debug_barrier()  # The next draws add to the rows that other threads have stored.
+        tl.debug_barrier()  # The next draws add to rows that other threads have stored.
     if grad_weight is not None:
         tl.store(grad_weight + user * width + h, of_weight, mask=wide)
 
@@ -553,6 +564,6 @@ def segment_sum(
         if order is not None:
             part = tl.where((entry < half)[:, None], part, -part)
         total += tl.sum(part, 0)
-    if begin < end:  # An item table may be large, and few items asked about.
+    if begin < end:  # Items of a large table may be in no comparison.
         at = out + segment * width + h
         tl.store(at, total + tl.load(at, mask=wide, other=0.0), mask=wide)

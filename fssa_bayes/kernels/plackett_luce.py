@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Rankings"]
+__all__ = ["Rankings", "find_anchors"]
 
 
 @dataclass(frozen=True)
 class Rankings:
-    """Tells which comparisons of U people make up rankings: places and items, and no outcome.
+    """Holds which comparisons of U people make up rankings, and of which items; no outcome.
 
-    A *slot* is an item in a ranking, of which there are P; those of a ranking lie together. The
-    R = U · N places are those of the comparisons, person by person.
+    A *slot* is an item in a ranking. There are P slots, and the slots of a ranking are contiguous.
+    The R = U · N *places* are those of the comparisons, person by person.
 
     Attributes:
         inside: True where a comparison is part of a ranking, with shape (U, N).
@@ -103,7 +103,7 @@ class Rankings:
             first_slot,
             int(count.max()),
             start[owner],
-            *_anchors(first_slot, start[owner], place, pair),
+            *find_anchors(first_slot, start[owner], place, pair),
             num_below[owner],
         )
 
@@ -125,27 +125,29 @@ class Rankings:
     def stages(self, margin: Tensor, choice: Tensor) -> Tensor:
         """Evaluates the log-probability of the stage that each slot won, (*, P); 0 if none.
 
-        Items are put in order, the last first, so that those left at a stage lie before its winner.
+        A stage is the choice of the best among the items left. Items are ordered from the last to
+        the best, so that the items left at a stage come before its winner.
         """
-        order = self._order(choice)
+        order = self.order(choice)
         rankings = int(self.owner[-1]) + 1
-        cell, utility = order * rankings + self.owner, self._utility(margin)
+        cell, utility = order * rankings + self.owner, self.utility(margin)
         lead = torch.broadcast_shapes(cell.shape, utility.shape)
         cell, utility = cell.expand(lead), utility.expand(lead)
         cells = utility.new_zeros((*lead[:-1], self.most * rankings)).scatter(-1, cell, utility)
         total, *others = cells.split(rankings, -1)
         stages = [torch.zeros_like(total)]
         for value in others:
-            # log σ keeps small probabilities of an upset, and of none, to the last digit.
+            # log σ keeps every digit of a probability near 0 and of one near 1.
             stages.append(F.logsigmoid(value - total))
             total = torch.logaddexp(total, value)
         stage = torch.cat(stages, -1).gather(-1, cell)
         return stage.masked_fill(order < self.num_below, 0.0)
 
     def gradient(self, margin: Tensor, choice: Tensor) -> Tensor:
-        """Differentiates by the margins, as if each were free: p_j by the winner's over item j.
+        """Differentiates by the margins, as if each were free.
 
-        With p_j the probability that j is chosen in the stage; shapes as in :meth:`log_prob`.
+        The derivative by the winner's margin over item j is the probability that j is chosen in
+        the stage. Shapes are those of :meth:`log_prob`.
         """
         won = 2 * choice.flatten(-2)[..., self.place] - 1
         winner = torch.where(won > 0, *self.pair).expand(*margin.shape[:-2], -1)
@@ -154,12 +156,12 @@ class Rankings:
         total = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
         return total.index_add(-1, self.place, slope).view_as(margin)
 
-    def _utility(self, margin: Tensor) -> Tensor:
+    def utility(self, margin: Tensor) -> Tensor:
         """Returns the utility of each slot less that of its ranking's first, (*, P)."""
         utility = margin.flatten(-2).index_select(-1, self.anchor)
         return utility * self.anchor_side.to(margin.dtype)
 
-    def _order(self, choice: Tensor) -> Tensor:
+    def order(self, choice: Tensor) -> Tensor:
         """Numbers the items of each ranking from the last, 0, to the best, (*, P)."""
         won = choice.flatten(-2)[..., self.place]
         winner = torch.where(won > 0.5, *self.pair)
@@ -172,10 +174,10 @@ class Rankings:
     def sample(self, margin: Tensor) -> Tensor:
         """Draws rankings given margins (*, U, N) in nats, as choices of that shape.
 
-        Utilities with Gumbel noise, sorted, are a draw of Plackett–Luce (Yellott 1977). As many
-        items are ranked as were; comparisons outside of rankings are 0.
+        Utilities with Gumbel noise, sorted, are a draw of Plackett–Luce (Yellott 1977). The number
+        of ranked items stays the same; comparisons outside of rankings are 0.
         """
-        utility = self._utility(margin)
+        utility = self.utility(margin)
         value = utility - torch.empty_like(utility).exponential_().log()
         left, right = value[..., self.pair[0]], value[..., self.pair[1]]
         left_wins = left > right
@@ -191,7 +193,8 @@ class Rankings:
     def winner(self, choice: Tensor) -> Tensor:
         """Returns the slot that won each of the rankings' comparisons, (Q,), by choices (U, N).
 
-        The comparisons that a slot won are a stage. Where a ranking says nothing it is any slot.
+        The comparisons that a slot won are a stage. Where a ranking says nothing about a pair, the
+        winner is either slot.
         """
         return torch.where(choice.flatten()[self.place] > 0.5, *self.pair)
 
@@ -213,7 +216,9 @@ def _joint(first: Tensor, second: Tensor) -> Tensor:
     return first * (second.max() + 1 if second.numel() else 1) + second
 
 
-def _anchors(start: Tensor, first: Tensor, place: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+def find_anchors(
+    start: Tensor, first: Tensor, place: Tensor, pair: Tensor
+) -> tuple[Tensor, Tensor]:
     """Finds the pair of each slot with the first slot of its ranking, and the slot's side in it."""
     is_first = start == torch.arange(len(start), device=start.device)
     anchor, side = first.clone(), torch.zeros_like(first)

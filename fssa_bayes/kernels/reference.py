@@ -1,4 +1,4 @@
-r"""The pairwise log-likelihoods written plainly: what every faster form is compared with.
+r"""The pairwise log-likelihoods in plain PyTorch, with which every faster form is compared.
 
 All three compute margins :math:`m = r_{\mathrm{left}} - r_{\mathrm{right}} + b` and then the
 Bradley–Terry log-probability :math:`y\,m - \log(1 + e^m)`; they differ in where the utility r
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fssa_bayes.kernels._comparisons import Comparisons
+from fssa_bayes.kernels.comparisons import Comparisons
 
 __all__ = [
     "outcome_log_probs",
@@ -20,6 +20,7 @@ __all__ = [
     "pairwise_log_prob",
     "pairwise_mlp",
     "run",
+    "run_small",
 ]
 
 
@@ -90,7 +91,7 @@ def run(
 
 def _take(table: Tensor, comparisons: Comparisons) -> Tensor:
     """Looks up rows (2, U, N, H) of a table (M, H), zeros under the mask."""
-    # An embedding look-up, because its gradient is faster on a CPU than that of table[index].
+    # The gradient of an embedding look-up is faster on a CPU than that of table[index].
     rows = F.embedding(torch.stack(comparisons[:2]), table)
     if comparisons.mask is None:
         return rows
@@ -100,7 +101,7 @@ def _take(table: Tensor, comparisons: Comparisons) -> Tensor:
 def _finish(margin: Tensor, comparisons: Comparisons) -> Tensor:
     _, _, choice, mask, bias, form = comparisons
     margin = margin if bias is None else margin + bias
-    # Masked before it is used, so that a NaN under the mask has no gradient either.
+    # Masked before the log-sigmoid, so that the gradient of a NaN under the mask is 0 too.
     margin = margin if mask is None else margin.masked_fill(~mask, 0.0)
     if form == "margin":
         return margin
@@ -116,7 +117,10 @@ def _sum(log_prob: Tensor, mask: Tensor | None, form: str) -> Tensor:
 def run_small(
     item: Tensor | None, user: Tensor, weight: Tensor | None, comparisons: Comparisons
 ) -> Tensor:
-    """Evaluates a small problem, where every call of PyTorch counts: one log-sigmoid if it can."""
+    """Evaluates a small problem with one log-sigmoid, if no choice is ½ and nothing is masked.
+
+    The time of a small problem is that of the calls of PyTorch.
+    """
     _, _, choice, mask, _, form = comparisons
     sign = None if choice is None else choice.mul(2).sub_(1)
     if sign is None or mask is not None or not bool(sign.all()):

@@ -7,8 +7,7 @@ from fssa_bayes.model.agreement import (
     require_linear,
     some_names,
 )
-from fssa_bayes.model.btl import UTILITIES, HeterogeneousBTL
-from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
+from fssa_bayes.model.btl import HeterogeneousBTL
 from fssa_bayes.model.distributions import (
     BradleyTerry,
     Derivatives,
@@ -25,13 +24,10 @@ from fssa_bayes.model.utilities import (
 )
 
 __all__ = [
-    "UTILITIES",
     "BilinearUtility",
     "BradleyTerry",
     "Derivatives",
-    "DistributionalUtility",
     "HeterogeneousBTL",
-    "LinearDistributionalUtility",
     "LinearUtility",
     "MLPUtility",
     "ModuleUtility",

@@ -1,4 +1,4 @@
-"""Do data fit a model? Asked by whoever is given both."""
+"""Checks that data fit a model, and that two sets of data fit each other."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_ties",
     "positions",
     "require_linear",
+    "some_names",
 ]
 
 
@@ -28,7 +29,7 @@ def check_data(
 ) -> None:
     """Raises an error unless `data` can be scored by `model`.
 
-    What is only to be predicted, for people whose z is known, needs no covariates.
+    `needs_covariates` is False for comparisons that are predicted from a known z.
     """
     if not isinstance(data, Preferences):
         raise TypeError(f"data must be Preferences, got {type(data).__name__}")
@@ -106,11 +107,12 @@ def require_linear(model: HeterogeneousBTL, what: str) -> None:
 
 
 def some_names(names: pd.Index) -> str:
+    """Lists the first five names for a message."""
     return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
-    """Looks names up in an index, and raises an error that lists the first unknown one."""
+    """Looks names up in an index, and raises a ValueError that names the first unknown one."""
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
     position = index.get_indexer(list(names))

@@ -7,15 +7,13 @@ import math
 import pandas as pd
 import pyro
 import torch
-from pyro import distributions as dist
-from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
-from fssa_bayes.model.nn import PRECISIONS, flip_between
+from fssa_bayes.model.prior import LatentPrior
 from fssa_bayes.model.utilities import (
     BilinearUtility,
     LinearUtility,
@@ -25,7 +23,7 @@ from fssa_bayes.model.utilities import (
     Utility,
 )
 
-__all__ = ["UTILITIES", "HeterogeneousBTL"]
+__all__ = ["UTILITIES", "HeterogeneousBTL", "build_utility"]
 
 UTILITIES: dict[str, type[Utility]] = {
     "bilinear": BilinearUtility,
@@ -40,7 +38,7 @@ _START_TIE = math.log(0.5)  # A fifth of the answers between equals.
 _START_LAPSE = math.log(0.05 / 0.95)
 
 
-class HeterogeneousBTL(nn.Module):
+class HeterogeneousBTL(LatentPrior):
     r"""Models the paired comparisons of people who differ by a latent factor z,
 
     .. math:: p(z, y \mid w) = \prod_u p(z_u \mid w_u) \prod_n
@@ -72,25 +70,26 @@ class HeterogeneousBTL(nn.Module):
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
             `"mlp"`, one network whose first layer adds item and user; a module that maps items
             (*, D) and z (*, K), broadcast, to utilities (*), in nats; or, with `latent_dim=0`,
-            `"distributional"` or `"distributional-linear"`, see :class:`DistributionalUtility`.
+            `"distributional"` or `"distributional-linear"`, see
+            :class:`fssa_bayes.model.distributional.DistributionalUtility`.
         prior: `"normal"`, or `"flow"` for a learned p(z).
         hidden_dim: Width of the utility's networks.
         num_factors: Number of factors of the bilinear utility.
         ties: `"davidson"` for a model in which ½ is a tie, for data read with `ties="keep"`; None
             for one in which it is half a win each.
-        position_bias: Whether what stands on the left may have an advantage, in nats.
-        lapses: Whether answers may be careless.
+        position_bias: Whether the item on the left may have an advantage, in nats.
+        lapses: Whether some answers may be given at random.
         matmul_precision: Precision of the matrix products in the networks of the bilinear and the
             mlp utility, forward and backward: `"highest"`; `"tf32"`, on CUDA devices (elsewhere the
             same as `"highest"`); or `"bf16"`, which rounds to 8 binary digits, on a CPU too. It
             concerns float32 networks alone: margins, likelihoods and homogeneous fits (in double
-            precision) are computed as ever. `python -m benchmarks precision` measures what it does
+            precision) do not depend on it. `python -m benchmarks precision` measures what it does
             to posterior means.
         num_covariates: Number of user covariates W that the prior depends on; 0 for none. Data
             come with them by `Preferences.from_dataframe(users=...)`.
 
     Attributes:
-        config: The arguments it was built with; `"module"` stands for a utility of one's own, and
+        config: The arguments it was built with; `"module"` stands for a module that was given, and
             `num_covariates` is there where it is not 0.
         log_tie: Davidson's log ν, or None.
         bias: Advantage of the left in nats, or None.
@@ -130,19 +129,30 @@ class HeterogeneousBTL(nn.Module):
         num_covariates: int = 0,
     ) -> None:
         super().__init__()
-        _check_at_least("num_features", num_features, 1)
-        _check_at_least("latent_dim", latent_dim, 0)
-        _check_at_least("hidden_dim", hidden_dim, 1)
-        _check_at_least("num_factors", num_factors, 1)
-        _check_answers(ties, position_bias, lapses)
-        _check_at_least("num_covariates", num_covariates, 0)
+        for argument, value, least in (
+            ("num_features", num_features, 1),
+            ("latent_dim", latent_dim, 0),
+            ("hidden_dim", hidden_dim, 1),
+            ("num_factors", num_factors, 1),
+            ("num_covariates", num_covariates, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{argument} must be an integer of at least {least}, got {value!r}"
+                )
+        if ties not in (None, "davidson"):
+            raise ValueError(f"ties must be None or 'davidson', got {ties!r}")
+        for argument, value in (("position_bias", position_bias), ("lapses", lapses)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{argument} must be True or False, got {value!r}")
+        if prior not in ("normal", "flow"):
+            raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
         if num_covariates and not latent_dim:
             raise ValueError(
                 f"latent_dim must be at least 1 with num_covariates={num_covariates}, got 0: "
                 "covariates move the latent factor, which a homogeneous model does not have"
             )
         self.num_features = num_features
-        self.latent_dim = latent_dim
         self.config = {
             "num_features": num_features,
             "latent_dim": latent_dim,
@@ -155,12 +165,10 @@ class HeterogeneousBTL(nn.Module):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
-        if num_covariates:  # Without, files and caches are those of a model that knows of none.
+        if num_covariates:  # Files and caches of models without covariates do not name them.
             self.config["num_covariates"] = num_covariates
-        self.utility = _build_utility(utility, num_features, latent_dim, self.config)
-        if prior not in ("normal", "flow"):
-            raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
-        _set_precision(self.utility, matmul_precision)
+        self.utility = build_utility(utility, num_features, latent_dim, self.config)
+        self.utility.set_precision(matmul_precision)
         for name, start in (
             ("log_tie", None if ties is None else _START_TIE),
             ("bias", 0.0 if position_bias else None),
@@ -168,77 +176,13 @@ class HeterogeneousBTL(nn.Module):
         ):
             value = None if start is None else nn.Parameter(torch.tensor(start))
             self.register_parameter(name, value)
-        is_flow = prior == "flow" and latent_dim > 0
-        self.prior_flow = nn.ModuleList(_prior_flow(latent_dim, hidden_dim) if is_flow else [])
         self.register_buffer("feature_mean", torch.zeros(num_features))
         self.register_buffer("feature_scale", torch.ones(num_features))
         self.register_buffer("is_standardised", torch.tensor(False))
-        self.register_buffer("_origin", torch.zeros(()))
         self.feature_names: pd.Index | None = None
-        self.num_covariates = num_covariates
-        effect = nn.Parameter(torch.zeros(latent_dim, num_covariates)) if num_covariates else None
-        self.register_parameter("covariate_effect", effect)
-        for name, value in (
-            ("covariate_mean", torch.zeros(num_covariates)),
-            ("covariate_scale", torch.ones(num_covariates)),
-            ("covariates_are_standardised", torch.tensor(False)),
-        ):
-            self.register_buffer(name, value if num_covariates else None)
-        self.covariate_names: pd.Index | None = None
-
-    # ------------------------------------------------------------------ the graphical model
-
-    def prior(self, num_users: int, covariates: Tensor | None = None) -> dist.TorchDistribution:
-        """Returns p(z | w), with batch shape (U,) and event shape (K,).
-
-        Args:
-            num_users: Number of people U.
-            covariates: Their covariates with shape (U, W), in original units; a model without
-                covariates does not look at them.
-        """
-        shape = (num_users, self.latent_dim)
-        base = dist.Normal(self._origin.expand(shape), 1.0 + self._origin).to_event(1)
-        return self.push_forward(base, covariates)
-
-    def push_forward(
-        self, base: dist.TorchDistribution, covariates: Tensor | None = None
-    ) -> dist.TorchDistribution:
-        """Maps a distribution of the prior's standard normal variable to one of z."""
-        transforms = self.prior_transforms(covariates)
-        return dist.TransformedDistribution(base, transforms) if transforms else base
-
-    def prior_transforms(self, covariates: Tensor | None = None) -> list:
-        """Lists the maps that take the prior's standard normal variable to z, in order."""
-        transforms = []
-        if len(self.prior_flow):
-            spline, *couplings = self.prior_flow
-            transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
-        if self.num_covariates:
-            # A learned prior is moved as a whole: its shape is the same for everybody. The cache
-            # hands the flow its own draws back, which it need not invert.
-            location = self.location(covariates)
-            transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
-        return transforms
-
-    def location(self, covariates: Tensor | None) -> Tensor:
-        """Returns where the prior is centred by covariates (U, W): B w̃ (U, K), or 0 without B."""
-        if not self.num_covariates:
-            return self._origin
-        self.check_covariates(covariates)
-        return self.standardise_covariates(covariates) @ self.covariate_effect.T
-
-    def average_prior(self, num_users: int) -> dist.TorchDistribution:
-        """Returns p(z | w) of as many people whose covariates, if any, are average."""
-        average = None if self.covariate_mean is None else self.covariate_mean.expand(num_users, -1)
-        return self.prior(num_users, average)
-
-    def sample_population(self, num_users: int, data: Preferences) -> Tensor:
-        """Draws z (U, K) of people at random; their covariates are those of people of the data."""
-        covariates = None
-        if self.num_covariates:
-            self.check_covariates(data.covariates)
-            covariates = data.covariates[torch.randint(len(data), (num_users,))]
-        return self.prior(num_users, covariates).sample()
+        self.build_prior(
+            latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
+        )
 
     def choice(
         self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
@@ -248,7 +192,7 @@ class HeterogeneousBTL(nn.Module):
         Args:
             batch: The comparisons.
             z: Latent factors with shape (*, U, K).
-            prepared: What :meth:`prepare_items` returned for the batch's items, for a caller that
+            prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
         """
         prepared = prepared or self.prepare_items(batch.items)
@@ -320,14 +264,11 @@ class HeterogeneousBTL(nn.Module):
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population and learn faster than networks."""
-        of_prior = [] if self.covariate_effect is None else [self.covariate_effect]
         return [
             *self.utility.population_parameters(),
-            *of_prior,
+            *self.prior_parameters(),
             *self.answer_parameters().values(),
         ]
-
-    # ------------------------------------------------------------------ utilities
 
     def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
         """Evaluates the utility of every item to every user.
@@ -346,8 +287,8 @@ class HeterogeneousBTL(nn.Module):
     def prepare_items(self, items: Tensor) -> PreparedItems:
         """Standardises items (M, D) or (M,), and computes the utility's factors of them (M, F).
 
-        Guide and model need both for the same items: whoever asks the two about one batch prepares
-        its items once and hands them to both.
+        Guide and model need both for the same items: a caller of both prepares the items of a batch
+        once and passes the result to each.
         """
         self.check_items(items)
         standardised = self.standardise(items)
@@ -372,22 +313,6 @@ class HeterogeneousBTL(nn.Module):
         self.feature_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
         self.is_standardised.fill_(True)
 
-    def standardise_covariates(self, covariates: Tensor) -> Tensor:
-        """Centres and scales covariates (U, W)."""
-        return (covariates.to(self.covariate_mean) - self.covariate_mean) / self.covariate_scale
-
-    def set_covariate_standardisation(self, covariates: Tensor | None) -> None:
-        """Takes the covariates' mean and standard deviation from people (U, W), once."""
-        if not self.num_covariates or self.covariates_are_standardised:
-            return
-        wide = covariates.double()
-        # A constant's standard deviation is rounding, at most.
-        scale = wide.std(0, unbiased=False)
-        scale = torch.where(scale > 1e-6 * wide.abs().amax(0), scale, torch.ones_like(scale))
-        self.covariate_mean.copy_(wide.mean(0))
-        self.covariate_scale.copy_(scale)
-        self.covariates_are_standardised.fill_(True)
-
     @torch.no_grad()
     def take_units(self, data: Preferences) -> None:
         """Takes names of features and covariates from the data of a fit, and their units once."""
@@ -396,21 +321,6 @@ class HeterogeneousBTL(nn.Module):
         self.feature_names = data.feature_names
         if self.num_covariates:
             self.covariate_names = data.covariate_names
-
-    def check_covariates(self, covariates: Tensor | None) -> None:
-        """Raises a ValueError unless there are the model's covariates, or the model has none."""
-        if not self.num_covariates:
-            return
-        if covariates is None:
-            raise ValueError(
-                f"covariates must be given for a model with num_covariates={self.num_covariates}, "
-                "got none: Preferences.from_dataframe(users=...) reads them with the comparisons"
-            )
-        if covariates.shape[-1] != self.num_covariates:
-            raise ValueError(
-                f"covariates must be the model's num_covariates={self.num_covariates}, "
-                f"got {covariates.shape[-1]}"
-            )
 
     def check_items(self, items: Tensor) -> None:
         """Raises a ValueError unless the item table has the model's number of features."""
@@ -429,7 +339,7 @@ class HeterogeneousBTL(nn.Module):
     def check_rankings(self, has_rankings: bool) -> None:
         """Raises a ValueError if there are rankings, and the model has no likelihood of them.
 
-        A model with ties, position bias, lapses or a utility drawn afresh has none.
+        A model with ties, position bias, lapses or a random utility has none.
         """
         if has_rankings and self.utility.is_random:
             raise ValueError(
@@ -451,19 +361,12 @@ class HeterogeneousBTL(nn.Module):
                 f"got shape {tuple(z.shape)}"
             )
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.feature_mean.device
-
-    # ------------------------------------------------------------------ simulation
-
     def simulate(self, data: Preferences, *, seed: int = 0) -> tuple[Preferences, Tensor]:
         """Draws new people and their choices on the pairs of `data`.
 
         Args:
-            data: Tells who is asked about which pairs; its choices are not looked at.
-            seed: Seed of the draws; the global random state is left as it was.
+            data: Who is asked about which pairs; the choices are not read.
+            seed: Seed of the draws; the global random state does not change.
 
         Returns:
             The same data with simulated choices, and the people's z with shape (U, K).
@@ -480,34 +383,7 @@ class HeterogeneousBTL(nn.Module):
         return simulated, torch.cat(factors)
 
 
-def _prior_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
-    """Builds a learned transform of the standard normal: a spline, then affine couplings.
-
-    It starts near the identity; Pyro's own initial values put draws up to 40 from the origin.
-    """
-    spline = T.Spline(latent_dim, count_bins=8, bound=5.0, order="quadratic")
-    couplings = []
-    if latent_dim > 1:
-        couplings = [T.affine_coupling(latent_dim, [hidden_dim]) for _ in range(2)]
-    with torch.no_grad():
-        spline.unnormalized_widths.mul_(0.1)
-        spline.unnormalized_heights.mul_(0.1)
-        spline.unnormalized_derivatives.mul_(0.1).add_(math.log(math.expm1(1.0)))
-        for coupling in couplings:
-            coupling.nn.layers[-1].weight.zero_()
-            coupling.nn.layers[-1].bias.zero_()
-    return [spline, *couplings]
-
-
-def _check_answers(ties: str | None, position_bias: bool, lapses: bool) -> None:
-    if ties not in (None, "davidson"):
-        raise ValueError(f"ties must be None or 'davidson', got {ties!r}")
-    for argument, value in (("position_bias", position_bias), ("lapses", lapses)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{argument} must be True or False, got {value!r}")
-
-
-def _build_utility(
+def build_utility(
     utility: str | nn.Module, num_features: int, latent_dim: int, config: dict
 ) -> Utility:
     """Builds a utility by its name, with the arguments of the model that it takes."""
@@ -518,21 +394,3 @@ def _build_utility(
         raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
     build = UTILITIES[utility]
     return build(num_features, latent_dim, **{name: config[name] for name in build.options})
-
-
-def _set_precision(utility: Utility, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
-    if precision != "highest" and not utility.has_precision:
-        raise ValueError(
-            "matmul_precision must be 'highest' for a utility without networks of this package's, "
-            f"got {precision!r}"
-        )
-    for module in utility.modules():
-        if hasattr(module, "precision"):
-            module.precision = precision
-
-
-def _check_at_least(argument: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Utilities that each judgement draws afresh: distributional preference learning."""
+"""Random utilities of items, drawn anew for each judgement: distributional preference learning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fssa_bayes.model.utilities import Utility
 
 __all__ = ["DistributionalUtility", "LinearDistributionalUtility", "probit_logit"]
 
-# Where nobody disagrees σ would go to 0 and the slopes with it to infinity; μ is free, so that any
+# Without a bound, σ goes to 0 and slopes to infinity where people agree; μ is free, so that any
 # probability is still possible.
 _LARGEST_LOG_SD = 3.0
 _FAR = 30.0  # Standard deviations from which the series is exact to the digits of a float32.
@@ -28,8 +28,8 @@ class DistributionalUtility(Utility):
     .. math:: p(y) = \Phi\!\left(\frac{\mu(x_l) - \mu(x_r)}
         {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right).
 
-    A choice has the probability σ(m) of any margin m that is its logit; so everything that fits
-    and scores a homogeneous model does so with this utility.
+    With the logit of p for a margin, a homogeneous model is fitted and scored as with any other
+    utility.
 
     Args:
         num_features: Number of item features D.
@@ -103,10 +103,10 @@ class LinearDistributionalUtility(DistributionalUtility):
 def probit_logit(t: Tensor) -> Tensor:
     """Evaluates logit Φ(t), exact in both tails, with gradients that are.
 
-    Far out log Φ(−t) is −t²/2 − log t − log √(2π) − 1/t² + …, and log Φ(t) is 0.
+    For large t, log Φ(−t) is −t²/2 − log t − log √(2π) − 1/t² + …, and log Φ(t) is 0.
     """
     far = t.abs() > _FAR
-    near = t.masked_fill(far, 0.0)  # Neither form may spoil the other's gradient.
+    near = t.masked_fill(far, 0.0)  # Both forms stay finite, so that no gradient is 0 · ∞.
     size = t.abs().masked_fill(~far, 1.0)
     tail = size.square() / 2 + size.log() + math.log(2 * math.pi) / 2 + size.square().reciprocal()
     inner = torch.special.log_ndtr(near) - torch.special.log_ndtr(-near)

@@ -85,7 +85,7 @@ class Outcomes(NamedTuple):
         """Picks the log-probability of choices: ½ is a tie, or half a win each without ties."""
         if self.tie is None:
             return choice * self.left + (1 - choice) * self.right
-        sign = 2 * choice - 1  # Products and no look-up, so that a NaN is not taken for an answer.
+        sign = 2 * choice - 1  # Products rather than a look-up, so that a choice of NaN gives NaN.
         won = torch.relu(sign) * self.left + torch.relu(-sign) * self.right
         return won + (1 - sign.abs()) * self.tie
 
@@ -103,8 +103,8 @@ class Derivatives:
     r"""Holds first and second derivatives of log p(choices) by margins and answers' parameters.
 
     In a stage of a ranking the derivative by the winner's margin over item j is p_j, the
-    probability that j is chosen, and second derivatives are p_j p_k, less p_j on the diagonal. So
-    `second` holds −p_j for comparisons in rankings, and the products are left to who sums them.
+    probability that j is chosen, and the second derivatives are p_j p_k, less p_j on the diagonal.
+    `second` holds −p_j alone; the caller adds the products within each stage.
 
     Attributes:
         first: Derivatives by the margin, and by log ν, position bias and logit λ as far as the
@@ -135,10 +135,10 @@ class BradleyTerry(TorchDistribution):
     Keeping the comparisons in the event lets one fused operation sum their log-probabilities, and
     leaves a Pyro model with a single plate, that of the users.
 
-    Comparisons that are the pairs of a ranking are one event within it, with the probability of
-    Plackett and Luce, of which a comparison by itself is a marginal: so :attr:`mean` and
-    :attr:`outcomes` describe each comparison by itself, log-probabilities and draws the ranking.
-    Rankings exclude ties and lapses, and a position bias in the margins.
+    The pairs of a ranking are one event, with the probability of Plackett and Luce. The probability
+    of a single pair is its marginal: :attr:`mean` and :attr:`outcomes` describe every pair by
+    itself, and log-probabilities and draws are those of the ranking. Rankings exclude ties, lapses
+    and a position bias.
 
     Args:
         pairwise: One of the operations of :mod:`fssa_bayes.kernels` with all inputs bound but
@@ -287,15 +287,11 @@ class BradleyTerry(TorchDistribution):
 
     @torch.enable_grad()
     def differentiate(self, choice: Tensor) -> Derivatives:
-        """Differentiates log p(y | m, answers) of choices (U, N) once and twice, for each of them.
-
-        In double precision.
-        """
+        """Differentiates log p of each choice (U, N) once and twice, in double precision."""
         choice = choice.double().masked_fill(~self.mask_, 0.0)
         margin = self.margin.detach().double()
         if self.rankings is not None:
             return self._differentiate_rankings(margin, choice)
-        # A parameter is repeated for each comparison.
         variables = {"margin": margin} | {
             name: value.detach().double().expand_as(margin)
             for name, value in self.answers.items()
@@ -337,7 +333,7 @@ class BradleyTerry(TorchDistribution):
     def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N).
 
-        Rankings are drawn whole, as many of their items ranked as were.
+        A ranking is drawn as a whole, with as many of its items ranked as in the data.
         """
         shape = Size(sample_shape) + self.batch_shape + self.event_shape
         with torch.no_grad():

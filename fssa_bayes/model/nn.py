@@ -21,7 +21,11 @@ __all__ = [
     "GatedHypernet",
     "ItemLinear",
     "Linear",
+    "ProductTF32",
+    "allow_tf32",
     "flip_between",
+    "linear_layer",
+    "pool_sets",
     "product",
     "shed_denormals",
     "tower",
@@ -32,32 +36,32 @@ PRECISIONS = ("highest", "tf32", "bf16")
 
 
 def product(x: Tensor, weight: Tensor, precision: str = "highest") -> Tensor:
-    """Computes x Wᵀ for x (*, D) and a weight (H, D), and later its gradient, in some precision.
+    """Computes x Wᵀ for x (*, D) and a weight (H, D), and its gradient, in one of the precisions.
 
-    `"tf32"` is the same as `"highest"` but on a CUDA device, and so is everything that is not
-    float32. The global setting of PyTorch is left as it was found.
+    `"tf32"` differs from `"highest"` on a CUDA device alone, and every precision concerns float32
+    alone. The global setting of PyTorch does not change.
     """
     if precision == "highest" or x.dtype != torch.float32:
         return F.linear(x, weight)
     if precision == "bf16":
         return F.linear(x.bfloat16(), weight.bfloat16()).float()
-    return _ProductTF32.apply(x, weight) if x.is_cuda else F.linear(x, weight)
+    return ProductTF32.apply(x, weight) if x.is_cuda else F.linear(x, weight)
 
 
-class _ProductTF32(Function):
-    """A product whose gradient, run when the caller is long gone, is in TF32 as well."""
+class ProductTF32(Function):
+    """Computes a product in TF32, and its gradient too, which runs after the caller returned."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        with _tf32():
+        with allow_tf32():
             return F.linear(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        with _tf32():
+        with allow_tf32():
             of_x = grad @ weight if ctx.needs_input_grad[0] else None
             of_weight = None
             if ctx.needs_input_grad[1]:
@@ -66,8 +70,11 @@ class _ProductTF32(Function):
 
 
 @contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    """Allows TF32 for a moment; from PyTorch 2.9 on reading the older flag may be an error."""
+def allow_tf32() -> Iterator[None]:
+    """Allows TF32 within the context.
+
+    From PyTorch 2.9 on, reading the older of the two flags may raise an error.
+    """
     setting = torch.backends.cuda.matmul
     name, value = ("fp32_precision", "tf32")
     if not hasattr(setting, name):
@@ -117,7 +124,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for index, (width_in, width_out) in enumerate(pairwise(widths)):
             layers += [nn.ReLU(inplace=True)] if index else []
-            layers.append(_linear(width_in, width_out))
+            layers.append(linear_layer(width_in, width_out))
         super().__init__(*layers)
 
 
@@ -126,9 +133,10 @@ def tower(num_features: int, *widths: int) -> nn.Sequential:
     return nn.Sequential(ItemLinear(num_features, widths[0]), nn.ReLU(inplace=True), MLP(*widths))
 
 
-def _linear(width_in: int, width_out: int) -> nn.Linear:
+def linear_layer(width_in: int, width_out: int) -> nn.Linear:
+    """Builds a linear layer that may have no inputs, and is its bias then."""
     layer = Linear(max(width_in, 1), width_out)
-    if width_in == 0:  # A layer without inputs is its bias.
+    if width_in == 0:
         layer.weight = nn.Parameter(layer.weight[:, :0].detach())
     return layer
 
@@ -136,9 +144,9 @@ def _linear(width_in: int, width_out: int) -> nn.Linear:
 def shed_denormals(tensor: Tensor) -> Tensor:
     r"""Returns the tensor, with gradients below tiny/eps (1e-31 in float32) rounded to 0.
 
-    Draws are weighted, and weights fall off exponentially: where choices are nearly certain, many
-    gradients lie beyond the smallest normal number, and matrix products with these are several
-    times slower. In a training step that was a quarter of the time.
+    The weights of draws fall off exponentially. Where choices are nearly certain, many gradients
+    lie below the smallest normal number, and matrix products with them are several times slower:
+    a quarter of the time of a training step.
     """
     if not (tensor.requires_grad and torch.is_grad_enabled()):
         return tensor
@@ -164,25 +172,21 @@ class DeepSet(nn.Module):
         """Summarises sets to shape (U, H).
 
         Args:
-            elements: The elements of all sets, one after the other, with shape (R, H).
-            weight: Their weights, at their places, with shape (U, N).
+            elements: The elements of all sets, set by set, with shape (R, H).
+            weight: The weights of the elements, padded, with shape (U, N).
             mask: True at the R places of the elements, set by set, with shape (U, N).
             count: Sum of the weights of each set, with shape (U,).
 
         Returns:
-            One summary for each set; what an empty set gives does not depend on the others.
+            One summary for each set, which does not depend on the other sets.
         """
-        padded = _pad(self.element(F.relu(elements)), mask)
-        return self.summary(_pool(padded, weight, mask, count))
+        elements = self.element(F.relu(elements))
+        padded = elements.new_zeros((*mask.shape, elements.shape[-1]))
+        padded = padded.index_put(mask.nonzero(as_tuple=True), elements)
+        return self.summary(pool_sets(padded, weight, mask, count))
 
 
-def _pad(elements: Tensor, mask: Tensor) -> Tensor:
-    """Places elements (R, H) where the mask (U, N) is True, with zeros elsewhere."""
-    padded = elements.new_zeros((*mask.shape, elements.shape[-1]))
-    return padded.index_put(mask.nonzero(as_tuple=True), elements)
-
-
-def _pool(elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+def pool_sets(elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     """Pools padded elements (U, N, H) to mean, maximum, log(1 + n), n / (n + 1): (U, 2 H + 2)."""
     count = count.unsqueeze(-1).to(elements.dtype)
     mean = (elements * weight.unsqueeze(-1)).sum(-2) / count.clamp(min=1)
@@ -219,7 +223,7 @@ class GatedHypernet(nn.Module):
         super().__init__()
         self.num_outputs = num_outputs
         self.split_dim = split_dim
-        self.passive = _linear(split_dim, hidden_dim)
+        self.passive = linear_layer(split_dim, hidden_dim)
         self.context = nn.Linear(context_dim, hidden_dim)
         self.output = nn.Linear(hidden_dim, num_outputs * transformed_dim)
         nn.init.zeros_(self.output.weight)
@@ -234,7 +238,7 @@ class GatedHypernet(nn.Module):
 
 
 def flip_between(couplings: Sequence, width: int, device: torch.device) -> list:
-    """Puts a reversal of z's order behind each coupling, so that each half is transformed in turn.
+    """Puts a reversal of z's order after each coupling, so that each half is transformed in turn.
 
     An even number of couplings leaves the order as it was.
     """

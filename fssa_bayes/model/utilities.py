@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fssa_bayes import kernels
-from fssa_bayes.model.nn import MLP, product, shed_denormals, tower
+from fssa_bayes.model.nn import MLP, PRECISIONS, product, shed_denormals, tower
 
 __all__ = [
     "BilinearUtility",
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class PreparedItems(NamedTuple):
-    """Holds what guide and model compute of items before they look at people.
+    """Holds what guide and model need of items, whoever the people are.
 
     Attributes:
         items: Standardised features (M, D), or positions (M,).
@@ -38,16 +38,15 @@ class PreparedItems(NamedTuple):
 class Utility(nn.Module, ABC):
     """Defines what a model, its guide and its fit ask of a utility r(x, z).
 
-    A utility implements :meth:`forward`. One that has a fused operation for many draws implements
-    :meth:`bind` with it, and one that has features of items for the guide to see
-    :meth:`item_factors`.
+    A utility implements :meth:`forward`; where there is a fused operation for many draws,
+    :meth:`bind`; and where there are features of items for the guide to see, :meth:`item_factors`.
 
     Attributes:
         options: The arguments of :class:`HeterogeneousBTL` that it takes beside the number of
             features and of latent dimensions.
         is_linear: Whether r(x, z) = x·(w0 + Λz), whose coefficients are identified.
-        is_random: Whether each judgement draws the items' utilities afresh, of which
-            :meth:`forward` then gives the means.
+        is_random: Whether a person draws the utilities of items anew for each judgement;
+            :meth:`forward` then gives their means, and rankings have no likelihood.
         has_precision: Whether `matmul_precision` concerns it.
         num_item_factors: Width F of :meth:`item_factors`.
     """
@@ -63,7 +62,7 @@ class Utility(nn.Module, ABC):
         """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
 
     def item_factors(self, items: Tensor) -> Tensor:
-        """Returns what is known of items without a person, (M, F); here nothing, a zero each."""
+        """Returns features of items for the guide to see, (M, F); here none, a zero for each."""
         return torch.zeros(len(items), 1, device=items.device)
 
     def pairwise(self, items: Tensor, factors: Tensor | None, z: Tensor) -> Callable[..., Tensor]:
@@ -88,6 +87,23 @@ class Utility(nn.Module, ABC):
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population, and learn faster than networks."""
         return []
+
+    def set_precision(self, precision: str) -> None:
+        """Sets the precision of matrix products, one of :data:`fssa_bayes.model.nn.PRECISIONS`.
+
+        Raises:
+            ValueError: If the precision is unknown, or lower in a utility that it does not concern.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"matmul_precision must be one of {PRECISIONS}, got {precision!r}")
+        if precision != "highest" and not self.has_precision:
+            raise ValueError(
+                "matmul_precision must be 'highest' for a utility without networks of this "
+                f"package's, got {precision!r}"
+            )
+        for module in self.modules():
+            if hasattr(module, "precision"):
+                module.precision = precision
 
     def scale_differences(self, factor: float | Tensor) -> None:
         """Multiplies, in place, the part of the utilities that depends on z."""

@@ -1,7 +1,7 @@
-"""What people prefer: utilities, choice probabilities, ranks.
+"""Figures of what people prefer: utilities, choice probabilities, ranks.
 
-Many rows stay legible: where no `ax` is given the figure grows with them up to a page, and where
-names no longer fit only every k-th is written, which the axis says.
+Many rows stay legible: without an `ax` the figure's height grows with the rows up to a page. Where
+not all names fit, every k-th name is written, and the axis label says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,25 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from numpy.typing import ArrayLike
 
-__all__ = ["choice_intervals", "forest", "rank_distribution", "ranking", "utility_bands"]
+__all__ = [
+    "as_aligned",
+    "axes_height",
+    "choice_intervals",
+    "draw_dots",
+    "draw_intervals",
+    "forest",
+    "heat_map",
+    "mark_choices",
+    "name_rows",
+    "pair_names",
+    "rank_distribution",
+    "rank_quantile",
+    "ranking",
+    "row_pitch",
+    "sorted_intervals",
+    "utility_bands",
+    "write_numbers",
+]
 
 _NAME_HEIGHT = 1.2 * FONT_SIZE / 72  # Inches from one name to the next at single spacing.
 _MAX_NUMBERS = 12  # Items whose probabilities are written into the cells: 144 numbers.
@@ -88,7 +106,7 @@ def choice_intervals(
     """Draws a person's choice probabilities with intervals, the largest at the top.
 
     Takes one person's row of a `ChoiceProbability`, without the padding. A mean may lie outside of
-    its interval: one draw in twenty-five at 1 and the others at 0 is enough.
+    its interval, for example if one draw in twenty-five is 1 and all others are 0.
 
     Args:
         mean: Posterior means of the probability that left is preferred, with shape (N,).
@@ -106,33 +124,34 @@ def choice_intervals(
         ValueError: If a shape does not fit, a value is not a probability, lower exceeds upper or a
             choice lies outside {0, ½, 1}.
     """
-    mean, lower, upper = _aligned(mean=mean, lower=lower, upper=upper)
+    mean, lower, upper = as_aligned(mean=mean, lower=lower, upper=upper)
     for name, values in (("mean", mean), ("lower", lower), ("upper", upper)):
         require(name, values, (values >= 0) & (values <= 1), "lie between 0 and 1")
     require("lower", lower, lower <= upper, "not exceed upper")
-    choice = None if choice is None else _choices(choice, len(mean))
-    names = None if pairs is None else _pair_names(pairs, len(mean))
+    if choice is not None:
+        choice = as_array("choice", choice, (len(mean),))
+        require("choice", choice, np.isin(choice, (0, 0.5, 1)), "be 0, 0.5 or 1")
+    names = None if pairs is None else pair_names(pairs, len(mean))
     ax = new_axes(ax, len(mean))
     order = np.argsort(-mean, kind="stable")
-    _intervals(ax, mean[order], lower[order], upper[order], "posterior mean", "5–95 % interval")
+    draw_intervals(ax, mean[order], lower[order], upper[order], "posterior mean", "5–95 % interval")
     ax.axvline(0.5, color="black", linestyle="--", linewidth=0.8)
     ax.set_xlim(-0.04, 1.04)
     label = "probability that the first is preferred"
     if choice is not None:
-        _mark_choices(ax, choice[order])
+        mark_choices(ax, choice[order])
         label += "\nobserved: filled, the first was; open, the second"
     ax.set_xlabel(label)
-    _name_rows(ax, names, order, "comparison")
+    name_rows(ax, names, order, "comparison")
     return ax
 
 
 def rank_distribution(rank_prob: ArrayLike, names: Sequence, *, ax: Axes | None = None) -> Axes:
     """Draws the probability of every rank of every item, the best expected rank at the top.
 
-    The darker a cell the more probable. Up to 12 items the probabilities are written into the
-    cells, those below .005 left out; with more, a dot is the expected rank and the bars beside it
-    are the ends of the 90 % interval. Two dark patches in a row are two kinds of people, or of
-    draws.
+    A darker cell is more probable. Up to 12 items the probabilities of .005 and more are written
+    into the cells; with more items a dot is the expected rank, and the bars beside the dot are the
+    ends of the 90 % interval. Two dark cells apart in a row are two groups of people, or of draws.
 
     Args:
         rank_prob: Probabilities with shape (M, M) of one person, or averaged over people: entry
@@ -148,18 +167,33 @@ def rank_distribution(rank_prob: ArrayLike, names: Sequence, *, ax: Axes | None 
             does not sum to 1.
     """
     rank_prob = as_array("rank_prob", rank_prob, ("M", "M"))
-    _check_rank_prob(rank_prob)
+    if rank_prob.shape[0] != rank_prob.shape[1]:
+        raise ValueError(f"rank_prob must be square, (M, M), got shape {rank_prob.shape}")
+    # Weights in float32 leave an entry or a sum a little off.
+    require(
+        "rank_prob",
+        rank_prob,
+        (rank_prob >= -1e-6) & (rank_prob <= 1 + 1e-6),
+        "lie between 0 and 1",
+    )
+    for axis, what in ((1, "rows"), (0, "columns")):
+        total = rank_prob.sum(axis)
+        require(f"the sums of rank_prob's {what}", total, np.abs(total - 1) < 1e-3, "be 1")
     names = check_names("names", names, len(rank_prob))
     ax = new_axes(ax, len(rank_prob), least=4.5)
     expected = rank_prob @ np.arange(1, len(rank_prob) + 1)
     order = np.argsort(expected, kind="stable")
-    image = _heat_map(ax, rank_prob[order])
+    image = heat_map(ax, rank_prob[order])
     if len(rank_prob) <= _MAX_NUMBERS:
-        _write_numbers(ax, rank_prob[order], image)
+        write_numbers(ax, rank_prob[order], image)
     else:
-        _mark_ranks(ax, expected[order], rank_prob[order])
+        size = np.clip(0.7 * row_pitch(ax, len(order)), 1.5, 6)
+        for level in (0.05, 0.95):
+            rank, label = rank_quantile(rank_prob[order], level), f"{level:.0%} quantile"
+            ax.plot(rank, range(len(order)), "|", color="black", markersize=size, label=label)
+        draw_dots(ax, expected[order], "expected rank")
     ax.set_xlabel("rank (1: most preferred)")
-    _name_rows(ax, names, order, "item")
+    name_rows(ax, names, order, "item")
     return ax
 
 
@@ -191,8 +225,8 @@ def forest(
         ValueError: If a shape does not fit, a value is infinite or NaN alone, or a median lies
             outside of its interval.
     """
-    median, lower, upper = _aligned(True, median=median, lower=lower, upper=upper)
-    return _sorted_intervals(median, lower, upper, names, label, "person", reference, ax)
+    median, lower, upper = as_aligned(True, median=median, lower=lower, upper=upper)
+    return sorted_intervals(median, lower, upper, names, label, "person", reference, ax)
 
 
 def ranking(
@@ -226,11 +260,11 @@ def ranking(
         ValueError: If a shape does not fit, a value is not finite or a median lies outside of its
             interval.
     """
-    median, lower, upper = _aligned(median=median, lower=lower, upper=upper)
-    return _sorted_intervals(median, lower, upper, names, label, what, reference, ax)
+    median, lower, upper = as_aligned(median=median, lower=lower, upper=upper)
+    return sorted_intervals(median, lower, upper, names, label, what, reference, ax)
 
 
-def _sorted_intervals(
+def sorted_intervals(
     median: np.ndarray,
     lower: np.ndarray,
     upper: np.ndarray,
@@ -240,6 +274,7 @@ def _sorted_intervals(
     reference: float | None,
     ax: Axes | None,
 ) -> Axes:
+    """Draws intervals with a dot at the median, the largest median at the top."""
     # Quantiles of equal draws that were interpolated in different ways differ in the last digits.
     slack = 1e-6 * (1 + np.abs(median))
     inside = (median >= lower - slack) & (median <= upper + slack)
@@ -249,15 +284,15 @@ def _sorted_intervals(
         raise ValueError(f"reference must be finite or None, got {reference}")
     ax = new_axes(ax, len(median))
     order = np.argsort(-median, kind="stable")
-    _intervals(ax, median[order], lower[order], upper[order], "median", "interval")
+    draw_intervals(ax, median[order], lower[order], upper[order], "median", "interval")
     if reference is not None:
         ax.axvline(reference, color="tab:red", linestyle="--", linewidth=1)
     ax.set_xlabel(label)
-    _name_rows(ax, names, order, what)
+    name_rows(ax, names, order, what)
     return ax
 
 
-def _intervals(
+def draw_intervals(
     ax: Axes,
     point: np.ndarray,
     lower: np.ndarray,
@@ -267,25 +302,26 @@ def _intervals(
 ) -> None:
     """Draws a line and a dot in each row, the first row at the top."""
     rows = len(point)
-    width = np.clip(0.15 * _pitch(ax, rows), 0.4, 1.5)
+    width = np.clip(0.15 * row_pitch(ax, rows), 0.4, 1.5)
     ax.hlines(range(rows), lower, upper, color="0.6", linewidth=width, label=interval_label)
-    _dots(ax, point, point_label)
+    draw_dots(ax, point, point_label)
     margin = max(0.75, 0.005 * rows)
     ax.set_ylim(rows - 1 + margin, -margin)
 
 
-def _dots(ax: Axes, point: np.ndarray, label: str) -> None:
-    size = np.clip(0.35 * _pitch(ax, len(point)), 1.5, 4)
+def draw_dots(ax: Axes, point: np.ndarray, label: str) -> None:
+    """Draws a dot in each row."""
+    size = np.clip(0.35 * row_pitch(ax, len(point)), 1.5, 4)
     ax.plot(point, range(len(point)), "o", color="black", markersize=size, label=label)
 
 
-def _name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) -> None:
+def name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) -> None:
     """Writes as many names as fit, from the top down."""
     if names is None:
         ax.set_yticks([])
         ax.set_ylabel(what)
         return
-    step = math.ceil(len(order) * _NAME_HEIGHT / _height(ax))
+    step = math.ceil(len(order) * _NAME_HEIGHT / axes_height(ax))
     shown = range(0, len(order), step)
     # Names are data: a dollar sign in one does not start a formula.
     labels = [names[order[row]] for row in shown]
@@ -293,18 +329,20 @@ def _name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) 
     ax.set_ylabel(what if step == 1 else f"{what} (1 in {step} of {len(order):,} named)")
 
 
-def _height(ax: Axes) -> float:
+def axes_height(ax: Axes) -> float:
+    """Returns the height of the axes in inches."""
     return ax.bbox.height / ax.figure.dpi
 
 
-def _pitch(ax: Axes, rows: int) -> float:
+def row_pitch(ax: Axes, rows: int) -> float:
     """Returns the distance from row to row in points."""
-    return 72 * _height(ax) / rows
+    return 72 * axes_height(ax) / rows
 
 
-def _mark_choices(ax: Axes, choice: np.ndarray) -> None:
+def mark_choices(ax: Axes, choice: np.ndarray) -> None:
+    """Marks observed choices, filled at the right edge and open at the left edge."""
     row = np.arange(len(choice))
-    size = np.clip(0.4 * _pitch(ax, len(choice)), 1.5, 5)
+    size = np.clip(0.4 * row_pitch(ax, len(choice)), 1.5, 5)
     style = {"linestyle": "none", "marker": "s", "markersize": size, "color": "black"}
     left, right = choice > 0, choice < 1
     ax.plot(np.ones(left.sum()), row[left], **style, label="first was preferred")
@@ -318,7 +356,8 @@ def _mark_choices(ax: Axes, choice: np.ndarray) -> None:
     )
 
 
-def _heat_map(ax: Axes, table: np.ndarray) -> AxesImage:
+def heat_map(ax: Axes, table: np.ndarray) -> AxesImage:
+    """Draws a table of probabilities in greys, with a colour bar."""
     from matplotlib.colors import LinearSegmentedColormap
 
     cmap = LinearSegmentedColormap.from_list("grey", ["1", str(_DARKEST)])
@@ -334,23 +373,15 @@ def _heat_map(ax: Axes, table: np.ndarray) -> AxesImage:
     )
     if size <= _MAX_NUMBERS:
         ax.set_xticks(range(1, size + 1))
-    # A bar as wide as its slot: a tight layout cuts off the label of a narrower one.
+    # As wide as the space for it: a tight layout cuts off the label of a narrower colour bar.
     extend = "max" if darkest < largest else "neither"
     style = {"fraction": 0.05, "aspect": 10, "extend": extend, "extendfrac": 0.02}
     ax.figure.colorbar(image, ax=ax, label="probability", **style)
     return image
 
 
-def _mark_ranks(ax: Axes, expected: np.ndarray, rank_prob: np.ndarray) -> None:
-    rows = range(len(expected))
-    size = np.clip(0.7 * _pitch(ax, len(rows)), 1.5, 6)
-    for level in (0.05, 0.95):
-        rank = _rank_quantile(rank_prob, level)
-        ax.plot(rank, rows, "|", color="black", markersize=size, label=f"{level:.0%} quantile")
-    _dots(ax, expected, "expected rank")
-
-
-def _write_numbers(ax: Axes, table: np.ndarray, image: AxesImage) -> None:
+def write_numbers(ax: Axes, table: np.ndarray, image: AxesImage) -> None:
+    """Writes the probabilities of .005 and more into the cells."""
     for row, column in np.argwhere(table >= 0.005):
         value = table[row, column]
         dark = image.norm(value) > 0.75
@@ -365,28 +396,13 @@ def _write_numbers(ax: Axes, table: np.ndarray, image: AxesImage) -> None:
         )
 
 
-def _rank_quantile(rank_prob: np.ndarray, level: float) -> np.ndarray:
+def rank_quantile(rank_prob: np.ndarray, level: float) -> np.ndarray:
     """Returns the smallest rank whose cumulative probability reaches the level, (M,)."""
     # Sums in float32 miss a level such as 19/20 by 1e-7.
     return 1 + (rank_prob.cumsum(-1) >= level - 1e-6).argmax(-1)
 
 
-def _check_rank_prob(rank_prob: np.ndarray) -> None:
-    if rank_prob.shape[0] != rank_prob.shape[1]:
-        raise ValueError(f"rank_prob must be square, (M, M), got shape {rank_prob.shape}")
-    # Weights in float32 leave an entry or a sum a little off.
-    require(
-        "rank_prob",
-        rank_prob,
-        (rank_prob >= -1e-6) & (rank_prob <= 1 + 1e-6),
-        "lie between 0 and 1",
-    )
-    for axis, what in ((1, "rows"), (0, "columns")):
-        total = rank_prob.sum(axis)
-        require(f"the sums of rank_prob's {what}", total, np.abs(total - 1) < 1e-3, "be 1")
-
-
-def _aligned(missing: bool = False, **arrays: ArrayLike) -> list[np.ndarray]:
+def as_aligned(missing: bool = False, **arrays: ArrayLike) -> list[np.ndarray]:
     """Converts vectors of equal length; where `missing`, they may be NaN together."""
     size, out = "N", []
     for name, values in arrays.items():
@@ -399,26 +415,19 @@ def _aligned(missing: bool = False, **arrays: ArrayLike) -> list[np.ndarray]:
     return out
 
 
-def _choices(choice: ArrayLike, size: int) -> np.ndarray:
-    choice = as_array("choice", choice, (size,))
-    require("choice", choice, np.isin(choice, (0, 0.5, 1)), "be 0, 0.5 or 1")
-    return choice
-
-
-def _pair_names(pairs: Iterable[tuple], size: int) -> list[str]:
+def pair_names(pairs: Iterable[tuple], size: int) -> list[str]:
+    """Names pairs as "left over right", in which the longer name is shortened first."""
     pairs = list(pairs)
     for row, pair in enumerate(pairs):
         if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
             raise ValueError(f"pairs must hold (left, right) names, got {pair!r} at {row}")
     if len(pairs) != size:
         raise ValueError(f"pairs must have length {size}, one a comparison, got {len(pairs)}")
-    return [_join(str(left), str(right)) for left, right in pairs]
-
-
-def _join(left: str, right: str) -> str:
-    """Shortens the longer name of two first."""
     half = MAX_NAME // 2
-    return " over ".join(
-        shorten(name, max(half, MAX_NAME - len(other)))
-        for name, other in ((left, right), (right, left))
-    )
+    return [
+        " over ".join(
+            shorten(name, max(half, MAX_NAME - len(other)))
+            for name, other in ((str(left), str(right)), (str(right), str(left)))
+        )
+        for left, right in pairs
+    ]

@@ -1,14 +1,9 @@
 """The latent-conditioned policy: a language model whose behaviour follows a person's posterior."""
 
-from fssa_bayes.policy.data import (
-    Contexts,
-    Conversation,
-    Dropped,
-    PreferenceRows,
-    ResponseBatch,
-    TokenisedPairs,
-)
-from fssa_bayes.policy.dpo import SteerableDPOTrainer, dpo_loss, draw_latents
+from fssa_bayes.policy.config import PolicyConfig
+from fssa_bayes.policy.contexts import Contexts
+from fssa_bayes.policy.conversations import Conversation
+from fssa_bayes.policy.dpo import dpo_loss
 from fssa_bayes.policy.evaluation import (
     accuracy,
     accuracy_by_context,
@@ -20,11 +15,15 @@ from fssa_bayes.policy.evaluation import (
     trait_rates,
     win_rate,
 )
-from fssa_bayes.policy.film import FiLM, decoder_layers, steered
+from fssa_bayes.policy.film import FiLM, decoder_layers, interpolate, steered
+from fssa_bayes.policy.latents import draw_latents
 from fssa_bayes.policy.log_probs import response_log_prob, token_log_prob
-from fssa_bayes.policy.model import PolicyConfig, SteerablePolicy, interpolate
+from fssa_bayes.policy.model import SteerablePolicy
 from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
+from fssa_bayes.policy.rows import PreferenceRows
 from fssa_bayes.policy.shared_prompt import pair_log_prob, shares_prompts
+from fssa_bayes.policy.tokens import Dropped, ResponseBatch, TokenisedPairs
+from fssa_bayes.policy.trainer import SteerableDPOTrainer
 
 __all__ = [
     "Contexts",

@@ -1,7 +1,7 @@
-r"""Does a policy follow the person? Accuracy, traits, wins, and what averaging over z changes.
+r"""Does a policy follow the person? Accuracy, traits, wins, and the effect of averaging over z.
 
-Everything is measured on people and prompts that were held out, contexts never share a prompt with
-what they are to predict, and standard errors are clustered by person.
+Everything is measured on people and prompts that training has not seen. A context never shares a
+prompt with the pair to predict, and standard errors are clustered by person.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics import clustered_mean
-from fssa_bayes.policy._common import check_positive, device_of
-from fssa_bayes.policy.data import Contexts, ResponseBatch, TokenisedPairs
-from fssa_bayes.policy.film import check_factors, surrounding_z
+from fssa_bayes.policy.checks import check_positive, expand_factors
+from fssa_bayes.policy.contexts import Contexts
+from fssa_bayes.policy.film import surrounding_z
+from fssa_bayes.policy.latents import device_of
+from fssa_bayes.policy.tokens import ResponseBatch, TokenisedPairs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -50,16 +52,16 @@ def implicit_reward(
     reference: Tensor | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    r"""Evaluates :math:`β \log \frac{π(y \mid x, z)}{π_0(y \mid x)}`, a policy's liking of y.
+    r"""Evaluates :math:`β \log \frac{π(y \mid x, z)}{π_0(y \mid x)}`, the implicit reward of y.
 
-    It is the reward under which the policy would be optimal, up to a constant of each prompt.
+    The policy is optimal for this reward, up to a constant of each prompt.
 
     Args:
         policy: A `SteerablePolicy`.
         batch: R prompts with a response to each.
         z: Latent factors (K,), (R, K), or draws (S, R, K); None for those of the surrounding
             :func:`fssa_bayes.policy.steered`, or else the adapter alone.
-        beta: The factor of :func:`fssa_bayes.policy.dpo_loss` that the policy was trained with.
+        beta: The `beta` of :func:`fssa_bayes.policy.dpo_loss` that the policy was trained with.
         averaged: Whether to evaluate the one policy that draws average to,
             :math:`\barπ(y \mid x) = \tfrac1S \sum_s π(y \mid x, z_s)`, in place of each.
         reference: Log-probabilities of the responses under the reference policy, in nats with
@@ -81,7 +83,7 @@ def implicit_reward(
         raise ValueError(f"reference must have shape ({rows},), got {tuple(reference.shape)}")
     z = surrounding_z(rows) if z is None else z
     if z is not None:
-        z = _one_each("z", z, rows, policy.latent_dim)
+        z = expand_factors(z, rows, policy.latent_dim)
     has_draws = z is not None and z.ndim == 3
     ratios = torch.empty((len(z), rows) if has_draws else (rows,))
     for part in (
@@ -135,7 +137,7 @@ def implicit_margin(
         )
     z = surrounding_z(len(pairs)) if z is None else z
     if z is not None:
-        z = _one_each("z", z, len(pairs), policy.latent_dim)
+        z = expand_factors(z, len(pairs), policy.latent_dim)
         z = torch.cat([z, z], -2)
     rewards = implicit_reward(
         policy,
@@ -153,8 +155,8 @@ def implicit_margin(
 def accuracy(margin: Tensor, user: ArrayLike, group: ArrayLike | None = None) -> pd.DataFrame:
     r"""Averages how often the chosen response has the higher implicit reward.
 
-    Of draws of z the share that agree counts: the accuracy to expect of a policy that draws one z
-    for a person. A margin of exactly 0 counts one half.
+    With draws of z, a pair counts by the share of draws that agree, which is the expected accuracy
+    of a policy that draws one z for a person. A margin of exactly 0 counts one half.
 
     Args:
         margin: Margins of P pairs with shape (P,), or (S, P) for draws.
@@ -197,7 +199,7 @@ def accuracy_by_context(
         group: What to tabulate by, such as the person's type, with shape (P,).
         num_contexts: Sizes of the contexts.
         num_draws: Draws S of z for each pair.
-        averaged: Whether to judge the policy that the draws average to, or each draw by itself.
+        averaged: Whether to evaluate the policy that the draws average to, or each draw by itself.
         reference: See :func:`implicit_margin`.
         batch_size: Sequences scored at a time.
         seed: Seed of the draws of z.
@@ -211,8 +213,12 @@ def accuracy_by_context(
     check_positive(num_draws=num_draws)
     if reference is None:
         with torch.no_grad(), policy.reference():
-            tokens = pairs.batch(np.arange(len(pairs)))
-            reference = _score(policy, tokens, batch_size).reshape(2, -1)
+            sequences = pairs.batch(np.arange(len(pairs)))
+            parts = torch.arange(len(sequences)).split(batch_size)
+            scores = [
+                policy.sequence_log_prob(sequences.select(part).to(policy.device)) for part in parts
+            ]
+            reference = torch.cat(scores).cpu().reshape(2, -1)
     tables = []
     for size in num_contexts:
         z = draw_given(
@@ -237,15 +243,15 @@ def draw_given(
     num_draws: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Draws z given contexts of one size, all rows at once.
+    """Draws z given contexts of one size, for all rows at once.
 
     Args:
         posterior: q(z | context) as a function of a batch of contexts, such as `guide.posterior`.
         contexts: Where contexts come from.
-        rows: Positions of R rows; none shares its prompt with its own context.
+        rows: Positions of R rows; no row shares its prompt with its own context.
         num_context: Size of the contexts.
         num_draws: Number of draws S.
-        seed: Seed of z; that of the contexts is their own.
+        seed: Seed of z; `contexts` has a seed of its own.
 
     Returns:
         Draws with shape (S, R, K).
@@ -268,8 +274,8 @@ def trait_rates(
 
     Args:
         texts: R texts, or S lists of R of them, as `SteerablePolicy.generate` returns them.
-        traits: Functions from a text to a number, such as 1 where it has the trait and 0 where not.
-        user: The person each text was written for, with shape (R,).
+        traits: Functions from a text to a number, such as 1 where the text has the trait, else 0.
+        user: The person for whom each text was written, with shape (R,).
         group: What to tabulate by, with shape (R,).
 
     Returns:
@@ -297,8 +303,8 @@ def win_rate(
 ) -> pd.DataFrame:
     r"""Averages the probability that a person prefers the policy's response to the base policy's.
 
-    Under draws of the person's reward r from their posterior it is
-    :math:`\tfrac{1}{S} \sum_s σ(r_s(y) - r_s(y_0))`: ½ where the two are alike.
+    With draws of the person's reward r from the posterior, the probability is
+    :math:`\tfrac{1}{S} \sum_s σ(r_s(y) - r_s(y_0))`, ½ where the two responses are alike.
 
     Args:
         responses: A response of the policy to each of R prompts.
@@ -341,15 +347,15 @@ def posterior_gap(
 ) -> pd.DataFrame:
     r"""Measures how far the posterior-averaged policy is from the policy at the posterior mean.
 
-    The policy averaged over draws, :math:`\barπ(y) = \tfrac1S \sum_s π(y \mid z_s)`, writes its
-    next token from the mixture of the draws' distributions, each weighted by how probable it makes
-    the text so far. Along each response this is compared with the policy at one z,
+    The policy averaged over draws, :math:`\barπ(y) = \tfrac1S \sum_s π(y \mid z_s)`, draws its
+    next token from the mixture of the draws' distributions, each weighted by the probability that
+    it gives the text so far. Along each response the mixture is compared with the policy at one z,
 
     .. math:: \tfrac1T \sum_t KL\bigl(\barπ(\cdot \mid y_{<t}) \,\|\,
         π(\cdot \mid y_{<t}, \bar z)\bigr).
 
-    On responses that the averaged policy wrote itself (one draw a response), T times its mean is an
-    unbiased estimate of the divergence between the two policies' responses as a whole.
+    On responses that the averaged policy wrote itself (one draw a response), T times the mean of
+    the gap is an unbiased estimate of the divergence between the two policies' whole responses.
 
     Args:
         policy: A `SteerablePolicy`.
@@ -357,10 +363,10 @@ def posterior_gap(
         z: Draws with shape (S, R, K).
         user: The person of every sequence, with shape (R,).
         group: What to tabulate by, with shape (R,).
-        plug_in: The one z, with shape (R, K); None for the mean of the draws.
+        plug_in: The one z of each sequence, with shape (R, K); None for the mean of the draws.
 
     Returns:
-        Nats a token, see :func:`by_group`; a person's responses count by their tokens.
+        Nats a token, see :func:`by_group`; all tokens of a person count alike.
     """
     rows, width = len(batch), policy.latent_dim
     if z.shape[1:] != (rows, width):
@@ -372,7 +378,7 @@ def posterior_gap(
     for row in range(rows):  # One at a time: S logits of every token of the vocabulary.
         sequence = batch.select(torch.tensor([row])).to(policy.device)
         points = torch.cat([plug_in[row : row + 1], z[:, row]]).to(policy.device)
-        gaps.append(_mixture_gap(*_next_token(policy, sequence, points)))
+        gaps.append(mixture_gap(*_next_token(policy, sequence, points)))
     tokens = np.array([len(gap) for gap in gaps])
     values = torch.cat(gaps).cpu().numpy()
     user, group = np.asarray(user), None if group is None else np.asarray(group)
@@ -392,17 +398,27 @@ def _next_token(
     return logits[:, :-1][:, scored].double().log_softmax(-1), sequence.input_ids[0, 1:][scored]
 
 
-def _mixture_gap(log_prob: Tensor, tokens: Tensor) -> Tensor:
-    """Evaluates KL(mixture ‖ plug-in) at each of T tokens, with shape (T,)."""
+def mixture_gap(log_prob: Tensor, tokens: Tensor) -> Tensor:
+    """Evaluates KL(mixture ‖ plug-in) of the next token at each of T positions.
+
+    Args:
+        log_prob: Log-probabilities of the plug-in and of S draws, with shape (1 + S, T, V).
+        tokens: The T tokens of the response.
+
+    Returns:
+        Divergences in nats with shape (T,).
+    """
     plug_in, draws = log_prob[0], log_prob[1:]
     of_token = draws.gather(-1, tokens.expand(len(draws), -1).unsqueeze(-1)).squeeze(-1)
-    before = of_token.cumsum(-1) - of_token  # What each draw says of the tokens before.
+    before = of_token.cumsum(-1) - of_token  # Log-probability of the tokens before.
     mixture = (draws + before.log_softmax(0).unsqueeze(-1)).logsumexp(0)
     return (mixture.exp() * (mixture - plug_in)).sum(-1).clamp(min=0)
 
 
 def by_group(values: ArrayLike, user: ArrayLike, group: ArrayLike | None = None) -> pd.DataFrame:
-    """Averages values in each group, people alike, with standard errors clustered by person.
+    """Averages values in each group, every person with the same weight.
+
+    Standard errors are clustered by person.
 
     Args:
         values: Numbers with shape (R,).
@@ -431,22 +447,3 @@ def by_group(values: ArrayLike, user: ArrayLike, group: ArrayLike | None = None)
         score = clustered_mean(values[own], user[own])
         rows.append((name, score.value, score.standard_error, score.num_users))
     return pd.DataFrame(rows, columns=["group", "value", "standard_error", "users"])
-
-
-def _score(policy: nn.Module, batch: ResponseBatch, batch_size: int) -> Tensor:
-    """Computes log-probabilities (R,) some rows at a time."""
-    parts = torch.arange(len(batch)).split(batch_size)
-    scores = [policy.sequence_log_prob(batch.select(part).to(policy.device)) for part in parts]
-    return torch.cat(scores).cpu()
-
-
-def _one_each(name: str, z: Tensor, rows: int, width: int) -> Tensor:
-    """Gives z a row for each sequence: (R, K), or (S, R, K) for draws."""
-    check_factors(name, z)
-    z = z.expand(rows, -1) if z.ndim == 1 else z
-    if z.ndim not in (2, 3) or z.shape[-2:] != (rows, width) or not len(z):
-        raise ValueError(
-            f"{name} must have shape ({width},), ({rows}, {width}) or (S, {rows}, {width}), got "
-            f"{tuple(z.shape)}"
-        )
-    return z

@@ -1,9 +1,8 @@
-"""Feature-wise linear modulation: a language model's decoder layers, bent by a latent factor.
+"""Feature-wise linear modulation: a latent factor scales and shifts a language model's layers.
 
-Modulation sits in hooks on the outputs of decoder layers, which lie outside what gradient
-checkpointing recomputes, and finds z in a context variable. So it reaches the layers through
-`generate`, adapters and wrappers that know nothing of it, and calls that interleave, in one thread
-or in several, each keep their own z.
+Hooks modulate the outputs of decoder layers, outside of what gradient checkpointing recomputes, and
+read z from a context variable. Modulation therefore works through `generate`, adapters and wrappers
+that take no z, and interleaved calls, in one thread or in several, each keep their own z.
 """
 
 from __future__ import annotations
@@ -22,11 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from fssa_bayes.policy.checks import check_factors
+
 __all__ = [
     "FiLM",
     "Traced",
-    "check_factors",
     "decoder_layers",
+    "interpolate",
+    "modulate",
     "recompute_as_now",
     "steered",
     "surrounding_z",
@@ -35,7 +37,7 @@ __all__ = [
 
 @dataclass(eq=False)
 class _Steering:
-    """One z, and what modules made of it while no gradient was needed."""
+    """One z, and the modulation computed from it while no gradient is needed."""
 
     z: Tensor | None
     cache: dict[tuple[nn.Module, int], tuple[list, tuple[Tensor, Tensor]]] = field(
@@ -43,7 +45,7 @@ class _Steering:
     )
 
 
-# Contexts may end in another order than they began, as generators' do: each removes its own entry.
+# Blocks may end in another order than they begin, as in generators: each removes its own entry.
 _STEERING: ContextVar[tuple[_Steering, ...]] = ContextVar("steering", default=())
 _SWITCHED_OFF: ContextVar[tuple[nn.Module, ...]] = ContextVar("switched_off", default=())
 
@@ -52,7 +54,8 @@ _SWITCHED_OFF: ContextVar[tuple[nn.Module, ...]] = ContextVar("switched_off", de
 def steered(z: Tensor | None) -> Iterator[None]:
     """Steers every model with FiLM by z inside the block, in this thread or task alone.
 
-    Blocks may be nested; the innermost rules. A thread that starts inside the block is not steered.
+    Blocks may be nested; the innermost one applies. A thread that starts inside the block is not
+    steered.
 
     Args:
         z: Latent factors with shape (R, K), one a sequence, or one for each group of neighbouring
@@ -63,7 +66,9 @@ def steered(z: Tensor | None) -> Iterator[None]:
         TypeError: If z is not a floating-point tensor.
     """
     if z is not None:
-        _check_steering(z)
+        check_factors("z", z)
+        if z.ndim != 2 or len(z) == 0:
+            raise ValueError(f"z must have shape (R, K) with R >= 1, got {tuple(z.shape)}")
     entry = _Steering(z)
     _STEERING.set((*_STEERING.get(), entry))
     try:
@@ -75,7 +80,7 @@ def steered(z: Tensor | None) -> Iterator[None]:
 def surrounding_z(rows: int) -> Tensor | None:
     """Returns z of the innermost :func:`steered`, one for each of R sequences in their order.
 
-    Whoever scores or writes sequences in another order takes these along.
+    A caller that scores or writes sequences in another order must reorder z with them.
 
     Args:
         rows: Number of sequences R.
@@ -96,10 +101,14 @@ def surrounding_z(rows: int) -> Tensor | None:
 
 
 class Traced:
-    """Hands z to the layers through a plain attribute, which PyTorch's compiler sees through.
+    """Hands z to the layers through a plain attribute, which PyTorch's compiler can trace.
 
-    It cannot look into context variables: they are read once, before what it compiles. Outside
-    compiled code the attribute is ignored.
+    The compiler cannot trace context variables: they are read once, before compiled code. Outside
+    of compiled code the attribute is ignored.
+
+    Args:
+        film: The modulation.
+        z: Latent factors (R, K); None for those of the surrounding :func:`steered`.
     """
 
     def __init__(self, film: FiLM, z: Tensor | None) -> None:
@@ -124,7 +133,7 @@ def _read(film: FiLM, z: Tensor | None) -> tuple[Tensor | None, bool]:
 def recompute_as_now() -> tuple[
     contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
 ]:
-    """Gives checkpointing its contexts: as it is, and as it was when it is computed again."""
+    """Returns the contexts of checkpointing: none for forward, the present z for recomputing."""
     return contextlib.nullcontext(), _restored(_STEERING.get(), _SWITCHED_OFF.get())
 
 
@@ -140,34 +149,14 @@ def _restored(
         _SWITCHED_OFF.reset(tokens[1])
 
 
-def check_factors(name: str, z: Tensor) -> None:
-    """Checks that latent factors are a tensor of numbers with a fraction.
-
-    Raises:
-        TypeError: If they are not.
-    """
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {_kind(z)}")
-
-
-def _check_steering(z: Tensor) -> None:
-    check_factors("z", z)
-    if z.ndim != 2 or len(z) == 0:
-        raise ValueError(f"z must have shape (R, K) with R >= 1, got {tuple(z.shape)}")
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-
-
 class FiLM(nn.Module):
     r"""Scales and shifts the outputs of decoder layers as functions of z.
 
     .. math:: h_l \leftarrow h_l \circ (1 + s_l(z)) + t_l(z)
 
     where (s, t) is a linear map, zero at first, of one hidden layer on z. At first, and where z is
-    None, outputs are what they were, bit for bit. Arithmetic is in the precision of the parameters
-    (float32) whatever the model's, and under autocast as well.
+    None, outputs stay the same, bit for bit. Arithmetic is in the precision of the parameters
+    (float32), whatever the precision of the model, and under autocast as well.
 
     Args:
         latent_dim: Width K of z.
@@ -215,7 +204,7 @@ class FiLM(nn.Module):
         weight = self.trunk[0].weight
         with torch.autocast(weight.device.type, enabled=False):
             scale, negative_shift = self.heads[layer](self.trunk(z.to(weight))).chunk(2, -1)
-        # Zeros become -0, and adding -0 leaves every number as it was, -0 included.
+        # Zeros become -0, and adding -0 leaves every number unchanged, -0 included.
         return scale, -negative_shift
 
     def attach(self, layers: Sequence[nn.Module]) -> list[RemovableHandle]:
@@ -229,7 +218,7 @@ class FiLM(nn.Module):
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[None]:
-        """Lets the model be as if it were not steered inside the block, in this thread alone."""
+        """Switches the modulation off inside the block, in this thread or task alone."""
         entry = _SWITCHED_OFF.get()
         _SWITCHED_OFF.set((*entry, self))
         try:
@@ -242,12 +231,13 @@ class FiLM(nn.Module):
 
     @property
     def is_switched_off(self) -> bool:
-        """Whether this runs inside :meth:`switched_off`."""
+        """Whether the caller runs inside :meth:`switched_off`."""
         if torch.compiler.is_compiling() and self._traced is not None:
             return self._traced[1]
         return any(module is self for module in _SWITCHED_OFF.get())
 
-    def _current(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def current(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Returns scale and shift of a layer by the surrounding z; None where nothing steers."""
         if torch.compiler.is_compiling() and self._traced is not None:
             z, off = self._traced
             return None if off or z is None else self.modulation(z, layer)
@@ -259,10 +249,10 @@ class FiLM(nn.Module):
         return self._cached(steering[-1], layer)
 
     def _cached(self, steering: _Steering, layer: int) -> tuple[Tensor, Tensor]:
-        """Computes scale and shift once a block instead of once a token."""
+        """Computes scale and shift once a block of :func:`steered` instead of once a token."""
         before, after = self.trunk[0], self.heads[layer]
         tensors = (steering.z, before.weight, before.bias, after.weight, after.bias)
-        if any(tensor.is_inference() for tensor in tensors):  # Their changes leave no trace.
+        if any(tensor.is_inference() for tensor in tensors):  # Such tensors have no version.
             return self.modulation(steering.z, layer)
         state = [(tensor.device, tensor.dtype, tensor._version) for tensor in tensors]
         found = steering.cache.get((self, layer))
@@ -273,16 +263,29 @@ class FiLM(nn.Module):
 
 
 def _modulate_output(film: FiLM, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
-    current = film._current(layer)
+    current = film.current(layer)
     if current is None:
         return None
     hidden, *others = output if isinstance(output, tuple) else (output,)
-    modulated = _modulate(hidden, *current)
+    modulated = modulate(hidden, *current)
     return (modulated, *others) if isinstance(output, tuple) else modulated
 
 
-def _modulate(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Computes h ∘ (1 + scale) + shift for h (R, T, H) and scale, shift (R or a part of it, H)."""
+def modulate(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Computes h ∘ (1 + scale) + shift in the precision of scale and shift.
+
+    Args:
+        hidden: Hidden states h with shape (R, T, H).
+        scale: Scales with shape (R, H), or one for each group of neighbouring sequences of the same
+            size.
+        shift: Shifts with the shape of `scale`.
+
+    Returns:
+        Modulated hidden states with the shape and type of `hidden`.
+
+    Raises:
+        ValueError: If widths differ, or R is no multiple of the number of scales.
+    """
     rows, size = scale.shape
     if hidden.ndim != 3 or hidden.shape[-1] != size:
         raise ValueError(
@@ -297,7 +300,7 @@ def _modulate(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class _Modulation(Function):
-    """Computes in the precision of scale and shift, and keeps h for the gradient in its own."""
+    """Computes in the precision of scale and shift, and stores h for backward in the type of h."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -319,7 +322,7 @@ class _Modulation(Function):
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Finds the decoder layers of a causal language model, also inside a PEFT model.
 
-    They are the outermost list of as many modules as the configuration has layers.
+    The decoder layers are the outermost list of as many modules as the configuration has layers.
 
     Raises:
         ValueError: If the model has an encoder, or no such list, or several.
@@ -343,3 +346,23 @@ def _outermost_stacks(module: nn.Module, count: int) -> list[nn.ModuleList]:
     if isinstance(module, nn.ModuleList) and len(module) == count:
         return [module]
     return [stack for child in module.children() for stack in _outermost_stacks(child, count)]
+
+
+def interpolate(z_from: Tensor, z_to: Tensor, steps: int) -> Tensor:
+    """Returns z with shape (steps, K) on the line between two points (K,), both included.
+
+    Raises:
+        ValueError: If the points are not two vectors of one width, or there are fewer than 2 steps.
+        TypeError: If a point is not a floating-point tensor.
+    """
+    check_factors("z_from", z_from)
+    check_factors("z_to", z_to)
+    if z_from.ndim != 1 or z_from.shape != z_to.shape:
+        raise ValueError(
+            f"z_from and z_to must have one shape (K,), got {tuple(z_from.shape)} and "
+            f"{tuple(z_to.shape)}"
+        )
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}")
+    weight = torch.linspace(0, 1, steps, dtype=z_from.dtype, device=z_from.device)
+    return torch.lerp(z_from, z_to, weight.unsqueeze(-1))

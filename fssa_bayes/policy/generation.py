@@ -1,12 +1,13 @@
-"""Prompts in, tokens out: padding without touching the tokenizer, draws without global state."""
+"""Generation: prompts as tokens, padding without a change of the tokenizer, draws without state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -15,18 +16,25 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fssa_bayes.policy.data import open_ended
+from fssa_bayes.policy.conversations import Message
+from fssa_bayes.policy.tokens import open_ended
 
-__all__ = ["InverseTransform", "encode_prompts", "filler_token", "generate_tokens"]
-
-Message = Mapping[str, str]
+__all__ = [
+    "InverseTransform",
+    "draw_uniform",
+    "encode_prompts",
+    "end_tokens",
+    "evaluating",
+    "filler_token",
+    "generate_tokens",
+]
 
 
 class InverseTransform(LogitsProcessor):
-    """Draws each row's next token by its own uniform number, whatever else is in the batch.
+    """Draws each row's next token by the row's own uniform number, whatever the batch.
 
-    Only the token drawn is left possible, so that greedy search takes it. Rows with the same
-    uniform numbers are coupled: where distributions hardly differ, tokens are mostly the same.
+    Only the drawn token stays possible, so that greedy search takes it. Rows with the same
+    uniform numbers are coupled: where distributions hardly differ, most tokens are the same.
 
     Args:
         uniform: Numbers in [0, 1), one for each row and new token, with shape (R, N).
@@ -52,7 +60,7 @@ class InverseTransform(LogitsProcessor):
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Sequence[Message]]
 ) -> list[list[int]]:
-    """Turns strings, or conversations by the chat template, into lists of tokens.
+    """Encodes strings, or conversations by the chat template, as lists of tokens.
 
     Raises:
         ValueError: If there are conversations and no chat template, or a prompt without tokens.
@@ -85,11 +93,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message])
             "conversation: set tokenizer.chat_template"
         )
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # The template wrote them.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # The template wrote the marks.
 
 
 def filler_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the token that pads batches: the padding token, or else the end of text.
+    """Returns the token that pads batches: the padding token, or else the end-of-text token.
 
     Raises:
         ValueError: If the tokenizer has neither.
@@ -112,7 +120,7 @@ def generate_tokens(
     filler: int,
     end: Sequence[int],
 ) -> list[list[int]]:
-    """Continues prompts as one batch, up to and without the token that ends each.
+    """Continues prompts as one batch, each up to the token that ends it, without this token.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -130,29 +138,54 @@ def generate_tokens(
     output = model.generate(
         input_ids=torch.tensor(rows, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
-        generation_config=_configuration(uniform.shape[1], filler, end),
+        generation_config=GenerationConfig(
+            max_new_tokens=uniform.shape[1],
+            # Else the model's own settings would fill these in and change the draws.
+            min_length=0,
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            repetition_penalty=1.0,
+            encoder_repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            pad_token_id=filler,
+            eos_token_id=list(end) or None,
+            return_dict_in_generate=False,
+        ),
         logits_processor=LogitsProcessorList(draw),
     )
-    return [_until(tokens, end) for tokens in output[:, length:].tolist()]
+    responses = []
+    for tokens in output[:, length:].tolist():
+        stops = (index for index, token in enumerate(tokens) if token in end)
+        responses.append(tokens[: next(stops, len(tokens))])
+    return responses
 
 
-def _configuration(count: int, filler: int, end: Sequence[int]) -> GenerationConfig:
-    """States what a model's own generation settings would otherwise fill in and bend draws by."""
-    return GenerationConfig(
-        max_new_tokens=count,
-        min_length=0,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=1.0,
-        encoder_repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=filler,
-        eos_token_id=list(end) or None,
-        return_dict_in_generate=False,
-    )
+def draw_uniform(rows: int, count: int, seed: int, device: torch.device) -> Tensor:
+    """Draws numbers in [0, 1) with shape (rows, count), on the CPU: the same for every device."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(rows, count, generator=generator, dtype=torch.float64)
+    return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
-def _until(tokens: list[int], end: Sequence[int]) -> list[int]:
-    stops = (index for index, token in enumerate(tokens) if token in end)
-    return tokens[: next(stops, len(tokens))]
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Lists the tokens that end a text, of the model's generation settings and of the tokenizer.
+
+    Training ends responses with the tokenizer's token; the base model may end them with others.
+    """
+    found = []
+    for end in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found += end if isinstance(end, list | tuple) else [end]
+    return [end for end in dict.fromkeys(found) if end is not None]
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts modules in evaluation mode inside the block; in training mode caches may be off."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,4 +1,4 @@
-"""What a model does between its last hidden states and its logits, beside the output layer."""
+"""Scales and soft caps that a model applies around its output layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Head:
     Args:
         scale: What hidden states or logits are multiplied by, as in Cohere and Granite models.
         softcap: c where logits ℓ become c·tanh(ℓ/c), as in Gemma 2; None if they do not.
-        is_known: Whether that is all the model does.
+        is_known: Whether the model does nothing else.
     """
 
     scale: float = 1.0
@@ -29,7 +29,7 @@ class Head:
     @classmethod
     @torch.no_grad()
     def of(cls, model: PreTrainedModel) -> Self:
-        """Finds out by running two tokens, with known numbers in the output layer's place."""
+        """Finds scale and soft cap, by two tokens and known numbers as output of the layer."""
         layer = model.get_output_embeddings()
         trial = _Trial(model)
         before = _ratio(trial.layer_input, trial.hidden)
@@ -45,7 +45,7 @@ class Head:
         return cls(scale, softcap, scale == 1.0 or getattr(layer, "bias", None) is None)
 
     def scaled(self, hidden: Tensor) -> Tensor:
-        """Returns what gives the logits, capped or not, when the output layer is applied to it."""
+        """Returns the input of the output layer whose output is the logits, before any soft cap."""
         return hidden if self.scale == 1.0 else hidden * self.scale
 
     def check(self, model: PreTrainedModel) -> None:
@@ -58,7 +58,7 @@ class Head:
 
 
 class _Trial:
-    """Runs two tokens through a model whose output layer gives a ramp of logits instead."""
+    """Runs two tokens through a model whose output layer returns a ramp in place of its logits."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)

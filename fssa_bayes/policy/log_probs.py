@@ -1,11 +1,11 @@
 r"""Log-probabilities of responses, without a tensor of positions by vocabulary.
 
-Only the positions whose token is scored enter the output layer, and the vocabulary passes in
-chunks: with logits :math:`\ell_v = w_v \cdot h + b_v` the log-probability of token y is
-:math:`\ell_y - \log\sum_v e^{\ell_v}`, whose sum is carried from chunk to chunk together with the
-largest logit. Its derivative by h is :math:`J = w_y - \sum_v p_v w_v`. Where the output layer is
-frozen, J is summed in the same pass and backward is a multiplication; otherwise backward computes
-the chunks again. Sums are float32 at least, whatever the precision of the factors.
+Only the positions whose token is scored enter the output layer, in chunks of the vocabulary. With
+logits :math:`\ell_v = w_v \cdot h + b_v` the log-probability of token y is
+:math:`\ell_y - \log\sum_v e^{\ell_v}`, whose sum and largest logit are carried from chunk to chunk.
+Its derivative by h is :math:`J = w_y - \sum_v p_v w_v`. Where the output layer is frozen, J is
+summed in the same pass and backward is a multiplication; otherwise backward computes the chunks
+again. Sums are at least float32, whatever the precision of the factors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["response_log_prob", "token_log_prob"]
 
 _CHUNK = {"cpu": 2**19}  # The optimum is flat: 2^16 and 2^24 cost a third more.
-_LARGE_CHUNK = 2**26  # 256 MB of float32: large enough that launches of kernels do not count.
+_LARGE_CHUNK = 2**26  # 256 MB of float32: large enough to hide the time of kernel launches.
 
 
 def response_log_prob(
@@ -39,9 +39,9 @@ def response_log_prob(
 
     Args:
         hidden: What the output layer takes, with shape (R, T, H).
-        output_layer: The layer that makes logits of it; best a plain `nn.Linear`.
-        targets: The token that each position predicts (its successor), with shape (R, T).
-        mask: True where that token is to be scored, with shape (R, T).
+        output_layer: The layer that computes logits of `hidden`; fastest as a plain `nn.Linear`.
+        targets: The next token, which each position predicts, with shape (R, T).
+        mask: True where the next token is scored, with shape (R, T).
         softcap: c of models that replace logits ℓ by c·tanh(ℓ/c), as Gemma 2.
         chunk_size: Logits held at a time; by default 2^19 on a CPU and 2^26 elsewhere.
 
@@ -109,14 +109,14 @@ def _check_vocabulary(target: Tensor, size: int) -> None:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Tells whether a layer is a matrix and a bias: not quantised, adapted or moved by hooks."""
+    """Tells whether a layer is a matrix and a bias: not quantised, adapted or changed by hooks."""
     return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _score_plain(
     rows: Tensor, layer: nn.Linear, target: Tensor, softcap: float | None, chunk_size: int
 ) -> Tensor:
-    """Scores rows (N, H) by the weights themselves, in chunks of the vocabulary."""
+    """Scores rows (N, H) by the weights, in chunks of the vocabulary."""
     weight, bias = layer.weight, layer.bias
     if rows.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -136,7 +136,7 @@ def _score_plain(
 def _score_any(
     rows: Tensor, layer: nn.Module, target: Tensor, softcap: float | None, chunk_size: int
 ) -> Tensor:
-    """Scores rows (N, H) by calling the layer on a few at a time, again in backward."""
+    """Scores rows (N, H) by calling the layer on a few rows at a time, again in backward."""
     with torch.no_grad():
         vocabulary = layer(rows[:1]).shape[-1]
     _check_vocabulary(target, vocabulary)
@@ -162,7 +162,7 @@ class _Settings(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Holds the logits (n, v) of some rows and tokens, and what they were made of.
+    """Holds the logits (n, v) of some rows and tokens, and the factors of the product.
 
     `slope` is the derivative of the soft cap, or None without one.
     """
@@ -225,7 +225,7 @@ class _Totals:
     @classmethod
     def start(cls, hidden: Tensor, weight: Tensor, keep: bool) -> _Totals:
         dtype = _sum_dtype(torch.promote_types(hidden.dtype, weight.dtype))
-        # Finite, so that tokens excluded by a bias of −∞ may come first.
+        # Finite, so that the first chunk may hold only tokens with a bias of −∞.
         largest = hidden.new_full(hidden.shape[:1], torch.finfo(dtype).min, dtype=dtype)
         return cls(largest, torch.zeros_like(hidden, dtype=dtype) if keep else None)
 
@@ -248,7 +248,7 @@ class _Totals:
 
     @staticmethod
     def _pick(into: Tensor, values: Tensor, chunk: _Chunk) -> None:
-        """Takes the target's value into (N,) where the target is in the chunk."""
+        """Writes the target's value into (N,) where the target is in the chunk."""
         picked = values.gather(1, chunk.index).squeeze(1)
         into[chunk.rows] = torch.where(chunk.inside, picked, into[chunk.rows])
 
@@ -271,7 +271,7 @@ def _gradients(
     target: Tensor,
     settings: _Settings,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Computes the gradients of rows, weight and bias from logits made again."""
+    """Computes the gradients of rows, weight and bias from recomputed logits."""
     hidden_grad = torch.zeros_like(hidden, dtype=total.dtype)
     weight_grad = torch.zeros_like(weight, dtype=total.dtype)
     bias_grad = None if bias is None else torch.zeros_like(bias, dtype=total.dtype)
@@ -315,7 +315,7 @@ def _chunks(
 
 
 def _cap(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Applies c·tanh(ℓ/c) and returns its derivative with it."""
+    """Applies c·tanh(ℓ/c), and returns the result and its derivative."""
     if softcap is None:
         return logits, None
     bounded = logits.div_(softcap).tanh_()
@@ -328,13 +328,13 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds a factor to its precision, kept in float32 where products cannot sum in it."""
+    """Rounds a factor to a precision, held as float32 where products cannot sum in float32."""
     rounded = tensor.to(dtype)
     return rounded if _sums_in_float32(rounded) else rounded.to(_sum_dtype(dtype))
 
 
 def _multiply(left: Tensor, right: Tensor) -> Tensor:
-    """Multiplies matrices of 16 or more bits, with sums and result in float32 at least."""
+    """Multiplies matrices of 16 or more bits; sums and result are at least float32."""
     if left.dtype == _sum_dtype(left.dtype):
         return left @ right
     return torch.mm(left, right, out_dtype=torch.float32)

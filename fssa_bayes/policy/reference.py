@@ -1,10 +1,10 @@
 r"""Log-probabilities of the reference policy, computed once and kept on disk.
 
 The reference :math:`\log \pi_{\mathrm{ref}}(y \mid x)` does not change while a policy is trained. A
-folder of safetensors and JSON keeps it, by model and by batch. By batch, because a matrix product
-rounds differently when other rows or more padding come with it: only the same tokens in the same
-batch give the same bits, and so a log-ratio of exactly 0 before the first step.
-:class:`LengthBuckets` makes batches that stay the same from epoch to epoch.
+folder of safetensors and JSON keeps it by model and by batch, because a matrix product rounds
+differently with other rows or more padding in the batch: only the same tokens in the same batch
+give the same bits, and so a log-ratio of exactly 0 before the first step. :class:`LengthBuckets`
+makes batches that stay the same from epoch to epoch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from fssa_bayes._files import write_file
 
 if TYPE_CHECKING:
-    from fssa_bayes.policy.data import ResponseBatch
+    from fssa_bayes.policy.tokens import ResponseBatch
 
 __all__ = ["LengthBuckets", "NonFiniteError", "ReferenceCache", "fingerprint", "hash_weights"]
 
@@ -40,7 +40,7 @@ _PATTERN = "reference-*.safetensors"
 _ROWS_A_FILE = 1024
 _DIGEST = hashlib.sha256().digest_size
 
-# What a configuration says about where a model was, not what it computes.
+# Entries of a configuration that do not change what the model computes.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
 _fingerprints: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
 
@@ -48,8 +48,8 @@ _fingerprints: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDict
 def fingerprint(model: nn.Module) -> str:
     """Computes the SHA-256 of a model's configuration and of the bytes of all its weights.
 
-    Adapters of peft and modulation are left out: a policy has the fingerprint of its base model,
-    before, while and after it is trained. The weights are read once, and again after a change.
+    Adapters of peft and modulation are left out: before, during and after training a policy has the
+    fingerprint of its base model. The weights are read once, and again after a change.
 
     Args:
         model: A model of transformers, inside a PeftModel or not, or a policy around it.
@@ -58,7 +58,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Computes the SHA-256 of the weights alone, of whatever configuration; see `fingerprint`."""
+    """Computes the SHA-256 of the weights without the configuration; see :func:`fingerprint`."""
     return _known_hashes(model)[1]
 
 
@@ -75,7 +75,7 @@ def _known_hashes(model: nn.Module) -> tuple[str, str]:
 
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields the base model's tensors, by the names they have outside of any adapter."""
+    """Yields the base model's tensors, by their names without an adapter."""
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         parts = name.split(".")
         if not any(part.startswith("lora_") or part == "modules_to_save" for part in parts):
@@ -98,7 +98,7 @@ def _hash_model(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, str]:
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    """Returns a tensor's memory, of whatever type, without copying it on a CPU."""
+    """Returns the bytes of a tensor of any type, without a copy on a CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
@@ -106,8 +106,8 @@ class NonFiniteError(ValueError):
     """A log-probability of the reference policy that is not finite.
 
     Args:
-        value: What it is.
-        row: Its row of the batch.
+        value: The log-probability.
+        row: Row of the batch.
     """
 
     def __init__(self, value: float, row: int) -> None:
@@ -121,15 +121,15 @@ class NonFiniteError(ValueError):
 class ReferenceCache:
     """Keeps reference log-probabilities in a folder that belongs to one model.
 
-    Files appear whole under names of their content: a run that was killed loses what it had not
-    written yet and goes on from there, and several processes may share a folder. A `with` block
-    writes what is left at its end.
+    Files appear whole, and their names are digests of their content: a killed run loses only what
+    was not yet written, and several processes may share a folder. The end of a `with` block writes
+    the values that are left.
 
     Args:
-        folder: Where to keep them; made if it is not there.
+        folder: Where to keep the values; made if it does not exist.
         fingerprint: The reference model's :func:`fingerprint`.
-        exact: Whether a value is used again in the same batch only. Otherwise it serves in every
-            batch, at a rounding error of about 1e-6 of its size.
+        exact: Whether a value is used again in the same batch only. Otherwise a value is used in
+            every batch, with a relative rounding error of about 1e-6.
 
     Raises:
         ValueError: If the folder is the cache of another model or of another format version, or
@@ -165,14 +165,14 @@ class ReferenceCache:
         Args:
             batch: R sequences.
             compute: Function that scores a batch by the reference policy, (R,) in nats; best the
-                very one that scores the policy, with adapter and modulation off.
-            way: Name of the way in which it does, where there are several that round differently.
+                function that scores the policy, with adapter and modulation off.
+            way: Name of this function, where there are several that round differently.
 
         Returns:
             Log-probabilities in nats, with shape (R,), on the device of the batch, no gradient.
 
         Raises:
-            ValueError: If a computed value is not finite, with its row; nothing is kept then.
+            NonFiniteError: If a computed value is not finite; no value of the batch is kept.
         """
         rows = [_digest(tokens, scored) for tokens, scored in _sequences(batch)]
         key = _batch_key(batch, rows, way)
@@ -190,14 +190,14 @@ class ReferenceCache:
         *,
         progress_bar: bool = True,
     ) -> None:
-        """Computes what is not yet known of many batches, and writes it; see :meth:`log_prob`."""
+        """Computes and writes the unknown values of many batches; see :meth:`log_prob`."""
         bar = tqdm(batches, desc="reference", disable=not progress_bar, leave=False)
         with self:
             for batch in bar:
                 self.log_prob(batch, compute)
 
     def flush(self) -> None:
-        """Writes what is new since the last file."""
+        """Writes the values that are not yet in a file."""
         if not self._new:
             return
         keys, rows, values = zip(*self._new, strict=True)
@@ -240,13 +240,13 @@ class ReferenceCache:
         self._rows.update(zip(rows, values.tolist(), strict=True))
 
     def _open(self) -> None:
-        """Checks that the folder is this model's, or makes it so, and reads what it holds."""
+        """Makes the folder, or checks that it is this model's and reads its files."""
         path = self.folder / _DESCRIPTION
         description = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         if path.exists():
             _check(path, self.fingerprint)
         elif self.folder.exists() and any(
-            # What another process is about to rename, or did not live to.
+            # A file that another process is about to rename, or was killed before it could.
             not (file.name.startswith(".") and file.suffix == ".part")
             for file in self.folder.iterdir()
         ):
@@ -295,7 +295,7 @@ def _check(path: Path, fingerprint: str) -> None:
 
 
 def _sequences(batch: ResponseBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the tokens of every row and which of them are scored, without padding."""
+    """Yields the tokens of every row, and which tokens are scored, without padding."""
     tensors = (batch.input_ids, batch.attention_mask, batch.response_mask)
     for tokens, present, scored in zip(*(t.cpu() for t in tensors), strict=True):
         yield tokens[present.bool()], scored[present.bool()]
@@ -309,7 +309,7 @@ def _digest(*tensors: Tensor) -> bytes:
 
 
 def _batch_key(batch: ResponseBatch, rows: list[bytes], way: str) -> bytes:
-    """Names a batch by its rows in order, its padding and how and where it is computed."""
+    """Returns a digest of a batch: rows in order, padding, device, precision and function."""
     device = batch.input_ids.device.type
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     digest = hashlib.sha256(f"{device} {cast} {way} {tuple(batch.input_ids.shape)}".encode())
@@ -326,18 +326,18 @@ def _stack(digests: Sequence[bytes]) -> Tensor:
 class LengthBuckets(Sampler[int]):
     """Puts rows of similar length into the same batch, in an order that changes with the epoch.
 
-    The batches themselves never change: consecutive blocks of `batch_size` rows are the same in
-    every epoch, in another order. The very first holds the longest rows, so that too little memory
-    shows at once; where the last is smaller, it holds the shortest and always comes last.
+    Batches never change: consecutive blocks of `batch_size` rows are the same in every epoch, in
+    another order. The first batch of the first epoch holds the longest rows, so that too little
+    memory shows at once. A smaller batch, if any, holds the shortest rows and always comes last.
 
-    A DataLoader takes it as its `sampler` with the same `batch_size`, and processes of
-    `accelerate` take these batches in turn.
+    A DataLoader takes this sampler as its `sampler`, with the same `batch_size`, and processes of
+    `accelerate` take the batches in turn.
 
     Args:
         lengths: Number of tokens of each row.
         batch_size: Rows of a batch.
-        seed: Seed of the order, and of which rows of equal length meet.
-        drop_last: Whether to leave out as many rows, drawn once, as do not fill a batch.
+        seed: Seed of the order, and of the batches of rows of equal length.
+        drop_last: Whether to leave out the rows, drawn once, that do not fill a batch.
 
     Raises:
         ValueError: If `lengths` is not one-dimensional with at least one entry, or `batch_size` is
@@ -371,7 +371,7 @@ class LengthBuckets(Sampler[int]):
         return len(self._order)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch, as the Trainer does before each."""
+        """Chooses the order of an epoch; a trainer calls this before each epoch."""
         self.epoch = epoch
 
     def batches(self) -> list[np.ndarray]:

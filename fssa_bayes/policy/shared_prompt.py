@@ -1,8 +1,8 @@
 r"""A prompt shared by several responses, encoded once.
 
-The responses of a group follow their prompt in one sequence, each with the positions it would have
-alone, and a mask keeps each from seeing the others. All but the last token of the prompt are
-shared; that one begins every response, because it predicts another first token for each.
+The responses of a group follow their prompt in one sequence. Each response has the positions that
+it would have alone, and a mask hides the other responses. All tokens of the prompt but the last are
+shared; the last one begins every response, because it predicts the first token of each.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
-from fssa_bayes.policy.data import ResponseBatch
-from fssa_bayes.policy.film import check_factors, surrounding_z
+from fssa_bayes.policy.checks import check_factors
+from fssa_bayes.policy.film import surrounding_z
 from fssa_bayes.policy.log_probs import token_log_prob
+from fssa_bayes.policy.tokens import ResponseBatch
 
 if TYPE_CHECKING:
     from fssa_bayes.policy.model import SteerablePolicy
 
-__all__ = ["SharedPrompts", "pair_log_prob", "shares_prompts"]
+__all__ = [
+    "SharedPrompts",
+    "pack_if_worthwhile",
+    "pair_log_prob",
+    "probe_sharing",
+    "shares_prompts",
+]
 
-_WORTHWHILE = 0.1
-_PROBE_PROMPT, _PROBE_TOKENS = 12, 48
+_WORTHWHILE = 0.1  # Smallest share of the tokens that packing must save.
+_PROBE_PROMPT, _PROBE_TOKENS = 12, 48  # Two responses after the prompt: 12 + 2 · 36 = 84 tokens.
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class SharedPrompts:
     def pack(cls, batch: ResponseBatch, num_responses: int = 2) -> SharedPrompts:
         """Packs B P sequences: all first responses of P prompts, then all second ones, and so on.
 
-        What is shared is what the sequences of a group begin with in common, up to the token
-        before the first that is scored in any: nothing, if the prompts differ.
+        A group shares the tokens that all its sequences begin with, up to the token before the
+        first one that is scored in any: none, if the prompts differ from the first token on.
 
         Args:
             batch: Sequences padded on the right, with shape (B P, T).
@@ -69,7 +75,7 @@ class SharedPrompts:
             raise ValueError("batch must be padded on the right, got a token after padding")
         lengths = present.sum(-1).view(num_responses, -1)
         shared = _common_lengths(batch, num_responses)
-        # Where the responses begin and end behind what is shared, (P, B).
+        # Where the responses begin and end after the shared tokens, (P, B).
         sizes = (lengths - shared).T
         ends = shared[:, None] + sizes.cumsum(-1)
         begins = ends - sizes
@@ -89,11 +95,11 @@ class SharedPrompts:
         )
 
     def attention_mask(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Returns which tokens see which, with shape (P, 1, T, T).
+        """Returns the mask of which tokens see which, with shape (P, 1, T, T).
 
         Args:
             dtype: Floating type of a mask that is added to scores, 0 or the smallest number; None
-                for a Boolean one, True where a token is seen.
+                for a Boolean mask, True where a token is seen.
         """
         segment = self.segment
         place = torch.arange(segment.shape[1], device=segment.device)
@@ -112,7 +118,7 @@ class SharedPrompts:
 
 
 def _common_lengths(batch: ResponseBatch, num_responses: int) -> Tensor:
-    """Counts what each group's sequences begin with in common and predicts no scored token."""
+    """Counts the tokens that each group's sequences begin with and that predict no scored token."""
     present = batch.attention_mask.bool()
     tokens = batch.input_ids.masked_fill(~present, -1).unflatten(0, (num_responses, -1))
     same = (tokens == tokens[0]).all(0) & present.view(tokens.shape).all(0)
@@ -132,9 +138,10 @@ def pair_log_prob(
 ) -> Tensor:
     r"""Computes :math:`\log \pi(y \mid x, z)` of B responses to each of P prompts, in nats.
 
-    Encodes each prompt once where :func:`shares_prompts` finds that the model can and it saves a
-    tenth of the tokens; otherwise as :meth:`SteerablePolicy.sequence_log_prob` does. One draw of z
-    is evaluated after the other, so that each rounds as the reference policy does.
+    Each prompt is encoded once where :func:`shares_prompts` finds that the model can share prompts
+    and this saves a tenth of the tokens, otherwise with each response, as by
+    :meth:`SteerablePolicy.sequence_log_prob`. Draws of z are evaluated one after the other, so that
+    each rounds as the reference policy does.
 
     Args:
         policy: The policy.
@@ -168,7 +175,7 @@ def pair_log_prob(
             f"{prompts}, got {tuple(z.shape)}"
         )
     policy.check_length(batch)
-    packed = _pack_if_worthwhile(policy, batch, num_responses)
+    packed = pack_if_worthwhile(policy, batch, num_responses)
     if packed is None:
         z = z.repeat(num_responses, 1) if z is not None and z.ndim == 2 else z
         return policy.sequence_log_prob(batch, z, chunk_size=chunk_size)
@@ -184,21 +191,28 @@ def pair_log_prob(
     return packed.sum(token, num_responses)
 
 
-def _pack_if_worthwhile(
-    policy: SteerablePolicy, batch: ResponseBatch, num_responses: int
+def pack_if_worthwhile(
+    policy: SteerablePolicy, batch: ResponseBatch, num_responses: int = 2
 ) -> SharedPrompts | None:
-    """Packs a batch, unless the model cannot share prompts or hardly a token is saved."""
+    """Packs a batch; None if the model cannot share prompts, or too few tokens are saved.
+
+    A packed sequence must fit into the attention window of every layer, because the mask of a pack
+    replaces the masks of sliding windows.
+    """
     if num_responses < 2 or not shares_prompts(policy):
         return None
     packed = SharedPrompts.pack(batch, num_responses)
-    if packed.input_ids.shape[1] > _reach(policy.base.config):
+    config = policy.base.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    window = min((window for window in windows if window), default=float("inf"))
+    if packed.input_ids.shape[1] > window:
         return None
     before, after = batch.input_ids.numel(), packed.input_ids.numel()
     return packed if after <= (1 - _WORTHWHILE) * before else None
 
 
 def _encode(policy: SteerablePolicy, packed: SharedPrompts, z: Tensor | None) -> Tensor:
-    # Eager attention adds its mask to the scores; the others take a Boolean one in any precision.
+    # Eager attention adds its mask to the scores; other implementations take a Boolean mask.
     eager = policy.base.config._attn_implementation == "eager"
     mask = packed.attention_mask(policy.base.dtype if eager else None)
     return policy.hidden_states(packed.input_ids, mask, packed.position_ids, z=z)
@@ -208,19 +222,23 @@ _known: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyD
 
 
 def shares_prompts(policy: SteerablePolicy) -> bool:
-    """Tells whether a model gives two responses after one prompt what it gives each alone.
+    """Tells whether a model computes the same for two responses after one prompt as for each alone.
 
-    Tried out once a model and attention implementation, on 84 random tokens: attention may
-    ignore the mask or the positions, or the model may have a state that runs along the sequence.
+    :func:`probe_sharing` finds out, once for each model and attention implementation.
     """
     known = _known.setdefault(policy.base, {})
     attention = policy.base.config._attn_implementation
     if attention not in known:
-        known[attention] = _probe(policy)
+        known[attention] = probe_sharing(policy)
     return known[attention]
 
 
-def _probe(policy: SteerablePolicy) -> bool:
+def probe_sharing(policy: SteerablePolicy) -> bool:
+    """Compares 84 random tokens as one sequence of two responses, and as two sequences.
+
+    They differ where attention ignores the mask or the positions, or where the model has a state
+    that runs along the sequence.
+    """
     device, size = policy.device, policy.base.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(size, (2, _PROBE_TOKENS), generator=generator)
@@ -231,7 +249,7 @@ def _probe(policy: SteerablePolicy) -> bool:
     training = policy.training
     policy.eval()
     try:
-        off = torch.autocast(device.type, enabled=False)  # It would hide the model's precision.
+        off = torch.autocast(device.type, enabled=False)  # Autocast would hide the precision.
         with torch.no_grad(), policy.reference(), off:
             alone = policy.hidden_states(batch.input_ids, batch.attention_mask).float()
             found = _encode(policy, packed, None).float()
@@ -242,12 +260,5 @@ def _probe(policy: SteerablePolicy) -> bool:
     row = (packed.segment[0] - 1).clamp(min=0)
     expected = alone[row, packed.position_ids[0]]
     error = (found[0] - expected).norm() / expected.norm()
-    # Rounding, also of many layers, against the tenths that a mask or positions make.
+    # Rounding of many layers stays below; an ignored mask or positions give tenths.
     return bool(error < (5e-2 if policy.base.dtype.itemsize < 4 else 1e-4))
-
-
-def _reach(config: PretrainedConfig) -> float:
-    """Returns the largest length at which every layer still sees the whole sequence."""
-    config = config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((window for window in windows if window), default=float("inf"))

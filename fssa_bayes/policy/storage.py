@@ -1,4 +1,4 @@
-"""Steerable policies on disk: what a folder holds, and whether a base model is the one it needs."""
+"""Steerable policies on disk: the files of a folder, and checks of its base model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fssa_bayes._files import previous_folder
+from fssa_bayes.policy.film import FiLM
 from fssa_bayes.policy.reference import hash_weights
 
 __all__ = [
@@ -21,7 +24,9 @@ __all__ = [
     "check_base",
     "check_replaceable",
     "describe_base",
+    "load_film",
     "read_description",
+    "save_film",
     "write_description",
 ]
 
@@ -29,12 +34,13 @@ FORMAT_VERSION = 1
 """Version of the folders that this version of the library writes."""
 
 _DESCRIPTION = "policy.json"
+_FILM = "film.safetensors"
 _PACKAGES = ("fssa_bayes", "torch", "transformers", "peft")
 _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
 
 
 def describe_base(model: PreTrainedModel) -> dict[str, object]:
-    """Describes a model by its shapes and a few of its weights, by which it is known again."""
+    """Describes a model by its shapes and a few of its weights, to recognise the model by."""
     parameters = [parameter.detach() for parameter in model.parameters()]
     shapes = sorted(list(parameter.shape) for parameter in parameters)
     return {
@@ -59,7 +65,7 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
     """Checks that a base model is the one that a policy was trained on.
 
     Raises:
-        ValueError: If architecture or weights differ; in another precision they may differ by a
+        ValueError: If architecture or weights differ. Weights of another precision may differ by a
             percent.
     """
     found = describe_base(model)
@@ -92,7 +98,7 @@ def check_replaceable(folder: Path) -> None:
     """Checks that a folder does not exist, is empty, or holds a saved policy and nothing else.
 
     Raises:
-        FileExistsError: If replacing it would lose something.
+        FileExistsError: If the folder holds anything else.
     """
     if not folder.exists():
         return
@@ -128,7 +134,7 @@ def read_description(folder: Path) -> dict[str, object]:
 
     Raises:
         FileNotFoundError: If there is no saved policy, or a part of it is missing.
-        ValueError: If it is damaged or of another format version.
+        ValueError: If the folder is damaged or of another format version.
     """
     where = str(folder)
     if not (folder / _DESCRIPTION).is_file():
@@ -159,6 +165,24 @@ def read_description(folder: Path) -> dict[str, object]:
         if _sha256(folder / name) != expected:
             raise ValueError(f"{name} in {where!r} is damaged or was changed")
     return document
+
+
+def save_film(film: FiLM, folder: Path) -> None:
+    """Writes the modulation into a folder."""
+    state = {name: value.detach().cpu() for name, value in film.state_dict().items()}
+    safetensors.torch.save_file(state, folder / _FILM)
+
+
+def load_film(film: FiLM, folder: Path) -> None:
+    """Reads the modulation of a folder, in place.
+
+    Raises:
+        ValueError: If the file does not fit the modulation.
+    """
+    try:
+        film.load_state_dict(safetensors.torch.load_file(folder / _FILM))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{_FILM} in {str(folder)!r} does not fit policy.json: {error}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is said of the draws: choices, utilities, ranks, export."""
+"""Predictions from draws of z: choices, utilities, ranks, export."""
 
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
@@ -7,7 +7,7 @@ from fssa_bayes.posterior.choices import (
     describe_choices,
     score_choices,
 )
-from fssa_bayes.posterior.export import export
+from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.posterior import Posterior
 
@@ -19,6 +19,6 @@ __all__ = [
     "Posterior",
     "Predictor",
     "describe_choices",
-    "export",
+    "export_draws",
     "score_choices",
 ]

@@ -1,9 +1,9 @@
-"""What draws of z say of choices: probabilities, intervals, scores."""
+"""Choices predicted from draws of z: probabilities, intervals, scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -19,6 +19,7 @@ __all__ = [
     "Predictor",
     "describe_choices",
     "score_choices",
+    "weighted_quantiles",
 ]
 
 
@@ -42,10 +43,10 @@ class ChoiceProbability:
             lapses.
         lower: Posterior 5 % quantile of P(left | z).
         upper: Posterior 95 % quantile.
-        epistemic: Mutual information of choice and z, in nats: what more choices of this person
-            would teach.
-        aleatoric: Expected entropy of the choice given z, in nats: what they would not. Both are
-            of two outcomes, or of three with ties.
+        epistemic: Mutual information of choice and z, in nats, which more choices of this person
+            would reduce.
+        aleatoric: Expected entropy of the choice given z, in nats, which they would not reduce.
+            Both are of two outcomes, or of three with ties.
         tie: Posterior mean of P(tie | z); 0 in a model without ties.
     """
 
@@ -59,7 +60,7 @@ class ChoiceProbability:
 
 @torch.no_grad()
 def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> ChoiceProbability:
-    """Averages the probabilities of choices over weighted draws of what a person is like.
+    """Averages the probabilities of choices over weighted draws of z.
 
     Args:
         parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
@@ -81,7 +82,7 @@ def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> Choic
         total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
         values = (
             mean,
-            *_weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
+            *weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
             (total - aleatoric).clamp(min=0),
             aleatoric,
             tie,
@@ -107,8 +108,17 @@ def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
     return torch.cat(scores).cpu()
 
 
-def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
-    """Inverts the weighted distribution function of values (S, U, N) with weights (S, U)."""
+def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float]) -> list[Tensor]:
+    """Inverts the weighted distribution function of draws.
+
+    Args:
+        values: Draws with shape (S, U, N).
+        weights: Weights with shape (S, U), normalised or not.
+        levels: Levels of the quantiles, between 0 and 1.
+
+    Returns:
+        The quantile of each level, with shape (U, N).
+    """
     # Draws last: sorting along the first dimension walks through memory in large strides.
     ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)
     weights = weights.T.unsqueeze(1).expand_as(ordered).gather(-1, order)
@@ -119,7 +129,7 @@ def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ..
 
 
 class Predictor(Protocol):
-    """What a comparison asks of a posterior, or of a baseline that stands in its place."""
+    """What a comparison of models needs of a posterior or of a baseline."""
 
     def log_score(self, target: Preferences) -> Tensor:
         """Returns each person's mean log-probability of unseen choices, in nats, (U,)."""

@@ -1,4 +1,4 @@
-"""What a posterior exports to ArviZ: which groups, which arrays, how large."""
+"""The export of a posterior to ArviZ: groups, arrays and their size."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ from fssa_bayes.sampling import Draws
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["export"]
-
-_MAX_BYTES = 4 * 2**30  # Largest export.
-_MAX_UTILITY_BYTES = 256 * 2**20  # Largest table of utilities that nobody asked for.
-
+__all__ = ["Exporter", "export_attributes", "export_draws", "shown_items"]
 
 _STANDARDISATION = (
     "features are centred and scaled inside the model, see feature_mean and feature_scale; "
@@ -40,7 +36,7 @@ _DRAW = ("chain", "draw")
 _Variable = tuple[tuple[str, ...], np.ndarray]
 
 
-def export(
+def export_draws(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     context: Preferences,
@@ -51,6 +47,8 @@ def export(
     correct: str | None,
     target: Preferences | None,
     items: Sequence | None,
+    max_bytes: int = 4 * 2**30,
+    max_utility_bytes: int = 256 * 2**20,
 ) -> InferenceData:
     """Assembles the groups that `Posterior.to_inference_data` describes.
 
@@ -63,18 +61,21 @@ def export(
         seed: Seed of the prior's draws and of the simulated choices.
         correct: How the draws were corrected, for the record.
         target: Unseen comparisons of the same people, or None.
-        items: Names of the items whose utilities are exported; None leaves it to their number.
+        items: Names of the items whose utilities are exported; None exports all items that people
+            share, or none where the table would exceed `max_utility_bytes`.
+        max_bytes: Largest export of what depends on draws.
+        max_utility_bytes: Largest table of the utilities of all items, where `items` is None.
 
     Returns:
         An `arviz.InferenceData` or `DataTree`.
 
     Raises:
-        ValueError: If an item is unknown or the export would exceed 4 GiB.
+        ValueError: If an item is unknown or the export would exceed `max_bytes`.
     """
     count = num_samples if model.latent_dim else 1
-    shown = _shown_items(context, items, count)
-    _check_size(model, context, target, count, len(shown))
-    exporter = _Exporter(model, context, draw(), seed, shown)
+    shown = shown_items(context, items, count, max_utility_bytes)
+    _check_size(model, context, target, count, len(shown), max_bytes)
+    exporter = Exporter(model, context, draw(), seed, shown)
     observed, predictive, log_likelihood = exporter.observed()
     groups = {
         "posterior": exporter.posterior(),
@@ -87,18 +88,17 @@ def export(
     }
     if target is not None:
         groups |= exporter.predictions(target)
-    attrs = _attributes(model, guide, num_samples, seed, correct)
-    return build(groups, attrs)
+    return build(groups, export_attributes(model, guide, num_samples, seed, correct))
 
 
-class _Exporter:
-    """Makes the groups of an export.
+class Exporter:
+    """Makes the groups of an export, one a method.
 
     Args:
         model: The model.
         context: The people and their known choices.
         draws: Equally weighted draws of their z.
-        seed: Seed of whatever else is drawn.
+        seed: Seed of the prior's draws and of simulated choices.
         shown: Positions of the items whose utilities are exported.
     """
 
@@ -120,12 +120,17 @@ class _Exporter:
         }
 
     def posterior(self) -> Group:
-        variables = self._latent(self.draws.z)
+        """Returns z, coefficients where the utility is linear, and utilities."""
+        data, variables = self.context, self._latent(self.draws.z)
         if len(self.shown):
-            variables["utility"] = (*_DRAW, "user", "item"), self._utility()
-        return Group(variables, self._coords(self.context, self.shown.numpy()))
+            table = self.shown if data.items is None else data.items[self.shown]
+            chunks = centred_utilities(self.model, self.draws.z, table, torch.arange(len(data)))
+            utility = torch.cat([utility.cpu() for _, utility in chunks], 1).numpy()[None]
+            variables["utility"] = (*_DRAW, "user", "item"), utility
+        return Group(variables, self._coords(data, self.shown.numpy()))
 
     def prior(self) -> Group:
+        """Returns draws of z from the prior, as many as from the posterior."""
         with seeded(self.seeds[0]), torch.no_grad():
             prior = self.model.prior(len(self.context), self.context.covariates)
             z = prior.sample((len(self.draws.z),)).cpu()
@@ -159,6 +164,7 @@ class _Exporter:
         return observed, predictive, Group(likelihood, coords)
 
     def sample_stats(self) -> Group:
+        """Returns log-densities of the draws, and how good the guide is for each person."""
         draws = self.draws
         variables = {
             "lp": ((*_DRAW, "user"), draws.log_joint.numpy()[None]),
@@ -169,6 +175,7 @@ class _Exporter:
         return Group(variables, self.coords)
 
     def constant_data(self) -> Group:
+        """Returns pairs, features and covariates, with means and scales of the latter two."""
         data = self.context
         variables, used = self._pairs(data, self.shown.numpy())
         if data.covariates is not None:
@@ -213,16 +220,10 @@ class _Exporter:
             variables["coefficient"] = (*_DRAW, "user", "feature"), beta[None]
         return variables
 
-    def _utility(self) -> np.ndarray:
-        data = self.context
-        table = self.shown if data.items is None else data.items[self.shown]
-        chunks = centred_utilities(self.model, self.draws.z, table, torch.arange(len(data)))
-        return torch.cat([utility.cpu() for _, utility in chunks], 1).numpy()[None]
-
     def _pairs(
         self, data: Preferences, others: Sequence[int] = ()
     ) -> tuple[dict[str, _Variable], np.ndarray]:
-        """Names the items compared, and lists the positions of these and the others."""
+        """Names the items compared, and lists the positions of these and other items."""
         names = coordinate(data.item_names)
         used = np.unique(np.concatenate([data.left, data.right, others]).astype(np.int64))
         variables = {
@@ -246,15 +247,17 @@ class _Exporter:
         }
 
 
-def _shown_items(context: Preferences, items: Sequence | None, count: int) -> Tensor:
-    """Returns the positions of the items whose utilities are exported."""
+def shown_items(
+    context: Preferences, items: Sequence | None, count: int, max_utility_bytes: int
+) -> Tensor:
+    """Returns the positions of the items whose utilities are exported, see :func:`export_draws`."""
     if isinstance(items, Tensor | pd.DataFrame | np.ndarray) and items.ndim > 1:
         raise TypeError(
             f"items must be a list of names of the context's items, got {type(items).__name__}"
         )
     if items is not None:
         return positions("items", items, context.item_names)
-    small = 4 * count * len(context) * context.num_items <= _MAX_UTILITY_BYTES
+    small = 4 * count * len(context) * context.num_items <= max_utility_bytes
     return torch.arange(context.num_items if small and context.items_are_shared else 0)
 
 
@@ -269,20 +272,22 @@ def _check_size(
     target: Preferences | None,
     count: int,
     num_items: int,
+    max_bytes: int,
 ) -> None:
+    """Raises a ValueError where what depends on the `count` draws exceeds `max_bytes`."""
     # z and coefficients of posterior and prior; lp, log_q and the log-likelihood of a person.
     width = 2 * model.latent_dim + num_items + 3
     width += 2 * model.num_features if _has_coefficients(model, context) else 0
     rows = context.num_comparisons + (0 if target is None else target.num_comparisons)
-    # A comparison has a float32 (log-likelihood or probability) and an int8 (simulated choice);
-    # with ties float32 holds choices, and there is a second probability.
+    # A comparison takes a float32 (log-likelihood or probability) and an int8 (simulated choice),
+    # with ties another float32 (probability of a tie) and a float32 for the simulated choice.
     of_row = 12 if model.has_ties or context.has_rankings else 5
     size = count * (4 * width * len(context) + of_row * rows)
-    if size > _MAX_BYTES:
+    if size > max_bytes:
         raise ValueError(
             f"the export would need {size / 2**30:.1f} GiB for {count} draws of {len(context)} "
             f"people with {rows} comparisons and {num_items} items, more than "
-            f"{_MAX_BYTES / 2**30:.0f} GiB: take fewer draws (num_samples=), fewer people "
+            f"{max_bytes / 2**30:.0f} GiB: take fewer draws (num_samples=), fewer people "
             "(context.subset(...)) or name fewer items="
         )
 
@@ -290,7 +295,7 @@ def _check_size(
 def _likelihoods(
     model: HeterogeneousBTL, z: Tensor, data: Preferences
 ) -> Iterator[tuple[slice, slice, Batch, BradleyTerry]]:
-    """Yields likelihoods (S, u, N) of a few people at a time, with the columns they belong in."""
+    """Yields likelihoods (S, u, N) of a few people at a time, with the columns of their choices."""
     for people, batch in user_batches(data, len(z), model.device):
         likelihood = model.choice(batch, z[:, people].to(model.device))
         columns = slice(data.offsets[people.start], data.offsets[people.stop])
@@ -298,17 +303,18 @@ def _likelihoods(
 
 
 def _choice_dtype(model: HeterogeneousBTL, data: Preferences) -> type:
-    """Returns the smallest type that holds a simulated choice: ties and open pairs are ½."""
+    """Returns the smallest type of a simulated choice: ties and pairs left open are ½."""
     return np.float32 if model.has_ties or data.has_rankings else np.int8
 
 
-def _attributes(
+def export_attributes(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     num_samples: int,
     seed: int,
     correct: str | None,
 ) -> dict[str, Any]:
+    """Returns what an export notes about versions, model and draws."""
     versions = {
         f"{name.replace('-', '_')}_version": metadata.version(name)
         for name in ("torch", "pyro-ppl", "arviz")

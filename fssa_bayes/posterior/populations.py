@@ -1,4 +1,4 @@
-"""Several populations in the place of one estimate."""
+"""Draws of the population's parameters, and draws of z under them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fssa_bayes.data import Batch
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL
 
-__all__ = ["PopulationDraws", "PopulationMixture"]
+__all__ = ["PopulationDraws", "PopulationMixture", "check_population"]
 
 
 @dataclass(frozen=True)
 class PopulationDraws:
-    """Holds draws of a population's parameters: what the training people leave open.
+    """Holds draws of a population's parameters, which the training people leave uncertain.
 
     Made by :meth:`fssa_bayes.FitResult.population_draws` and
     :meth:`fssa_bayes.FitResult.bootstrap`, for `Posterior(..., population=...)`.
@@ -35,10 +35,28 @@ class PopulationDraws:
         return len(self.members)
 
 
-class PopulationMixture:
-    """Evaluates draws of z whose last column tells which population each belongs to.
+def check_population(
+    model: HeterogeneousBTL, population: str | PopulationDraws, num_samples: int
+) -> PopulationDraws | None:
+    """Checks draws of the population for `num_samples` draws of z; returns None for `"fixed"`."""
+    if isinstance(population, str) and population == "fixed":
+        return None
+    if not isinstance(population, PopulationDraws):
+        raise ValueError(f"population must be 'fixed' or PopulationDraws, got {population!r}")
+    if any(member.config != model.config for member, _ in population.members):
+        raise ValueError("population must hold draws of this model, got those of another one")
+    if model.latent_dim and len(population) > num_samples:
+        raise ValueError(
+            f"num_samples must be at least the number of populations, {len(population)}, got "
+            f"{num_samples}"
+        )
+    return population
 
-    It stands where a model stands, for those who evaluate draws and do not fit.
+
+class PopulationMixture:
+    """Evaluates draws of z whose last column is the position of the population of each draw.
+
+    It has the methods of a model by which draws are evaluated.
 
     Args:
         models: Models that differ in their parameters.
@@ -73,7 +91,7 @@ class PopulationMixture:
         out = None
         for position, model in enumerate(self.models):
             own = label == position
-            # Proposals lie population after population; only resampled draws mix in every row.
+            # A row (U,) of proposals is of one population; a row of resampled draws is of several.
             rows = own.any(-1)
             if not rows.any():
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,12 @@ from fssa_bayes.posterior.choices import (
     describe_choices,
     score_choices,
 )
-from fssa_bayes.posterior.export import export
-from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
+from fssa_bayes.posterior.export import export_draws
+from fssa_bayes.posterior.populations import (
+    PopulationDraws,
+    PopulationMixture,
+    check_population,
+)
 from fssa_bayes.posterior.surprise import context_surprise
 from fssa_bayes.posterior.utilities import centred_utilities
 from fssa_bayes.sampling import (
@@ -49,8 +54,8 @@ _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 class Posterior:
     r"""Infers z for people the model need not have seen, from a few choices of each.
 
-    No fitting: one pass of the guide, and importance weights :math:`p(z)\,p(C|z) / m(z)` with
-    proposals :math:`m = .8\,q(z|C) + .2\,p(z)`.
+    Nothing is fitted. One pass of the guide gives q(z|C); proposals are drawn from the mixture
+    :math:`m = .8\,q(z|C) + .2\,p(z)` and get importance weights :math:`p(z)\,p(C|z) / m(z)`.
 
     Args:
         model: A fitted model.
@@ -62,13 +67,14 @@ class Posterior:
             represent the model's posterior; None takes the guide's draws as they are.
         population: `"fixed"` holds the population's parameters at their estimates. Draws of the
             population, made by `FitResult.population_draws` or `FitResult.bootstrap`, give every
-            posterior draw a population of its own; what a context says about the population
-            counts too.
+            posterior draw a population of its own; the weights then tell, too, how likely each
+            population makes the context.
         fallback: What to do for people whose `pareto_k` is above .7, so that the guide misses part
             of their posterior. `"draws"` takes 4, then 16 times as many draws from the mixture, in
-            milliseconds for each of them; `"nuts"` samples those whom that does not help, in
-            seconds or tens of seconds each; None does nothing. Draws are corrected only, so it does
-            nothing with `correct=None`, nor where the population is drawn.
+            milliseconds a person; `"nuts"` samples, in seconds or tens of seconds a person, those
+            for whom more draws do not suffice; None does nothing. A fallback serves corrected draws
+            of a fixed population: it does nothing with `correct=None`, nor with draws of the
+            population.
 
     Attributes:
         population: The draws of the population, or None where it is held fixed.
@@ -89,8 +95,6 @@ class Posterior:
         distributions, Technometrics 37(2).
     """
 
-    population: PopulationDraws | None = None
-
     def __init__(
         self,
         model: HeterogeneousBTL,
@@ -106,7 +110,7 @@ class Posterior:
         check_data(model, context)
         check_guide(model, guide)
         check_draws(model, num_samples, correct)
-        self.population = _check_population(model, population, num_samples)
+        drawn = check_population(model, population, num_samples)
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
         largest = 0 if guide is None else int(guide.largest_context)
@@ -123,25 +127,44 @@ class Posterior:
                 "towards p(z | C) of that model, correct=None takes the guide as it was trained",
                 stacklevel=2,
             )
-        self.model = model
-        self.guide = guide
-        self.context = context
-        self.num_samples = num_samples
-        self.seed = seed
-        self.correct = correct
-        members = () if self.population is None else self.population.members
-        self.fallback = fallback if correct and model.latent_dim and not members else None
+        members = () if drawn is None else drawn.members
         draws = draw_posterior(
             model, guide, context, num_samples, seed=seed, correct=correct, populations=members
         )
-        if self.fallback:
-            draws, self.method, self._reliable = fall_back(
-                model, guide, context, draws, how=self.fallback, seed=seed
+        method, reliable = "guide", None
+        if not correct or not model.latent_dim or members:
+            fallback = None
+        if fallback:
+            draws, method, reliable = fall_back(
+                model, guide, context, draws, how=fallback, seed=seed
             )
-        else:
-            self.method = np.full(len(context), "guide", dtype=object)
-            self._reliable = None
+        self._hold(model, guide, context, draws, method, reliable, seed=seed, correct=correct)
+        self.num_samples, self.population, self.fallback = num_samples, drawn, fallback
+
+    def _hold(
+        self,
+        model: HeterogeneousBTL,
+        guide: NeuralProcessGuide | None,
+        context: Preferences,
+        draws: Draws,
+        method: str | np.ndarray,
+        reliable: Tensor | None,
+        *,
+        seed: int,
+        correct: str | None,
+    ) -> None:
+        """Sets the attributes of a posterior of a fixed population from draws."""
+        self.model = model
+        self.guide = guide
+        self.context = context
+        self.num_samples = len(draws.z)
+        self.seed = seed
+        self.correct = correct
+        self.population: PopulationDraws | None = None
+        self.fallback: str | None = None
+        self.method = np.full(len(context), method, dtype=object)
         self._draws = draws
+        self._reliable = reliable
 
     @classmethod
     def from_draws(
@@ -153,14 +176,14 @@ class Posterior:
         *,
         seed: int = 0,
     ) -> Posterior:
-        """Wraps a gold standard, so that everything a posterior can say can be said of it.
+        """Makes a posterior of a gold standard, with all methods of a posterior.
 
         Args:
             model: The model that `exact` was computed for.
             context: The context that it was computed for.
             exact: The points or draws.
             guide: A guide whose log-density of the draws is to be exported, or None.
-            seed: Seed of what is drawn from it, such as equally weighted draws of grid points.
+            seed: Seed of further draws, such as equally weighted draws of grid points.
 
         Returns:
             A posterior whose draws are those of `exact`; `pareto_k` and `relative_ess`, which judge
@@ -179,20 +202,17 @@ class Posterior:
             raise ValueError("exact must be of this model, got one of other parameters")
         if guide is not None:
             check_guide(model, guide)
+        draws = replace(exact.draws, log_guide=score_draws(guide, context, exact.z))
         posterior = cls.__new__(cls)
-        posterior.model, posterior.guide, posterior.context = model, guide, context
-        posterior.num_samples = len(exact.z)
-        posterior.seed, posterior.correct, posterior.fallback = seed, exact.method, None
-        posterior.method = np.full(len(context), exact.method, dtype=object)
-        posterior._reliable = exact.converged
-        posterior._draws = Draws(
-            z=exact.z,
-            log_weights=exact.log_weights,
-            log_ratio=exact.log_joint[:0],
-            log_guide=score_draws(guide, context, exact.z),
-            log_joint=exact.log_joint,
-            weight_k=torch.full((len(context),), math.nan),
-            weighted=exact.method == "grid",
+        posterior._hold(
+            model,
+            guide,
+            context,
+            draws,
+            exact.method,
+            exact.converged,
+            seed=seed,
+            correct=exact.method,
         )
         return posterior
 
@@ -202,8 +222,6 @@ class Posterior:
             f"correct={self.correct!r})"
         )
 
-    # ------------------------------------------------------------------ draws
-
     @property
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The draws (S, U, K) before resampling and their normalised log-weights (S, U)."""
@@ -211,7 +229,7 @@ class Posterior:
 
     @cached_property
     def _model(self) -> HeterogeneousBTL | PopulationMixture:
-        """What evaluates the draws: where the population is drawn too, z carries its number."""
+        """Evaluates the draws; with draws of the population, z has a column for its position."""
         if self.population is None:
             return self.model
         return PopulationMixture([model for model, _ in self.population.members])
@@ -249,8 +267,9 @@ class Posterior:
     def reliable(self) -> Tensor:
         """Whether each person's draws can be relied upon, Boolean with shape (U,).
 
-        Where the guide made them, `pareto_k` is at most .7. Where more draws were made, so is k-hat
-        of their weights, and 200 of them are effective. Chains and grids have converged.
+        The guide's draws are reliable where `pareto_k` is at most .7; more draws, where the k-hat
+        of their weights is at most .7 and 200 of them are effective; chains and grids, where they
+        have converged.
         """
         if self._reliable is None:
             self._reliable = self.pareto_k <= MOST_PARETO_K
@@ -264,16 +283,16 @@ class Posterior:
         level: float = 0.05,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Asks whether each person's known choices look like those of anybody the model knows.
+        """Tests whether each person's known choices look like those of people of the model.
 
         The log-probability of the context under the model, log p(C) with z integrated out, is
         compared with that of people drawn from the model who are asked about the same pairs. A
         person who answers at random where the model expects consistency, or who wants what nobody
-        in training wanted, has a context of small probability. One who is more consistent than the
-        model expects does not surprise. Choices of half a win each are left out.
+        in training wanted, has a context of small probability. A person who is more consistent than
+        the model expects is no surprise. Choices of half a win each are left out.
 
         Args:
-            num_simulations: Simulated contexts a person at most; most need fewer than 100.
+            num_simulations: Simulated contexts a person at most; most people need fewer than 100.
             num_samples: Draws of z by which the probability of a context is estimated.
             level: Share of false alarms among the flags that is accepted.
             seed: Seed of the simulation.
@@ -281,10 +300,11 @@ class Posterior:
         Returns:
             One row a person (index `user`). Columns: `comparisons` known; `log_evidence`, log p(C)
             in nats, with its `expected` value and `standard_deviation` over simulated contexts, of
-            which there were `simulations`; `tail_probability`, that of a context no more probable,
-            uniform for people of the model; `adjusted`, the same adjusted for the number of people
-            (Benjamini–Hochberg); `flag`, whether that is at most `level`. One of U people can be
-            flagged alone if `num_simulations` is at least U / `level`.
+            which there were `simulations`; `tail_probability`, the probability of a context that is
+            no more probable, uniform for people of the model; `adjusted`, the tail probability
+            adjusted for the number of people (Benjamini–Hochberg); `flag`, whether `adjusted` is at
+            most `level`. One of U people can be flagged alone if `num_simulations` is at least
+            U / `level`.
 
         Raises:
             ValueError: If an option is out of range.
@@ -303,13 +323,11 @@ class Posterior:
             seed=seed,
         )
 
-    # ------------------------------------------------------------------ choices
-
     @torch.no_grad()
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         """Describes each person's probability of preferring left.
 
-        In a ranking, that of left standing above right where the ranking tells.
+        In a ranking, left is preferred where it stands above right.
 
         Args:
             target: Comparisons of the same people in the same order; it may have its own item
@@ -328,9 +346,9 @@ class Posterior:
             target: Comparisons of the same people in the same order.
 
         Returns:
-            Mean over a person's comparisons of log mean_z p(y | z), in nats, with shape (U,):
-            marginal for each choice, not joint. A ranking counts as one, its probability that of
-            the whole. Higher is better; NaN without comparisons.
+            Mean over a person's judgements of log mean_z p(y | z), in nats, with shape (U,):
+            marginal for each choice, not joint. A ranking is one judgement, with the probability of
+            the whole ranking. Higher is better; NaN without comparisons.
         """
         return score_choices(self.likelihoods(self._check_target(target)))
 
@@ -353,8 +371,6 @@ class Posterior:
             z = self._draws.z[:, people].to(self.model.device)
             log_weights = self._draws.log_weights[:, people].to(self.model.device)
             yield people, batch, self._model.choice(batch, z), log_weights
-
-    # ------------------------------------------------------------------ items
 
     def utility(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None
@@ -449,8 +465,6 @@ class Posterior:
             columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
         return pd.DataFrame(columns, index=self.context.user_names[people.numpy()].rename("user"))
 
-    # ------------------------------------------------------------------ export
-
     def to_inference_data(
         self, target: Preferences | None = None, items: Sequence | None = None
     ) -> InferenceData:
@@ -493,7 +507,7 @@ class Posterior:
             )
         if target is not None:
             self._check_target(target)
-        return export(
+        return export_draws(
             self.model,
             self.guide,
             self.context,
@@ -504,8 +518,6 @@ class Posterior:
             target=target,
             items=items,
         )
-
-    # ------------------------------------------------------------------ names
 
     def _check_utilities(self, what: str) -> None:
         if self.model.utility.is_random:
@@ -544,24 +556,6 @@ class Posterior:
         if users is None:
             return torch.arange(len(self.context))
         return positions("users", users, self.context.user_names)
-
-
-def _check_population(
-    model: HeterogeneousBTL, population: str | PopulationDraws, num_samples: int
-) -> PopulationDraws | None:
-    """Checks the populations that were given; returns None where the population is fixed."""
-    if isinstance(population, str) and population == "fixed":
-        return None
-    if not isinstance(population, PopulationDraws):
-        raise ValueError(f"population must be 'fixed' or PopulationDraws, got {population!r}")
-    if any(member.config != model.config for member, _ in population.members):
-        raise ValueError("population must hold draws of this model, got those of another one")
-    if model.latent_dim and len(population) > num_samples:
-        raise ValueError(
-            f"num_samples must be at least the number of populations, {len(population)}, got "
-            f"{num_samples}"
-        )
-    return population
 
 
 def _check_size(what: str, shape: tuple[int, int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Trust for one person: better draws where the guide fails, and whether the choices look usual."""
+"""Tests whether a person's known choices look like those of people of the model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import propose
 
-__all__ = ["context_surprise"]
+__all__ = [
+    "context_surprise",
+    "log_evidence",
+    "simulate_evidence",
+    "simulate_rounds",
+    "tail_probability",
+]
 
-
-_EXCEEDANCES = 10  # Simulations as surprising as the context, after which a person is let go.
-_ROUND = 50  # Simulations a person of the first round; each later one has twice as many, up to
-_MOST_A_ROUND = 400  # that many.
-
-
-# ---------------------------------------------------------------------- where the guide fails
-
-
-# ---------------------------------------------------------------------- who is unlike the others
+_EXCEEDANCES = 10  # Contexts at least as surprising as the person's, after which simulation stops.
+_ROUND = 50  # Simulations a person in the first round; each later round has twice as many,
+_MOST_A_ROUND = 400  # and no round more than these.
 
 
 @torch.no_grad()
@@ -45,9 +44,10 @@ def context_surprise(
 ) -> pd.DataFrame:
     """Compares the evidence of each context with that of contexts simulated on the same pairs.
 
-    See `Posterior.context_surprise`. Simulation stops for a person when ten simulated contexts were
-    as improbable as their own (Besag & Clifford 1991), and the evidence of both is estimated by the
-    same number of draws, so that the tail probability is exact however poor the guide is.
+    See `Posterior.context_surprise`. Simulation stops for a person after ten contexts at least as
+    improbable as the observed one (Besag & Clifford 1991). The evidence of observed and simulated
+    contexts is estimated by the same number of draws, so that the tail probability is exact however
+    poor the guide is.
     """
     if guide is None and model.latent_dim:
         raise ValueError("guide must be given to estimate the evidence of contexts, got None")
@@ -62,11 +62,11 @@ def context_surprise(
     with seeded(seed):
         observed = torch.cat(
             [
-                _log_evidence(model, guide, batch, num_samples)
+                log_evidence(model, guide, batch, num_samples)
                 for batch in _countable(context, num_samples, model.device)
             ]
         )
-        rounds = _simulate_rounds(model, guide, context, observed, num_simulations, num_samples)
+        rounds = simulate_rounds(model, guide, context, observed, num_simulations, num_samples)
     from scipy.stats import false_discovery_control
 
     simulated, tail = zip(*rounds, strict=True)
@@ -86,7 +86,7 @@ def context_surprise(
     )
 
 
-def _simulate_rounds(
+def simulate_rounds(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     context: Preferences,
@@ -94,7 +94,20 @@ def _simulate_rounds(
     num_simulations: int,
     num_samples: int,
 ) -> list[tuple[np.ndarray, float]]:
-    """Returns each person's simulated log evidence and the tail probability of their own."""
+    """Simulates contexts of each person, round after round, until the tail probability is known.
+
+    Args:
+        model: The model.
+        guide: Its guide, or None for a model without latent factor.
+        context: The people and the choices that are known of them.
+        observed: Log evidence of their contexts, with shape (U,).
+        num_simulations: Simulated contexts a person at most.
+        num_samples: Draws of z by which the evidence of a context is estimated.
+
+    Returns:
+        The log evidence of each person's simulated contexts, and the tail probability of the
+        observed one.
+    """
     values = [np.empty(0) for _ in range(len(context))]
     tail = np.ones(len(context))
     people, size, done = np.arange(len(context)), _ROUND, 0
@@ -102,23 +115,36 @@ def _simulate_rounds(
         size = min(size, num_simulations - done)
         batches = _countable(context.subset(people), size * num_samples, model.device)
         new = torch.cat(
-            [_simulated_evidence(model, guide, batch, size, num_samples) for batch in batches]
+            [simulate_evidence(model, guide, batch, size, num_samples) for batch in batches]
         )
         for user, evidence in zip(people, new.numpy(), strict=True):
             values[user] = np.append(values[user], evidence)
-            tail[user] = _tail(values[user] <= observed[user].item())
+            tail[user] = tail_probability(values[user] <= observed[user].item())
         done += size
         people = people[tail[people] * done < _EXCEEDANCES]
         size = min(2 * size, _MOST_A_ROUND)
     return list(zip(values, tail, strict=True))
 
 
-def _tail(exceeds: np.ndarray) -> float:
-    """Estimates a tail probability from exceedances in the order they were simulated."""
+def tail_probability(exceeds: np.ndarray, most: int = _EXCEEDANCES) -> float:
+    """Estimates a tail probability by simulations that stop at a number of exceedances.
+
+    Args:
+        exceeds: Whether each simulation is at least as extreme as the observation, Boolean with
+            shape (B,), in the order of simulation.
+        most: Number of exceedances at which simulation stops; later simulations are ignored.
+
+    Returns:
+        `most` divided by the simulations up to that exceedance; where there are fewer,
+        (exceedances + 1) / (B + 1).
+
+    References:
+        Besag & Clifford (1991), Sequential Monte Carlo p-values, Biometrika 78(2).
+    """
     count = exceeds.cumsum()
-    if count[-1] < _EXCEEDANCES:
+    if count[-1] < most:
         return (count[-1] + 1) / (len(exceeds) + 1)
-    return _EXCEEDANCES / (1 + int(np.searchsorted(count, _EXCEEDANCES)))
+    return most / (1 + int(np.searchsorted(count, most)))
 
 
 def _countable(context: Preferences, num_samples: int, device: torch.device) -> Iterator[Batch]:
@@ -130,14 +156,18 @@ def _countable(context: Preferences, num_samples: int, device: torch.device) -> 
             yield batch.replace(mask=batch.mask & ~batch.half_wins)
 
 
-def _simulated_evidence(
+def simulate_evidence(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     batch: Batch,
     size: int,
     num_samples: int,
 ) -> Tensor:
-    """Simulates `size` people asked what each person was; returns their log evidence (U, size)."""
+    """Simulates `size` people who are asked about the pairs of each person of a batch.
+
+    Returns:
+        The log evidence of their contexts, with shape (U, size).
+    """
     names = ("left", "right", "choice", "mask", "covariates", "ranking")
     tables = {name: getattr(batch, name) for name in names}
     wide = batch.replace(
@@ -145,10 +175,10 @@ def _simulated_evidence(
     )
     z = model.prior(wide.num_users, wide.covariates).sample()
     wide = wide.replace(choice=model.choice(wide, z).sample())
-    return _log_evidence(model, guide, wide, num_samples).reshape(-1, size)
+    return log_evidence(model, guide, wide, num_samples).reshape(-1, size)
 
 
-def _log_evidence(
+def log_evidence(
     model: HeterogeneousBTL, guide: NeuralProcessGuide | None, batch: Batch, num_samples: int
 ) -> Tensor:
     """Estimates log p(C), in nats, with shape (U,), by draws from the mixture."""

@@ -12,12 +12,17 @@ from fssa_bayes.model import HeterogeneousBTL
 __all__ = ["centred_utilities"]
 
 
-_CHUNK = 2**24  # Utilities held at once while a table is built: 64 MB in float32.
+_CHUNK = 2**24  # 64 MB in float32.
 
 
 @torch.no_grad()
 def centred_utilities(
-    model: HeterogeneousBTL, z: Tensor, table: Tensor, people: Tensor
+    model: HeterogeneousBTL,
+    z: Tensor,
+    table: Tensor,
+    people: Tensor,
+    *,
+    chunk: int = _CHUNK,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields utilities (S, u, M), centred over the items, of a few people at a time.
 
@@ -26,8 +31,9 @@ def centred_utilities(
         z: Draws with shape (S, U, K).
         table: Features (M, D) or positions (M,) of the items.
         people: Positions of the people wanted.
+        chunk: Largest number of utilities of several people that are held at once.
     """
-    size = max(1, _CHUNK // (len(z) * len(table)))
+    size = max(1, chunk // (len(z) * len(table)))
     table = table.to(model.device)
     for start in range(0, len(people), size):
         where = slice(start, start + size)

@@ -11,7 +11,9 @@ from string import Template
 
 import pandas as pd
 
-__all__ = ["Figure", "Section", "render"]
+__all__ = ["Figure", "Section", "render", "render_figure", "render_table"]
+
+_STYLED = ("fail", "error")  # Verdicts with a style of their own.
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -32,6 +34,9 @@ th, td { border-bottom: 1px solid #ccc; padding: .35rem .6rem .35rem 0; text-ali
          vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.verdict { white-space: nowrap; font-weight: bold; }
+td.fail, td.error { border-left: .3rem solid #b00020; padding-left: .5rem; color: #b00020; }
+td.error { background: #b00020; color: #fff; padding-right: .5rem; }
+td.error + td { padding-left: .6rem; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: #333; }
 footer { margin-top: 3rem; font-size: .85rem; color: #555; border-top: 1px solid #ccc; }
@@ -41,6 +46,8 @@ footer { margin-top: 3rem; font-size: .85rem; color: #555; border-top: 1px solid
               padding: .3rem .6rem; }
   .cards td { display: block; border: 0; padding: .15rem 0; white-space: normal; }
   .cards td::before { content: attr(data-label) ": "; color: #555; font-weight: normal; }
+  .cards td.error::before { color: inherit; }
+  .cards td.error { padding-left: .3rem; } .cards td.error + td { padding-left: 0; }
 }
 </style>
 </head>
@@ -86,27 +93,45 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section], footer: str) -> str:
-    """Writes the page; every text is escaped."""
-    body = "\n".join(_section(section) for section in sections)
+    """Writes the page; every text is escaped.
+
+    Args:
+        title: The title of the page.
+        sections: The parts of the page, in order.
+        footer: The last line.
+
+    Returns:
+        The page in HTML.
+    """
+    parts = []
+    for section in sections:
+        lead = "" if section.heading else ' class="lead"'
+        if section.heading:
+            parts.append(f"<h2>{html.escape(section.heading)}</h2>")
+        parts += [f"<p{lead}>{html.escape(text)}</p>" for text in section.text]
+        if section.table is not None:
+            parts.append(render_table(section.table, cards=section.cards))
+        parts += [render_figure(figure) for figure in section.figures]
+    body = "\n".join(parts)
     return _PAGE.substitute(title=html.escape(title), body=body, footer=html.escape(footer))
 
 
-def _section(section: Section) -> str:
-    lead = "" if section.heading else ' class="lead"'
-    parts = [f"<h2>{html.escape(section.heading)}</h2>"] if section.heading else []
-    parts += [f"<p{lead}>{html.escape(text)}</p>" for text in section.text]
-    if section.table is not None:
-        parts.append(_table(section.table, section.cards))
-    parts += [_figure(figure) for figure in section.figures]
-    return "\n".join(parts)
-
-
-def _table(table: pd.DataFrame, cards: bool) -> str:
+def render_table(table: pd.DataFrame, *, cards: bool = False) -> str:
+    """Writes a table; a cell of a column `verdict` has its verdict as a class of the style."""
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
     rows = []
     for row in table.itertuples(index=False):
-        cells = zip(table.columns, row, strict=True)
-        rows.append("<tr>" + "".join(_cell(str(name), value) for name, value in cells) + "</tr>")
+        cells = []
+        for name, value in zip(table.columns, row, strict=True):
+            kind, text = "", str(value)
+            if isinstance(value, float):
+                kind, text = "number", "–" if math.isnan(value) else f"{value:.4g}"
+            elif name == "verdict":
+                kind = f"verdict {text}" if text in _STYLED else "verdict"
+            attributes = f' class="{kind}"' if kind else ""
+            label = html.escape(str(name))
+            cells.append(f'<td{attributes} data-label="{label}">{html.escape(text)}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
     kind = ' class="cards"' if cards else ""
     return (
         f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n'
@@ -114,16 +139,8 @@ def _table(table: pd.DataFrame, cards: bool) -> str:
     )
 
 
-def _cell(name: str, value: object) -> str:
-    kind = "number" if isinstance(value, float) else "verdict" if name == "verdict" else ""
-    text = str(value)
-    if isinstance(value, float):
-        text = "–" if math.isnan(value) else f"{value:.4g}"
-    attributes = f' class="{kind}"' if kind else ""
-    return f'<td{attributes} data-label="{html.escape(name)}">{html.escape(text)}</td>'
-
-
-def _figure(figure: Figure) -> str:
+def render_figure(figure: Figure) -> str:
+    """Writes a figure with its picture inside."""
     caption = html.escape(figure.caption)
     data = base64.b64encode(figure.png).decode("ascii")
     return (

@@ -2,13 +2,14 @@ r"""Can I believe this posterior, for whom, and if not, what do I do?
 
 :func:`diagnose` runs the checks of this library on one fitted model, within a budget of seconds,
 and writes a table and one self-contained page. Every check says whether it could see that the model
-is wrong: those on people simulated from the model itself cannot.
+is wrong: checks on people simulated from the model itself cannot.
 """
 
 from __future__ import annotations
 
 import os
 import time
+import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,35 +19,82 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from fssa_bayes.checks import check_study
+from fssa_bayes._files import write_file
+from fssa_bayes.checks import NotEnoughDataError, check_study
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.report import real, refit, simulated
 from fssa_bayes.report.page import Section, render
-from fssa_bayes.report.real import (
-    another_objective,
-    behaviour,
-    directions,
-    predictions,
-    seconds_of_another_objective,
-    seconds_of_predictions,
-    surprises,
-)
-from fssa_bayes.report.simulated import SBC, calibration, gold_standard, seconds_of_simulated
-from fssa_bayes.report.study import NotPossibleError, Part, Study
-from fssa_bayes.report.verdicts import Check
+from fssa_bayes.report.study import Part, Study
+from fssa_bayes.report.summary import summarise
+from fssa_bayes.report.verdicts import Check, NotPossibleError
 
-__all__ = ["Report", "diagnose"]
+__all__ = ["PARTS", "Report", "describe_error", "diagnose", "run_parts"]
+
+PARTS = (
+    Part(
+        "real people: predictions",
+        True,
+        lambda study: 3 * study.seconds * len(study.data) * len(study.sizes),
+        real.check_predictions,
+    ),
+    Part(
+        "real people: score tests",
+        True,
+        lambda study: 2 * study.seconds * len(study.data),
+        real.check_directions,
+    ),
+    Part(
+        "real people: behaviour",
+        True,
+        lambda study: 10 * study.seconds * len(study.data),
+        real.check_behaviour,
+    ),
+    Part(
+        "real people: surprises",
+        True,
+        lambda study: 10 * study.seconds * len(study.data),
+        real.check_surprises,
+    ),
+    Part(
+        "simulated people: calibration",
+        False,
+        lambda study: 2 * study.seconds * study.num_users * len(study.sizes),
+        simulated.check_calibration,
+    ),
+    Part(
+        "simulated people: exact posteriors",
+        False,
+        lambda study: 1000 * study.seconds * len(study.sizes),
+        simulated.check_against_grid,
+    ),
+    Part(
+        "simulated people: joint coverage",
+        False,
+        lambda study: (
+            study.seconds * min(study.num_users, simulated.JOINT_PEOPLE) * len(study.sizes)
+        ),
+        simulated.check_joint_coverage,
+    ),
+    Part(
+        "real people: another objective",
+        True,
+        refit.seconds_of_another_objective,
+        refit.check_another_objective,
+    ),
+)
+"""The parts of a report, in the order in which they spend the budget."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Holds the checks, and the page that tells of them.
+    """Holds the checks, and the page that shows them.
 
     Attributes:
         checks: What was found, in order.
         sections: The parts of the page after the table.
-        summary: The answer in plain words.
+        summary: The answer in plain words; errors come first.
         footer: Sizes, seeds and times.
     """
 
@@ -59,17 +107,20 @@ class Report:
     def table(self) -> pd.DataFrame:
         """One row a check."""
         names = ["check", "value", "threshold", "verdict", "what to do", "sees a wrong model"]
-        rows = [
-            (c.name, c.value, c.threshold, c.verdict, c.advice, _yes(c.sees_wrong_model))
-            for c in self.checks
-        ]
+        rows = []
+        for c in self.checks:
+            sees = "yes" if c.sees_wrong_model else "no"
+            rows.append((c.name, c.value, c.threshold, c.verdict, c.advice, sees))
         return pd.DataFrame(rows, columns=names)
 
     @property
     def passed(self) -> bool:
-        """Whether a check passed and none failed; those that were skipped count neither way."""
+        """Whether a check passed, and none failed or stopped with an error.
+
+        Checks that were skipped, and notes, count neither way.
+        """
         verdicts = {check.verdict for check in self.checks}
-        return "pass" in verdicts and "fail" not in verdicts
+        return "pass" in verdicts and verdicts.isdisjoint({"fail", "error"})
 
     def to_html(self) -> str:
         """Returns the page: one file with its figures, without network."""
@@ -80,18 +131,20 @@ class Report:
         """Writes `report.html` and `checks.csv` into a folder, each whole or not at all.
 
         Args:
-            out: The folder; it is made.
+            out: The folder, which is made if it is not there.
 
         Returns:
             The path of the page.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If a file cannot be written.
         """
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "checks.csv", self.table.to_csv(index=False))
-        return _write(out / "report.html", self.to_html())
+        write_file(out / "checks.csv", self.table.to_csv(index=False).encode())
+        page = out / "report.html"
+        write_file(page, self.to_html().encode())
+        return page
 
 
 def diagnose(
@@ -105,9 +158,12 @@ def diagnose(
     sizes: Sequence[int] = (0, 1, 2, 4, 8, 16),
     num_users: int = 2000,
     num_samples: int = 1000,
+    refit_steps: int = 400,
     seed: int = 0,
 ) -> Report:
     """Checks the posteriors of a fitted model in every way that the budget allows.
+
+    A check that stops with an exception has the verdict `"error"`, and the others go on.
 
     Args:
         model: A fitted model with latent factor.
@@ -115,10 +171,11 @@ def diagnose(
         data: People who took no part in the fit.
         out: Folder for `report.html` and `checks.csv`; nothing is written if None.
         train: The people of the fit, for the comparison with a fit by another objective.
-        budget: Seconds; a check that would not fit into what is left is skipped and named.
+        budget: Seconds; a check that needs more than what is left is skipped and named.
         sizes: Numbers of known choices.
-        num_users: People simulated at each of them.
+        num_users: People simulated at each number of known choices.
         num_samples: Draws S of each person's posterior.
+        refit_steps: Steps of the fit by another objective.
         seed: Seed of people, splits and draws.
 
     Returns:
@@ -139,24 +196,53 @@ def diagnose(
         check_data(model, train)
     if not isinstance(budget, int | float) or not budget > 0:
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    for name, value, least in (("seed", seed, 0), ("refit_steps", refit_steps, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     sizes = tuple(sorted(check_study(model, sizes, num_users, num_samples)))
     if not all(torch.isfinite(value).all() for value in model.parameters()):
         raise ValueError("model must have finite parameters, got NaN or infinity")
+    if out is not None:  # A folder that cannot be written is refused before any work is done.
+        Path(out).mkdir(parents=True, exist_ok=True)
+        probe = Path(out) / f".{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    study = Study(model, guide, data, train, sizes, num_users, num_samples, refit_steps, seed)
+    checks, sections, times = run_parts(PARTS, study, budget)
+    config = model.config
+    footer = (
+        f"fssa_bayes {metadata.version('fssa_bayes')}; {len(data)} people held out with "
+        f"{data.num_comparisons} comparisons; utility {config['utility']}, "
+        f"{config['latent_dim']} latent dimensions; {num_users} people simulated at each of "
+        f"{', '.join(map(str, sizes))} known choices; {num_samples} draws a person; "
+        f"seed {seed}; {'; '.join(times)}; budget {budget:g} s."
+    )
+    report = Report(checks, sections, summarise(checks), footer)
     if out is not None:
-        _check_writable(Path(out))
-    study = Study(model, guide, data, train, sizes, num_users, num_samples, seed)
-    return _run(study, budget, out)
+        report.write(out)
+    return report
 
 
-# ---------------------------------------------------------------------- running the checks
+def run_parts(
+    parts: Sequence[Part], study: Study, budget: float
+) -> tuple[list[Check], list[Section], list[str]]:
+    """Runs the parts of a report one after the other, as far as the budget reaches.
 
+    A part that data or budget do not allow is skipped. Any other exception gives the verdict
+    `"error"`: it is a fault of the part or of what the part was given, and must not read as if
+    nothing contradicted the model.
 
-def _run(study: Study, budget: float, out: str | os.PathLike | None) -> Report:
+    Args:
+        parts: The parts.
+        study: What the parts look at.
+        budget: Seconds for all parts together.
+
+    Returns:
+        The checks, the sections of the page, and the time of each part in words.
+    """
     start = time.perf_counter()
     checks, sections, times = [], [], []
-    for part in _PARTS:
+    for part in parts:
         began = time.perf_counter()
         left = budget - (began - start)
         try:
@@ -164,129 +250,29 @@ def _run(study: Study, budget: float, out: str | os.PathLike | None) -> Report:
             if needed > left:
                 raise NotPossibleError(f"about {needed:.0f} s needed, {max(left, 0):.0f} s left")
             found, section = part.run(study)
-        except (NotPossibleError, ValueError) as reason:
+        except (NotPossibleError, NotEnoughDataError) as reason:
             checks.append(Check(part.name, "–", "–", "skipped", str(reason), part.sees_wrong_model))
-            continue
-        checks += found
-        sections.append(section)
-        times.append(f"{part.name} {time.perf_counter() - began:.0f} s")
-    model = study.model.config
-    footer = (
-        f"fssa_bayes {metadata.version('fssa_bayes')}; {len(study.data)} people held out with "
-        f"{study.data.num_comparisons} comparisons; utility {model['utility']}, "
-        f"{model['latent_dim']} latent dimensions; {study.num_users} people simulated at each of "
-        f"{', '.join(map(str, study.sizes))} known choices; {study.num_samples} draws a person; "
-        f"seed {study.seed}; {'; '.join(times)}; budget {budget:g} s."
+        except Exception as error:
+            checks.append(describe_error(part, error))
+        else:
+            checks += found
+            sections.append(section)
+            times.append(f"{part.name} {time.perf_counter() - began:.0f} s")
+    return checks, sections, times
+
+
+def describe_error(part: Part, error: Exception) -> Check:
+    """Makes the check of a part that stopped: type, message and place of the exception."""
+    package = Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [frame for frame in frames if package in Path(frame.filename).parents][-1]
+    file = Path(place.filename).relative_to(package).as_posix()
+    return Check(
+        part.name,
+        f"{type(error).__name__}: {error}",
+        "–",
+        "error",
+        f"mend the cause and diagnose again: this part judged nothing, it stopped in {file}, line "
+        f"{place.lineno}",
+        part.sees_wrong_model,
     )
-    report = Report(checks, sections, _summary(checks), footer)
-    if out is not None:
-        report.write(out)
-    return report
-
-
-def _summary(checks: Sequence[Check]) -> list[str]:
-    """Answers in plain words: can the posterior be believed, for whom, and what to do?"""
-    inference = [check for check in checks if not check.sees_wrong_model]
-    reality = [check for check in checks if check.sees_wrong_model]
-    lines = [_about_inference(inference), _about_reality(reality)]
-    skipped = [check.name for check in checks if check.verdict == "skipped"]
-    if skipped:
-        lines.append(f"Not checked: {', '.join(skipped)}; the table says why.")
-    return lines
-
-
-def _about_inference(checks: Sequence[Check]) -> str:
-    failed = [check for check in checks if check.verdict == "fail"]
-    if failed:
-        return (
-            "The posteriors are not those of the fitted model: "
-            f"{', '.join(check.name for check in failed)} failed. What to do: {failed[0].advice}."
-        )
-    if any(check.name == SBC and check.verdict == "pass" for check in checks):
-        return (
-            "The posteriors are those of the fitted model, as far as people simulated from it can "
-            "show; they could not show that the model is wrong."
-        )
-    return "Whether the posteriors are those of the fitted model was not checked in full."
-
-
-def _about_reality(checks: Sequence[Check]) -> str:
-    judged = [check for check in checks if check.verdict in ("pass", "fail")]
-    failed = [check for check in judged if check.verdict == "fail"]
-    if failed:
-        return (
-            f"The model does not fit the real people held out: {len(failed)} of {len(judged)} "
-            f"checks failed ({', '.join(check.name for check in failed)}). What to do: "
-            f"{failed[0].advice}."
-        )
-    if judged:
-        return f"None of {len(judged)} checks on the real people held out contradicts the model."
-    return "Whether the model fits real people was not checked."
-
-
-# ---------------------------------------------------------------------- real people
-
-
-# ---------------------------------------------------------------------- simulated people
-
-
-# ---------------------------------------------------------------------- another fit
-
-
-# ---------------------------------------------------------------------- the parts in order
-
-
-_PARTS = (
-    Part("real people: predictions", True, seconds_of_predictions, predictions),
-    Part(
-        "real people: score tests",
-        True,
-        lambda study: 2 * study.seconds * len(study.data),
-        directions,
-    ),
-    Part(
-        "real people: behaviour",
-        True,
-        lambda study: 10 * study.seconds * len(study.data),
-        behaviour,
-    ),
-    Part(
-        "real people: surprises",
-        True,
-        lambda study: 10 * study.seconds * len(study.data),
-        surprises,
-    ),
-    Part("simulated people: calibration", False, seconds_of_simulated, calibration),
-    Part(
-        "simulated people: exact posteriors",
-        False,
-        lambda study: 1000 * study.seconds * len(study.sizes),
-        gold_standard,
-    ),
-    Part("real people: another objective", True, seconds_of_another_objective, another_objective),
-)
-
-
-# ---------------------------------------------------------------------- words, numbers, files
-
-
-def _yes(answer: bool) -> str:
-    return "yes" if answer else "no"
-
-
-def _check_writable(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / f".{uuid.uuid4().hex}"
-    probe.touch()
-    probe.unlink()
-
-
-def _write(path: Path, text: str) -> Path:
-    """Writes a file under another name and renames it, so that it is never seen half-written."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

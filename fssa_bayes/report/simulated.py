@@ -10,17 +10,35 @@ from fssa_bayes import diagnostics, plots
 from fssa_bayes.checks import CalibrationStudy, calibrate, simulate_people
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
-from fssa_bayes.report.study import NotPossibleError, Study, draw_figure, root_mean_square
-from fssa_bayes.report.verdicts import LEVEL, REFINE, Check
-from fssa_bayes.sampling import grid, score_draws
+from fssa_bayes.report.study import Study, draw_figure, root_mean_square
+from fssa_bayes.report.verdicts import LEVEL, REFINE, Check, NotPossibleError
+from fssa_bayes.sampling import MOST_PARETO_K, draw_posterior, grid, score_draws
 
-__all__ = []
-
+__all__ = [
+    "JOINT_PEOPLE",
+    "SBC",
+    "check_against_grid",
+    "check_calibration",
+    "check_joint_coverage",
+    "draw_calibration",
+    "judge_coverage",
+    "judge_ess",
+    "judge_guide_coverage",
+    "judge_pareto_k",
+    "judge_sbc",
+]
 
 SBC = "simulation-based calibration of the posterior"
+"""Name of the check that decides whether the posteriors are those of the fitted model."""
+
+JOINT_PEOPLE = 500
+"""People simulated at each number of known choices for the check of joint coverage, at most."""
+
+_MOST_K = f"{MOST_PARETO_K:g}".removeprefix("0")
 
 
-def calibration(study: Study) -> tuple[list[Check], Section]:
+def check_calibration(study: Study) -> tuple[list[Check], Section]:
+    """Studies the posteriors of people simulated from the model, by number of known choices."""
     calibration = calibrate(
         study.model,
         study.guide,
@@ -31,28 +49,30 @@ def calibration(study: Study) -> tuple[list[Check], Section]:
         seed=study.seed,
     )
     checks = [
-        _check_sbc(calibration, "corrected"),
-        _check_coverage(calibration),
-        _check_sbc(calibration, "guide"),
-        _check_guide_coverage(calibration),
-        _check_ess(calibration),
-        _check_pareto_k(calibration),
+        judge_sbc(calibration, "corrected"),
+        judge_coverage(calibration),
+        judge_sbc(calibration, "guide"),
+        judge_guide_coverage(calibration),
+        judge_ess(calibration),
+        judge_pareto_k(calibration),
     ]
     tested = calibration.test("corrected").table
     table = tested.drop(columns=["users", "mean", "variance"])
     table = table.rename(columns={"group": "known choices"})
     text = (
-        "People simulated from the fitted model: their true values must be spread evenly over "
-        "their posteriors. These checks judge guide and importance weights. A wrong model passes "
-        "them. scale is the posterior's standard deviation as a share of what it should be, shift "
-        "the truth's mean distance from the posterior in standard deviations.",
+        "The true values of people simulated from the fitted model must be spread evenly over "
+        "their posteriors. These checks judge guide and importance weights; a wrong model passes "
+        "them. In the table, scale is the posterior's standard deviation as a share of what it "
+        "should be, and shift is the truth's mean distance from the posterior, in standard "
+        "deviations.",
     )
     return checks, Section(
-        "Simulated people: calibration", text, table, _calibration_figures(calibration, tested)
+        "Simulated people: calibration", text, table, draw_calibration(calibration, tested)
     )
 
 
-def _calibration_figures(calibration: CalibrationStudy, tested: pd.DataFrame) -> list[Figure]:
+def draw_calibration(calibration: CalibrationStudy, tested: pd.DataFrame) -> list[Figure]:
+    """Draws ranks, coverage, contraction and Pareto k-hat."""
     sizes, people = calibration.sizes, calibration.pareto_k.shape[1]
     worst = sizes.index(int(tested.loc[tested["p_value"].idxmin(), "group"]))
     pit = calibration.pit["corrected"]
@@ -90,13 +110,14 @@ def _calibration_figures(calibration: CalibrationStudy, tested: pd.DataFrame) ->
         ),
         draw_figure(
             plots.pareto_k(calibration.pareto_k.flatten(), size),
-            "Pareto k-hat of every simulated person: above .7 the guide misses part of the "
+            f"Pareto k-hat of every simulated person: above {_MOST_K} the guide misses part of the "
             "posterior, and importance weights cannot be relied upon.",
         ),
     ]
 
 
-def _check_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
+def judge_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
+    """Asks whether true values are spread evenly over the `"corrected"` or `"guide"` posterior."""
     result = calibration.test(posterior, prob=1 - LEVEL)
     worst = result.table.loc[result.table["p_value"].idxmin()]
     where = f", {worst['direction']}: {worst['quantity']}, {worst['group']} known choices"
@@ -112,7 +133,8 @@ def _check_sbc(calibration: CalibrationStudy, posterior: str) -> Check:
     )
 
 
-def _check_coverage(calibration: CalibrationStudy) -> Check:
+def judge_coverage(calibration: CalibrationStudy) -> Check:
+    """Asks whether intervals of the corrected posterior hold the truth as often as they say."""
     table = calibration.coverage("corrected")
     limit = float(stats.norm.isf(LEVEL / 2 / len(table)))
     worst = table.loc[table["z"].abs().idxmax()]
@@ -128,7 +150,8 @@ def _check_coverage(calibration: CalibrationStudy) -> Check:
     )
 
 
-def _check_guide_coverage(calibration: CalibrationStudy) -> Check:
+def judge_guide_coverage(calibration: CalibrationStudy) -> Check:
+    """Asks whether intervals of the guide alone hold the truth as often as they say."""
     table = calibration.coverage("guide")
     off = (table["covered"] - table["level"]).abs().max()
     good = off <= 0.04
@@ -142,7 +165,8 @@ def _check_guide_coverage(calibration: CalibrationStudy) -> Check:
     )
 
 
-def _check_ess(calibration: CalibrationStudy) -> Check:
+def judge_ess(calibration: CalibrationStudy) -> Check:
+    """Asks how many of the guide's draws the importance weights waste."""
     ess = calibration.relative_ess.mean(-1)
     worst = int(ess.argmin())
     good = ess[worst] >= 0.5
@@ -156,12 +180,13 @@ def _check_ess(calibration: CalibrationStudy) -> Check:
     )
 
 
-def _check_pareto_k(calibration: CalibrationStudy) -> Check:
-    share = (calibration.pareto_k > 0.7).float().mean(-1)
+def judge_pareto_k(calibration: CalibrationStudy) -> Check:
+    """Asks for how many people importance weights cannot be relied upon."""
+    share = (calibration.pareto_k > MOST_PARETO_K).float().mean(-1)
     worst = int(share.argmax())
     good = share[worst] <= 0.01
     return Check(
-        "people whose Pareto k-hat is above .7",
+        f"people whose Pareto k-hat is above {_MOST_K}",
         f"{share[worst]:.1%} at {calibration.sizes[worst]} known choices, the worst",
         "at most 1 %",
         "pass" if good else "note",
@@ -170,7 +195,8 @@ def _check_pareto_k(calibration: CalibrationStudy) -> Check:
     )
 
 
-def gold_standard(study: Study) -> tuple[list[Check], Section]:
+def check_against_grid(study: Study) -> tuple[list[Check], Section]:
+    """Compares guide and corrected posterior with exact posteriors on a grid."""
     if study.model.latent_dim > 2:
         raise NotPossibleError(
             "a grid needs at most 2 latent dimensions: compare a few people with exact.nuts"
@@ -180,9 +206,10 @@ def gold_standard(study: Study) -> tuple[list[Check], Section]:
         people = simulate_people(study.model, study.data, size, 100, seed=study.seed + 1)
         gold = grid(study.model, people.context, num=61)
         log_guide = score_draws(study.guide, people.context, gold.z).double()
-        divergence = (
-            gold.log_weights.double().exp() * (gold.log_joint - gold.log_evidence - log_guide)
-        ).sum(0)
+        # The grid's weights are posterior density times volume.
+        log_density = gold.log_joint.double() - gold.log_evidence.double()
+        volume = (gold.log_weights.double() - log_density).exp()
+        divergence = diagnostics.kl_to_grid(log_density, log_guide, volume)
         ours = study.posterior(people.context, 4000).choice_prob(people.target).mean
         theirs = Posterior.from_draws(study.model, people.context, gold).choice_prob(people.target)
         rows.append(
@@ -218,5 +245,58 @@ def gold_standard(study: Study) -> tuple[list[Check], Section]:
     return checks, Section("Simulated people: exact posteriors", text, table)
 
 
-def seconds_of_simulated(study: Study) -> float:
-    return 2 * study.seconds * study.num_users * len(study.sizes)
+def check_joint_coverage(study: Study) -> tuple[list[Check], Section]:
+    """Asks whether the corrected posterior covers the true z, all latent factors together."""
+    people = min(study.num_users, JOINT_PEOPLE)
+    results = []
+    for size in study.sizes:
+        known = simulate_people(study.model, study.data, size, people, seed=study.seed + 2)
+        z, log_weights = study.posterior(known.context).proposals
+        # A reference point has to depend on the context, and not on the draws that are tested.
+        reference = draw_posterior(
+            study.model, study.guide, known.context, 1, seed=study.seed + 1, correct=None
+        ).z[0]
+        share = LEVEL / len(study.sizes)
+        results.append(
+            diagnostics.tarp(z, log_weights, known.z, reference, prob=1 - share, seed=study.seed)
+        )
+    table = pd.DataFrame(
+        {
+            "known choices": study.sizes,
+            "p_value": [result.p_value for result in results],
+            "largest distance from the level": [
+                float(np.abs(result.coverage - result.level).max()) for result in results
+            ],
+        }
+    )
+    p_value = min(1.0, len(results) * table["p_value"].min())
+    worst = study.sizes[int(table["p_value"].idxmin())]
+    good = not any(result.rejected for result in results)
+    check = Check(
+        "joint coverage of the latent factors (TARP)",
+        f"p = {p_value:.2g}" + ("" if good else f", the worst at {worst} known choices"),
+        f"p ≥ {LEVEL}, all sizes together",
+        "pass" if good else "note",
+        "nothing" if good else REFINE,
+        False,
+    )
+    first = results[0]
+    figure = draw_figure(
+        plots.coverage_curve(
+            first.level,
+            np.stack([result.coverage for result in results], -1),
+            first.lower,
+            first.upper,
+            [f"{size} known" for size in study.sizes],
+            band_name="exact",
+        ),
+        "Corrected posterior: how often a ball around a reference point holds the true z, against "
+        "the posterior mass of the ball. Curves of an exact posterior stay in the band.",
+    )
+    text = (
+        f"{people} people simulated at each size. A ball around a reference point, one draw of the "
+        "guide for that person, is as large as the distance to the true z; its posterior mass is "
+        "spread evenly if the posterior is right. This sees a posterior whose latent factors are "
+        "wrong together, even where each single margin is covered. A wrong model passes.",
+    )
+    return [check], Section("Simulated people: joint coverage", text, table, [figure])

@@ -19,17 +19,17 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
-from fssa_bayes.report.verdicts import Check
+from fssa_bayes.report.verdicts import Check, NotPossibleError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = []
+__all__ = ["Part", "Study", "draw_figure", "first_names", "root_mean_square", "share_covered"]
 
 
 @dataclass
 class Study:
-    """Holds what every part of the report looks at."""
+    """Holds what every part of the report looks at: the arguments of `diagnose`."""
 
     model: HeterogeneousBTL
     guide: NeuralProcessGuide
@@ -38,11 +38,18 @@ class Study:
     sizes: tuple[int, ...]
     num_users: int
     num_samples: int
+    refit_steps: int
     seed: int
 
     @cached_property
     def seconds(self) -> float:
-        """Seconds that the posterior of one simulated person takes, at the largest context."""
+        """Seconds that the posterior of one simulated person takes, at the largest context.
+
+        Raises:
+            NotPossibleError: If there are no comparisons to ask people about.
+        """
+        if not self.data.num_comparisons:
+            raise NotPossibleError("the people held out have no comparisons")
         people = simulate_people(self.model, self.data, max(self.sizes), 100, seed=self.seed)
         self.posterior(people.context.subset(range(10)))  # The first call loads libraries.
         start = time.perf_counter()
@@ -50,7 +57,8 @@ class Study:
         return (time.perf_counter() - start) / 100
 
     def posterior(self, context: Preferences, num_samples: int | None = None) -> Posterior:
-        with warnings.catch_warnings():  # The report says for itself what these warn of.
+        """Returns the corrected posterior of people, without the warnings that the report makes."""
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             num_samples = num_samples or self.num_samples
             return Posterior(self.model, self.guide, context, num_samples, seed=self.seed)
@@ -58,7 +66,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Part:
-    """Holds one part of the report: what it would cost, and how it is made."""
+    """Holds one part of the report.
+
+    Attributes:
+        name: The name of the part, which stands in the table where the part is skipped.
+        sees_wrong_model: Whether the part can tell a model that does not fit these people.
+        seconds: Estimates the seconds that the part takes.
+        run: Makes the checks and the section of the page.
+    """
 
     name: str
     sees_wrong_model: bool
@@ -66,11 +81,8 @@ class Part:
     run: Callable[[Study], tuple[list[Check], Section]]
 
 
-class NotPossibleError(Exception):
-    """Says why a part cannot be made of these data."""
-
-
 def draw_figure(ax: Axes, caption: str) -> Figure:
+    """Saves the figure of the axes and closes it."""
     import matplotlib.pyplot as plt
 
     picture = io.BytesIO()
@@ -80,15 +92,18 @@ def draw_figure(ax: Axes, caption: str) -> Figure:
 
 
 def share_covered(pit: torch.Tensor, level: float) -> str:
+    """Says how many transforms lie in the central interval of that probability."""
     covered = ((pit - 0.5).abs() < level / 2).double().mean().item()
     error = (level * (1 - level) / len(pit)) ** 0.5
     return f"{covered:.1%} ± {error:.1%}"
 
 
 def root_mean_square(difference: torch.Tensor) -> float:
+    """Computes the root mean square of the values that are not NaN."""
     return difference.square().nanmean().sqrt().item()
 
 
 def first_names(names: pd.Index) -> str:
+    """Lists the first five names."""
     more = ", …" if len(names) > 5 else ""
     return ", ".join(map(str, names[:5])) + more

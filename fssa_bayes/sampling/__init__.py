@@ -1,14 +1,13 @@
 """Draws of z given a context: importance weights, grids, chains."""
 
-from fssa_bayes.sampling.draws import Draws, check_draws, effective_sample_size, thin
+from fssa_bayes.sampling.draws import MOST_PARETO_K, Draws, check_draws, effective_sample_size
 from fssa_bayes.sampling.evidence import (
     Estimate,
     estimate_log_marginal_likelihood,
     person_log_marginal_likelihood,
 )
 from fssa_bayes.sampling.exact import ExactPosterior
-from fssa_bayes.sampling.fallback import FALLBACKS, MOST_PARETO_K, fall_back
-from fssa_bayes.sampling.grid import grid
+from fssa_bayes.sampling.fallback import FALLBACKS, fall_back
 from fssa_bayes.sampling.importance import (
     GUIDE_SHARE,
     draw_posterior,
@@ -16,7 +15,8 @@ from fssa_bayes.sampling.importance import (
     propose,
     score_draws,
 )
-from fssa_bayes.sampling.nuts import nuts
+from fssa_bayes.sampling.mcmc import nuts
+from fssa_bayes.sampling.quadrature import grid
 
 __all__ = [
     "FALLBACKS",
@@ -36,5 +36,4 @@ __all__ = [
     "person_log_marginal_likelihood",
     "propose",
     "score_draws",
-    "thin",
 ]

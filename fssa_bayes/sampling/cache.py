@@ -1,11 +1,10 @@
-"""Chains that were sampled before, one netCDF file a person."""
+"""A cache of chains, with a netCDF file for each person."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import uuid
 import warnings
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -15,17 +14,25 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._arviz import Group, build, read_group
+from fssa_bayes._files import whole_file
 from fssa_bayes.model import HeterogeneousBTL
 
-__all__ = []
-
+__all__ = [
+    "Chains",
+    "NutsOptions",
+    "cache_folder",
+    "digest_of",
+    "identity_of",
+    "read_chains",
+    "write_chains",
+]
 
 _CACHE_VERSION = 1  # Raised when the same key would stand for other draws.
 
 
 @dataclass(frozen=True)
 class NutsOptions:
-    """Holds what decides about the draws of a person, beside model and context."""
+    """Holds the options of :func:`nuts` that a person's draws depend on."""
 
     num_samples: int
     warmup_steps: int
@@ -37,7 +44,13 @@ class NutsOptions:
 
 @dataclass(frozen=True)
 class Chains:
-    """Holds the chains z (C, S, K) of a person, divergent transitions and seconds (C,) of each."""
+    """Holds the chains of a person.
+
+    Attributes:
+        z: Draws with shape (C, S, K).
+        num_divergences: Divergent transitions of each chain, (C,).
+        seconds: Time that each chain took, (C,).
+    """
 
     z: np.ndarray
     num_divergences: np.ndarray
@@ -52,6 +65,7 @@ def identity_of(model: HeterogeneousBTL, reference: Tensor, options: NutsOptions
 
 
 def digest_of(*parts: str | Tensor) -> str:
+    """Returns the SHA-256 of texts and of tensors with their types and shapes."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
@@ -63,6 +77,7 @@ def digest_of(*parts: str | Tensor) -> str:
 
 
 def cache_folder(cache: str | os.PathLike) -> Path:
+    """Makes the folder of a cache; raises a ValueError where there is a file in its place."""
     folder = Path(cache)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"cache must be a folder, got the file {str(folder)!r}")
@@ -71,7 +86,7 @@ def cache_folder(cache: str | os.PathLike) -> Path:
 
 
 def write_chains(path: Path, key: str, chains: Chains) -> None:
-    """Writes the file whole and renames it into place."""
+    """Writes a person's chains, with the key that stands for model, context and options."""
     noted = {
         "num_divergences": (("chain",), chains.num_divergences),
         "seconds": (("chain",), chains.seconds),
@@ -85,18 +100,18 @@ def write_chains(path: Path, key: str, chains: Chains) -> None:
     content = build(
         groups, {"key": key, "sha256": digest_of(*map(torch.from_numpy, astuple(chains)))}
     )
-    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.nc")
-    try:
+    with whole_file(path) as part:
         content.to_netcdf(str(part))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_chains(
     path: Path, key: str, model: HeterogeneousBTL, options: NutsOptions
 ) -> Chains | None:
-    """Reads a person's chains; None where there are none, or none that are whole."""
+    """Reads a person's chains; returns None where the file is missing or damaged.
+
+    Warns:
+        UserWarning: If the file is damaged.
+    """
     if not path.exists():
         return None
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,7 +15,19 @@ from fssa_bayes._arviz import pareto_smooth
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 
-__all__ = ["Draws", "check_draws", "check_finite", "effective_sample_size", "thin"]
+__all__ = [
+    "MOST_PARETO_K",
+    "Draws",
+    "check_draws",
+    "check_finite",
+    "effective_sample_size",
+    "listed",
+    "thin",
+    "thin_weights",
+]
+
+MOST_PARETO_K = 0.7
+"""Pareto k-hat above which importance weights are not relied upon (Vehtari et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,33 @@ class Draws:
     weight_k: Tensor
     weighted: bool
 
+    @classmethod
+    def of_posterior(
+        cls,
+        z: Tensor,
+        log_joint: Tensor,
+        log_weights: Tensor | None = None,
+        log_guide: Tensor | None = None,
+    ) -> Draws:
+        """Holds draws that no guide proposed.
+
+        Args:
+            z: Draws with shape (S, U, K).
+            log_joint: Log p(z) p(C|z) of every draw, (S, U).
+            log_weights: Normalised log-weights with shape (S, U); equal ones if None.
+            log_guide: Log q(z|C) of every draw, (S, U); NaN if None.
+        """
+        unknown = log_joint.new_full(log_joint.shape[1:], math.nan)
+        return cls(
+            z=z,
+            log_weights=_equal(log_joint) if log_weights is None else log_weights,
+            log_ratio=log_joint[:0],
+            log_guide=unknown.expand_as(log_joint) if log_guide is None else log_guide,
+            log_joint=log_joint,
+            weight_k=unknown,
+            weighted=log_weights is not None,
+        )
+
     @cached_property
     def pareto_k(self) -> Tensor:
         """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,)."""
@@ -57,7 +97,7 @@ class Draws:
         return (effective_sample_size(ratio) / len(ratio)).float()
 
     def resample(self, seed: int) -> Draws:
-        """Returns equally weighted draws; those that have equal weights are returned unchanged."""
+        """Returns equally weighted draws: these draws themselves where they are not weighted."""
         if not self.weighted:
             return self
         rng = np.random.default_rng(seed)
@@ -72,11 +112,28 @@ class Draws:
         return replace(
             self,
             z=self.z.gather(0, index.unsqueeze(-1).expand(draws, users, width)),
-            log_weights=torch.zeros_like(self.log_weights).log_softmax(0),
+            log_weights=_equal(self.log_weights),
             log_guide=self.log_guide.gather(0, index),
             log_joint=self.log_joint.gather(0, index),
             weighted=False,
         )
+
+    def put(self, people: np.ndarray, others: Draws) -> Draws:
+        """Gives some people other draws, as many as before; `log_ratio` and `weight_k` stay.
+
+        Args:
+            people: Positions of the people, with shape (u,).
+            others: Their draws, (S, u).
+        """
+        index = torch.from_numpy(people)
+        names = ("z", "log_weights", "log_guide", "log_joint")
+        changed = {n: getattr(self, n).index_copy(1, index, getattr(others, n)) for n in names}
+        return replace(self, **changed)
+
+
+def _equal(values: Tensor) -> Tensor:
+    """Returns equal normalised log-weights for draws with values (S, U)."""
+    return torch.zeros_like(values).log_softmax(0)
 
 
 def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) -> None:
@@ -90,19 +147,17 @@ def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) 
 
 
 def thin(draws: Draws, count: int, rng: np.random.Generator) -> Draws:
-    """Keeps `count` of a person's weighted draws, none of them twice, without changing any mean.
+    """Keeps `count` of each person's weighted draws, none of them twice; all means stay unbiased.
 
-    Draws of large weight keep it; of the others some are drawn, each with a probability in
-    proportion to its weight, and share the rest equally.
+    Draws of large weight keep their weight. Some of the others are kept, each with a probability in
+    proportion to its weight, and share the remaining weight equally.
 
     References:
         Fearnhead & Clifford (2003), On-line inference for hidden Markov models via particle
         filters, JRSS B 65(4).
     """
-    index, log_weights = zip(
-        *(_thinned(person, count, rng) for person in draws.log_weights.double().exp().T.numpy()),
-        strict=True,
-    )
+    weights = draws.log_weights.double().exp().T.numpy()
+    index, log_weights = zip(*(thin_weights(w, count, rng) for w in weights), strict=True)
     index = torch.from_numpy(np.stack(index, -1))
     return replace(
         draws,
@@ -113,10 +168,20 @@ def thin(draws: Draws, count: int, rng: np.random.Generator) -> Draws:
     )
 
 
-def _thinned(
+def thin_weights(
     weights: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses `count` of the weights (R,); returns their positions and new log-weights."""
+    """Chooses draws of one person, see :func:`thin`.
+
+    Args:
+        weights: Weights with shape (R,).
+        count: Number of draws that are kept.
+        rng: Source of randomness.
+
+    Returns:
+        The positions of the draws that are kept, and their new log-weights, each with shape
+        (count,).
+    """
     order = np.argsort(-weights, kind="stable")
     ordered = weights[order] / weights.sum()
     rest = ordered[::-1].cumsum()[::-1]  # Mass from this draw on.
@@ -147,3 +212,9 @@ def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     r"""Computes Kish's :math:`(\sum w)^2 / \sum w^2` over the draws of log-weights (S, U)."""
     return torch.exp(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0))
+
+
+def listed(names: pd.Index) -> str:
+    """Lists at most five names for a message, and counts the others."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(name) for name in names[:5]) + more

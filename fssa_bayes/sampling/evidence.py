@@ -47,7 +47,15 @@ def estimate_log_marginal_likelihood(
     """Estimates the log marginal likelihood of all people, drawing until it is precise enough.
 
     Each person's draws are doubled together until the standard error of the sum is below
-    `target_error` or a person has `max_samples` draws. Draws of all rounds are used.
+    `target_error` or a person has `max_samples` draws. The draws of all rounds are used.
+
+    Args:
+        model: The model.
+        guide: Its guide, or None for a model without latent factor.
+        data: The people and their choices.
+        num_samples: Number of draws a person in the first round.
+        target_error: Standard error of the sum at which drawing stops, in nats.
+        max_samples: Number of draws a person that is not exceeded by doubling.
     """
     values, variance, ess = person_log_marginal_likelihood(
         model, guide, data, num_samples, target_error, max_samples
@@ -68,7 +76,7 @@ def person_log_marginal_likelihood(
     target_error: float,
     max_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimates log p(C) of each person, as :func:`estimate_log_marginal_likelihood` their sum.
+    """Estimates log p(C) of each person; see :func:`estimate_log_marginal_likelihood`.
 
     Returns:
         The estimates in nats, their Monte-Carlo variances and effective sample sizes, each in

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.sampling.draws import Draws, listed
 
-__all__ = ["ExactPosterior"]
+__all__ = ["ExactPosterior", "check_size", "judged", "latent_of_noise"]
 
 
 _MAX_BYTES = 4 * 2**30  # Largest set of draws that is returned.
@@ -26,43 +29,61 @@ class ExactPosterior:
     Attributes:
         method: `"grid"` or `"nuts"`.
         context: The people and the choices that are known of them.
-        z: Points or draws with shape (S, U, K), chain after chain.
-        log_weights: Normalised log-weights with shape (S, U); all equal for NUTS.
-        log_joint: Log p(z) p(C|z), in nats, with shape (S, U).
+        draws: Points or draws, chain after chain; those of NUTS are equally weighted.
         num_chains: Number of chains that the draws come from; 1 for the grid.
-        converged: Whether the posterior can be relied upon, Boolean with shape (U,); see
-            :func:`grid` and :func:`nuts`.
-        seconds: Time that a person took, with shape (U,), chains added up; for draws out of a
-            cache the time that it took to make them. NaN for the grid.
-        log_evidence: Log p(C), in nats, with shape (U,); None for NUTS.
-        grid_error: Change of the log evidence when every second point is left out, in nats, (U,).
-        edge_mass: Share of the posterior on the outermost points of the grid, (U,).
-        r_hat: Largest R-hat of a person's utilities and log-densities, (U,).
-        ess_bulk: Their smallest bulk effective sample size, (U,).
-        ess_tail: Their smallest tail effective sample size, (U,).
-        r_hat_z: Largest R-hat of a dimension of z, (U,). Where several z stand for the same
-            utilities, chains may differ in z and agree on all that can be known.
-        num_divergences: Divergent transitions after the warm-up, int64 with shape (U,).
+        diagnostics: How far each person's posterior can be relied upon, one row a person. Every
+            column is also an attribute, `posterior.converged`, as a tensor with shape (U,):
 
-    What belongs to the other method is NaN, and 0 divergences.
+            - `comparisons`, of the context;
+            - `converged`, whether the posterior can be relied upon: see :func:`grid` and
+              :func:`nuts`.
+
+            Of a grid:
+
+            - `log_evidence`, log p(C), in nats;
+            - `grid_error`, change of the log evidence when every second point is left out, in nats;
+            - `edge_mass`, share of the posterior on the outermost points.
+
+            Of chains:
+
+            - `r_hat`, largest R-hat of the person's utilities and log-densities;
+            - `ess_bulk`, `ess_tail`, their smallest bulk and tail effective sample sizes;
+            - `r_hat_z`, largest R-hat of a dimension of z. Where several z stand for the same
+              utilities, chains may differ in z and agree on all that can be known;
+            - `num_divergences`, divergent transitions after the warm-up;
+            - `seconds`, the time that the person took, chains added up; for draws from a cache, the
+              time that sampling them took.
     """
 
     method: str
     context: Preferences
-    z: Tensor
-    log_weights: Tensor
-    log_joint: Tensor
+    draws: Draws
     num_chains: int
-    converged: Tensor
-    seconds: Tensor
-    log_evidence: Tensor | None
-    grid_error: Tensor
-    edge_mass: Tensor
-    r_hat: Tensor
-    ess_bulk: Tensor
-    ess_tail: Tensor
-    r_hat_z: Tensor
-    num_divergences: Tensor
+    diagnostics: pd.DataFrame
+
+    @property
+    def z(self) -> Tensor:
+        """Points or draws with shape (S, U, K)."""
+        return self.draws.z
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Normalised log-weights with shape (S, U)."""
+        return self.draws.log_weights
+
+    @property
+    def log_joint(self) -> Tensor:
+        """Log p(z) p(C|z), in nats, with shape (S, U)."""
+        return self.draws.log_joint
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Returns a column of the diagnostics, with shape (U,)."""
+        diagnostics = vars(self).get("diagnostics")
+        if diagnostics is None or name not in diagnostics:
+            raise AttributeError(
+                f"{type(self).__name__!r} object by {vars(self).get('method')!r} has no {name!r}"
+            )
+        return torch.from_numpy(diagnostics[name].to_numpy(copy=True))
 
     def __repr__(self) -> str:
         return (
@@ -71,13 +92,34 @@ class ExactPosterior:
         )
 
     def summary(self) -> pd.DataFrame:
-        """Tabulates how far each person's posterior can be relied upon, one row a person."""
-        names = ["log_evidence", "grid_error", "edge_mass"]
-        if self.method == "nuts":
-            names = ["r_hat", "ess_bulk", "ess_tail", "r_hat_z", "num_divergences", "seconds"]
-        columns = {"comparisons": self.context.counts, "converged": self.converged.numpy()}
-        columns |= {name: getattr(self, name).numpy() for name in names}
-        return pd.DataFrame(columns, index=self.context.user_names.rename("user"))
+        """Returns a copy of the table of diagnostics."""
+        return self.diagnostics.copy()
+
+
+def judged(
+    context: Preferences, converged: Tensor, columns: Mapping[str, Tensor], *, advice: str
+) -> pd.DataFrame:
+    """Tabulates diagnostics, and warns of people whose posterior has not converged.
+
+    Args:
+        context: The people.
+        converged: Whether each person's posterior can be relied upon, Boolean with shape (U,).
+        columns: Other columns, each with shape (U,).
+        advice: What may help those who have not converged, for the warning.
+
+    Returns:
+        One row a person (index `user`), with the columns `comparisons`, `converged` and the others.
+    """
+    if not converged.all():
+        names = context.user_names[(~converged).numpy()]
+        warnings.warn(
+            f"the posterior of {len(names)} of {len(context)} people has not converged, those of "
+            f"{listed(names)}: see converged and summary(); {advice}",
+            stacklevel=3,
+        )
+    table = {"comparisons": context.counts, "converged": converged.numpy()}
+    table |= {name: column.numpy() for name, column in columns.items()}
+    return pd.DataFrame(table, index=context.user_names.rename("user"))
 
 
 def latent_of_noise(model: HeterogeneousBTL, noise: Tensor, batch: Batch) -> Tensor:
@@ -87,18 +129,8 @@ def latent_of_noise(model: HeterogeneousBTL, noise: Tensor, batch: Batch) -> Ten
     return noise
 
 
-def warn_unconverged(context: Preferences, converged: Tensor, advice: str) -> None:
-    if not converged.all():
-        names = context.user_names[(~converged).numpy()]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        warnings.warn(
-            f"the posterior of {len(names)} of {len(context)} people has not converged, those of "
-            f"{', '.join(map(repr, names[:5]))}{more}: see converged and summary(); {advice}",
-            stacklevel=3,
-        )
-
-
 def check_size(model: HeterogeneousBTL, context: Preferences, count: int) -> None:
+    """Raises a ValueError where `count` draws of every person exceed 4 GiB."""
     size = 4 * count * len(context) * (model.latent_dim + 2)
     if size > _MAX_BYTES:
         raise ValueError(

@@ -100,7 +100,7 @@ def propose(
     if from_guide < num_samples:
         share = from_guide / num_samples
         log_mixture = torch.logaddexp(log_guide + math.log(share), log_prior + math.log1p(-share))
-    # With an empty context guide, prior and mixture are one: rounding is all that differs.
+    # Given an empty context, guide, prior and mixture are one density and differ by rounding alone.
     empty = batch.num_comparisons == 0
     log_weights = (log_joint - log_mixture).masked_fill(empty, 0.0)
     log_ratio = (log_joint - log_guide)[:from_guide].masked_fill(empty, 0.0)
@@ -113,10 +113,10 @@ def propose_over_populations(
     num_samples: int,
     guide_share: float = GUIDE_SHARE,
 ) -> Proposals:
-    r"""Draws from every one of several populations, and weighs all draws together.
+    r"""Draws from each of several populations, and weighs all draws together.
 
-    With θ drawn with the populations, the weights :math:`p(z)\,p(C|z,θ) / m_θ(z)` represent the
-    joint posterior of z and θ given C, for θ as likely beforehand as the populations are.
+    The weights :math:`p(z|θ)\,p(C|z,θ) / m_θ(z)` represent the joint posterior of z and of the
+    population's parameters θ given C, where the populations are equally likely a priori.
 
     Args:
         populations: Models, each with its guide.
@@ -191,7 +191,7 @@ def draw_posterior(
 @torch.no_grad()
 @pyro.validation_enabled(False)
 def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tensor) -> Tensor:
-    """Evaluates log q(z|C) of draws (S, U, K) from elsewhere, with shape (S, U); NaN if None."""
+    """Evaluates log q(z|C) of given draws (S, U, K), with shape (S, U); NaN without a guide."""
     if guide is None:
         return torch.full(z.shape[:2], math.nan)
     return _over_people(
@@ -201,7 +201,7 @@ def score_draws(guide: NeuralProcessGuide | None, context: Preferences, z: Tenso
 
 @torch.no_grad()
 def log_joint(model: HeterogeneousBTL, context: Preferences, z: Tensor) -> Tensor:
-    """Evaluates log p(z) p(C|z) of draws (S, U, K) from elsewhere, with shape (S, U), in nats."""
+    """Evaluates log p(z) p(C|z) of given draws (S, U, K), in nats, with shape (S, U)."""
 
     def evaluate(batch: Batch, draws: Tensor) -> Tensor:
         likelihood = model.choice(batch, draws).log_prob(batch.choice)

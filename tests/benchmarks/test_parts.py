@@ -124,10 +124,10 @@ def test_the_published_step_is_what_it_says(load, tmp_path: Path) -> None:
     batch = problem.batch(way, np.array([1, 0]))
     assert batch.input_ids.shape == (4, policy.QUICK.maximum)
     with torch.no_grad():
-        reference = problem._reference(way, batch)
+        reference = problem.reference(way, batch)
         with problem.policy.reference():
             logits = problem.policy(batch.input_ids, batch.attention_mask)
-        live = problem._score(way, batch, problem.z[[1, 0]])
+        live = problem.score(way, batch, problem.z[[1, 0]])
     assert (live - reference).abs().min() > 1e-4
     for row, (pair, side) in enumerate([(1, 0), (0, 0), (1, 1), (0, 1)]):
         prompt, response = problem.rows[pair][side]
@@ -154,7 +154,7 @@ def test_a_policy_on_a_device_that_is_too_small_for_the_published_way(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(policy, "published_log_prob", fail)
-    rows = list(policy._on_device(problem, Namespace(device="cuda", threads=1, quick=True)))
+    rows = list(policy.on_device(problem, Namespace(device="cuda", threads=1, quick=True)))
     found = {(row.implementation, row.metric): row for row in rows}
     assert found["ours", "peak memory"].median == 3
     tokens = sum(len(p) + len(r) for pair in problem.rows for p, r in pair)

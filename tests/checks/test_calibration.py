@@ -8,7 +8,7 @@ import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, exact
 from fssa_bayes.checks import SimulatedPeople, calibrate, draw_model, simulate_people
-from fssa_bayes.checks.calibration import NUM_FIXED
+from fssa_bayes.checks.simulation import NUM_FIXED
 
 USERS = 600
 

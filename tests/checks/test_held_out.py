@@ -11,6 +11,7 @@ import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
 from fssa_bayes.checks import (
+    NotEnoughDataError,
     compare_by_context,
     draw_model,
     predict_held_out,
@@ -119,8 +120,6 @@ def test_knowing_nothing_gains_nothing(model, guide, people) -> None:
 
 def test_knowing_choices_gains_what_exact_posteriors_gain(model, guide, people) -> None:
     (prediction,) = predict_held_out(model, guide, people, sizes=(4,), num_samples=4000)
-    from fssa_bayes import Posterior
-
     context, target = people.split_context(4, seed=0)
     nothing, _ = target.split_context(0, seed=0)
     known, unknown = (
@@ -133,12 +132,12 @@ def test_knowing_choices_gains_what_exact_posteriors_gain(model, guide, people) 
 def test_sizes_without_enough_people_are_left_out(model, guide, people) -> None:
     predictions = predict_held_out(model, guide, people, sizes=(0, 7, 8, 100))
     assert [at.num_context for at in predictions] == [0, 7]
-    with pytest.raises(ValueError, match="at most 8"):
+    with pytest.raises(NotEnoughDataError, match="at most 8"):
         predict_held_out(model, guide, people, sizes=(8,))
 
 
 def test_too_few_people_for_a_test(model, guide, people) -> None:
-    with pytest.raises(ValueError, match="at least 20 people"):
+    with pytest.raises(NotEnoughDataError, match="at least 20 people"):
         score_tests(model, guide, people.subset(range(10)))
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences
-from fssa_bayes.checks import predictive as predictive_checks
-from fssa_bayes.checks.predictive import _at_most, _SharedPairs, _statistics, _Triples
+from fssa_bayes.checks import NotEnoughDataError
+from fssa_bayes.checks import predictive_checks as check
+from fssa_bayes.checks.selection import mark_at_most
+from fssa_bayes.checks.statistics import SharedPairs, Triples, prepare_statistics
 from fssa_bayes.posterior import PopulationDraws
-
-check = predictive_checks.predictive_checks
 
 MEAN = torch.tensor([1.0, -0.5, 0.5])
 LOADING = torch.tensor([[1.0, 0.0], [0.5, 0.8], [-0.6, 1.0]])
@@ -48,27 +48,27 @@ def test_agreement_of_two_types_in_closed_form() -> None:
     choices = np.repeat(is_a, 2)[None].astype(np.float32)
     # 4 of one type and 6 of the other: C(4, 2) + C(6, 2) of C(10, 2) pairs of people agree.
     expected = (6 + 15) / 45
-    shared = _SharedPairs(data)
+    shared = SharedPairs(data)
     assert shared.total == 2 * 45
     np.testing.assert_allclose(shared(choices), expected)
-    swapped = _SharedPairs(data.swap(np.arange(2 * people) % 3 == 0))
+    swapped = SharedPairs(data.swap(np.arange(2 * people) % 3 == 0))
     turned = np.where(np.arange(2 * people) % 3 == 0, 1 - choices, choices)
     np.testing.assert_allclose(swapped(turned), expected)
 
 
 def test_agreement_counts_no_person_with_themselves() -> None:
     data = Preferences([0, 0, 0, 1], [1, 1, 1, 0], [1, 1, 0, 1], [0, 2, 4], num_items=2)
-    shared = _SharedPairs(data)
+    shared = SharedPairs(data)
     # Low item chosen: person 0 yes, yes; person 1 no, no (right of 1 over 0 is item 1 chosen).
     assert shared.total == 4
     assert shared(data.choice[None])[0] == 0.0
-    alone = _SharedPairs(data.subset([0]))
+    alone = SharedPairs(data.subset([0]))
     assert alone.total == 0
 
 
 def test_cycles_by_brute_force(make_data) -> None:
     data = make_data((12, 9, 2, 15), num_items=5)
-    triples = _Triples(data, seed=0)
+    triples = Triples(data, seed=0)
     choices = np.random.default_rng(1).integers(2, size=(3, data.num_comparisons)).astype(float)
     for row, found in zip(choices, triples(choices), strict=True):
         cycles = []
@@ -94,7 +94,7 @@ def test_spreads_by_brute_force(featured: bool, make_data) -> None:
     torch.manual_seed(0)
     model = HeterogeneousBTL(data.num_features, 2, utility="linear").eval()
     with torch.no_grad():
-        statistics, skipped = _statistics(model, data, seed=0)
+        statistics, skipped = prepare_statistics(model, data, seed=0)
     assert not any("spread" in name for name in skipped)
     out = dict(zip(statistics.names, statistics(data.choice[None])[0], strict=True))
     rows = np.concatenate([part.rows for part in statistics.spreads])
@@ -119,18 +119,15 @@ def test_spreads_by_brute_force(featured: bool, make_data) -> None:
         np.testing.assert_allclose(out[f"spread: {name}"], total / size, atol=1e-6)
 
 
-def test_marginal_probability_and_own_covariance_match_quadrature(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_marginal_probability_and_own_covariance_match_quadrature() -> None:
     """One feature, one dimension: p̄ and the covariance of two choices by Gauss–Hermite."""
     model = HeterogeneousBTL(1, 1, utility="linear").eval()
     with torch.no_grad():
         model.utility.mean.fill_(0.5)
         model.utility.loading.fill_(1.5)
     data = Preferences([0, 2], [1, 1], [1, 0], [0, 2], items=[[0.0], [1.0], [3.0]])
-    monkeypatch.setattr(predictive_checks, "_MARGINAL_DRAWS", 200_000)
     with torch.no_grad():
-        statistics, _ = _statistics(model, data, seed=0)
+        statistics, _ = prepare_statistics(model, data, seed=0, marginal_draws=200_000)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     prob = 1 / (1 + np.exp(-np.outer([-1.0, 2.0], 0.5 + 1.5 * nodes)))
     mean = prob @ weights / weights.sum()
@@ -215,8 +212,10 @@ def test_what_cannot_be_checked_is_named(make_data) -> None:
         check(model, halves, 5)
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 1.5"):
         check(model, halves, level=1.5)
-    with pytest.raises(ValueError, match="other than half wins"):
+    with pytest.raises(NotEnoughDataError, match="other than half wins"):
         check(model, halves.with_choices(np.full(9, 0.5)))
+    with pytest.raises(NotEnoughDataError, match="other than half wins"):
+        check(model, make_data((0, 0)))
 
 
 def test_same_seed_same_table_and_global_state_untouched() -> None:
@@ -230,7 +229,7 @@ def test_same_seed_same_table_and_global_state_untouched() -> None:
 
 def test_long_lists_of_comparisons_are_drawn_from() -> None:
     counts = np.array([2, 0, 1000, 5])
-    keep = _at_most(counts, 300, seed=0)
+    keep = mark_at_most(counts, 300, seed=0)
     person = np.repeat(np.arange(4), counts)
     assert np.bincount(person[keep], minlength=4).tolist() == [2, 0, 300, 5]
 

@@ -13,7 +13,6 @@ import torch
 from tiny_models import make_model
 from torch import Tensor
 
-from fssa_bayes.data import texts as embedding
 from fssa_bayes.data.texts import embed_texts, fingerprint, load_encoder, pool
 
 transformers = pytest.importorskip("transformers")
@@ -159,12 +158,9 @@ def test_every_way_of_embedding_has_rows_of_its_own(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/"))) == 3
 
 
-def test_a_killed_run_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedding, "_BATCHES_PER_SHARD", 1)
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model, tokenizer = make_model("llama"), make_tokenizer("llama")
-    options = {"progress_bar": False, "cache": tmp_path, "batch_size": 2}
+    options = {"progress_bar": False, "cache": tmp_path, "batch_size": 2, "batches_per_shard": 1}
 
     class KilledError(Exception):
         pass

@@ -1,4 +1,4 @@
-"""What a flow is made of: inverses, Jacobians, densities and the identity."""
+"""Parts of a flow: inverses, Jacobians, densities and the identity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fssa_bayes.guide import BentCoupling, HeavyNoise, Whitening
+from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
 
 
 def coupling(strength: float) -> BentCoupling:
@@ -85,7 +85,7 @@ def test_noise_is_a_density_and_draws_follow_it() -> None:
     assert ((draws - expected).abs() < 0.03 * expected).all()
 
 
-def test_noise_without_a_wider_part_is_white() -> None:
+def test_noise_without_a_wider_part_is_standard_normal() -> None:
     noise = HeavyNoise(torch.tensor([False]), 3, torch.float32)
     value = torch.randn(10, 1, 3, requires_grad=True)
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(value).sum(-1)

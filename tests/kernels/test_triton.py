@@ -1,8 +1,8 @@
 """The Triton programs: on a GPU where there is one, and on a CPU by Triton's interpreter.
 
-Triton decides when it is imported whether it interprets, and where it does nothing can be compiled.
-So one test runs this file's GPU tests in a process of its own that interprets; elsewhere they need
-a GPU. What holds for every backend stands in `test_kernels.py` and is called from here.
+Whether Triton interprets is decided by its import, and an interpreting process cannot compile. So
+one test runs this file's GPU tests in a process of its own that interprets; elsewhere they need a
+GPU. What holds for every backend is in `kernel_problems.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,26 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import test_kernels
 import torch
-from test_kernels import OPERATIONS, SIZES, Operation, Problem, problem
+from kernel_problems import (
+    OPERATIONS,
+    SIZES,
+    Operation,
+    Problem,
+    assert_agrees_with_a_loop,
+    assert_exact_at_the_edges,
+    assert_garbage_under_the_mask_changes_nothing,
+    assert_nan_stays_with_its_user,
+    assert_not_finite_is_never_hidden,
+    assert_swapping_sides_and_choice_changes_nothing,
+    assert_wider_padding_changes_nothing,
+    normal,
+    problem,
+)
 from torch import Tensor
 
-from fssa_bayes import kernels
+from fssa_bayes.kernels import backends, chunked, reference
+from fssa_bayes.kernels.comparisons import Comparisons
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton, which there is for Linux alone", allow_module_level=True)
@@ -90,7 +104,7 @@ def assert_same(p: Problem, operation: Operation, **form: object) -> None:
 def test_agrees_with_a_loop_and_the_reference(
     operation: Operation, size: tuple[int, int, int, int]
 ) -> None:
-    test_kernels.test_agrees_with_a_loop(operation, "triton", size, -0.8)
+    assert_agrees_with_a_loop(operation, "triton", size, -0.8)
     p = problem(operation, *size)
     for form in FORMS:
         assert_same(p, operation, **form)
@@ -103,8 +117,8 @@ def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyP
     """Every axis needs several tiles, items several pieces, and users several turns."""
     from fssa_bayes.kernels import triton
 
-    monkeypatch.setattr(triton, "_ROWS", 1)
-    monkeypatch.setattr(triton, "_PIECE", 8)
+    monkeypatch.setattr(triton.limits, "rows", 1)
+    monkeypatch.setattr(triton.limits, "piece", 8)
     operation, g = DEVICE_OPERATIONS[name], torch.Generator().manual_seed(2)
     draws, users, items, width = 65, 2, 3, 70 if name == "bilinear" else 37
     num = {"mlp": 9, "bilinear": 35}.get(name, 66)
@@ -115,15 +129,15 @@ def test_more_than_one_tile_of_everything(name: str, monkeypatch: pytest.MonkeyP
         "bilinear": [(items, width), (draws, users, width)],
         "mlp": [(items, width), (draws, users, width), (width,)],
     }[name]
-    p = p._replace(inputs=[test_kernels.normal(*shape, generator=g) for shape in shapes])
+    p = p._replace(inputs=[normal(*shape, generator=g) for shape in shapes])
     assert_same(p, operation)
     assert_same(p._replace(mask=None), operation, reduce=False)
 
 
 @programs
 @every_operation
-def test_nothing_at_all(operation: Operation) -> None:
-    """No draws, no users, no comparisons, no items: values of the right shape, gradients of 0."""
+def test_axes_of_length_zero(operation: Operation) -> None:
+    """No draws, no users or no comparisons: values of the right shape, gradients of 0."""
     whole = problem(operation, 3, 2, 4, 5)
     for draws, users, num in ((0, 2, 4), (3, 0, 4), (3, 2, 0), (0, 0, 0)):
         inputs = [t[:draws, :users] if t.ndim == 3 else t for t in whole.inputs]
@@ -140,9 +154,7 @@ def test_nothing_at_all(operation: Operation) -> None:
 def test_single_precision_is_exact_at_the_edges(operation: Operation) -> None:
     for margin in (-1e4, -40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0, 1e4):
         for choice in (0.0, 0.5, 1.0):
-            test_kernels.test_single_precision_is_exact_at_the_edges(
-                operation, "triton", margin, choice
-            )
+            assert_exact_at_the_edges(operation, "triton", margin, choice)
 
 
 @programs
@@ -159,9 +171,9 @@ def test_single_precision_is_as_exact_as_it_can_be(operation: Operation) -> None
 @every_operation
 def test_garbage_under_the_mask_changes_nothing(operation: Operation) -> None:
     for index, form in zip((-7, 10**9, -7), FORMS, strict=True):
-        test_kernels.test_garbage_under_the_mask_changes_nothing(operation, "triton", index, form)
-    test_kernels.test_wider_padding_changes_nothing(operation, "triton")
-    test_kernels.test_swapping_sides_and_choice_changes_nothing(operation, "triton")
+        assert_garbage_under_the_mask_changes_nothing(operation, "triton", index, form)
+    assert_wider_padding_changes_nothing(operation, "triton")
+    assert_swapping_sides_and_choice_changes_nothing(operation, "triton")
 
 
 @programs
@@ -169,38 +181,39 @@ def test_garbage_under_the_mask_changes_nothing(operation: Operation) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_never_hidden(operation: Operation, value: float) -> None:
     for form in FORMS[::2]:
-        test_kernels.test_what_is_not_finite_is_never_hidden(operation, "triton", value, form)
+        assert_not_finite_is_never_hidden(operation, "triton", value, form)
 
 
 @programs
 @pytest.mark.parametrize("name", ["gather", "many items", "bilinear", "mlp"])
-def test_nan_stays_with_its_user(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_kernels, "OPERATIONS", DEVICE_OPERATIONS)
+def test_nan_stays_with_its_user(name: str) -> None:
     for place in ("user", "choice"):
-        test_kernels.test_nan_stays_with_its_user(name, place, "triton")
+        assert_nan_stays_with_its_user(DEVICE_OPERATIONS[name], place, "triton")
 
 
 @programs
 @every_operation
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_nobody_is_asked_about_has_no_effect(operation: Operation, value: float) -> None:
+def test_items_and_users_without_comparisons_have_no_effect(
+    operation: Operation, value: float
+) -> None:
     p = problem(operation, 3, 4, 6, 5)
     p = p._replace(left=p.left % 3, right=(p.left % 3) + 1)
-    soiled = [tensor.clone() for tensor in p.inputs]
-    if len(soiled) == 1:
-        soiled[0][..., 4] = value
+    dirty = [tensor.clone() for tensor in p.inputs]
+    if len(dirty) == 1:
+        dirty[0][..., 4] = value
     else:
-        soiled[0][4], soiled[1][:, 3] = value, value  # The last person is asked nothing.
+        dirty[0][4], dirty[1][:, 3] = value, value  # The last user has no comparisons.
     clean = evaluate(operation, p, "triton")
-    found = evaluate(operation, p._replace(inputs=soiled), "triton")
+    found = evaluate(operation, p._replace(inputs=dirty), "triton")
     for one, other in zip(found, clean, strict=True):
         assert torch.equal(one, other)
 
 
 @programs
 @every_operation
-def test_what_is_not_in_the_table_is_nan_and_never_read(operation: Operation) -> None:
-    """Where positions cannot be looked at beforehand, a wrong one costs its user the result."""
+def test_positions_outside_the_table_give_nan_and_are_not_read(operation: Operation) -> None:
+    """Where positions are not checked beforehand, a wrong one makes its user's result NaN."""
     from fssa_bayes.kernels import triton
 
     p = problem(operation, 3, 4, 6, 5)
@@ -223,8 +236,8 @@ def test_what_is_not_in_the_table_is_nan_and_never_read(operation: Operation) ->
 
 @programs
 @every_operation
-def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
-    """Expanded and transposed inputs, and the gradients of those alone that are asked for."""
+def test_inputs_may_have_any_memory_layout(operation: Operation) -> None:
+    """Expanded and transposed inputs, and gradients of one input at a time."""
     p = problem(operation, 4, 3, 6, 5)
     for change in (
         lambda t: t[:1].expand(4, *t.shape[1:]) if t.ndim == 3 else t,
@@ -244,7 +257,7 @@ def test_inputs_may_lie_anyhow_in_memory(operation: Operation) -> None:
             for backend in ("reference", "triton"):
                 mine = [t.detach().requires_grad_(i == asked) for i, t in enumerate(inputs)]
                 value = moved._replace(inputs=mine).run(operation, backend=backend)
-                # The gradient of a sum is expanded, and lies nowhere but at one place.
+                # The gradient of a sum is expanded: all its entries share one place in memory.
                 results.append([value, *torch.autograd.grad(value.sum(), mine[asked])])
             for found, truth in zip(*results, strict=True):
                 torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
@@ -285,7 +298,7 @@ def test_gradients_agree_with_finite_differences(operation: Operation) -> None:
 
 
 def inputs_of(p: Problem) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Returns what stands for item, user and weight."""
+    """Returns a problem's item, user and weight, None where there is none."""
     return {1: (None, *p.inputs, None), 2: (*p.inputs, None)}.get(len(p.inputs), tuple(p.inputs))
 
 
@@ -361,16 +374,15 @@ def test_a_cpu_is_refused_without_the_interpreter() -> None:
         half.run(OPERATIONS["mlp"], backend="triton")
 
 
-def test_without_triton_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_HAS_TRITON", False)
+def test_without_triton_the_backend_says_so() -> None:
     p = problem(OPERATIONS["mlp"], 2, 3, 4, 5)
+    comparisons = Comparisons(p.left, p.right, p.choice, p.mask, None, "sum")
     with pytest.raises(ValueError, match=r"backend must not be 'triton' where Triton is not"):
-        p.run(OPERATIONS["mlp"], backend="triton")
+        backends.named("triton", *p.inputs[:2], comparisons, has_triton=False)
 
 
-def test_which_backend_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fssa_bayes.kernels import chunked, reference, triton
-    from fssa_bayes.kernels._comparisons import Comparisons
+def test_which_backend_runs_on_a_gpu() -> None:
+    from fssa_bayes.kernels import triton
 
     with torch._subclasses.FakeTensorMode():
         index = torch.zeros(3, 4, dtype=torch.int64, device="cuda")
@@ -382,13 +394,13 @@ def test_which_backend_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         for dtype, backend in expected.items():
             user = torch.zeros(2, 3, 5, dtype=dtype, device="cuda")
             comparisons = Comparisons(index, index, index.to(dtype), None, None, "sum")
-            assert kernels._fastest(user, None, comparisons) is backend
-        monkeypatch.setattr(kernels, "_HAS_TRITON", False)
-        assert kernels._fastest(user.float(), None, comparisons) is chunked.operation
+            assert backends.fastest(user, None, comparisons) is backend
+        without = backends.fastest(user.float(), None, comparisons, has_triton=False)
+        assert without is chunked.operation
 
 
 class Launch:
-    """Notes launches instead of carrying them out, and compiles them for an H100."""
+    """Records launches and starts none."""
 
     def __init__(self) -> None:
         self.noted: dict[tuple, tuple] = {}
@@ -405,7 +417,7 @@ def compiled(kernel: object, args: tuple, tile: dict, warps: int, target: object
     import triton
     from triton.compiler import ASTSource
 
-    from fssa_bayes.kernels.triton import _OPTIONS
+    from fssa_bayes.kernels.triton import OPTIONS
 
     types = {torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.int8: "i8"}
     signature, constants, attributes = {}, dict(tile), {}
@@ -420,7 +432,7 @@ def compiled(kernel: object, args: tuple, tile: dict, warps: int, target: object
             attributes[(place,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(tile, "constexpr")
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": warps, **_OPTIONS})
+    return triton.compile(source, target=target, options={"num_warps": warps, **OPTIONS})
 
 
 @pytest.mark.slow
@@ -436,7 +448,7 @@ def test_programs_compile_for_sm_90_and_nothing_spills(
     from fssa_bayes.kernels import triton as backend
 
     launch = Launch()
-    monkeypatch.setattr(backend, "_launch", launch)
+    monkeypatch.setattr(backend, "launch", launch)
     draws, users, num, items, width = 64, 16, 50, 160, 37 if name == "odd mlp" else 256
     item, user, weight = {
         "gather": (None, torch.zeros(draws, users, 50), None),

@@ -1,4 +1,4 @@
-"""Utilities that each judgement draws afresh; recovery is tested with the baseline."""
+"""Random utilities, drawn anew for each judgement; recovery is tested with the baseline."""
 
 from __future__ import annotations
 

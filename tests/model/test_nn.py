@@ -12,7 +12,7 @@ from fssa_bayes.model.nn import (
     GatedHypernet,
     ItemLinear,
     Linear,
-    _ProductTF32,
+    ProductTF32,
     flip_between,
     product,
     shed_denormals,
@@ -193,10 +193,10 @@ def test_tf32_product_has_its_gradients_and_leaves_the_setting_alone() -> None:
     before = settings()
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_ProductTF32.apply, (x, weight))
+    assert torch.autograd.gradcheck(ProductTF32.apply, (x, weight))
     with pytest.raises(RuntimeError):
-        _ProductTF32.apply(x, weight[:, :3])
-    result = _ProductTF32.apply(x, weight).square().sum()
+        ProductTF32.apply(x, weight[:, :3])
+    result = ProductTF32.apply(x, weight).square().sum()
     (grad,) = torch.autograd.grad(result, weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()

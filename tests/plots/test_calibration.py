@@ -226,7 +226,7 @@ def test_pareto_k_without_sizes_is_in_order() -> None:
     assert ax.get_xlabel() == "person, in order of k-hat"
 
 
-# What all of them share
+# All figures
 
 PROB = [0.2, 0.8]
 DRAW = [

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 
 from fssa_bayes import plots
-from fssa_bayes.plots import preferences
+from fssa_bayes.plots.preferences import rank_quantile
 
 mpl.use("Agg")
 
@@ -180,12 +180,12 @@ def test_rank_quantiles_leave_out_five_per_cent_at_each_end() -> None:
     row = np.array([0.05, 0.9, 0.05], dtype=np.float32)
     above = np.array([0.04, 0.9, 0.06])
     table = np.stack([row, above]).astype(float)
-    assert preferences._rank_quantile(table, 0.05).tolist() == [1, 2]
-    assert preferences._rank_quantile(table, 0.95).tolist() == [2, 3]
+    assert rank_quantile(table, 0.05).tolist() == [1, 2]
+    assert rank_quantile(table, 0.95).tolist() == [2, 3]
 
 
 def test_faint_ranks_of_many_items_are_seen_beside_a_certain_one() -> None:
-    # One item is certain, 59 are as good as each other: their even share must not look white.
+    # One item is certain, 59 are as good as each other: their even share must not be white.
     rank_prob = np.full((60, 60), 1 / 59)
     rank_prob[0], rank_prob[:, 0], rank_prob[0, 0] = 0, 0, 1
     ax = plots.rank_distribution(rank_prob, range(60))
@@ -236,7 +236,7 @@ def test_people_without_an_interval_have_an_empty_line_at_the_bottom() -> None:
     ax.figure.canvas.draw()
 
 
-# What all of them share
+# All figures
 
 
 def draw_choices(rows: int, names: list[str], ax: Axes | None = None) -> Axes:

@@ -1,21 +1,17 @@
-"""The steerable policy: reference, log-probabilities, text, folders."""
+"""The steerable policy: reference, log-probabilities, gradients."""
 
 from __future__ import annotations
 
 import copy
 import json
-import random
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from peft import PeftModel
-from scipy import stats
+from steered_policies import factors, move, responses
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaForCausalLM
@@ -28,47 +24,8 @@ from fssa_bayes.policy import (
     pair_log_prob,
     steered,
 )
-from fssa_bayes.policy.generation import InverseTransform
-from fssa_bayes.policy.model import _end_tokens
 
 HEADS = ["llama", "gpt2", "gemma", "gemma2", "phi", "granite", "cohere"]
-PROMPTS = ["w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
-
-
-@pytest.fixture
-def policy(tiny_model: Callable, word_tokenizer, randomise: Callable) -> Callable:
-    """Returns a factory of policies, new or moved from where they start."""
-
-    def build(name: str = "llama", *, new: bool = False, dtype=torch.float32, **options):
-        made = SteerablePolicy.from_model(
-            tiny_model(name, dtype=dtype), word_tokenizer, latent_dim=2, lora_rank=2, **options
-        )
-        if not new:
-            move(made)
-        return made
-
-    return build
-
-
-def move(policy: SteerablePolicy, seed: int = 3) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-
-
-def factors(*shape: int, seed: int = 2) -> Tensor:
-    return torch.randn(*(shape or (4,)), 2, generator=torch.Generator().manual_seed(seed))
-
-
-def responses(rows: int = 4, length: int = 9) -> ResponseBatch:
-    """Draws sequences of different lengths, padded on the right; scores their ends."""
-    generator = torch.Generator().manual_seed(1)
-    ends = torch.arange(length, length - rows, -1)[:, None]
-    place = torch.arange(length)
-    tokens = torch.randint(3, 40, (rows, length), generator=generator)
-    mask = (place < ends).long()
-    return ResponseBatch(tokens * mask, mask, (place < ends) & (place >= ends - 4))
 
 
 def log_prob_from_logits(logits: Tensor, batch: ResponseBatch) -> Tensor:
@@ -79,9 +36,6 @@ def log_prob_from_logits(logits: Tensor, batch: ResponseBatch) -> Tensor:
         places = mask.nonzero()[:, 0].tolist()
         rows.append(sum(scores[t - 1, batch.input_ids[row, t]] for t in places))
     return torch.stack(rows)
-
-
-# ---------------------------------------------------------------------- identity
 
 
 @pytest.mark.parametrize(("dtype", "training"), [(torch.float32, True), (torch.bfloat16, False)])
@@ -205,9 +159,6 @@ def test_a_copy_is_independent(policy: Callable) -> None:
         assert torch.equal(first(responses().input_ids, z=factors()), before)
 
 
-# ---------------------------------------------------------------------- log-probabilities
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_log_probabilities_are_those_of_the_logits(name: str, policy: Callable) -> None:
     moved, batch, z = policy(name), responses(), factors()
@@ -297,9 +248,6 @@ def test_z_of_another_shape_is_refused(z: Tensor, policy: Callable) -> None:
         moved.generate(["w3"] * 4, z)
 
 
-# ---------------------------------------------------------------------- checkpointing
-
-
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # For the reference.
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -382,355 +330,12 @@ def test_a_compiled_policy_breaks_once_to_read_its_context(policy: Callable) -> 
         torch.testing.assert_close(compiled(tokens, z=factors()), moved(tokens))
 
 
-# ---------------------------------------------------------------------- text
-
-
-def test_text_depends_on_its_seed_and_place_alone(policy: Callable) -> None:
-    moved, z = policy(), factors(3)
-    options = {"max_new_tokens": 6}
-    state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    texts = [moved.generate(PROMPTS, z, batch_size=size, **options) for size in (1, 2, 16)]
-    assert texts[0] == texts[1] == texts[2]
-    assert moved.generate(PROMPTS[:1], z[:1], **options) == texts[0][:1]
-    assert torch.equal(torch.get_rng_state(), state[0])
-    assert np.array_equal(np.random.get_state()[1], state[1])
-    assert random.getstate() == state[2]
-    assert moved.generate(PROMPTS, z, seed=1, **options) != texts[0]
-    assert moved.generate(PROMPTS, -z, **options) != texts[0]
-    assert moved.tokenizer.padding_side == word_side(moved)
-    assert all(isinstance(text, str) for text in texts[0])
-
-
-def word_side(policy: SteerablePolicy) -> str:
-    return type(policy.tokenizer)(tokenizer_object=policy.tokenizer.backend_tokenizer).padding_side
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma2", "phi"])
-def test_greedy_text_is_the_likeliest_token_each_time(name: str, policy: Callable) -> None:
-    moved, z = policy(name), factors(3)
-    found = moved.generate(PROMPTS, z, max_new_tokens=6, temperature=0)
-    for prompt, factor, text in zip(PROMPTS, z, found, strict=True):
-        tokens = moved.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        written: list[int] = []
-        while len(written) < 6:
-            token = moved(tokens, z=factor)[0, -1].argmax()
-            if token == moved.tokenizer.eos_token_id:
-                break
-            written.append(int(token))
-            tokens = torch.cat([tokens, token.reshape(1, 1)], -1)
-        assert text == moved.tokenizer.decode(written, skip_special_tokens=True)
-
-
-def test_tokens_are_drawn_from_the_policy(policy: Callable) -> None:
-    moved, z, temperature = policy(), factors(), 2.0
-    draws = z[:1].expand(4000, 1, 2)
-    texts = moved.generate(
-        PROMPTS[:1], draws, max_new_tokens=1, temperature=temperature, batch_size=1000
-    )
-    assert len(texts) == 4000
-    assert {len(text) for text in texts} == {1}
-    logits = moved(moved.tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"], z=z[0])[0, -1]
-    probability = (logits / temperature).softmax(-1).detach().double().numpy()
-    words = moved.tokenizer.get_vocab()
-    count = np.zeros(40)
-    for (text,) in texts:
-        count[words.get(text, 0)] += 1
-    special = [0, 1, 2]  # Not shown: together they are the empty texts.
-    expected = np.append(np.delete(probability, special), probability[special].sum())
-    found = np.append(np.delete(count, special), count[special].sum())
-    assert stats.chisquare(found, 4000 * expected / expected.sum()).pvalue > 0.001
-
-
-def test_inverse_transform() -> None:
-    scores = torch.tensor([0.0, 0.2, 0.5, 0.0, 0.3, 0.0]).log().expand(5, -1)
-    uniform = torch.tensor([0.0, 0.1999, 0.2001, 0.75, 0.999999], dtype=torch.float64)[:, None]
-    drawn = InverseTransform(uniform, 1.0, 3)(torch.zeros(5, 3, dtype=torch.long), scores)
-    assert drawn.argmax(-1).tolist() == [1, 1, 2, 4, 4]
-    assert torch.equal(drawn.exp().sum(-1), torch.ones(5))
-
-
-def test_the_models_own_generation_settings_bend_nothing(policy: Callable) -> None:
-    plain, bent = policy(), policy()
-    settings = bent.base.generation_config
-    settings.repetition_penalty, settings.no_repeat_ngram_size = 9.0, 2
-    settings.top_k, settings.temperature, settings.do_sample, settings.num_beams = 1, 0.1, True, 2
-    settings.num_return_sequences = 2
-    options = {"max_new_tokens": 8, "temperature": 0.7}
-    assert bent.generate(PROMPTS, **options) == plain.generate(PROMPTS, **options)
-
-
-def test_draws_are_written_independently(policy: Callable) -> None:
-    moved, z = policy(), factors(3)
-    texts = moved.generate(PROMPTS, z.expand(5, -1, -1), max_new_tokens=8)
-    assert [len(draw) for draw in texts] == [3] * 5
-    assert all(len({draw[row] for draw in texts}) == 5 for row in range(3))
-    shared = moved.generate(PROMPTS, z[0], max_new_tokens=4)
-    assert shared == moved.generate(PROMPTS, z[:1].expand(3, -1), max_new_tokens=4)
-    assert moved.generate([], z[0]) == []
-
-
-def test_generation_leaves_training_mode_as_it_was(policy: Callable) -> None:
-    moved = policy().train()
-    moved.enable_gradient_checkpointing()
-    moved.film.eval()
-    texts = moved.generate(PROMPTS, factors(3), max_new_tokens=5)
-    assert moved.base.training
-    assert not moved.film.training
-    assert texts == moved.eval().generate(PROMPTS, factors(3), max_new_tokens=5)
-    with moved.reference():
-        base = moved.generate(PROMPTS, factors(3), max_new_tokens=5)
-    assert base == policy(new=True).generate(PROMPTS, max_new_tokens=5)
-
-
-def test_conversations_go_through_the_chat_template(policy: Callable) -> None:
-    moved = policy()
-    talk = [{"role": "user", "content": "w5 w6"}]
-    with pytest.raises(ValueError, match="tokenizer has no chat template"):
-        moved.generate([talk])
-    moved.tokenizer.chat_template = (
-        "w3 {% for m in messages %}{{ m['content'] }} {% endfor %}"
-        "{% if add_generation_prompt %}w4{% endif %}"
-    )
-    found = moved.generate([talk, "w3 w5 w6 w4"], factors(1)[0], max_new_tokens=5, temperature=0)
-    assert found[0] == found[1] != ""
-
-
-def test_tokenizers_without_padding(policy: Callable) -> None:
-    moved = policy()
-    expected = moved.generate(PROMPTS, factors(3), max_new_tokens=5)
-    moved.tokenizer.pad_token = None
-    assert moved.generate(PROMPTS, factors(3), max_new_tokens=5) == expected
-    assert moved.tokenizer.pad_token is None
-    moved.tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="padding or an end-of-text token, got neither"):
-        moved.generate(PROMPTS)
-    moved.tokenizer = None
-    with pytest.raises(ValueError, match="tokenizer must be given"):
-        moved.generate(PROMPTS)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "options", "error", "message"),
-    [
-        ("w3 w4", {}, TypeError, "sequence of prompts, got a single string"),
-        (["w3", ""], {}, ValueError, "at least one token each, got none in 1"),
-        (["w3"], {"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
-        (["w3"], {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        (["w3"], {"temperature": -1.0}, ValueError, "temperature must be at least 0, got -1.0"),
-        (["w3"], {"temperature": float("nan")}, ValueError, "temperature must be at least 0"),
-        (["w3 w4"], {"max_new_tokens": 95}, ValueError, "=95 in the model's 96 positions.*of 2"),
-        (["w3"], {"z": torch.tensor([0.0, torch.nan])}, ValueError, "z must be finite"),
-    ],
-)
-def test_prompts_and_options_are_checked(
-    prompts, options: dict, error: type[Exception], message: str, policy: Callable
-) -> None:
-    with pytest.raises(error, match=message):
-        policy().generate(prompts, **options)
-
-
-def test_interpolation() -> None:
-    path = interpolate(torch.tensor([0.0, 1.0]), torch.tensor([2.0, -1.0]), 5)
-    expected = torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0], [1.5, -0.5], [2.0, -1.0]])
-    torch.testing.assert_close(path, expected)
-    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
-        interpolate(torch.zeros(2), torch.ones(2), 1)
-    with pytest.raises(ValueError, match=r"one shape \(K,\), got \(2,\) and \(3,\)"):
-        interpolate(torch.zeros(2), torch.ones(3), 4)
-
-
-# ---------------------------------------------------------------------- folders
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])  # The latter two tie embeddings.
-def test_a_saved_policy_is_the_same(
-    name: str, policy: Callable, tiny_model: Callable, tmp_path: Path
-) -> None:
-    moved = policy(name, film_layers=[0, 2])
-    moved.save_pretrained(tmp_path / "policy")
-    state = torch.get_rng_state()
-    loaded = SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model(name))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert loaded.config == moved.config
-    batch, z = responses(), factors()
-    assert torch.equal(loaded(batch.input_ids, z=z), moved(batch.input_ids, z=z))
-    assert torch.equal(loaded.sequence_log_prob(batch, z), moved.sequence_log_prob(batch, z))
-    options = {"max_new_tokens": 5}
-    assert loaded.generate(PROMPTS, z[:3], **options) == moved.generate(PROMPTS, z[:3], **options)
-    names = [p.requires_grad for p in loaded.parameters()]
-    assert names == [p.requires_grad for p in moved.parameters()]
-    files = {path.name for path in (tmp_path / "policy").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "film.safetensors"} <= files
-    assert {path.suffix for path in (tmp_path / "policy").iterdir()} <= {
-        ".json",
-        ".safetensors",
-        ".md",
-        ".jinja",
-    }
-
-
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-def test_peft_reads_the_adapter_alone(
-    policy: Callable, tiny_model: Callable, tmp_path: Path
-) -> None:
-    moved = policy()
-    moved.save_pretrained(tmp_path / "policy")
-    adapted = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "policy").eval()
-    tokens = responses().input_ids
-    assert torch.equal(adapted(input_ids=tokens).logits, moved(tokens))
-
-
-def test_the_base_model_is_found_where_it_was(
-    tiny_model: Callable, word_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_model("llama").save_pretrained(tmp_path / "base")
-    word_tokenizer.save_pretrained(tmp_path / "base")
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    made = SteerablePolicy.from_pretrained(tmp_path / "base", latent_dim=2)
-    move(made)
-    made.save_pretrained(tmp_path / "policy")
-    loaded = SteerablePolicy.load(tmp_path / "policy")
-    options = {"max_new_tokens": 5}
-    assert loaded.generate(PROMPTS, factors(3), **options) == made.generate(
-        PROMPTS, factors(3), **options
-    )
-    assert made.base.dtype == loaded.base.dtype == torch.float32
-    half = SteerablePolicy.from_pretrained(tmp_path / "base", latent_dim=2, dtype=torch.bfloat16)
-    assert half.base.dtype == torch.bfloat16
-    assert {p.dtype for p in half.trainable_parameters()} == {torch.float32}
-    nowhere = SteerablePolicy.load(
-        tmp_path / "policy", base_model=tiny_model("llama", dtype=torch.bfloat16)
-    )
-    assert nowhere.base.dtype == torch.bfloat16
-
-
-def test_another_base_model_is_refused(
-    policy: Callable, tiny_model: Callable, tmp_path: Path
-) -> None:
-    policy().save_pretrained(tmp_path / "policy")
-    for base, message in (
-        (tiny_model("llama", seed=1), "same shape but other weights"),
-        (tiny_model("llama", seed=1, dtype=torch.bfloat16), "same shape but other weights"),
-        (tiny_model("phi"), "model_type must be 'llama', got 'phi'"),
-        (policy().base, "must have no adapters"),
-        (None, "base_model must be given"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SteerablePolicy.load(tmp_path / "policy", base_model=base)
-
-
-def test_damage_is_recognised(policy: Callable, tiny_model: Callable, tmp_path: Path) -> None:
-    def saved(name: str) -> Path:
-        policy().save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    def load(folder: Path) -> None:
-        SteerablePolicy.load(folder, base_model=tiny_model())
-
-    folder = saved("version")
-    document = json.loads((folder / "policy.json").read_text())
-    (folder / "policy.json").write_text(json.dumps(document | {"format_version": 99}))
-    with pytest.raises(ValueError, match="format_version must be 1, got 99"):
-        load(folder)
-    folder = saved("film")
-    film = safetensors.torch.load_file(folder / "film.safetensors")
-    film["trunk.0.bias"][0] += 1
-    safetensors.torch.save_file(film, folder / "film.safetensors")
-    with pytest.raises(ValueError, match=r"film.safetensors.*damaged or was changed"):
-        load(folder)
-    folder = saved("adapter")
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="must hold adapter_model.safetensors"):
-        load(folder)
-    folder = saved("json")
-    (folder / "policy.json").write_text("{")
-    with pytest.raises(ValueError, match="policy.json.*damaged"):
-        load(folder)
-    with pytest.raises(FileNotFoundError, match="must hold a saved policy"):
-        load(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("moment", ["tensors", "description", "rename"])
-def test_an_interrupted_save_leaves_the_old_policy(
-    moment: str,
-    policy: Callable,
-    tiny_model: Callable,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = policy()
-    first.save_pretrained(tmp_path / "policy")
-    second = policy(new=True)
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        if moment == "tensors":
-            patch.setattr(safetensors.torch, "save_file", fail)
-        elif moment == "description":
-            patch.setattr("fssa_bayes.policy.model.write_description", fail)
-        else:
-            rename = Path.rename
-            patch.setattr(
-                Path,
-                "rename",
-                lambda path, to: fail() if ".part" in path.name else rename(path, to),
-            )
-        with pytest.raises(OSError, match="no space left"):
-            second.save_pretrained(tmp_path / "policy")
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-    loaded = SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model())
-    tokens, z = responses().input_ids, factors()
-    assert torch.equal(loaded(tokens, z=z), first(tokens, z=z))
-    second.save_pretrained(tmp_path / "policy")
-    loaded = SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model())
-    assert torch.equal(loaded(tokens, z=z), second(tokens, z=z))
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-
-
-def test_nothing_else_is_overwritten(policy: Callable, tmp_path: Path) -> None:
-    made = policy()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").write_text("x")
-    with pytest.raises(FileExistsError, match="thesis.tex"):
-        made.save_pretrained(tmp_path / "other")
-    with pytest.raises(FileExistsError, match="must not be a file"):
-        made.save_pretrained(tmp_path / "other" / "thesis.tex")
-    made.save_pretrained(tmp_path / "policy")
-    (tmp_path / "policy" / "notes.txt").write_text("x")
-    with pytest.raises(FileExistsError, match="notes.txt"):
-        made.save_pretrained(tmp_path / "policy")
-    assert (tmp_path / "policy" / "notes.txt").exists()
-
-
 def test_modules_are_ordinary(policy: Callable) -> None:
     moved = policy()
     names = set(moved.state_dict())
     assert any(name.startswith("film.") for name in names)
     assert isinstance(moved.output_layer, nn.Linear)
     assert moved.device == torch.device("cpu")
-
-
-def test_prompts_go_on_where_a_tokenizer_ends_every_text(word_tokenizer) -> None:
-    from tokenizers import processors
-
-    from fssa_bayes.policy.generation import encode_prompts
-
-    assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]
-    word_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", 1)]
-    )
-    assert word_tokenizer("w3 w4")["input_ids"] == [3, 4, 1]
-    assert encode_prompts(word_tokenizer, ["w3 w4"]) == [[3, 4]]
-
-
-# ---------------------------------------------------------------------- what readers ran into
 
 
 def test_a_surrounding_z_stays_with_its_sequence(policy: Callable) -> None:
@@ -765,40 +370,6 @@ def test_left_padded_sequences_are_scored_alike(policy: Callable) -> None:
     assert expected.abs().min() > 1e-3
     found = implicit_reward(moved, left, z, batch_size=1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_text_ends_by_the_models_token_or_the_tokenizers(policy: Callable) -> None:
-    moved = policy()
-    moved.base.generation_config.eos_token_id = [7, 9]
-    assert sorted(_end_tokens(moved.base, moved.tokenizer)) == [1, 7, 9]
-    moved.base.generation_config.eos_token_id = 7
-    moved.tokenizer.eos_token = None
-    assert _end_tokens(moved.base, moved.tokenizer) == [7]
-
-
-def test_a_save_that_is_broken_off_leaves_the_old_policy(
-    policy: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, rename = policy(), Path.rename
-    made.save_pretrained(tmp_path / "pol")
-    before = (tmp_path / "pol" / "policy.json").read_bytes()
-
-    def interrupt(path: Path, to: Path) -> Path:
-        if path.name.endswith(".part"):
-            raise KeyboardInterrupt
-        return rename(path, to)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            made.save_pretrained(tmp_path / "pol")
-    assert [path.name for path in tmp_path.iterdir()] == ["pol"]
-    assert (tmp_path / "pol" / "policy.json").read_bytes() == before
-    (tmp_path / "pol").rename(tmp_path / ".pol.previous")  # As a power cut would leave it.
-    with pytest.raises(FileNotFoundError, match=r"is whole in '.*\.pol\.previous'"):
-        SteerablePolicy.load(tmp_path / "pol", base_model=made.base)
-    made.save_pretrained(tmp_path / "pol")
-    assert [path.name for path in tmp_path.iterdir()] == ["pol"]
 
 
 @pytest.mark.parametrize("z", [[0.0, 1.0], np.zeros(2), torch.zeros(2, dtype=torch.long)])
@@ -838,12 +409,6 @@ def test_sequences_beyond_the_models_positions_are_refused(name: str, policy: Ca
     assert made.sequence_log_prob(shorter).isfinite().all()
 
 
-def test_a_message_is_no_conversation(policy: Callable) -> None:
-    for prompt in ({"role": "user", "content": "w3"}, 3):
-        with pytest.raises(TypeError, match="strings or conversations, lists of messages, got"):
-            policy(new=True).generate([prompt])
-
-
 def test_a_failure_leaves_the_model_as_it_was(
     policy: Callable, tiny_model: Callable, word_tokenizer, tmp_path: Path
 ) -> None:
@@ -861,53 +426,3 @@ def test_a_failure_leaves_the_model_as_it_was(
     assert list(model.state_dict()) == names
     made = SteerablePolicy.from_model(model, word_tokenizer, latent_dim=2)
     assert torch.equal(made(responses().input_ids), tiny_model()(responses().input_ids).logits)
-
-
-def test_descriptions_that_lack_a_part_are_damaged(
-    policy: Callable, tiny_model: Callable, tmp_path: Path
-) -> None:
-    policy().save_pretrained(tmp_path / "policy")
-    path = tmp_path / "policy" / "policy.json"
-    document = json.loads(path.read_text())
-    less = {name: value for name, value in document.items() if name != "base"}
-    for change, message in (
-        (less, "policy.json .* is damaged: it lacks base"),
-        (document | {"policy": {"latent_dim": 2}}, "policy.json .* is damaged, or of another"),
-        (document | {"policy": document["policy"] | {"film_dim": 5}}, "does not fit policy.json"),
-    ):
-        path.write_text(json.dumps(change))
-        with pytest.raises(ValueError, match=message):
-            SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model())
-    path.write_text("{")
-    with pytest.raises(FileExistsError, match="hold a saved policy alone"):
-        policy().save_pretrained(tmp_path / "policy")
-
-
-def test_one_other_weight_is_another_base_model(
-    policy: Callable, tiny_model: Callable, tmp_path: Path
-) -> None:
-    policy().save_pretrained(tmp_path / "policy")
-    other = tiny_model()
-    with torch.no_grad():
-        other.model.layers[1].mlp.up_proj.weight[5, 7] += 1e-3  # Not among those looked at.
-    with pytest.raises(ValueError, match="other weights, by their SHA-256"):
-        SteerablePolicy.load(tmp_path / "policy", base_model=other)
-    path = tmp_path / "policy" / "policy.json"
-    document = json.loads(path.read_text())
-    del document["base"]["weights"]  # As older versions wrote it.
-    path.write_text(json.dumps(document))
-    SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model())
-
-
-def test_a_relative_base_model_is_found_from_elsewhere(
-    tiny_model: Callable, word_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_model().save_pretrained(tmp_path / "base")
-    word_tokenizer.save_pretrained(tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    made = SteerablePolicy.from_pretrained("base", latent_dim=2)
-    made.save_pretrained("policy")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    loaded = SteerablePolicy.load("../policy")
-    assert loaded.config.base_model == str(tmp_path / "base")

@@ -12,7 +12,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from fssa_bayes.policy import ResponseBatch, SteerablePolicy, shared_prompt
-from fssa_bayes.policy.shared_prompt import SharedPrompts, pair_log_prob, shares_prompts
+from fssa_bayes.policy.shared_prompt import (
+    SharedPrompts,
+    pack_if_worthwhile,
+    pair_log_prob,
+    shares_prompts,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # GPT-2, by peft.
 
@@ -98,7 +103,7 @@ PAIRS = [(9, 4, 6), (14, 1, 3), (5, 7, 2), (1, 3, 3), (11, 5, 5)]
 def test_values_and_gradients_are_those_of_separate_rows(name: str, attention: str) -> None:
     policy, batch = new_policy(name, attention), groups(PAIRS)
     assert shares_prompts(policy)
-    assert shared_prompt._pack_if_worthwhile(policy, batch, 2) is not None
+    assert pack_if_worthwhile(policy, batch) is not None
     z = torch.randn(2, 5, 3, dtype=torch.float64).requires_grad_()
     inputs = [z, *policy.trainable_parameters()]
     grad = torch.randn(2, 10, dtype=torch.float64)
@@ -154,8 +159,8 @@ def test_the_probe_allows_for_rounding(name: str, dtype: torch.dtype) -> None:
 
 def test_the_probe_is_tried_once_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, calls = new_policy("Llama"), []
-    probe = shared_prompt._probe
-    monkeypatch.setattr(shared_prompt, "_probe", lambda p: calls.append(1) or probe(p))
+    probe = shared_prompt.probe_sharing
+    monkeypatch.setattr(shared_prompt, "probe_sharing", lambda p: calls.append(1) or probe(p))
     state = torch.get_rng_state()
     policy.train()
     assert shares_prompts(policy)
@@ -174,7 +179,7 @@ def test_beyond_a_sliding_window_rows_stay_separate(name: str) -> None:
     policy, z = new_policy(name), torch.randn(1, 3, dtype=torch.float64)
     for size, packs in (((40, 4, 6), True), ((60, 4, 6), False)):
         batch = groups([size])
-        assert (shared_prompt._pack_if_worthwhile(policy, batch, 2) is not None) == packs
+        assert (pack_if_worthwhile(policy, batch) is not None) == packs
         found = pair_log_prob(policy, batch, z)
         expected = policy.sequence_log_prob(batch, z.repeat(2, 1))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -252,8 +257,8 @@ def test_nan_under_the_padding_changes_nothing() -> None:
 
 def test_short_prompts_are_not_worth_it() -> None:
     policy = new_policy("Llama")
-    assert shared_prompt._pack_if_worthwhile(policy, groups([(2, 20, 20)]), 2) is None
-    assert shared_prompt._pack_if_worthwhile(policy, groups([(20, 20, 20)]), 2) is not None
+    assert pack_if_worthwhile(policy, groups([(2, 20, 20)])) is None
+    assert pack_if_worthwhile(policy, groups([(20, 20, 20)])) is not None
 
 
 def test_bad_input() -> None:

@@ -1,4 +1,4 @@
-"""The export to ArviZ, and that it holds with ArviZ 0.x as with 1.x."""
+"""The export to ArviZ, with ArviZ 0.x as with 1.x."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from arviz_groups import ARVIZ_0, group, names, values
 from scipy import stats
 
 from fssa_bayes import FitResult, HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
-from fssa_bayes._arviz import Group, build, coordinate, pareto_smooth
 from fssa_bayes.data import user_batches
-from fssa_bayes.posterior import export as export_module
+from fssa_bayes.posterior import export_draws
+from fssa_bayes.sampling import Draws, draw_posterior
 
 COUNTS = (3, 0, 5, 1, 7)
 USERS = ["ann", "bo", "cé", "", "eve"]
@@ -24,25 +25,7 @@ ITEMS = list("pqrstu")
 FEATURES = ["price", "time", "comfort"]
 DRAW = ("chain", "draw")
 
-ARVIZ_0 = az.__version__.startswith("0.")
 plot_posterior = az.plot_posterior if ARVIZ_0 else az.plot_dist
-
-
-def names(inference_data) -> set[str]:
-    if ARVIZ_0:
-        return set(inference_data.groups())
-    return {group.strip("/") for group in inference_data.groups} - {""}
-
-
-def group(inference_data, name: str):
-    """Returns a group as an xarray Dataset."""
-    return inference_data[name] if ARVIZ_0 else inference_data[name].to_dataset()
-
-
-def values(inference_data, name: str, variable: str) -> np.ndarray:
-    """Returns a variable in double precision, without the chain."""
-    array = group(inference_data, name)[variable]
-    return (array.isel(chain=0) if "chain" in array.dims else array).values.astype(np.float64)
 
 
 def make_people(
@@ -106,6 +89,18 @@ def posterior(pair, data) -> Posterior:
 @pytest.fixture(scope="module")
 def exported(posterior, target):
     return posterior.to_inference_data(target=target)
+
+
+def export_of(draws: Draws, pair, context: Preferences, target=None, items=None, **limits):
+    """Exports these draws with the options of `exported`."""
+    options = {"num_samples": len(draws.z), "seed": 3, "correct": "psis"} | limits
+    return export_draws(*pair, context, lambda: draws, target=target, items=items, **options)
+
+
+@pytest.fixture(scope="module")
+def draws(pair, data) -> Draws:
+    """The draws of `exported`."""
+    return draw_posterior(*pair, data, 200, seed=3, correct="psis").resample(3)
 
 
 def coefficients(model: HeterogeneousBTL, z: np.ndarray) -> np.ndarray:
@@ -283,11 +278,17 @@ def test_choices_are_simulated_with_their_probabilities(pair, data, target) -> N
         assert (np.abs(residual.sum(0)) < 5 * spread).all()
 
 
-def test_the_order_of_working_does_not_show(exported, posterior, target, monkeypatch) -> None:
-    """One person at a time, the same numbers but for what is simulated."""
-    monkeypatch.setitem(user_batches.__kwdefaults__, "margins", 1)
-    monkeypatch.setattr(export_module, "_CHUNK", 1)
-    again = posterior.to_inference_data(target=target)
+def test_an_export_does_not_depend_on_the_batches_of_people(
+    exported, draws, pair, data, target
+) -> None:
+    """So many draws that each person is a batch give the same numbers, but for simulated ones."""
+    many = Draws.of_posterior(
+        z=draws.z.repeat(200, 1, 1),
+        log_joint=draws.log_joint.repeat(200, 1),
+        log_guide=draws.log_guide.repeat(200, 1),
+    )
+    assert len(list(user_batches(data, len(many.z), pair[0].device))) == 5
+    again = export_of(many, pair, data, target, ITEMS)
     for name, variable in [
         ("log_likelihood", "choice"),
         ("log_likelihood", "per_user"),
@@ -295,7 +296,8 @@ def test_the_order_of_working_does_not_show(exported, posterior, target, monkeyp
         ("predictions", "prob"),
     ]:
         found, expected = values(again, name, variable), values(exported, name, variable)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[:200], expected, rtol=1e-5, atol=1e-5)
+        assert np.array_equal(found[-200:], found[:200])
 
 
 NAMES = {
@@ -329,14 +331,6 @@ def test_people_and_items_are_found_by_their_names(kind, pair) -> None:
     assert np.array_equal(found, posterior.utility()[:, 2, 4])
 
 
-def test_mixed_names_become_distinct_strings() -> None:
-    mixed = pd.Index(["ann", 3, 2.5, ("a", 1)], tupleize_cols=False)
-    assert coordinate(mixed).tolist() == ["ann", "3", "2.5", "('a', 1)"]
-    assert coordinate(pd.Index([1, "1", "b"], dtype=object)).tolist() == ["1", "'1'", "'b'"]
-    assert coordinate(pd.Index([True, False])).tolist() == ["True", "False"]
-    assert coordinate(pd.Index([2, 1])).tolist() == [2, 1]
-
-
 def test_attributes_say_what_was_done(exported, pair, data) -> None:
     for attrs in (exported.attrs, group(exported, "posterior").attrs):
         assert attrs["inference_library"] == "fssa_bayes"
@@ -348,30 +342,6 @@ def test_attributes_say_what_was_done(exported, pair, data) -> None:
         assert "empirical-Bayes" in attrs["intervals"]
     raw = Posterior(*pair, data, num_samples=30, correct=None).to_inference_data()
     assert json.loads(raw.attrs["correct"]) is None
-
-
-def test_build_writes_what_netcdf_cannot_hold_as_json() -> None:
-    one = Group({"x": (("user",), np.ones(2)), "y": (("item",), np.ones(0))}, {})
-    empty = Group({"y": (("item",), np.ones(0))}, {"item": (("item",), np.ones(0))})
-    attrs = {"flag": True, "nothing": None, "sizes": {"a": [1]}, "word": "x", "count": 3}
-    built = build({"posterior": one, "prior": empty}, attrs)
-    assert names(built) == {"posterior"}
-    assert set(group(built, "posterior").data_vars) == {"x"}
-    expected = {"flag": "true", "nothing": "null", "sizes": '{"a": [1]}', "word": "x", "count": 3}
-    assert dict(built.attrs) == expected
-
-
-def test_a_tail_that_cannot_be_fitted_is_left_alone() -> None:
-    rng = np.random.default_rng(0)
-    two_values = np.where(np.arange(100) < 50, 0.0, -1.0)
-    log_weights, pareto_k = pareto_smooth(np.stack([two_values, rng.normal(size=100)]))
-    assert pareto_k[0] == np.inf
-    assert np.isfinite(pareto_k[1])
-    np.testing.assert_allclose(
-        np.exp(log_weights[0]), np.exp(two_values) / np.exp(two_values).sum()
-    )
-    _, too_few = pareto_smooth(rng.normal(size=(1, 10)))
-    assert too_few == np.inf
 
 
 def test_summary_has_the_moments_of_the_draws(exported, pair) -> None:
@@ -427,7 +397,7 @@ def test_forest_and_posterior_plots_are_drawn(exported) -> None:
     assert "eve" in texts
 
 
-def test_same_seed_same_export_and_no_trace_in_the_global_state(
+def test_the_seed_decides_and_the_global_state_is_kept(
     exported, posterior, pair, data, target
 ) -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -462,18 +432,16 @@ def test_utilities_of_named_items_are_centred_over_them(posterior) -> None:
     assert np.array_equal(utility.values[0], posterior.utility(items=["s", "p"]))
 
 
-def test_utilities_are_left_out_where_nobody_asked_and_they_are_many(
-    posterior, data, monkeypatch
-) -> None:
+def test_a_large_table_of_utilities_is_exported_on_request_only(draws, pair, data) -> None:
     size = 4 * 200 * 5 * 6
-    monkeypatch.setattr(export_module, "_MAX_UTILITY_BYTES", size)
-    assert "utility" in group(posterior.to_inference_data(), "posterior")
-    monkeypatch.setattr(export_module, "_MAX_UTILITY_BYTES", size - 1)
-    exported = posterior.to_inference_data()
+    exported = export_of(draws, pair, data, max_utility_bytes=size)
+    assert "utility" in group(exported, "posterior")
+    exported = export_of(draws, pair, data, max_utility_bytes=size - 1)
     assert "utility" not in group(exported, "posterior")
     compared = sorted({ITEMS[n] for n in (*data.left, *data.right)})
     assert group(exported, "constant_data")["item"].values.tolist() == compared
-    assert "utility" in group(posterior.to_inference_data(items=ITEMS), "posterior")
+    exported = export_of(draws, pair, data, items=ITEMS, max_utility_bytes=size - 1)
+    assert "utility" in group(exported, "posterior")
 
 
 def test_items_of_one_person_each_have_no_common_utilities(pair) -> None:
@@ -530,19 +498,18 @@ def test_people_without_any_choice(pair, target, tmp_path) -> None:
     assert (values(exported, "log_likelihood", "per_user") == 0).all()
 
 
-def test_the_size_is_that_of_what_depends_on_draws(posterior, target, monkeypatch) -> None:
-    exported = posterior.to_inference_data(target=target)
+def test_the_size_is_that_of_what_depends_on_draws(exported, draws, pair, data, target) -> None:
     size = sum(
         array.nbytes
         for name in names(exported)
         for array in group(exported, name).data_vars.values()
         if "draw" in array.dims
     )
-    monkeypatch.setattr(export_module, "_MAX_BYTES", size)
-    posterior.to_inference_data(target=target)
-    monkeypatch.setattr(export_module, "_MAX_BYTES", size - 1)
+    again = export_of(draws, pair, data, target, max_bytes=size)
+    for name in names(exported):
+        assert group(again, name).identical(group(exported, name)), name
     with pytest.raises(ValueError, match=r"num_samples=.*context.subset\(\.\.\.\).*items="):
-        posterior.to_inference_data(target=target)
+        export_of(draws, pair, data, target, max_bytes=size - 1)
 
 
 def test_bad_input_is_refused_before_any_work(posterior, pair, data, target) -> None:

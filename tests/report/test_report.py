@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,17 +19,13 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
-from fssa_bayes.checks import draw_model
+from fssa_bayes.checks import NotEnoughDataError, draw_model
+from fssa_bayes.data import Batch
 from fssa_bayes.report import Figure, Report, Section, diagnose, render
+from fssa_bayes.report.run import run_parts
+from fssa_bayes.report.study import Part, Study
 
-SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_refit() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fssa_bayes.report.run._REFIT_STEPS", 60)
-        yield
+SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200, "refit_steps": 60}
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +81,16 @@ def test_a_shrunken_model_passes_its_own_simulations_and_fails_real_people(
     assert "people differ more than the model says" in "".join(failed["what to do"])
 
 
-def test_a_guide_that_wastes_draws_is_noted(truth, guide, people, monkeypatch) -> None:
+def test_a_guide_that_wastes_draws_is_noted(truth, guide, people) -> None:
     torch.manual_seed(0)
     fresh = NeuralProcessGuide(truth, posterior="normal", hidden_dim=8)
     with torch.no_grad():
         for parameter in fresh.potential.parameters():
             parameter.add_(torch.randn_like(parameter))
-    from fssa_bayes.sampling import importance
-
-    monkeypatch.setattr(importance, "GUIDE_SHARE", 1.0)
     report = diagnose(truth, fresh, people, **SMALL | {"num_samples": 100})
     assert verdict(report, "effective share of the guide's draws") == "note"
     assert verdict(report, "simulation-based calibration of the guide alone") == "note"
+    assert verdict(report, "joint coverage of the latent factors") == "pass"
     rows = report.table.set_index("check")["what to do"]
     assert "refine the guide" in rows["effective share of the guide's draws"]
 
@@ -110,6 +103,16 @@ def test_what_the_budget_does_not_allow_is_named(truth, guide, people) -> None:
     assert not report.passed
 
 
+@pytest.mark.parametrize("counts", [[3], [3, 0, 4]])
+def test_people_who_cannot_be_fitted_to_are_skipped(
+    truth, guide, people, make_data, counts
+) -> None:
+    table = diagnose(truth, guide, people, train=make_data(counts, num_items=30), **SMALL).table
+    row = table.set_index("check").loc["real people: another objective"]
+    assert row["verdict"] == "skipped"
+    assert row["what to do"] == "train must hold at least 2 people, all with comparisons"
+
+
 def test_without_training_people_the_other_objective_is_skipped(truth, guide, people) -> None:
     report = diagnose(truth, guide, people, **SMALL)
     row = report.table[report.table["verdict"] == "skipped"]
@@ -119,9 +122,11 @@ def test_without_training_people_the_other_objective_is_skipped(truth, guide, pe
 
 def test_sizes_without_people_are_skipped_not_failed(truth, guide, people) -> None:
     few = people.subset(range(12))
-    table = diagnose(truth, guide, few, **SMALL).table.set_index("check")
-    assert table["verdict"]["real people: predictions"] == "skipped"
-    assert "20 people" in table["what to do"]["real people: predictions"]
+    table = diagnose(truth, guide, few, train=few, **SMALL).table.set_index("check")
+    for part in ("real people: predictions", "real people: score tests"):
+        assert table["verdict"][part] == "skipped"
+        assert "20 people" in table["what to do"][part]
+    assert "error" not in set(table["verdict"])
 
 
 class _Page(HTMLParser):
@@ -166,22 +171,103 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(truth, guide, people
     assert blocked.read_text() == "kept"
 
 
-def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people, monkeypatch) -> None:
-    """Draws that are closer together than they should be."""
-    from fssa_bayes.checks import calibration
+class TooHighFarOut(torch.distributions.Distribution):
+    """Draws as another distribution does, and overstates the density far from 0."""
 
-    class Narrow(calibration.Posterior):
-        @property
-        def proposals(self):
-            z, log_weights = super().proposals
-            mean = (log_weights.exp().unsqueeze(-1) * z).sum(0)
-            return mean + 0.6 * (z - mean), log_weights
+    def __init__(self, base: torch.distributions.Distribution) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
-    monkeypatch.setattr(calibration, "Posterior", Narrow)
-    report = diagnose(truth, guide, people, **SMALL)
+    def sample(self, shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        return self.base.sample(shape)
+
+    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
+        return self.base.log_prob(z) + z.square().sum(-1)
+
+
+class MistakenGuide(NeuralProcessGuide):
+    """States a wrong density of its draws, so that importance weights narrow the posterior."""
+
+    def posterior(self, batch: Batch) -> torch.distributions.Distribution:
+        return TooHighFarOut(super().posterior(batch))
+
+
+def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people) -> None:
+    mistaken = MistakenGuide(truth, hidden_dim=16)
+    mistaken.load_state_dict(guide.state_dict())
+    report = diagnose(truth, mistaken, people, **SMALL)
     assert verdict(report, "simulation-based calibration of the posterior") == "fail"
+    assert verdict(report, "joint coverage of the latent factors") == "note"
     assert not report.passed
     assert "The posteriors are not those of the fitted model" in report.summary[0]
+
+
+def test_a_fault_inside_a_check_is_an_error_and_no_skip(
+    truth, guide, people, monkeypatch, tmp_path: Path
+) -> None:
+    def broken(*args: object, **options: object) -> pd.DataFrame:
+        raise ValueError("a planted fault")
+
+    monkeypatch.setattr("fssa_bayes.report.real.score_tests", broken)
+    report = diagnose(truth, guide, people.subset(range(100)), tmp_path, **SMALL)
+    row = report.table.set_index("check").loc["real people: score tests"]
+    assert row["verdict"] == "error"
+    assert row["value"] == "ValueError: a planted fault"
+    assert "it stopped in report/real.py, line" in row["what to do"]
+    assert "fail" not in set(report.table["verdict"])
+    assert not report.passed
+    assert report.summary[0].startswith("1 part of this report stopped with an error")
+    assert "real people: score tests" in report.summary[0]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<td class="verdict error" data-label="verdict">error</td>' in page
+    assert page.index("stopped with an error") < page.index("<table")
+    assert "error" in set(pd.read_csv(tmp_path / "checks.csv")["verdict"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (KeyError("margin"), "error"),
+        (ValueError("data must have 20 people"), "error"),
+        (FloatingPointError("no finite posterior"), "error"),
+        (NotEnoughDataError("data must have 20 people"), "skipped"),
+    ],
+)
+def test_only_what_data_do_not_allow_is_skipped(
+    truth, guide, people, raised: Exception, expected: str
+) -> None:
+    def stop(study: Study) -> None:
+        raise raised
+
+    study = Study(truth, guide, people, None, (0, 4), 200, 200, 60, 0)
+    for part in (
+        Part("a part", True, lambda study: 0.0, stop),
+        Part("a part", True, stop, lambda study: ([], Section(""))),
+    ):
+        (check,), sections, times = run_parts([part], study, 1.0)
+        assert (check.name, check.verdict, sections, times) == ("a part", expected, [], [])
+        shown = check.advice if expected == "skipped" else check.value
+        assert str(raised) in shown
+
+
+def test_errors_everywhere_are_counted(truth, people) -> None:
+    """A fault in the estimate of the time stops every part, and nothing is said to hold."""
+
+    class Broken(NeuralProcessGuide):
+        def posterior(self, batch: Batch) -> torch.distributions.Distribution:
+            raise IndexError("a planted fault")
+
+    report = diagnose(truth, Broken(truth), people, **SMALL)
+    assert set(report.table["verdict"]) == {"error", "skipped"}  # No people of a fit are given.
+    assert report.summary[0].startswith("7 parts of this report stopped with an error")
+    assert "was not checked in full" in report.summary[1]
+    assert report.summary[2] == "Whether the model fits real people was not checked."
+
+
+def test_data_that_allow_no_check_are_skipped(truth, guide, make_data) -> None:
+    report = diagnose(truth, guide, make_data([0, 0], num_items=30), **SMALL)
+    assert set(report.table["verdict"]) == {"skipped"}
+    assert not report.passed
 
 
 @pytest.mark.parametrize(
@@ -191,6 +277,7 @@ def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people, monke
         ({"budget": float("nan")}, "budget must be"),
         ({"budget": "1"}, "budget must be"),
         ({"seed": -1}, "seed must be"),
+        ({"refit_steps": 0}, "refit_steps must be"),
         ({"sizes": ()}, "sizes must be"),
         ({"sizes": 3}, "sizes must be"),
         ({"sizes": (2, 2)}, "sizes must be"),

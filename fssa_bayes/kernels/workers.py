@@ -17,17 +17,17 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["num_workers", "run_in_parts"]
+__all__ = ["num_workers", "pool", "run_in_parts"]
 
 _MOST = 8  # More workers would wait for each other in Python.
-_SECONDS = 60.0  # A thread that has not begun by then never will.
+_SECONDS = 60.0  # A thread that has not begun by then has failed.
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
 def run_in_parts(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """Calls `work` for every part, without gradients, and returns what comes, in their order."""
+    """Calls `work` for every part, without gradients, and returns the results in that order."""
     if len(parts) == 1:
         return [work(parts[0])]
     inference = torch.is_inference_mode_enabled()
@@ -36,8 +36,8 @@ def run_in_parts(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[
         with torch.inference_mode(inference), torch.no_grad():
             return work(part)
 
-    pool = _pool(os.getpid(), torch.get_num_threads())
-    return [future.result() for future in [pool.submit(task, part) for part in parts]]
+    threads = pool(os.getpid(), torch.get_num_threads())
+    return [future.result() for future in [threads.submit(task, part) for part in parts]]
 
 
 def num_workers() -> int:
@@ -45,20 +45,21 @@ def num_workers() -> int:
     return min(torch.get_num_threads(), _MOST)
 
 
-@lru_cache(maxsize=1)  # A process that was forked has none of its parent's threads.
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Starts workers, among which PyTorch's threads are divided."""
+@lru_cache(maxsize=1)  # By process, because a forked process has none of its parent's threads.
+def pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Starts the workers of a process, which share its number of PyTorch's threads."""
     workers = num_workers()
     ready = threading.Barrier(workers + 1)
 
     def prepare() -> None:
-        torch.get_num_threads()  # Whoever asks first is given the default, so that comes first.
+        torch.get_num_threads()  # The first call of a thread sets it to the default.
         torch.set_num_threads(threads // workers)
         ready.wait(_SECONDS)
 
-    pool = ThreadPoolExecutor(workers, "fssa_bayes.kernels", prepare)
+    executor = ThreadPoolExecutor(workers, "fssa_bayes.kernels", prepare)
     for _ in range(workers):
-        pool.submit(int)
+        executor.submit(int)
     ready.wait(_SECONDS)
-    torch.set_num_threads(threads)  # It is each thread's own, but also the default of new ones.
-    return pool
+    # A thread's number is its own, and the number set last is the default of new threads.
+    torch.set_num_threads(threads)
+    return executor

@@ -1,4 +1,4 @@
-"""What the operations are asked about: who compared what, checked before any work is done."""
+"""The comparisons and inputs of an operation, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Comparisons", "can_wait", "check_comparisons", "check_inputs", "check_positions"]
+__all__ = [
+    "Comparisons",
+    "can_wait",
+    "check_comparisons",
+    "check_inputs",
+    "check_positions",
+    "check_users",
+    "check_width",
+]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OUTPUTS = ("log_prob", "margin")
@@ -50,17 +58,37 @@ def check_comparisons(
         raise TypeError(f"reduce must be True or False, got {reduce!r}")
     if choice is None and output == "log_prob":
         raise ValueError("choice must be given for output='log_prob', got None")
-    _check_index(left, right)
+    if left.ndim != 2:
+        raise ValueError(f"left must have shape (U, N), got {tuple(left.shape)}")
+    for argument, index in (("left", left), ("right", right)):
+        if index.dtype != torch.int64:
+            raise TypeError(f"{argument} must be int64, got {index.dtype}")
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask must be Boolean, got {mask.dtype}")
     for argument, tensor in (("left", left), ("right", right), ("choice", choice), ("mask", mask)):
-        if tensor is not None:
-            _check_place(argument, tensor, left, like)
+        if tensor is None:
+            continue
+        if tensor.shape != left.shape:
+            raise ValueError(
+                f"{argument} must have the shape {tuple(left.shape)} of left, "
+                f"got {tuple(tensor.shape)}"
+            )
+        if tensor.device != like.device:
+            raise ValueError(
+                f"{argument} must be on {like.device} as the utilities are, got {tensor.device}"
+            )
     if mask is not None and can_wait(mask) and bool(mask.all()):
         mask = None
     if mask is not None:
         left, right = left.masked_fill(~mask, 0), right.masked_fill(~mask, 0)
-    bias = _scalar(position_bias, like)
+    if isinstance(position_bias, Tensor):
+        if position_bias.ndim:
+            raise ValueError(
+                f"position_bias must be a scalar, got shape {tuple(position_bias.shape)}"
+            )
+        bias = position_bias.to(like)
+    else:
+        bias = None if position_bias == 0 else like.new_full((), position_bias)
     if output == "margin":
         return Comparisons(left, right, None, mask, bias, "margin")
     form = "sum" if reduce else "each"
@@ -103,30 +131,19 @@ def can_wait(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _check_index(left: Tensor, right: Tensor) -> None:
-    if left.ndim != 2:
-        raise ValueError(f"left must have shape (U, N), got {tuple(left.shape)}")
-    for argument, index in (("left", left), ("right", right)):
-        if index.dtype != torch.int64:
-            raise TypeError(f"{argument} must be int64, got {index.dtype}")
-
-
-def _check_place(argument: str, tensor: Tensor, left: Tensor, like: Tensor) -> None:
-    if tensor.shape != left.shape:
+def check_users(argument: str, tensor: Tensor, left: Tensor) -> None:
+    """Raises a ValueError unless a tensor (S, U, *) has the users of `left` (U, N)."""
+    if tensor.shape[1] != left.shape[0]:
         raise ValueError(
-            f"{argument} must have the shape {tuple(left.shape)} of left, got {tuple(tensor.shape)}"
-        )
-    if tensor.device != like.device:
-        raise ValueError(
-            f"{argument} must be on {like.device} as the utilities are, got {tensor.device}"
+            f"{argument} must have U = {left.shape[0]} users as left has, "
+            f"got shape {tuple(tensor.shape)}"
         )
 
 
-def _scalar(position_bias: Tensor | float, like: Tensor) -> Tensor | None:
-    if not isinstance(position_bias, Tensor):
-        if position_bias == 0:
-            return None
-        return like.new_full((), position_bias)
-    if position_bias.ndim:
-        raise ValueError(f"position_bias must be a scalar, got shape {tuple(position_bias.shape)}")
-    return position_bias.to(like)
+def check_width(argument: str, tensor: Tensor, other: str, table: Tensor) -> None:
+    """Raises a ValueError unless a tensor (*, H) has the width of the table `other` (M, H)."""
+    if tensor.shape[-1] != table.shape[-1]:
+        raise ValueError(
+            f"{argument} must have the width {table.shape[-1]} of {other}, "
+            f"got shape {tuple(tensor.shape)}"
+        )

@@ -1,6 +1,6 @@
 """A language model of a few thousand parameters, people of two types, and their training.
 
-    python tests/tiny_policy.py FOLDER
+    python tests/shared/tiny_policy.py FOLDER
 
 Trains in processes of its own, forks so that libraries are imported once: one that is killed and
 resumed, and two at a time as `torchrun` starts them, undisturbed or killed and resumed. Prints what
@@ -37,6 +37,7 @@ from fssa_bayes.policy import Contexts, PreferenceRows, SteerableDPOTrainer, Ste
 
 COLOURS = ("red", "blue")
 PROMPTS = [f"say p{number}" for number in range(8)]
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 9}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -143,6 +144,11 @@ def parameters(trainer: SteerableDPOTrainer) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in named if value.requires_grad}
 
 
+def history(trainer: SteerableDPOTrainer, name: str = "loss") -> list[float]:
+    """Lists what a trainer logged under a name."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
 def digest(trainer: SteerableDPOTrainer) -> str:
     """Returns a SHA-256 of everything that learns."""
     found = hashlib.sha256()
@@ -151,7 +157,7 @@ def digest(trainer: SteerableDPOTrainer) -> str:
     return found.hexdigest()
 
 
-class _Kill(TrainerCallback):
+class Kill(TrainerCallback):
     def __init__(self, step: int | None) -> None:
         self.step = step
 
@@ -168,7 +174,7 @@ def train(folder: Path, processes: int, kill_at: int | None) -> None:
         "ddp_backend": "gloo" if processes > 1 else None,
     }  # fmt: skip
     resume = folder.exists()
-    trainer = make_trainer(folder, joint=True, arguments=arguments, callbacks=[_Kill(kill_at)])
+    trainer = make_trainer(folder, joint=True, arguments=arguments, callbacks=[Kill(kill_at)])
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
         entries = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -1,7 +1,7 @@
-r"""Gold standards for a person's posterior: a grid for K ≤ 2, NUTS for any K.
+r"""Posteriors with one or two latent dimensions by quadrature, on a grid for each person.
 
-Both work in the prior's standard normal variable ε, of which z is a function: for a learned prior
-z = T(ε), so that one grid and one sampler serve both priors.
+The grid lies in the prior's standard normal variable ε, of which z is a function: z = T(ε) for a
+learned prior, so that one grid serves both priors.
 """
 
 from __future__ import annotations
@@ -15,25 +15,31 @@ from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.model import HeterogeneousBTL, check_data
-from fssa_bayes.sampling.draws import check_finite
-from fssa_bayes.sampling.exact import ExactPosterior, check_size, latent_of_noise, warn_unconverged
+from fssa_bayes.sampling.draws import Draws, check_finite
+from fssa_bayes.sampling.exact import ExactPosterior, check_size, judged, latent_of_noise
 
-__all__ = ["grid"]
+__all__ = ["Grid", "evaluate_grid", "fit_box", "grid"]
 
 
 _ROUNDS = 10  # Boxes tried for a person; each can be a tenth as wide as the one before.
-_SHRINK = 0.8  # A box that would become narrower than this share of its width is drawn again.
-_PADDING = 2  # Cells around the points that count, so that a peak between points is inside.
+_SHRINK = 0.8  # A box is replaced where the new one is narrower than this share of its width.
+_BORDER = 2  # Cells around the points that count, so that a peak between points is inside.
 _EDGE_MASS = 1e-4  # Share of the posterior on a grid's edge that is too much,
 _GRID_ERROR = 1e-2  # and change of the log evidence when half the points are left out, in nats.
 
 
-# ---------------------------------------------------------------------- grid
-
-
 @dataclass(frozen=True)
-class _Grid:
-    """Holds the grids of a few people: z (S, U, K), log-densities (S, U) and the rest (U,)."""
+class Grid:
+    """Holds the grids of a few people.
+
+    Attributes:
+        z: Points with shape (S, U, K).
+        log_mass: Log of the prior's mass in the cell of a point, times p(C|z), (S, U), in float64.
+        log_joint: Log p(z) p(C|z), in nats, (S, U).
+        log_evidence: Log p(C), in nats, (U,).
+        grid_error: Change of the log evidence when every second point is left out, (U,).
+        edge_mass: Share of the posterior on the outermost points, (U,).
+    """
 
     z: Tensor
     log_mass: Tensor
@@ -48,10 +54,10 @@ def grid(
 ) -> ExactPosterior:
     r"""Computes each person's posterior on a grid of their own, and the evidence p(C).
 
-    The trapezoidal rule in ε, which for a smooth density that vanishes at both ends converges
-    faster than any power of the spacing. The grid starts at ±`bound`, in standard deviations of
-    the prior, and is moved, narrowed or widened until it ends where the posterior density is
-    :math:`e^{-\mathrm{bound}^2 / 2}` of its highest value.
+    The quadrature is the trapezoidal rule in ε, which converges faster than any power of the
+    spacing for a smooth density that vanishes at both ends. The grid starts at ±`bound`, in
+    standard deviations of the prior, and is moved, narrowed or widened until it ends where the
+    posterior density is :math:`e^{-\mathrm{bound}^2 / 2}` of its highest value.
 
     Args:
         model: A model with one or two latent dimensions.
@@ -89,37 +95,35 @@ def grid(
     count = num**model.latent_dim
     check_size(model, context, count)
     parts = [
-        _grid_of_people(model, batch, num, float(bound))
+        evaluate_grid(model, batch, num, float(bound))
         for _, batch in user_batches(context, count, model.device)
     ]
-    whole = {f.name: [getattr(part, f.name).cpu() for part in parts] for f in fields(_Grid)}
+    whole = {f.name: [getattr(part, f.name).cpu() for part in parts] for f in fields(Grid)}
     whole = {name: torch.cat(part, 1 if name == "z" else -1) for name, part in whole.items()}
-    log_mass = whole.pop("log_mass")
-    check_finite(whole["z"], log_mass, context)
-    error, edge = whole["grid_error"], whole["edge_mass"]
-    unknown = torch.full((len(context),), math.nan)
-    converged = (edge <= _EDGE_MASS) & (error <= _GRID_ERROR)
-    warn_unconverged(context, converged, "a larger num may do")
+    check_finite(whole["z"], whole["log_mass"], context)
+    log_weights = whole["log_mass"].log_softmax(0).float()
+    columns = {name: whole[name] for name in ("log_evidence", "grid_error", "edge_mass")}
+    converged = (columns["edge_mass"] <= _EDGE_MASS) & (columns["grid_error"] <= _GRID_ERROR)
     return ExactPosterior(
         method="grid",
         context=context,
-        log_weights=log_mass.log_softmax(0).float(),
+        draws=Draws.of_posterior(whole["z"], whole["log_joint"], log_weights),
         num_chains=1,
-        converged=converged,
-        seconds=unknown,
-        r_hat=unknown,
-        ess_bulk=unknown,
-        ess_tail=unknown,
-        r_hat_z=unknown,
-        num_divergences=torch.zeros(len(context), dtype=torch.int64),
-        **whole,
+        diagnostics=judged(context, converged, columns, advice="a larger num may do"),
     )
 
 
 @torch.no_grad()
 @pyro.validation_enabled(False)
-def _grid_of_people(model: HeterogeneousBTL, batch: Batch, num: int, bound: float) -> _Grid:
-    """Fits a box to each person's posterior and evaluates it there."""
+def evaluate_grid(model: HeterogeneousBTL, batch: Batch, num: int, bound: float) -> Grid:
+    """Fits a box to each person's posterior and evaluates the posterior there.
+
+    Args:
+        model: A model with one or two latent dimensions.
+        batch: The people's contexts, on the model's device.
+        num: Number of points of each axis, odd.
+        bound: Half the width of the grid in standard deviations, where the posterior is normal.
+    """
     batch, width = batch.clean(), model.latent_dim
     prepared = model.prepare_items(batch.items)
     axis = torch.linspace(0, 1, num, device=model.device)
@@ -130,12 +134,13 @@ def _grid_of_people(model: HeterogeneousBTL, batch: Batch, num: int, bound: floa
         noise = torch.lerp(lower, upper, unit)
         z = latent_of_noise(model, noise, batch)
         likelihood = model.choice(batch, z, prepared).log_prob(batch.choice)
-        # Log-mass of the cell that a point stands for; the last digits decide about its edges.
+        # In float64, as the last digits of the masses decide where the box ends.
         cell = ((upper - lower).double() / (num - 1)).log().sum(-1)
-        log_mass = likelihood.double() + _log_normal(noise.double()) + cell
+        log_normal = -0.5 * noise.double().square().sum(-1) - width / 2 * math.log(2 * math.pi)
+        log_mass = likelihood.double() + log_normal + cell
         if last or not torch.isfinite(log_mass).all():
             break
-        fits, box = _fit_box(noise, log_mass, lower, upper, num, bound**2 / 2 - 0.5)
+        fits, box = fit_box(noise, log_mass, lower, upper, num, bound**2 / 2 - 0.5)
         if fits.all():
             break
         lower, upper = torch.where(fits, lower, box[0]), torch.where(fits, upper, box[1])
@@ -143,7 +148,7 @@ def _grid_of_people(model: HeterogeneousBTL, batch: Batch, num: int, bound: floa
     coarse = log_mass.unflatten(0, (num,) * width)[(slice(None, None, 2),) * width]
     coarse = coarse.flatten(0, width - 1).logsumexp(0) + width * math.log(2)
     on_edge = ((unit == 0) | (unit == 1)).any(-1)
-    return _Grid(
+    return Grid(
         z=z,
         log_mass=log_mass,
         log_joint=model.prior(batch.num_users, batch.covariates).log_prob(z) + likelihood,
@@ -153,10 +158,22 @@ def _grid_of_people(model: HeterogeneousBTL, batch: Batch, num: int, bound: floa
     )
 
 
-def _fit_box(
+def fit_box(
     noise: Tensor, log_mass: Tensor, lower: Tensor, upper: Tensor, num: int, depth: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Says whose box (U, 1) fits, and gives boxes around the points less than `depth` deep."""
+    """Fits a box to the points whose log-mass is within `depth` nats of the highest.
+
+    Args:
+        noise: Points of the present boxes, with shape (S, U, K).
+        log_mass: Their log-masses, with shape (S, U).
+        lower: Lower ends of the present boxes, with shape (U, K).
+        upper: Upper ends, with shape (U, K).
+        num: Number of points of each axis.
+        depth: Largest distance from the highest log-mass, in nats.
+
+    Returns:
+        Whose present box fits, Boolean with shape (U, 1); lower and upper ends of the new boxes.
+    """
     near = (log_mass > log_mass.amax(0) - depth).unsqueeze(-1)
     first = noise.masked_fill(~near, math.inf).amin(0)
     final = noise.masked_fill(~near, -math.inf).amax(0)
@@ -164,23 +181,8 @@ def _fit_box(
     cell = size / (num - 1)
     # Where the density has not fallen off at the edge, the box grows by half.
     at_lower, at_upper = first < lower + cell / 2, final > upper - cell / 2
-    new_lower = torch.where(at_lower, lower - size / 2, first - _PADDING * cell)
-    new_upper = torch.where(at_upper, upper + size / 2, final + _PADDING * cell)
+    new_lower = torch.where(at_lower, lower - size / 2, first - _BORDER * cell)
+    new_upper = torch.where(at_upper, upper + size / 2, final + _BORDER * cell)
     wide_enough = new_upper - new_lower >= _SHRINK * size
     fits = (wide_enough & ~at_lower & ~at_upper).all(-1, keepdim=True)
     return fits, (new_lower, new_upper)
-
-
-def _log_normal(noise: Tensor) -> Tensor:
-    """Evaluates the standard normal log-density of (*, K), with shape (*)."""
-    width = noise.shape[-1]
-    return -0.5 * noise.square().sum(-1) - width / 2 * math.log(2 * math.pi)
-
-
-# ---------------------------------------------------------------------- NUTS
-
-
-# ---------------------------------------------------------------------- cache
-
-
-# ---------------------------------------------------------------------- both

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
 import time
@@ -33,27 +32,30 @@ from fssa_bayes.sampling.cache import (
     read_chains,
     write_chains,
 )
-from fssa_bayes.sampling.draws import check_finite
-from fssa_bayes.sampling.exact import ExactPosterior, check_size, latent_of_noise, warn_unconverged
+from fssa_bayes.sampling.draws import Draws, check_finite
+from fssa_bayes.sampling.exact import ExactPosterior, check_size, judged, latent_of_noise
 
-__all__ = ["nuts"]
-
-
-_REFERENCE_ITEMS = 16  # Items of the table whose utilities must have converged,
+__all__ = ["Verdict", "judge", "nuts", "potential_energy", "sample_chain", "sample_person"]
 
 
-_OWN_PAIRS = 32  # and at most that many margins of the person's own pairs.
-
-
-_LEAST_ESS = 100  # Effective draws a chain, as Vehtari et al. (2021) advise,
-
-
-_MOST_DIVERGENCES = 0.01  # and divergent transitions as a share of the draws.
+_REFERENCE_ITEMS = 16  # Items of the table whose utilities must have converged.
+_OWN_PAIRS = 32  # Pairs of the person, at most, whose margins must have converged.
+_LEAST_ESS = 100  # Effective draws of a chain, as Vehtari et al. (2021) advise.
+_MOST_DIVERGENCES = 0.01  # Divergent transitions as a share of the draws.
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    """Holds the log-density of a person's draws, (C · S,), and how far they can be relied upon."""
+class Verdict:
+    """Says how far a person's draws can be relied upon.
+
+    Attributes:
+        log_joint: Log p(z) p(C|z) of the draws, chain after chain, with shape (C · S,).
+        r_hat: Largest R-hat of what is identified, see :func:`nuts`.
+        ess_bulk: Smallest bulk effective sample size.
+        ess_tail: Smallest tail effective sample size.
+        r_hat_z: Largest R-hat of a dimension of z.
+        converged: Whether the draws can be relied upon.
+    """
 
     log_joint: Tensor
     r_hat: float
@@ -79,16 +81,16 @@ def nuts(
 ) -> ExactPosterior:
     r"""Samples each person's posterior by the no-U-turn sampler, and says whether it converged.
 
-    Pyro's NUTS with a dense mass matrix, one person and one PyTorch thread a chain, of the density
-    :math:`N(ε; 0, I)\, p(C \mid z(ε))`; the items' factors are computed once. Chains start at
-    draws from the prior.
+    Pyro's NUTS samples the density :math:`N(ε; 0, I)\, p(C \mid z(ε))` with a dense mass matrix; a
+    chain is of one person and runs in one PyTorch thread. The items' factors are computed once.
+    Chains start at draws from the prior.
 
     *Convergence* is judged by what is identified: the utilities of up to 16 items evenly spaced
     over the item table, centred over these; the margins of up to 32 of the person's own pairs;
-    log-likelihood and log-density. z may have modes that stand for the same utilities: its R-hat is
-    reported and decides nothing. A person whose chains have not converged is sampled again with
-    twice the warm-up and twice the draws, of which every second is kept. Where the last attempt
-    fails too, its draws are returned, marked and named in a warning.
+    log-likelihood and log-density. z may have modes that stand for the same utilities: the R-hat of
+    z is reported and decides nothing. A person whose chains have not converged is sampled again
+    with twice the warm-up and twice the draws, of which every second is kept. Where the last
+    attempt fails too, its draws are returned, and a warning names the person.
 
     The draws depend on the model, the person's own context and covariates, the item table and the
     options, and not on other people.
@@ -101,9 +103,10 @@ def nuts(
         num_chains: Number of chains of each person, at least 2.
         seed: Seed of starting points and draws; the global random state is left as it was.
         processes: Number of processes that share the chains, for a script that starts under
-            `if __name__ == "__main__"`; None samples in this one.
+            `if __name__ == "__main__"`; None samples in the present process.
         cache: Folder that keeps each person's draws in a netCDF file, which ArviZ reads, under a
-            name that stands for model, context and options; it is made. None keeps nothing.
+            name that stands for model, context and options; the folder is made where it is missing.
+            None keeps nothing.
         target_r_hat: R-hat that no quantity may reach.
         max_attempts: How often a person is sampled at most.
         progress_bar: Whether to show progress, person by person.
@@ -133,43 +136,35 @@ def nuts(
     check_size(model, context, num_chains * num_samples)
     _check_density(model, context, seed)
     folder = None if cache is None else cache_folder(cache)
-    reference = _reference_items(context).to(model.device)
+    spread = torch.from_numpy(_spaced(context.num_items, _REFERENCE_ITEMS))
+    reference = (spread if context.items is None else context.items[spread]).to(model.device)
     identity = identity_of(model, reference, options)
     people = tqdm(range(len(context)), desc="NUTS", unit="person", disable=not progress_bar)
     with _mapper(processes) as run:
         results = [
-            _sample_person(model, context.subset([user]), reference, options, identity, folder, run)
+            sample_person(model, context.subset([user]), reference, options, identity, folder, run)
             for user in people
         ]
     chains, verdicts = zip(*results, strict=True)
     z = torch.stack([torch.from_numpy(person.z).flatten(0, 1) for person in chains], 1)
-
-    def column(name: str) -> Tensor:
-        return torch.tensor([getattr(verdict, name) for verdict in verdicts])
-
-    unknown = torch.full((len(context),), math.nan)
-    warn_unconverged(context, column("converged"), "more warmup_steps or num_samples may do")
+    log_joint = torch.stack([verdict.log_joint for verdict in verdicts], 1)
+    names = ("r_hat", "ess_bulk", "ess_tail", "r_hat_z")
+    columns = {name: torch.tensor([getattr(v, name) for v in verdicts]) for name in names}
+    divergences = [int(person.num_divergences.sum()) for person in chains]
+    columns["num_divergences"] = torch.tensor(divergences)
+    columns["seconds"] = torch.tensor([float(person.seconds.sum()) for person in chains])
+    converged = torch.tensor([verdict.converged for verdict in verdicts])
+    advice = "more warmup_steps or num_samples may do"
     return ExactPosterior(
         method="nuts",
         context=context,
-        z=z,
-        log_weights=torch.zeros(z.shape[:2]).log_softmax(0),
-        log_joint=torch.stack([verdict.log_joint for verdict in verdicts], 1),
+        draws=Draws.of_posterior(z, log_joint),
         num_chains=num_chains,
-        converged=column("converged"),
-        seconds=torch.tensor([float(person.seconds.sum()) for person in chains]),
-        log_evidence=None,
-        grid_error=unknown,
-        edge_mass=unknown,
-        r_hat=column("r_hat"),
-        ess_bulk=column("ess_bulk"),
-        ess_tail=column("ess_tail"),
-        r_hat_z=column("r_hat_z"),
-        num_divergences=torch.tensor([int(person.num_divergences.sum()) for person in chains]),
+        diagnostics=judged(context, converged, columns, advice=advice),
     )
 
 
-def _sample_person(
+def sample_person(
     model: HeterogeneousBTL,
     person: Preferences,
     reference: Tensor,
@@ -177,8 +172,18 @@ def _sample_person(
     identity: str,
     folder: Path | None,
     run: Callable[..., Iterable],
-) -> tuple[Chains, _Verdict]:
-    """Takes a person's chains from the cache, or samples them until they have converged."""
+) -> tuple[Chains, Verdict]:
+    """Takes a person's chains from the cache, or samples them until they have converged.
+
+    Args:
+        model: The model.
+        person: The choices that are known of one person.
+        reference: Features (M, D) or positions (M,) of the items whose utilities are judged.
+        options: The options of :func:`nuts`.
+        identity: Digest of model, reference items and options, see :func:`identity_of`.
+        folder: Folder of the cache, or None.
+        run: A `map` that runs :func:`sample_chain` for each seed.
+    """
     batch = person.batch().to(model.device)
     own = [batch.covariates] if model.num_covariates else []
     rankings = () if batch.rankings is None else (batch.ranking,)
@@ -187,13 +192,13 @@ def _sample_person(
     path = None if folder is None else folder / f"{key[:32]}.nc"
     chains = None if path is None else read_chains(path, key, model, options)
     if chains is not None:
-        return chains, _judge(model, batch, reference, chains, options)
+        return chains, judge(model, batch, reference, chains, options)
     for attempt in range(options.max_attempts):
         seeds = np.random.SeedSequence([options.seed, int(key, 16), attempt])
-        sample = partial(_sample_chain, model, batch, options, 2**attempt)
+        sample = partial(sample_chain, model, batch, options, 2**attempt)
         parts = list(run(sample, map(int, seeds.generate_state(options.num_chains))))
         chains = Chains(*(np.stack(part) for part in zip(*parts, strict=True)))
-        verdict = _judge(model, batch, reference, chains, options)
+        verdict = judge(model, batch, reference, chains, options)
         if verdict.converged:
             break
     if path is not None:
@@ -201,14 +206,18 @@ def _sample_person(
     return chains, verdict
 
 
-def _sample_chain(
+def sample_chain(
     model: HeterogeneousBTL, batch: Batch, options: NutsOptions, length: int, seed: int
 ) -> tuple[np.ndarray, int, float]:
-    """Runs one chain, `length` times as long; returns z (S, K), divergences and seconds."""
+    """Runs one chain, `length` times as long as the options say, and keeps every `length`-th draw.
+
+    Returns:
+        z with shape (S, K), the number of divergent transitions, and the seconds that it took.
+    """
     start = time.perf_counter()
     with _one_thread(), seeded(seed), pyro.validation_enabled(False):
         first = torch.randn(model.latent_dim, device=model.device)
-        kernel = NUTS(potential_fn=_potential(model, batch), full_mass=True)
+        kernel = NUTS(potential_fn=potential_energy(model, batch), full_mass=True)
         mcmc = MCMC(
             kernel,
             num_samples=length * options.num_samples,
@@ -224,14 +233,16 @@ def _sample_chain(
     return z, len(divergences), time.perf_counter() - start
 
 
-def _potential(model: HeterogeneousBTL, batch: Batch) -> Callable[[dict[str, Tensor]], Tensor]:
+def potential_energy(
+    model: HeterogeneousBTL, batch: Batch
+) -> Callable[[dict[str, Tensor]], Tensor]:
     """Returns −log N(ε; 0, I) − log p(C | z(ε)) up to a constant, as a function of ε (K,)."""
     batch = batch.clean()
     with torch.no_grad():
         prepared = model.prepare_items(batch.items)
 
     def potential(parameters: dict[str, Tensor]) -> Tensor:
-        # A view: transforms remember the tensor they saw last, with a graph that is gone.
+        # A view is new to the transforms, which remember the last tensor and its freed graph.
         noise = parameters["noise"].view(1, 1, -1)
         z = latent_of_noise(model, noise, batch)
         likelihood = model.choice(batch, z, prepared).log_prob(batch.choice)
@@ -242,10 +253,18 @@ def _potential(model: HeterogeneousBTL, batch: Batch) -> Callable[[dict[str, Ten
 
 @torch.no_grad()
 @pyro.validation_enabled(False)
-def _judge(
+def judge(
     model: HeterogeneousBTL, batch: Batch, reference: Tensor, chains: Chains, options: NutsOptions
-) -> _Verdict:
-    """Judges the convergence of what the chains say about utilities and densities."""
+) -> Verdict:
+    """Judges the convergence of what the chains say about utilities and densities.
+
+    Args:
+        model: The model.
+        batch: The context of one person.
+        reference: Features (M, D) or positions (M,) of the items whose utilities are judged.
+        chains: The person's chains.
+        options: The options of :func:`nuts`.
+    """
     z = torch.from_numpy(chains.z).to(model.device).flatten(0, 1).unsqueeze(1)
     choice = model.choice(batch, z)
     likelihood = choice.log_prob(batch.choice)
@@ -268,13 +287,7 @@ def _judge(
         and chains.num_divergences.sum() <= _MOST_DIVERGENCES * total
     )
     numbers = (float(x) for x in (r_hat.max(), bulk.min(), tail.min(), r_hat_z.max()))
-    return _Verdict(log_joint[:, 0].cpu(), *numbers, bool(converged))
-
-
-def _reference_items(context: Preferences) -> Tensor:
-    """Returns features or positions of items that are evenly spaced over the table."""
-    index = torch.from_numpy(_spaced(context.num_items, _REFERENCE_ITEMS))
-    return index if context.items is None else context.items[index]
+    return Verdict(log_joint[:, 0].cpu(), *numbers, bool(converged))
 
 
 def _spaced(length: int, most: int) -> np.ndarray:
@@ -299,7 +312,7 @@ def _check_options(model: HeterogeneousBTL, options: NutsOptions, processes: int
 @torch.no_grad()
 @pyro.validation_enabled(False)
 def _check_density(model: HeterogeneousBTL, context: Preferences, seed: int) -> None:
-    """Raises a FloatingPointError where the density is not finite, before anything is sampled."""
+    """Raises a FloatingPointError where the density of draws from the prior is not finite."""
     parts = []
     with seeded(seed):
         for _, batch in user_batches(context, 4, model.device):
@@ -312,7 +325,7 @@ def _check_density(model: HeterogeneousBTL, context: Preferences, seed: int) -> 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps PyTorch to one thread: on tensors this small two were sixteen times slower."""
+    """Keeps PyTorch to one thread: two were sixteen times slower on tensors of this size."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -323,7 +336,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _mapper(processes: int | None) -> Iterator[Callable[..., Iterable]]:
-    """Gives a `map` that works in this process or in several."""
+    """Gives a `map` that works in the present process or in several."""
     if processes is None:
         yield map
         return

@@ -1,0 +1,54 @@
+"""Imaginary people: the comparisons of real people dealt out anew.
+
+Models without people take their batches from :func:`pool`; simulations ask imaginary people what
+real people were asked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from fssa_bayes.data.batch import Batch
+from fssa_bayes.data.comparisons import Data, covariates_of, pad, replace, select
+from fssa_bayes.data.judgements import Judgements
+
+__all__ = ["imagine", "pool", "resample"]
+
+
+def pool(data: Data, width: int) -> Data:
+    """Deals all comparisons in order to imaginary people, about `width` to each."""
+    # No ranking is divided between two people.
+    starts = np.unique(data.judgements.head_of(np.arange(0, data.num_comparisons, width)))
+    return replace(
+        data,
+        offsets=np.append(starts, data.num_comparisons),
+        user_names=pd.RangeIndex(len(starts)),
+        covariates=None,
+        covariate_names=pd.RangeIndex(0),
+        dropped_ties=0,
+        judgements=data.judgements if data.has_rankings else Judgements(data.num_comparisons),
+        broken=(0, 0),
+    )
+
+
+def resample(
+    data: Data, counts: np.ndarray, rng: np.random.Generator, people: np.ndarray | None
+) -> Batch:
+    """Draws judgements at random from everybody's, `counts[u]` for each of U imaginary people."""
+    mask = np.arange(counts.max(initial=0)) < counts[:, None]
+    judgement = rng.integers(data.num_judgements, size=mask.shape)[mask]
+    return pad(data, *data.judgements.expand(judgement, counts), people)
+
+
+def imagine(data: Data, judgement: np.ndarray, people: np.ndarray | None) -> Data:
+    """Asks U imaginary people N judgements each, given by number with shape (U, N)."""
+    users, width = judgement.shape
+    rows, counts = data.judgements.expand(judgement.ravel(), np.full(users, width))
+    return select(
+        data,
+        rows,
+        counts,
+        user_names=pd.RangeIndex(users, name="user"),
+        covariates=covariates_of(data, people),
+    )
