@@ -123,6 +123,8 @@ def effect_information(
     Rᵀz given the covariates is normal around RᵀB w̃, whatever the choices. Arguments are those of
     :func:`batch_information`.
     """
+    if not model.num_covariates:
+        return z.new_zeros(*z.shape[:-1], 0, dtype=torch.float64), z.new_zeros(0, 0)
     covariates = model.standardise_covariates(batch.covariates).double()
     residual = (z - model.location(batch.covariates)).double() @ rotation
     score = torch.einsum("sur,uw->surw", residual, covariates).flatten(-2)
