@@ -6,7 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from linear_people import fresh, simulate, with_features
+from two_feature_people import fresh, simulate, with_features
 
 from fssa_bayes import (
     ELBO,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from linear_people import fresh, simulate, with_features
+from two_feature_people import fresh, simulate, with_features
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Sleep, fit
 from fssa_bayes.datasets import two_mode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from linear_people import simulate
+from two_feature_people import simulate
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide
 from fssa_bayes.population.information import population_information
