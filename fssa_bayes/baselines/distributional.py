@@ -21,9 +21,10 @@ class DistributionalBTL(HomogeneousBaseline):
         {\sqrt{\sigma^2(x_l) + \sigma^2(x_r)}}\right).
 
     σ is kept between 1/20 and 20. Rankings have to be split into pairs, and ties are not part of
-    the model. The model shows where people disagree and does not know who is who: a context changes
-    nothing. The `utility` of its :class:`fssa_bayes.Posterior` are the means; neither `rank_prob`
-    nor `differences` are defined, and :meth:`item_table` has the standard deviations.
+    the model. The model shows where people disagree, but not which person takes which side: a
+    context changes nothing. The `utility` of its :class:`fssa_bayes.Posterior` are the means;
+    neither `rank_prob` nor `differences` are defined, and :meth:`item_table` has the standard
+    deviations.
 
     Args:
         utility: `"mlp"`, a network of the item with a head for each parameter, or `"linear"`.

@@ -9,11 +9,7 @@ from scipy import special
 from fssa_bayes import Preferences
 
 CLASSES = np.array([[2.0, -1.0], [-1.5, 0.5]])  # Coefficients, in nats per unit.
-
-
 SHARES = np.array([0.65, 0.35])
-
-
 OF_TINY_DATA = pytest.mark.filterwarnings(
     "ignore:EM has not settled:UserWarning",
     "ignore:a coefficient of:UserWarning",
