@@ -130,6 +130,7 @@ def test_the_root_of_the_package_is_short() -> None:
     assert len(entries) <= 24
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = (
         "import sys, fssa_bayes; "

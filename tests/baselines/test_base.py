@@ -84,6 +84,7 @@ def columns_of(data: Preferences, which: slice) -> Preferences:
     )
 
 
+@pytest.mark.slow
 @OF_TINY_DATA
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_seed_decides(name: str) -> None:

@@ -38,6 +38,7 @@ def test_classical_and_sandwich_errors_by_hand() -> None:
     assert row["se_sandwich"] > 1.15 * row["se_hessian"]
 
 
+@pytest.mark.slow
 def test_sandwich_is_the_spread_of_refits_and_the_classical_error_is_not(
     two_classes: tuple[Preferences, np.ndarray],
 ) -> None:

@@ -37,6 +37,7 @@ def test_em_recovers_classes_and_shares(
     np.testing.assert_allclose(posterior.mean(), mixture.weights, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("utility", "restarts"), [("linear", 3), ("mlp", 1)])
 @OF_TINY_DATA
 def test_em_never_falls(

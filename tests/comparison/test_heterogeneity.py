@@ -23,6 +23,7 @@ def test_heterogeneity_with_one_feature(spread: float, differs: bool) -> None:
     assert test.statistic == pytest.approx(2 * (high - low))
 
 
+@pytest.mark.slow
 def test_heterogeneity_by_bootstrap_and_by_simulated_mixture() -> None:
     data = people(80, 6, 0, spread=1.0, features=2)
     options = {"fit_options": SHORT_FIT | {"steps": 40}, "num_samples": 200}

@@ -150,6 +150,7 @@ def test_analyse_csv_goes_on_where_it_was_stopped(tmp_path: Path, votes: Path) -
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_analyse_csv_names_what_is_wrong(tmp_path: Path, votes: Path) -> None:
     for change, message in (
         (("--left", "C"), "'C'"),

@@ -311,6 +311,7 @@ def test_a_run_that_fails_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
     """Killed while writing: what was written before is there, the torn file is not read."""
     code = f"""

@@ -10,6 +10,7 @@ from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide
 from fssa_bayes.population.information import population_information
 
 
+@pytest.mark.slow
 def test_standard_errors_by_louis_match_the_likelihood_on_a_grid() -> None:
     """Scores and information of (w0, Λ) for K = 1 against derivatives of an exact integral."""
     data = simulate(people=60, comparisons=8)
