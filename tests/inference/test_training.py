@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from two_feature_people import fresh, simulate, with_features
 

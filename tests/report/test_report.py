@@ -59,6 +59,7 @@ def verdict(report: Report, name: str) -> str:
     return rows[next(check for check in rows.index if check.startswith(name))]
 
 
+@pytest.mark.slow
 def test_a_right_model_passes_every_check(report: Report) -> None:
     assert report.passed, report.table.to_string()
     assert "skipped" not in set(report.table["verdict"])
@@ -106,6 +107,7 @@ def test_what_the_budget_does_not_allow_is_named(truth, guide, people) -> None:
     assert not report.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [[3], [3, 0, 4]])
 def test_people_who_cannot_be_fitted_to_are_skipped(
     truth, guide, people, make_data, counts
@@ -209,6 +211,7 @@ def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people) -> No
     assert "The posteriors are not those of the fitted model" in report.summary[0]
 
 
+@pytest.mark.slow
 def test_a_fault_inside_a_check_is_an_error_and_no_skip(
     truth, guide, people, monkeypatch, tmp_path: Path
 ) -> None:
