@@ -3,7 +3,7 @@
 Four questions about one file of paired comparisons, from "at all?" to "in the way we think?":
 
 1. a likelihood-ratio test of the model in which everybody is alike, whose null distribution is not
-   a chi-square, because no variance is the edge of what variances can be;
+   a chi-square, because no variance is the boundary of what variances can be;
 2. whether differences help to predict people who were left out, and with how many latent
    dimensions, chosen on some people and judged on others;
 3. whether a person's other choices help to predict each of their choices;

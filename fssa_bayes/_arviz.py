@@ -1,4 +1,4 @@
-"""The one place that knows which ArviZ is installed."""
+"""ArviZ, of whichever version is installed: the only module that imports ArviZ."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def coordinate(names: pd.Index) -> np.ndarray:
     strings = [str(name) for name in names]
     if len(set(strings)) < len(strings):
         strings = [repr(name) for name in names]
-    # Objects, not a fixed width: one item named by a long text would widen all of them.
+    # Objects, since strings of fixed width would all be as wide as the longest name.
     return np.array(strings, dtype=object)
 
 
@@ -132,7 +132,7 @@ def chain_diagnostics(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
     dims = ("chain", "draw", "quantity")
     dataset = xarray.Dataset({"x": (dims, np.asarray(draws[..., varies], dtype=np.float64))})
-    with np.errstate(divide="ignore", invalid="ignore"):  # A chain that stands still.
+    with np.errstate(divide="ignore", invalid="ignore"):  # A chain that never moves.
         out[0, varies] = arviz.rhat(dataset)["x"].values
         out[1, varies] = arviz.ess(dataset, method="bulk")["x"].values
         out[2, varies] = arviz.ess(dataset, method="tail", prob=(0.05, 0.95))["x"].values
@@ -160,7 +160,7 @@ def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spread = np.ptp(log_weights, axis=-1)
     uneven = (spread > 1e-4) | np.isnan(spread)
     if uneven.any():
-        with np.errstate(over="ignore"):  # Where the tail is fitted to weights of any size.
+        with np.errstate(over="ignore"):  # Weights may have any size.
             smoothed[uneven], pareto_k[uneven] = _psislw(smoothed[uneven], log_weights[uneven])
     return smoothed, pareto_k
 

@@ -21,9 +21,9 @@ __all__ = [
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a new folder to fill, which takes the place of `path` when the block ends well.
+    """Yields a new folder to fill, which replaces `path` at the end of the block.
 
-    Where it does not, `path` is what it was. The files are synchronised before they are seen.
+    If the block raises, `path` is unchanged. The files are synchronised before the replacement.
     """
     part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
     try:
@@ -41,7 +41,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def previous_folder(path: Path) -> Path:
-    """Names the folder that stands aside while another takes its place: whole, if it is there."""
+    """Names the folder with the former content while `path` is replaced, whole if it exists."""
     return path.with_name(f".{path.name}.previous")
 
 
@@ -67,7 +67,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder under another name, so that a half-removed one is not read."""
+    """Removes a folder under another name, so that nobody reads a part of it."""
     part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
     with contextlib.suppress(OSError):
         path.rename(part)
@@ -75,7 +75,7 @@ def remove_folder(path: Path) -> None:
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Renames a finished folder; what stood there steps aside first and is then removed."""
+    """Renames a finished folder; the former one is renamed before that and removed after it."""
     previous = previous_folder(path)
     try:
         if path.exists():
@@ -92,7 +92,7 @@ def put_in_place(part: Path, path: Path) -> None:
 
 
 def _synchronise(path: Path) -> None:
-    """Makes a file, or the names in a folder, outlast a power cut."""
+    """Flushes a file, or the names in a folder, to the disk, so that a power cut loses nothing."""
     if path.is_file():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())

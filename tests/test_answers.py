@@ -89,6 +89,7 @@ def features(data: Preferences) -> Tensor:
 # ---------------------------------------------------------------------- recovery
 
 
+@pytest.mark.slow
 @EACH
 def test_homogeneous_fit_covers_the_truth(options: dict) -> None:
     """In 100 simulated sets, each parameter within two standard errors at least 90 times."""
@@ -201,6 +202,7 @@ def test_heterogeneous_fit_recovers_ties_bias_and_lapses() -> None:
     assert table.loc["answer", "se_sandwich"].max() < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [BIAS | LAPSES, ALL], ids=["no ties", "all"])
 def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(options: dict) -> None:
     """Scores and information for K = 1 against derivatives of an exact integral over z."""
@@ -442,6 +444,7 @@ def test_the_guide_sees_sides_where_they_matter(
     assert torch.allclose(there, back, atol=1e-4, rtol=1e-4) != position_bias
 
 
+@pytest.mark.slow
 def test_a_guide_learns_what_a_biased_choice_is_worth(make_data: MakeData) -> None:
     """Where the left is favoured, a choice of the left says less of a person, as on a grid."""
     model = HeterogeneousBTL(3, 1, "linear", position_bias=True)

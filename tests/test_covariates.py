@@ -226,6 +226,7 @@ def parameters_of(model: HeterogeneousBTL) -> list[Tensor]:
     return [part.detach().double() for part in parts]
 
 
+@pytest.mark.slow
 def test_grid_and_importance_sampling_integrate_the_same_posterior() -> None:
     model = build(ask(40, 8, num_features=2), 1, effect=[[1.5, -0.8]])
     data, _ = model.simulate(ask(40, 8, num_features=2))

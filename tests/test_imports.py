@@ -35,10 +35,11 @@ MAY_IMPORT = {
         "kernels",
     },
     "report": {
-        *("checks", "inference", "diagnostics", "plots"),
+        *("checks", "inference", "population", "diagnostics", "plots"),
         *("posterior", "sampling", "guide", "model", "data"),
     },
     "policy": {"data", "diagnostics"},
+    "cli": {"report", "io", "datasets", "data"},
 }
 BY_ALL = {"_random", "_arviz", "_files"}
 # Short modules that hand on names under an earlier or a shorter path.
@@ -80,7 +81,7 @@ def by_path(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=by_path)
 def test_stages_import_what_the_table_allows(path: Path) -> None:
     name = stage(path)
-    if name == "__init__":
+    if name in ("__init__", "__main__"):
         return
     allowed = BY_ALL | {name}
     if name in FACES:
@@ -126,13 +127,23 @@ def test_contributing_shows_the_table() -> None:
 
 def test_the_root_of_the_package_is_short() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
-    entries -= {"__init__.py", "py.typed", *(f"{face}.py" for face in FACES)}
+    entries -= {"__init__.py", "__main__.py", "py.typed", *(f"{face}.py" for face in FACES)}
     assert len(entries) <= 24
+
+
+@pytest.mark.slow
+def test_the_package_loads_what_is_used() -> None:
+    code = (
+        "import sys, fssa_bayes, fssa_bayes.cli; print('torch' in sys.modules); "
+        "fssa_bayes.Preferences; print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True"]
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = (
-        "import sys, fssa_bayes; "
+        "import sys; from fssa_bayes import *; "
         "print([m for m in ('arviz', 'matplotlib', 'pandas.plotting._matplotlib', "
         "'transformers', 'triton', 'peft') if m in sys.modules])"
     )

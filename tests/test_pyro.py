@@ -299,6 +299,7 @@ class TestWeightPerPerson:
 # ---------------------------------------------------------------------- NUTS
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_posterior(batch: Batch, exact: dict[str, Tensor]) -> None:
     kernel = NUTS(line_model(), max_tree_depth=3)
     mcmc = MCMC(kernel, num_samples=200, warmup_steps=50, disable_progbar=True)

@@ -579,6 +579,7 @@ def minorise(data: Preferences, rounds: int = 400) -> np.ndarray:
     return np.log(strength) - np.log(strength).mean()
 
 
+@pytest.mark.slow
 def test_the_maximum_of_the_likelihood() -> None:
     data = many_ballots()
     model = HeterogeneousBTL(5, 0, "linear")
@@ -1025,6 +1026,7 @@ def two_tastes() -> Preferences:
     return Preferences.from_rankings(ballots, choice_set=range(4))
 
 
+@pytest.mark.slow
 def test_a_mixture_of_rankings_maximises_their_likelihood(two_tastes: Preferences) -> None:
     """EM's likelihood is that of Plackett and Luce, as written out and as `log_evidence` says."""
     mixture = MixtureBTL(2, num_restarts=2).fit(two_tastes, progress_bar=False)

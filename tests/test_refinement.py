@@ -38,6 +38,7 @@ def known_model(data: Preferences, prior: str) -> HeterogeneousBTL:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 def test_divergence_is_that_of_weighted_draws(
     prior: str, benchmark: ModuleType, data: Preferences
@@ -58,6 +59,7 @@ def test_divergence_is_that_of_weighted_draws(
     assert (expected > 0.01).sum() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("posterior", "prior"),
     [("normal", "normal"), ("multivariate_normal", "flow"), ("flow", "normal")],

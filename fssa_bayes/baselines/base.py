@@ -1,9 +1,9 @@
-r"""What the heterogeneous model is compared with: the baselines of the field, one interface.
+"""The interface of the baselines, and what several baselines share.
 
-Every baseline has `fit(data, *, seed, progress_bar)`, which returns itself, and `predict(context)`,
-which returns something with `choice_prob(target)` and `log_score(target)`, as a
-:class:`fssa_bayes.Posterior` has. Those that are models of all choices of a person have
-`log_evidence(data)` as well, so that :func:`fssa_bayes.comparison.leave_users_out` can score them
+Every baseline has `fit(data, *, seed, progress_bar)`, which returns the baseline itself, and
+`predict(context)`, which returns an object with `choice_prob(target)` and `log_score(target)`, as a
+:class:`fssa_bayes.Posterior` has. A baseline that is a model of all choices of a person has
+`log_evidence(data)` as well, so that :func:`fssa_bayes.comparison.leave_users_out` can score it
 beside a heterogeneous model.
 """
 
@@ -28,11 +28,11 @@ from fssa_bayes.posterior import (
     score_choices,
 )
 
-__all__ = ["Baseline", "Predictions"]
+__all__ = ["Baseline", "Predictions", "check_preferences", "log_prob_of_people"]
 
 
 class Baseline(ABC):
-    """Defines what a baseline can do."""
+    """Fits to the choices of some people and predicts the choices of others."""
 
     @abstractmethod
     def fit(self, data: Preferences, *, seed: int = 0, progress_bar: bool = True) -> Self:
@@ -40,7 +40,7 @@ class Baseline(ABC):
 
         Args:
             data: The comparisons.
-            seed: Seed of initial weights and of whatever else is drawn.
+            seed: Seed of initial weights and of all other random numbers.
             progress_bar: Whether to show progress.
         """
 
@@ -52,15 +52,25 @@ class Baseline(ABC):
             context: The people and their known choices; empty contexts are allowed.
         """
 
+    def fitted(self, attribute: str) -> object:
+        """Returns an attribute that :meth:`fit` sets.
+
+        Raises:
+            ValueError: If the baseline was never fitted.
+        """
+        if not hasattr(self, attribute):
+            raise ValueError(f"{type(self).__name__} must be fitted first: call fit(data)")
+        return getattr(self, attribute)
+
 
 class Predictions:
     """Predicts a person's unseen choices by the weighted mean over a few points z.
 
     Args:
-        model: What evaluates choices at a point.
+        model: The model that evaluates choices at a point.
         context: The people.
         z: Points with shape (S, U, K).
-        log_weights: Their normalised log-weights for each person, (S, U).
+        log_weights: Normalised log-weights of each person's points, (S, U).
     """
 
     def __init__(
@@ -90,39 +100,23 @@ class Predictions:
             yield people, batch, self.model.choice(batch, z), log_weights
 
 
-# ---------------------------------------------------------------------- one utility for everybody
-
-
-# ---------------------------------------------------------------------- uncertain utilities
-
-
-# ---------------------------------------------------------------------- classes of people
-
-
-# ---------------------------------------------------------------------- labels that are known
-
-
-# ---------------------------------------------------------------------- the published signal
-
-
-# ---------------------------------------------------------------------- shared
-
-
-def count_features(data: Preferences) -> int:
+def check_preferences(data: object) -> None:
+    """Raises a TypeError unless `data` are Preferences."""
     if not isinstance(data, Preferences):
         raise TypeError(f"data must be Preferences, got {type(data).__name__}")
-    return data.num_features
-
-
-def fitted_attribute(baseline: Baseline, attribute: str) -> object:
-    if not hasattr(baseline, attribute):
-        raise ValueError(f"{type(baseline).__name__} must be fitted first: call fit(data)")
-    return getattr(baseline, attribute)
 
 
 @torch.no_grad()
 def log_prob_of_people(model: HeterogeneousBTL, data: Preferences) -> Tensor:
-    """Evaluates log p(choices of a person) under a homogeneous model, (U,), in nats."""
+    """Evaluates log p(choices of a person) under a homogeneous model, in double precision.
+
+    Args:
+        model: A fitted model with `latent_dim=0`.
+        data: The comparisons.
+
+    Returns:
+        The log-probability of all choices of each person, in nats, with shape (U,).
+    """
     check_data(model, data)
     twin, parts = copy.deepcopy(model).double(), []
     for _, batch in user_batches(data, 1, model.device):

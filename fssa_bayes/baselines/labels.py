@@ -12,23 +12,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.baselines.base import Baseline, fitted_attribute
+from fssa_bayes.baselines.base import Baseline, check_preferences
 from fssa_bayes.baselines.homogeneous import HomogeneousBTL
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import check_same_people
-from fssa_bayes.posterior import (
-    ChoiceProbability,
-    Posterior,
-)
+from fssa_bayes.posterior import ChoiceProbability, Predictor
 
-__all__ = ["OneModelPerLabel"]
+__all__ = ["OneModelPerLabel", "PredictionsByLabel"]
 
 
 class OneModelPerLabel(Baseline):
-    """Fits a model of its own to the people of each label: an oracle, which knows who is who.
+    """Fits a separate model to the people of each label: an oracle, which knows the labels.
 
     Args:
-        labels: The label of every person, in training and later, by their name.
+        labels: The label of every person, in training and later, by the name of the person.
         build: Returns a baseline, not yet fitted, for the people of one label.
 
     Attributes:
@@ -58,12 +55,12 @@ class OneModelPerLabel(Baseline):
         """
         self.members = {
             label: self.build().fit(data.subset(people), seed=seed, progress_bar=progress_bar)
-            for label, people in self._people(data).items()
+            for label, people in self.positions(data).items()
         }
         return self
 
-    def predict(self, context: Preferences) -> _PredictionsByLabel:
-        """Returns the predictions of each person's own model.
+    def predict(self, context: Preferences) -> PredictionsByLabel:
+        """Returns the predictions of the model of each person's label.
 
         Raises:
             ValueError: If a person has no label, or one that was not trained.
@@ -73,7 +70,7 @@ class OneModelPerLabel(Baseline):
             (where, self.members[label].predict(context.subset(where)))
             for label, where in people.items()
         ]
-        return _PredictionsByLabel(context, parts)
+        return PredictionsByLabel(context, parts)
 
     def log_evidence(self, data: Preferences) -> Tensor:
         """Evaluates log p(all choices of a person), in nats, with shape (U,)."""
@@ -84,11 +81,12 @@ class OneModelPerLabel(Baseline):
 
     def coefficients(self) -> pd.DataFrame:
         """Tabulates the coefficients of each label's model, with `label` first in the index."""
-        members = fitted_attribute(self, "members").items()
+        members = self.fitted("members").items()
         return pd.concat({label: m.coefficients() for label, m in members}, names=["label"])
 
     def _known(self, data: Preferences) -> dict[object, np.ndarray]:
-        members, people = fitted_attribute(self, "members"), self._people(data)
+        """Returns :meth:`positions`, of labels among those of the training people."""
+        members, people = self.fitted("members"), self.positions(data)
         unknown = [label for label in people if label not in members]
         if unknown:
             raise ValueError(
@@ -97,10 +95,13 @@ class OneModelPerLabel(Baseline):
             )
         return people
 
-    def _people(self, data: Preferences) -> dict[object, np.ndarray]:
-        """Lists the positions of the people of each label."""
-        if not isinstance(data, Preferences):
-            raise TypeError(f"data must be Preferences, got {type(data).__name__}")
+    def positions(self, data: Preferences) -> dict[object, np.ndarray]:
+        """Returns the positions of the people of each label.
+
+        Raises:
+            ValueError: If a person has no label.
+        """
+        check_preferences(data)
         labels = self.labels.reindex(data.user_names)
         if labels.isna().any():
             first = data.user_names[labels.isna().to_numpy()].tolist()[0]
@@ -111,10 +112,15 @@ class OneModelPerLabel(Baseline):
         return pd.Series(np.arange(len(data))).groupby(labels.to_numpy()).indices
 
 
-class _PredictionsByLabel:
-    """Puts together what each label's model predicts of its people."""
+class PredictionsByLabel:
+    """Puts the predictions of each label's model together.
 
-    def __init__(self, context: Preferences, parts: list[tuple[np.ndarray, Posterior]]) -> None:
+    Args:
+        context: The people.
+        parts: For each label, the positions of its people and the predictions for these people.
+    """
+
+    def __init__(self, context: Preferences, parts: list[tuple[np.ndarray, Predictor]]) -> None:
         self.context, self.parts = context, parts
 
     def choice_prob(self, target: Preferences) -> ChoiceProbability:

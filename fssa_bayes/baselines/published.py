@@ -1,4 +1,4 @@
-"""The published neural process, which keeps one point of each person."""
+"""The published neural process, which has one point z for each person."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fssa_bayes._random import seeded
-from fssa_bayes.baselines.base import Baseline, Predictions, count_features, fitted_attribute
+from fssa_bayes.baselines.base import Baseline, Predictions, check_preferences
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, PredictiveLikelihood, fit
@@ -19,11 +19,11 @@ __all__ = ["DeterministicNeuralProcess"]
 
 
 class DeterministicNeuralProcess(Baseline):
-    """Trains utility and encoder to predict, at one point z a context: the published signal.
+    """Trains utility and encoder to predict at one point z a context, as published.
 
-    `PredictiveLikelihood(deterministic=True)` alone: no prior, no draws, no `Sleep`. A context is
-    mapped to z, the guide's location, and predictions are those of somebody with this z, however
-    little is known; there is no posterior.
+    The objective is `PredictiveLikelihood(deterministic=True)` alone: there is no prior, no draw
+    and no `Sleep`. The encoder maps a context to z, the guide's location. Predictions are those of
+    a person with this z, however few choices are known; there is no posterior.
 
     Args:
         latent_dim: Number of latent dimensions K.
@@ -35,7 +35,7 @@ class DeterministicNeuralProcess(Baseline):
     Attributes:
         model: The fitted model.
         guide: The fitted encoder.
-        result: What the fit can say.
+        result: The result of the fit.
 
     References:
         Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
@@ -67,12 +67,13 @@ class DeterministicNeuralProcess(Baseline):
         """Fits for a fixed number of steps, see :meth:`Baseline.fit`.
 
         Raises:
-            ValueError: If the data do not fit the model, as ties where it has none.
+            ValueError: If the data do not fit the model, such as ties.
         """
+        check_preferences(data)
         with seeded(seed):
             utility = copy.deepcopy(self.utility)
             model = HeterogeneousBTL(
-                count_features(data), self.latent_dim, utility, hidden_dim=self.hidden_dim
+                data.num_features, self.latent_dim, utility, hidden_dim=self.hidden_dim
             )
             guide = NeuralProcessGuide(model, "normal", self.hidden_dim)
         result = fit(
@@ -90,8 +91,8 @@ class DeterministicNeuralProcess(Baseline):
 
     @torch.no_grad()
     def predict(self, context: Preferences) -> Predictions:
-        """Returns the predictions of people with z at the guide's location."""
-        model = fitted_attribute(self, "model")
+        """Returns predictions with each person's z at the guide's location."""
+        model = self.fitted("model")
         check_data(model, context)
         batches = user_batches(context, 1, model.device)
         z = torch.cat([self.guide.location(batch.clean()) for _, batch in batches]).unsqueeze(0)

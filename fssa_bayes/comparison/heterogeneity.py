@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import stats
-from torch import Tensor
 
 from fssa_bayes._random import seeded
-from fssa_bayes.comparison.elpd import Pair, fit_fresh, score_users
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.comparison.boundary import boundary_draws, half_chi_square_tail
+from fssa_bayes.comparison.people import Pair, fit_fresh, score_users
+from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import feature_differences
 
-__all__ = ["HeterogeneityTest", "heterogeneity_test"]
+__all__ = [
+    "HeterogeneityTest",
+    "heterogeneity_test",
+    "monte_carlo_p_value",
+    "reason_against_mixture",
+]
 
-
-_MAX_VARIANCES = 60  # Free variances and covariances that a null distribution is simulated for.
-
-
-_PEOPLE_PER_VARIANCE = 5  # People needed for each of them.
+_MAX_VARIANCES = 60  # Largest number of variances and covariances with a simulated null.
+_PEOPLE_PER_VARIANCE = 5  # People needed for each variance and covariance.
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class HeterogeneityTest:
     Attributes:
         log_likelihood: Maximised log-likelihood of the homogeneous and of the heterogeneous model,
             in nats.
-        statistic: Twice their difference.
-        statistic_error: Its Monte-Carlo standard error, from the draws of z.
+        statistic: Twice the difference of the log-likelihoods.
+        statistic_error: Monte-Carlo standard error of the statistic, from the proposals of z.
         p_value: Probability of a statistic as large if everybody had the same utilities.
-        p_interval: 95 % interval of the p-value for Monte-Carlo error, of the null distribution
+        p_interval: 95 % interval of the p-value for the Monte-Carlo errors of the null distribution
             and of the statistic.
         null: Draws of the statistic under the null; empty where its distribution is known.
         method: `"mixture"`, `"simulated mixture"` or `"bootstrap"`.
@@ -54,7 +53,7 @@ class HeterogeneityTest:
 
     @property
     def verdict(self) -> str:
-        """What the test says, in words, at the level of 5 %."""
+        """The result of the test in words, at the level of 5 %."""
         if self.p_value <= 0.05:
             return f"the {self.people} people do differ"
         if self.statistic > self.null.max(initial=-np.inf) and self.method == "bootstrap":
@@ -80,8 +79,8 @@ class HeterogeneityTest:
         lines = [
             f"Twice the log-likelihood ratio is {self.statistic:.2f} ± {self.statistic_error:.2f}: "
             f"{self.log_likelihood[1]:.2f} against {self.log_likelihood[0]:.2f} nats.",
-            "No variance between people is the edge of what variances can be, so the statistic has "
-            f"no chi-square distribution if all are alike, but {how}.",
+            "No variance between people is the boundary of what variances can be, so if all are "
+            f"alike the statistic has no chi-square distribution, but {how}.",
             f"p = {self.p_value:.3g} (Monte-Carlo error: {low:.2g} to {high:.2g}): "
             + f"{self.verdict}, as far as both models fit otherwise.",
             "The test takes one of the models to be true: lapses, position bias or a utility of "
@@ -104,13 +103,11 @@ def heterogeneity_test(
     r"""Tests whether people differ, by a likelihood ratio against the homogeneous model.
 
     The null hypothesis, ΛΛᵀ = 0, lies on the boundary. For a linear utility with a normal prior
-    the limit of the statistic is :math:`\max_Σ\, 2\,\mathrm{tr}(SΣ) - \mathrm{vec}(Σ)^T I\,
-    \mathrm{vec}(Σ)` over covariances Σ of rank at most K, where S is a normal draw of the score
-    of Σ and I its information after w0 is accounted for: with one feature
-    :math:`\tfrac12 χ^2_0 + \tfrac12 χ^2_1`, otherwise a mixture that is simulated without any
-    refit. For other models z is not identified under the null, and the distribution comes from a
-    parametric bootstrap: both models are fitted to data simulated from the homogeneous one, in
-    which half wins stay where they are.
+    the limit of the statistic is known, see :func:`fssa_bayes.comparison.boundary.boundary_draws`:
+    :math:`\tfrac12 χ^2_0 + \tfrac12 χ^2_1` with one feature, otherwise a mixture that is simulated
+    without any refit. For other models z is not identified under the null, and the distribution
+    comes from a parametric bootstrap: both models are fitted to data simulated from the homogeneous
+    model. A half win is kept as it is in the simulated data.
 
     Args:
         build: Returns a fresh heterogeneous model and its guide. The homogeneous model has the
@@ -118,11 +115,11 @@ def heterogeneity_test(
         data: The comparisons.
         null: `"mixture"`, `"bootstrap"`, or `"auto"`: the mixture for a linear utility, a normal
             prior, neither ties nor position bias nor lapses, no rankings, at most 60 variances and
-            covariances, and five people for each.
+            covariances, and five people for each variance and covariance.
         num_null: Draws from the null distribution; 2,000 for the mixture, 19 for the bootstrap if
             None. A bootstrap cannot have a p-value below 1 / (num_null + 1).
         seed: Seed of weights, fits, draws and simulations.
-        num_samples: Number of draws of each person to begin with, for the likelihood.
+        num_samples: Number of proposals for each person to begin with, for the likelihood.
         fit_options: Arguments of :func:`fssa_bayes.fit`, such as `steps`; the same for the data
             and for every bootstrap data set, so that a short fit costs power and not validity.
 
@@ -146,7 +143,7 @@ def heterogeneity_test(
         raise ValueError(f"num_null must be an integer of at least 1, got {num_null!r}")
     with seeded(seed):
         model, _ = build()
-    problem = _no_mixture(model, data)
+    problem = reason_against_mixture(model, data)
     if null == "mixture" and problem:
         raise ValueError(f"null='mixture' {problem}; null='bootstrap' does without")
     if model.latent_dim == 0:
@@ -162,36 +159,40 @@ def heterogeneity_test(
             "build must return a model with a named utility, of which a homogeneous one can be "
             "made, got a module"
         )
+    homogeneous = model.config | {"latent_dim": 0, "prior": "normal"}
 
     def ratio(people: Preferences, number: int) -> tuple[HeterogeneousBTL, np.ndarray, float]:
-        average, _ = fit_fresh(lambda: _homogeneous(model), people, number, fit_options)
+        without = fit_fresh(
+            lambda: (HeterogeneousBTL(**homogeneous), None), people, number, fit_options
+        )
         pair = fit_fresh(build, people, number, fit_options)
-        scores = [
-            score_users(*both, people, num_samples, seed=number) for both in ((average, None), pair)
-        ]
+        scores = [score_users(*both, people, num_samples, seed=number) for both in (without, pair)]
         values = np.array([score.total for score in scores])
-        return average, values, 2 * scores[1].monte_carlo_error
+        return without[0], values, 2 * scores[1].monte_carlo_error
 
     average, values, error = ratio(data, seed)
     statistic = 2 * (values[1] - values[0])
+    draws = np.empty(0)
     if null == "bootstrap" or problem:
-        method, draws = "bootstrap", []
-        for number in range(seed + 1, seed + 1 + (num_null or 19)):
+        method = "bootstrap"
+        draws = np.zeros(num_null or 19)
+        for position in range(len(draws)):
+            number = seed + 1 + position
             choices = average.simulate(data, seed=number)[0].choice
-            if data.ties != "keep":  # Half wins, which no model draws.
+            if data.ties != "keep":  # The model draws no half wins.
                 choices = np.where(data.half_wins, 0.5, choices)
             _, simulated, _ = ratio(data.with_choices(choices), number)
-            draws.append(2 * (simulated[1] - simulated[0]))
-        draws = np.array(draws)
-        p_value, interval = _p_value(draws, statistic, error, add=1)
-    elif data.num_features == 1:
-        method, draws = "mixture", np.empty(0)
-        p_value = _half_chi_square(statistic)
-        interval = tuple(_half_chi_square(statistic + sign * 2 * error) for sign in (1, -1))
-    else:
+            draws[position] = 2 * (simulated[1] - simulated[0])
+    elif data.num_features != 1:
         method = "simulated mixture"
-        draws = _boundary_draws(average, data, model.latent_dim, num_null or 2000, seed=seed)
-        p_value, interval = _p_value(draws, statistic, error, add=1)
+        draws = boundary_draws(average, data, model.latent_dim, num_null or 2000, seed=seed)
+    else:
+        method = "mixture"
+    if len(draws):
+        p_value, interval = monte_carlo_p_value(draws, statistic, error)
+    else:
+        p_value = half_chi_square_tail(statistic)
+        interval = tuple(half_chi_square_tail(statistic + sign * 2 * error) for sign in (1, -1))
     return HeterogeneityTest(
         log_likelihood=(values[0].item(), values[1].item()),
         statistic=statistic.item(),
@@ -204,8 +205,8 @@ def heterogeneity_test(
     )
 
 
-def _no_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
-    """Says why there is no known limit of the likelihood ratio, or returns None."""
+def reason_against_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
+    """Says why the likelihood ratio has no known limit, or returns None where it has one."""
     variances = data.num_features * (data.num_features + 1) // 2
     if not model.utility.is_linear or len(model.prior_flow):
         return "needs utility='linear' and prior='normal', whose z vanishes with its variance"
@@ -223,126 +224,23 @@ def _no_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
     return None
 
 
-def _homogeneous(model: HeterogeneousBTL) -> Pair:
-    return HeterogeneousBTL(**(model.config | {"latent_dim": 0, "prior": "normal"})), None
-
-
-def _half_chi_square(statistic: float) -> float:
-    """Returns the tail probability of ½χ²₀ + ½χ²₁."""
-    return 1.0 if statistic <= 0 else float(0.5 * stats.chi2.sf(statistic, 1))
-
-
-def _p_value(
-    null: np.ndarray, statistic: float, error: float, add: int
+def monte_carlo_p_value(
+    null: np.ndarray, statistic: float, error: float
 ) -> tuple[float, tuple[float, float]]:
-    """Returns a Monte-Carlo p-value, and its interval for both sources of Monte-Carlo error."""
+    """Estimates a p-value from draws of the statistic under the null.
+
+    Args:
+        null: The draws. The observed statistic is counted as one more.
+        statistic: The observed statistic.
+        error: Its Monte-Carlo standard error.
+
+    Returns:
+        The p-value, and its 95 % interval for the Monte-Carlo errors of the null distribution and
+        of the statistic.
+    """
     count = len(null)
-    p_value = (add + np.sum(null >= statistic)) / (add + count)
+    p_value = (1 + np.sum(null >= statistic)) / (1 + count)
     fewest, most = (int(np.sum(null >= statistic + sign * 2 * error)) for sign in (1, -1))
     low = stats.binomtest(fewest, count).proportion_ci(0.95).low
     high = stats.binomtest(most, count).proportion_ci(0.95).high
     return float(p_value), (float(low), float(high))
-
-
-@torch.no_grad()
-def _boundary_draws(
-    average: HeterogeneousBTL, data: Preferences, latent_dim: int, num: int, *, seed: int = 0
-) -> np.ndarray:
-    """Draws the likelihood ratio's limit if everybody is alike, for a linear utility.
-
-    Args:
-        average: The homogeneous model at its maximum.
-        data: The comparisons.
-        latent_dim: Largest rank K of the covariance under the alternative.
-        num: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        Draws with shape (num,), at least 0: see :func:`heterogeneity_test`.
-    """
-    score, information = _variance_scores(average, data)
-    size = score.shape[-1]
-    moments = score.flatten(1).T @ score.flatten(1)
-    cross = score.flatten(1).T @ information.slope
-    efficient = moments - cross @ torch.linalg.pinv(information.outer, hermitian=True) @ cross.T
-    values, vectors = torch.linalg.eigh(efficient)
-    root = vectors * values.clamp(min=0).sqrt()
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
-    linear = (noise @ root.T).reshape(num, size, size)
-    return _cone_maximum(linear, efficient, min(latent_dim, size)).numpy()
-
-
-@dataclass(frozen=True)
-class _Slopes:
-    """Holds people's scores of w0, (U, D), and the sum of their outer products."""
-
-    slope: Tensor
-    outer: Tensor
-
-
-def _variance_scores(average: HeterogeneousBTL, data: Preferences) -> tuple[Tensor, _Slopes]:
-    """Returns people's scores of Σ at 0, ½(g gᵀ − H), (U, D, D), and of w0.
-
-    Coefficients are in units in which their information is the identity, so that the cone's
-    maximum is well conditioned; directions without information are left out.
-    """
-    slopes, curvatures = [], []
-    for _, batch in user_batches(data, 16, average.device):
-        difference = feature_differences(average, batch).double()
-        z = batch.choice.new_zeros(1, batch.num_users, 0)
-        prob = average.choice(batch, z).mean[0].double()
-        residual = (batch.choice - prob) * batch.mask
-        spread = prob * (1 - prob) * batch.mask
-        slopes.append(torch.einsum("un,und->ud", residual, difference).cpu())
-        curvatures.append(torch.einsum("un,und,une->ude", spread, difference, difference).cpu())
-    slope, curvature = torch.cat(slopes), torch.cat(curvatures)
-    values, vectors = torch.linalg.eigh(curvature.mean(0))
-    informative = values > 1e-9 * values[-1]
-    whiten = vectors[:, informative] / values[informative].sqrt()
-    slope = slope @ whiten
-    curvature = whiten.T @ curvature @ whiten
-    score = 0.5 * (slope.unsqueeze(-1) * slope.unsqueeze(-2) - curvature)
-    return score, _Slopes(slope, slope.T @ slope)
-
-
-def _cone_maximum(linear: Tensor, quadratic: Tensor, rank: int, steps: int = 100) -> Tensor:
-    """Maximises 2 tr(SΣ) − vec(Σ)ᵀ I vec(Σ) over covariances of a rank, for S (B, D, D).
-
-    Accelerated projected gradient ascent (Beck & Teboulle 2009). Below full rank the set is not
-    convex: the ascent starts at the best full-rank Σ and at 0, and the better end counts.
-    """
-    size = linear.shape[-1]
-    step = 1 / torch.linalg.eigvalsh(quadratic)[-1]
-
-    def value(sigma: Tensor) -> Tensor:
-        flat = sigma.flatten(1)
-        return 2 * (linear.flatten(1) * flat).sum(-1) - ((flat @ quadratic) * flat).sum(-1)
-
-    def ascend(sigma: Tensor, rank: int) -> Tensor:
-        ahead, momentum = sigma, 1.0
-        for number in range(steps):
-            gradient = linear - (ahead.flatten(1) @ quadratic).reshape(ahead.shape)
-            new = _project(ahead + step * gradient, rank)
-            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-            ahead = new + (momentum - 1) / following * (new - sigma)
-            settled = number % 10 == 9 and (value(new) - value(sigma)).abs().max() < 1e-4
-            sigma, momentum = new, following
-            if settled:
-                break
-        return sigma
-
-    full = ascend(torch.zeros_like(linear), size)
-    best = value(full)
-    if rank < size:
-        ends = ascend(_project(full, rank), rank), ascend(torch.zeros_like(linear), rank)
-        best = torch.maximum(*(value(end) for end in ends))
-    return best.clamp(min=0)
-
-
-def _project(matrix: Tensor, rank: int) -> Tensor:
-    """Returns the nearest covariance of that rank at most."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    values = values.clamp(min=0)
-    values[..., : values.shape[-1] - rank] = 0
-    return (vectors * values.unsqueeze(-2)) @ vectors.mT

@@ -23,7 +23,7 @@ def _varied_directions(covariates: Tensor) -> tuple[Tensor, Tensor]:
     """Returns eigenvectors (W, W) of the correlations, and which of them have any variance."""
     table = covariates.double().cpu()
     centred = table - table.mean(0)
-    # What a constant differs from its mean by is rounding.
+    # A constant differs from its mean by rounding alone.
     centred[:, centred.abs().amax(0) <= 1e-6 * table.abs().amax(0)] = 0
     centred = centred / centred.std(0, unbiased=False).clamp(min=1e-300)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))

@@ -97,6 +97,7 @@ def read_frame(
 
 
 def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    """Refuses a table without rows, without one of the columns or with missing values in one."""
     if not isinstance(df, pd.DataFrame):
         raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
     for argument, column in columns.items():
@@ -120,6 +121,7 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
 
 
 def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
+    """Names the items: those of the features, or else all that are compared."""
     if items is None:
         names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
         return pd.Index(names)
@@ -133,7 +135,7 @@ def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | No
 
 
 def neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
-    """Orders items by the choice set or by name: rankings list the best first, and left first."""
+    """Orders items by the choice set or by name, so that the order tells nothing of the ranks."""
     if choice_set is not None:
         return pd.Index(choice_set)
     try:
@@ -165,6 +167,7 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
 
 
 def lookup_items(df: pd.DataFrame, column: str, names: pd.Index) -> np.ndarray:
+    """Finds the positions of the items in a column, int32, or refuses unknown items."""
     position = names.get_indexer(df[column])
     unknown = np.flatnonzero(position < 0)
     if len(unknown):
@@ -263,6 +266,7 @@ def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
 
 
 def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
+    """Reads the covariates of people in the order of `names`, in single precision."""
     if not isinstance(users, pd.DataFrame):
         raise TypeError(
             "users must be a pandas DataFrame of covariates indexed by user, or None, "

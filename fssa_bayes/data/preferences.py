@@ -82,6 +82,7 @@ class Preferences(Comparisons):
             with shape (R,); None where every comparison stands alone. See :meth:`from_rankings`.
 
     Attributes:
+        judgements: Which comparisons belong together.
         broken: Numbers of rankings that were broken into pairs and of their stages.
 
     Raises:
@@ -344,9 +345,9 @@ class Preferences(Comparisons):
             yield self.batch(np.asarray(order[start : start + batch_size]))
 
     def pooled(self, width: int = 64) -> Preferences:
-        """Deals all comparisons to imaginary people, `width` to each: for models without people.
+        """Deals all comparisons to imaginary people, `width` to each, for models without people.
 
-        A batch of them is not padded to the person with the most comparisons.
+        So a batch is not padded to the person with the most comparisons.
         """
         return pool(self, width)
 
@@ -422,8 +423,8 @@ class Preferences(Comparisons):
     def split_context(self, num_context: int, *, seed: int = 0) -> tuple[Preferences, Preferences]:
         """Splits each person's comparisons at random into a context and a disjoint target.
 
-        A pair that a person judged twice counts as two comparisons, which may part. A ranking stays
-        whole, and counts as one.
+        A pair that a person judged twice counts as two comparisons: one may be context and the
+        other target. A ranking stays whole, and counts as one.
 
         Args:
             num_context: Number of context comparisons of every person; 0 is allowed. Where there
@@ -482,9 +483,9 @@ class Preferences(Comparisons):
     def with_choices(self, choice: np.ndarray, *, ties: str | None = None) -> Preferences:
         """Returns the same people and pairs with other choices, with shape (R,).
 
-        Those of a ranking must again be of a ranking.
+        The comparisons of a ranking must be those of a ranking again.
 
-        `ties` says what a choice of ½ means in them, `"half"` or `"keep"`; as before if None.
+        `ties` says what a choice of ½ means, `"half"` or `"keep"`; None leaves it as it is.
         """
         if ties not in (None, "half", "keep"):
             raise ValueError(f"ties must be None, 'half' or 'keep', got {ties!r}")

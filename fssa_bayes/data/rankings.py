@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["RankedItems", "break_into_pairs", "check_rankings", "read_rankings"]
+__all__ = [
+    "RankedItems",
+    "add_unranked",
+    "break_into_pairs",
+    "check_items",
+    "check_rankings",
+    "check_sizes",
+    "read_lists",
+    "read_rankings",
+    "read_table",
+]
 
 _MOST_PAIRS = 200_000_000
 
@@ -59,7 +69,7 @@ def read_rankings(
             ranking has a single item or none that is ranked, or an item is not in its choice set.
     """
     if isinstance(rankings, pd.DataFrame):
-        table = _from_frame(rankings, columns)
+        table = read_table(rankings, columns)
     else:
         given = [f"{name}={value!r}" for name, value in columns.items() if value is not None]
         if given:
@@ -67,7 +77,7 @@ def read_rankings(
                 f"{given[0]} names a column of a table, and rankings is a "
                 f"{type(rankings).__name__}: leave it out"
             )
-        table = _from_lists(rankings)
+        table = read_lists(rankings)
     if not len(table):
         raise ValueError("rankings must hold at least one ranking, got none")
     person, users = pd.factorize(table["user"])
@@ -77,16 +87,17 @@ def read_rankings(
     table, person, group = table.iloc[order], person[order], group[order]
     group = np.cumsum(np.diff(group, prepend=group[0]) != 0)
     table = table.assign(group=group)
-    _check_items(table)
+    check_items(table)
     owner = person[np.flatnonzero(np.diff(group, prepend=-1))]
     if choice_set is not None:
-        table = _complete(table, choice_set)
-    _check_sizes(table)
+        table = add_unranked(table, choice_set)
+    check_sizes(table)
     rank = table["rank"].to_numpy(dtype=np.float64)
     return RankedItems(pd.Index(users), owner, table["group"].to_numpy(), table["item"], rank)
 
 
-def _from_frame(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFrame:
+def read_table(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFrame:
+    """Reads a table with one row an item as columns `user`, `ranking`, `item` and `rank`."""
     named = {name: column for name, column in columns.items() if column is not None}
     for name in ("user", "item", "rank"):
         if name not in named:
@@ -123,7 +134,8 @@ def _from_frame(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataF
     return pd.DataFrame(table | {"rank": values})
 
 
-def _from_lists(rankings: Mapping | Sequence) -> pd.DataFrame:
+def read_lists(rankings: Mapping | Sequence) -> pd.DataFrame:
+    """Lays rankings given as lists out as such a table."""
     if isinstance(rankings, str | bytes) or not isinstance(rankings, Mapping | Sequence):
         raise TypeError(
             "rankings must be a pandas DataFrame, a mapping from people to lists of rankings or a "
@@ -152,7 +164,7 @@ def _from_lists(rankings: Mapping | Sequence) -> pd.DataFrame:
 
 
 def _check_names(items: Sequence, where: str) -> None:
-    """Refuses what names no item: lists, and what stands for a missing value."""
+    """Refuses lists and missing values as names of items."""
     for item in items:
         if isinstance(item, list | tuple | set | dict | np.ndarray):
             raise TypeError(
@@ -175,7 +187,8 @@ def _name(value: object) -> str:
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
-def _check_items(table: pd.DataFrame) -> None:
+def check_items(table: pd.DataFrame) -> None:
+    """Refuses items that stand twice in a ranking, and ranks that two items share."""
     repeated = np.flatnonzero(table.duplicated(["group", "item"]))
     if len(repeated):
         row = table.iloc[repeated[0]]
@@ -194,7 +207,7 @@ def _check_items(table: pd.DataFrame) -> None:
         )
 
 
-def _complete(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
+def add_unranked(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     """Adds the items of the choice set that a ranking does not list, below those that it does."""
     if isinstance(choice_set, str):
         raise TypeError(f"choice_set must be a list of items, got the string {choice_set!r}")
@@ -220,7 +233,8 @@ def _complete(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     return whole.sort_values("group", kind="stable")
 
 
-def _check_sizes(table: pd.DataFrame) -> None:
+def check_sizes(table: pd.DataFrame) -> None:
+    """Refuses rankings of one item, rankings without a rank, and more pairs than memory holds."""
     size = table.groupby("group")["rank"].agg(["size", "count"])
     for wrong, problem in (
         (size["size"] < 2, "must have at least two items, got one"),
@@ -290,7 +304,7 @@ def check_rankings(
         Numbers from 0 up, in order, (R,).
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If comparisons of one number are not the pairs of one ranking.
     """
     ranking = np.asarray(ranking)
     if ranking.shape != left.shape or not np.issubdtype(ranking.dtype, np.integer):
@@ -303,7 +317,7 @@ def check_rankings(
     new = (np.diff(ranking) != 0) | (np.diff(person) != 0)
     number = np.concatenate([[0], np.cumsum(new)])
     size = np.bincount(number)
-    whole = size[number] > 1  # A pair alone is a comparison like any other.
+    whole = size[number] > 1  # A pair alone is a comparison that stands alone.
     left, right, choice = left[whole], right[whole], choice[whole]
     group = number[whole]
     low, high = np.minimum(left, right).astype(np.int64), np.maximum(left, right).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What the simulated data sets share: sizes, pairs of new items, types that choices rule out."""
+"""What simulated data sets share: checks of sizes, pairs of new items, posteriors of types."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_share(argument: str, share: float) -> float:
 
 
 def check_known(num_context: int) -> int:
-    """Returns a number of known pairs, or refuses what is none."""
+    """Returns a number of known pairs, or refuses another value."""
     if not isinstance(num_context, int | np.integer) or num_context < 0:
         raise ValueError(f"num_context must be an integer of at least 0, got {num_context!r}")
     return int(num_context)

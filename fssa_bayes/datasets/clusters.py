@@ -82,7 +82,7 @@ def simulate(
         num_comparisons: Number of comparisons of each person; every item is new.
         centres: Means of the kinds with shape (10, 2, D); those of :func:`means` if None.
         noise: Standard deviation of every feature around its mean. With the default means, .3
-            leaves no item nearer to another mean; the limits hold while that is so.
+            every item is nearest to its own mean; the limits hold only then.
         seed: Seed of the draws.
 
     Returns:

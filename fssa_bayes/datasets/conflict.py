@@ -8,8 +8,8 @@ types, the best possible accuracy is :math:`1 - (1-f)^n g / 2` and the best poss
 :math:`(1-f)^n g \log 2`; the expected entropy of the type is :math:`(1-f)^n \log 2`.
 
 References:
-    Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998, where conflict in the
-    context is what few-shot prediction lives on.
+    Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998: few-shot
+    prediction learns from conflict in the context alone.
 """
 
 from __future__ import annotations

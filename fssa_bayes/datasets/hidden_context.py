@@ -1,4 +1,4 @@
-r"""Hidden context: what pooled preferences become when something decides that nobody recorded.
+r"""Hidden context: pooled preferences where choices depend on a variable that nobody recorded.
 
 Items are numbers a ~ U(0, 1) and a hidden context h is 0 or 1, equally likely. Utility is a below
 .8; above, it is 2a where h = 1 and 0 where h = 0. The larger utility is chosen and equal ones by a

@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.datasets._simulation import check_sizes
+
 __all__ = [
     "LONG",
     "TYPES",
@@ -143,8 +145,8 @@ def simulate(
     """Draws people, pairs of answers and choices.
 
     Args:
-        num_users: Number of people; the types take turns, so that they are as equal in number as
-            can be.
+        num_users: Number of people; the types take turns, so that their numbers differ by one at
+            most.
         num_comparisons: Number of choices of each person, every one on another prompt.
         prompts: The prompts to draw from, at least `num_comparisons` of :func:`prompts`.
         noise: Whether choices are Bradley–Terry–Luce; without noise the preferred answer is chosen.
@@ -156,9 +158,7 @@ def simulate(
     Raises:
         ValueError: If a number is below 1 or there are too few prompts.
     """
-    for argument, value in (("num_users", num_users), ("num_comparisons", num_comparisons)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_sizes(num_users, num_comparisons)
     if len(prompts) < num_comparisons:
         raise ValueError(
             f"prompts must be at least num_comparisons={num_comparisons}, got {len(prompts)}"

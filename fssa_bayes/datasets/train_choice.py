@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -79,14 +80,8 @@ def read(path: str | Path) -> Preferences:
             "choice": table["choice"],
         }
     )
-    # The same trips were offered to a person more than once in a few cases; each is a choice.
-    return _without_duplicate_warning(comparisons, items)
-
-
-def _without_duplicate_warning(comparisons: pd.DataFrame, items: pd.DataFrame) -> Preferences:
-    import warnings
-
     with warnings.catch_warnings():
+        # A few people were offered the same trips more than once; each answer is a choice.
         warnings.filterwarnings("ignore", message=".* rows repeat an earlier row")
         return Preferences.from_dataframe(
             comparisons,

@@ -49,7 +49,7 @@ def read(
         ValueError: If one is no such table, or an argument has no embedding.
     """
     with warnings.catch_warnings():
-        # Topics are islands, as is said above.
+        # Arguments are compared within topics, so that the graph is not connected.
         warnings.filterwarnings("ignore", message="the comparison graph has")
         return table.read(
             path,

@@ -6,8 +6,8 @@ objective and answers pairs of different prompts by it. *Conflicting* pairs, on 
 disagree, are the only ones that tell people apart; the published study uses them alone, for
 helpfulness against honesty (HH) and these two against truthfulness (HHT).
 
-Two things differ from the published code. Training and test pairs are split by prompt: pairs drawn
-at random put responses of one prompt into both. And what a person is asked is never in that
+Two things differ from the published code. Training and test pairs are split by prompt: a split
+of pairs at random puts responses of one prompt into both. And no target of a person is in that
 person's context.
 
 The data are published by OpenBMB under the MIT licence, as `openbmb/UltraFeedback`, with ratings
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.datasets._records import read_records
+from fssa_bayes.datasets._simulation import check_sizes
 
 __all__ = [
     "HH",
@@ -108,7 +109,7 @@ class UltraFeedback:
     def pairs(
         self, objectives: Sequence[str] = HH, *, conflict: float | None = 1.0, seed: int = 0
     ) -> ResponsePairs:
-        """Makes all pairs of responses to a prompt that every objective decides.
+        """Makes all pairs of responses to a prompt on which every objective has a preference.
 
         Args:
             objectives: Two objectives or more, such as :data:`HH` or :data:`HHT`.
@@ -124,7 +125,16 @@ class UltraFeedback:
             ValueError: If an objective was not read, `conflict` is no probability, or no pair is
                 left.
         """
-        columns = self._columns(objectives)
+        names = [] if isinstance(objectives, str) else list(objectives)
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"objectives must be two or more different names, got {objectives!r}")
+        unknown = [name for name in names if name not in self.objectives]
+        if unknown:
+            raise ValueError(
+                f"objectives must be among those read, {', '.join(self.objectives)}, got "
+                f"{unknown[0]!r}"
+            )
+        columns = [self.objectives.index(name) for name in names]
         if conflict is not None and not 0 <= conflict <= 1:
             raise ValueError(f"conflict must lie between 0 and 1 or be None, got {conflict}")
         left, right = _all_pairs(self.prompt)
@@ -145,18 +155,6 @@ class UltraFeedback:
         items, position = np.unique(np.stack([left, right]), return_inverse=True)
         left, right = position.reshape(2, -1)
         return ResponsePairs(self, tuple(objectives), items, left, right, chosen[:, kept])
-
-    def _columns(self, objectives: Sequence[str]) -> list[int]:
-        names = [] if isinstance(objectives, str) else list(objectives)
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise ValueError(f"objectives must be two or more different names, got {objectives!r}")
-        unknown = [name for name in objectives if name not in self.objectives]
-        if unknown:
-            raise ValueError(
-                f"objectives must be among those read, {', '.join(self.objectives)}, got "
-                f"{unknown[0]!r}"
-            )
-        return [self.objectives.index(name) for name in objectives]
 
 
 class Users(NamedTuple):
@@ -315,9 +313,7 @@ class ResponsePairs:
                 f"features must have one row for each of the {len(self.items)} items, got shape "
                 f"{tuple(features.shape)}"
             )
-        for argument, value in (("num_users", num_users), ("num_comparisons", num_comparisons)):
-            if value < 1:
-                raise ValueError(f"{argument} must be at least 1, got {value}")
+        check_sizes(num_users, num_comparisons)
         num_prompts = len(np.unique(self.prompt))
         if num_comparisons > num_prompts:
             raise ValueError(
@@ -408,11 +404,8 @@ def read(source: str | os.PathLike = HUB_NAME, *, objectives: Sequence[str] = HH
     )
 
 
-# ---------------------------------------------------------------------- records
-
-
 class _Tally:
-    """Takes completions apart and counts what cannot be used."""
+    """Reads responses and ratings of completions and counts what cannot be used."""
 
     def __init__(self, objectives: tuple[str, ...]) -> None:
         self.objectives = objectives
@@ -491,9 +484,6 @@ def _fields(where: str, record: Any) -> tuple[str, Sequence]:
     return record["instruction"], record["completions"]
 
 
-# ---------------------------------------------------------------------- pairs
-
-
 def _all_pairs(prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lists all pairs of responses of the same prompt, which lie together."""
     starts = np.flatnonzero(np.diff(prompt, prepend=-1))
@@ -519,10 +509,10 @@ def _keep_share(divided: np.ndarray, share: float | None, rng: np.random.Generat
 
 
 def _different_prompts(prompt: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws pairs one after the other, passing over prompts that were drawn before."""
+    """Draws pairs one after the other, none of a prompt that was drawn before."""
     pair = rng.integers(len(prompt), size=2 * number + 20)
     _, first = np.unique(prompt[pair], return_index=True)
-    if len(first) < number:  # So few prompts that all pairs have to be gone through.
+    if len(first) < number:  # So few prompts that a random order of all pairs is needed.
         pair = rng.permutation(len(prompt))
         _, first = np.unique(prompt[pair], return_index=True)
     return pair[np.sort(first)[:number]]

@@ -1,5 +1,6 @@
 """How are model and guide fitted? Objectives, the loop of a fit, its result."""
 
+from fssa_bayes.guide import check_guide
 from fssa_bayes.inference.fit import FitResult, fit
 from fssa_bayes.inference.objectives import (
     ELBO,
@@ -11,6 +12,7 @@ from fssa_bayes.inference.objectives import (
     Sleep,
     split_batch,
 )
+from fssa_bayes.model import check_data
 
 __all__ = [
     "ELBO",
@@ -21,6 +23,8 @@ __all__ = [
     "Objective",
     "PredictiveLikelihood",
     "Sleep",
+    "check_data",
+    "check_guide",
     "fit",
     "split_batch",
 ]

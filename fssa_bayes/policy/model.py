@@ -82,6 +82,10 @@ class SteerablePolicy(nn.Module):
         tokenizer: The base model's tokenizer, or None where only tokens go in and out.
         config: What the policy adds to the base model.
         identity: Description by which the base model is recognised.
+
+    Attributes:
+        shares_prompts: Whether two responses can share the computation of their prompt, by
+            attention implementation, as far as :func:`shares_prompts` has found out.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class SteerablePolicy(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self._identity = identity
+        self.shares_prompts: dict[str, bool] = {}
         layers = decoder_layers(model)
         film.attach([layers[index] for index in config.film_layers])
         follow_switch(model, film)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,36 +41,23 @@ _DIGEST = hashlib.sha256().digest_size
 
 # Entries of a configuration that do not change what the model computes.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
-_fingerprints: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
 
 
 def fingerprint(model: nn.Module) -> str:
     """Computes the SHA-256 of a model's configuration and of the bytes of all its weights.
 
     Adapters of peft and modulation are left out: before, during and after training a policy has the
-    fingerprint of its base model. The weights are read once, and again after a change.
+    fingerprint of its base model. Every call reads the weights.
 
     Args:
         model: A model of transformers, inside a PeftModel or not, or a policy around it.
     """
-    return _known_hashes(model)[0]
+    return _hash_model(model)[0]
 
 
 def hash_weights(model: nn.Module) -> str:
     """Computes the SHA-256 of the weights without the configuration; see :func:`fingerprint`."""
-    return _known_hashes(model)[1]
-
-
-def _known_hashes(model: nn.Module) -> tuple[str, str]:
-    model = getattr(model, "base", model)  # A policy's.
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    state = dict(_base_tensors(model))
-    stamp = tuple((name, t.data_ptr(), t._version, t.dtype) for name, t in state.items())
-    known = _fingerprints.get(model)
-    if known is None or known[0] != stamp:
-        known = stamp, _hash_model(model, state)
-        _fingerprints[model] = known
-    return known[1]
+    return _hash_model(model)[1]
 
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -83,13 +69,16 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield ".".join(part for part in parts if part not in wrappers), tensor
 
 
-def _hash_model(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, str]:
+def _hash_model(model: nn.Module) -> tuple[str, str]:
+    """Returns the SHA-256 of configuration and weights, and that of the weights alone."""
+    model = getattr(model, "base", model)  # A policy's.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     digest, weights = hashlib.sha256(), hashlib.sha256()
     if hasattr(model, "config"):
         options = {k: v for k, v in model.config.to_dict().items() if k not in _INCIDENTAL}
         options["attention"] = model.config._attn_implementation
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
-    for name, tensor in state.items():
+    for name, tensor in _base_tensors(model):
         content = _bytes(tensor)
         for each in (digest, weights):
             each.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

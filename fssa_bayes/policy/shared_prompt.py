@@ -7,12 +7,11 @@ shared; the last one begins every response, because it predicts the first token 
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fssa_bayes.policy.checks import check_factors
 from fssa_bayes.policy.film import surrounding_z
@@ -218,19 +217,15 @@ def _encode(policy: SteerablePolicy, packed: SharedPrompts, z: Tensor | None) ->
     return policy.hidden_states(packed.input_ids, mask, packed.position_ids, z=z)
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
-
-
 def shares_prompts(policy: SteerablePolicy) -> bool:
     """Tells whether a model computes the same for two responses after one prompt as for each alone.
 
     :func:`probe_sharing` finds out, once for each model and attention implementation.
     """
-    known = _known.setdefault(policy.base, {})
     attention = policy.base.config._attn_implementation
-    if attention not in known:
-        known[attention] = probe_sharing(policy)
-    return known[attention]
+    if attention not in policy.shares_prompts:
+        policy.shares_prompts[attention] = probe_sharing(policy)
+    return policy.shares_prompts[attention]
 
 
 def probe_sharing(policy: SteerablePolicy) -> bool:

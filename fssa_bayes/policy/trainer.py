@@ -67,8 +67,8 @@ class SteerableDPOTrainer(Trainer):
     parameters of `guide` learn with the policy.
 
     A checkpoint `checkpoint-STEP` holds `policy`, which `SteerablePolicy.load` reads, the guide's
-    parameters if they learn, and the optimiser's state. A run does not
-    resume from a checkpoint that was not finished when the run was killed.
+    parameters if they learn, and the optimiser's state. A run does not resume from a checkpoint
+    that was not finished when the run was killed.
 
     Args:
         policy: The policy, trained in place.
@@ -405,6 +405,11 @@ class SteerableDPOTrainer(Trainer):
         """Returns the folder of the last finished checkpoint, None if there is none."""
         return last_finished(self.args.output_dir)
 
+    @functools.cached_property
+    def base_fingerprint(self) -> str:
+        """The :func:`fingerprint` of the base model, whose weights no step changes."""
+        return fingerprint(self.policy)
+
     def settings(self) -> dict[str, Any]:
         """Returns what must be the same for a run to resume from a checkpoint."""
         options = json.loads(json.dumps(asdict(self.policy.config)))  # As JSON returns them.
@@ -423,7 +428,7 @@ class SteerableDPOTrainer(Trainer):
             "max_context": self.train_pairs.contexts.max_context,
             "min_context": self.train_pairs.contexts.min_context,
             "data": self.train_pairs.digest(),
-            "base": fingerprint(self.policy),
+            "base": self.base_fingerprint,
             "policy": options,
             "guide": digest_guide(self.posterior, self.guide),
         }

@@ -1,5 +1,6 @@
 """What is said of everybody: standard errors, tables, rankings, effects of covariates, draws."""
 
+from fssa_bayes.data import covariate_rank, identified_covariates
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.information import feature_differences
 from fssa_bayes.population.parameters import (
@@ -11,12 +12,17 @@ from fssa_bayes.population.ranking import ranking_table
 from fssa_bayes.population.sampled import population_draws
 from fssa_bayes.population.standard_errors import with_standard_errors
 from fssa_bayes.population.table import population_table
+from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
+    "PopulationDraws",
+    "PopulationMixture",
     "answer_estimates",
     "check_num_parameters",
     "covariate_effects",
+    "covariate_rank",
     "feature_differences",
+    "identified_covariates",
     "label_parameters",
     "population_draws",
     "population_table",

@@ -81,9 +81,8 @@ class ParameterEstimate:
         mean, loading, effect, answers = self.unpack(theta)
         model.utility.mean.copy_(mean)
         model.utility.loading.copy_(loading @ self.rotation.T)
-        if effect.numel():  # Parts of B that Λ does not see stay as they are.
-            change = self.rotation @ (effect - self.effect)
-            model.covariate_effect.add_(change.to(model.covariate_effect))
+        change = self.rotation @ (effect - self.effect)
+        model.effects.add_(change.to(model.effects))  # Parts of B that Λ does not see stay.
         for parameter, value in zip(model.answer_parameters().values(), answers, strict=True):
             parameter.copy_(value)
 
@@ -121,12 +120,9 @@ def estimate_parameters(
     rank = triangle.shape[1]
     entries = torch.tril_indices(len(mean), rank)
     expected_null = 0 if data.items is not None else 1 + rank
-    effect = torch.zeros(rank, 0, dtype=torch.float64)
-    names, scale = pd.Index([]), torch.ones(0, dtype=torch.float64)
+    effect = (rotation.T @ model.effects.detach().double()).cpu()
     has_own_effect = torch.ones(0, dtype=torch.bool)
     if model.num_covariates:
-        effect = (rotation.T @ model.covariate_effect.detach().double()).cpu()
-        names, scale = data.covariate_names, model.covariate_scale.double().cpu()
         has_own_effect = identified_covariates(data.covariates)
         expected_null += rank * (model.num_covariates - covariate_rank(data.covariates))
     check_num_parameters(what, len(mean) + entries.shape[1] + effect.numel())
@@ -152,8 +148,8 @@ def estimate_parameters(
         information=information[free][:, free],
         expected_null=expected_null,
         advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
-        covariate_names=names,
-        covariate_scale=scale,
+        covariate_names=data.covariate_names[: model.num_covariates],
+        covariate_scale=model.covariate_units.double().cpu(),
         has_own_effect=has_own_effect,
     )
 

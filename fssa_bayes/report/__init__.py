@@ -2,7 +2,7 @@
 
 from fssa_bayes.report.analysis import Analysis, analyse, hear_warnings, rank
 from fssa_bayes.report.findings import describe_data
-from fssa_bayes.report.page import Figure, Section, render
+from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.plain import to_markdown, to_text
 from fssa_bayes.report.report import Report
 from fssa_bayes.report.run import diagnose
@@ -20,7 +20,6 @@ __all__ = [
     "diagnose",
     "hear_warnings",
     "rank",
-    "render",
     "to_markdown",
     "to_text",
 ]

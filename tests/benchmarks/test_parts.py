@@ -90,6 +90,7 @@ def hold(megabytes: int) -> tuple[float, float]:
     return before, peak_gigabytes()
 
 
+@pytest.mark.slow
 def test_peak_is_that_of_the_process(load) -> None:
     _, here = hold(1024)
     before, after = load("memory").in_fresh_process(hold, 1, 200)

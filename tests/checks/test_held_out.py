@@ -43,6 +43,7 @@ def log_evidence(model: HeterogeneousBTL, people: Preferences) -> np.ndarray:
     return exact.grid(model, people).log_evidence.double().numpy()
 
 
+@pytest.mark.slow
 def test_scores_are_derivatives_of_the_log_marginal_likelihood(model, guide, people) -> None:
     """Central differences of the evidence on a grid, by position bias and by scale of margins."""
     scores = score_tests(model, guide, people, num_samples=4000)["score"]
@@ -72,6 +73,7 @@ def test_scores_are_derivatives_of_the_log_marginal_likelihood(model, guide, peo
         assert scores[name] == pytest.approx((ends[0] - ends[1]).mean() / (2 * step), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_score_of_lapses_is_the_derivative_by_their_rate(model, guide, people) -> None:
     score = score_tests(model, guide, people, num_samples=4000)["score"]["lapses"]
     lapsing = HeterogeneousBTL(3, 1, "linear", lapses=True)
@@ -83,6 +85,7 @@ def test_the_score_of_lapses_is_the_derivative_by_their_rate(model, guide, peopl
     assert score == pytest.approx(slope, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_right_model_is_not_contradicted(model, guide, people) -> None:
     table = score_tests(model, guide, people)
     assert (table["p"] > 0.001).all()
@@ -91,6 +94,7 @@ def test_a_right_model_is_not_contradicted(model, guide, people) -> None:
     assert not sbc_test(pit, np.repeat([0, 4], len(people)), prob=0.99).rejected
 
 
+@pytest.mark.slow
 def test_a_shrunken_model_is_contradicted_in_that_direction(model, guide, make_data) -> None:
     people = model.simulate(make_data([12] * 1000, num_items=30), seed=3)[0]
     smaller, its_guide = copy.deepcopy((model, guide))
@@ -104,6 +108,7 @@ def test_a_shrunken_model_is_contradicted_in_that_direction(model, guide, make_d
     assert score_tests(larger, its_guide, people)["z"]["difference between people"] < -4
 
 
+@pytest.mark.slow
 def test_left_and_lapses_are_seen(model, guide, people) -> None:
     rng = np.random.default_rng(0)
     slips = rng.random(people.num_comparisons) < 0.2
@@ -118,6 +123,7 @@ def test_knowing_nothing_gains_nothing(model, guide, people) -> None:
     assert prediction.gain() == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_knowing_choices_gains_what_exact_posteriors_gain(model, guide, people) -> None:
     (prediction,) = predict_held_out(model, guide, people, sizes=(4,), num_samples=4000)
     context, target = people.split_context(4, seed=0)
@@ -151,6 +157,7 @@ def with_ties(model: HeterogeneousBTL) -> HeterogeneousBTL:
     return tied
 
 
+@pytest.mark.slow
 def test_a_right_model_with_ties_and_lapses_is_not_contradicted(with_ties, make_data) -> None:
     """Half of a tie's probability belongs to either side, where ties are answers."""
     pairs = make_data([8] * 800, num_items=30)

@@ -140,6 +140,7 @@ def test_marginal_probability_and_own_covariance_match_quadrature() -> None:
     assert own[0, 0] == own[1, 1] == 0
 
 
+@pytest.mark.slow
 def test_the_true_model_is_seldom_rejected() -> None:
     """At a level of 20 % for all checks together, 60 data sets from the model itself."""
     model, rejected = linear(), 0

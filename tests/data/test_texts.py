@@ -334,6 +334,7 @@ def test_a_folder_without_tokeniser_is_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_no_dead_end(tmp_path: Path) -> None:
     code = "from fssa_bayes.embedding import load_encoder; load_encoder('someone/encoder')"
     run = subprocess.run(

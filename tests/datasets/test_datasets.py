@@ -230,6 +230,7 @@ def test_every_pair_of_styles_divides_the_types_two_against_two() -> None:
     assert styles.margin(1, 0, 3) == 3.0  # Terse casual: length outweighs register.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [True, False])
 def test_styled_choices_follow_the_margin(noise: bool) -> None:
     choices = styles.simulate(400, 30, prompts=styles.prompts()[:60], noise=noise, seed=1)

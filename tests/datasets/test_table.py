@@ -461,6 +461,7 @@ def test_parquet_that_does_not_fit(write: Write, tmp_path: Path) -> None:
         table.read(tmp_path / "votes.parquet", **ROLES)
 
 
+@pytest.mark.slow
 def test_many_rows(write: Write) -> None:
     """85,000 rows, of which every seventeenth has no answer."""
     rows = 85_000

@@ -86,6 +86,7 @@ def test_an_exact_forecaster_passes() -> None:
     assert inside.mean() > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "low", "high"),
     [
@@ -173,6 +174,7 @@ def test_if_calibrated_is_what_chance_gives() -> None:
     assert np.mean(chance) == pytest.approx(np.mean(values), rel=0.12)
 
 
+@pytest.mark.slow
 def test_dependent_choices_need_to_be_simulated_together() -> None:
     rng = np.random.default_rng(8)
     together, apart = [], []

@@ -17,6 +17,7 @@ def verdict(people: Study, seed: int = 0) -> dg.SbcResult:
     return dg.sbc_test(pit, people.size, names=NAMES)
 
 
+@pytest.mark.slow
 def test_an_exact_posterior_is_rejected_at_most_as_often_as_allowed() -> None:
     repetitions = 100
     rejected = [verdict(study(60, 20, seed=seed), seed).rejected for seed in range(repetitions)]

@@ -51,6 +51,7 @@ def test_paper_ultrafeedback(tmp_path: Path) -> None:
     assert (tmp_path / "paper_ultrafeedback.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_paper_ultrafeedback_draws_people_before_it_embeds(tmp_path: Path) -> None:
     """With HH no rating of truthfulness is asked for; too few prompts show without an encoder."""
     path = tiny_models.write_ultrafeedback(tmp_path / "uf.jsonl", 30)
@@ -115,6 +116,7 @@ def crowds(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -312,6 +312,7 @@ def test_units_of_the_features_do_not_matter(make_guide: MakeGuide, make_data: M
 # ---------------------------------------------------------------------- densities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latent_dim", "num"), [(1, 4001), (2, 601)])
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 @pytest.mark.parametrize("posterior", ["normal", "multivariate_normal", "flow", "bent flow"])

@@ -69,6 +69,7 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim.Adam, "step", limited)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore:Sleep raised:UserWarning")
 def test_an_interrupted_fit_ends_as_one_that_is_not(
@@ -102,6 +103,7 @@ def test_a_finished_fit_returns_at_once(
     pd.testing.assert_frame_equal(result.history, whole.history, check_exact=True)
 
 
+@pytest.mark.slow
 def test_initial_weights_come_from_the_checkpoint(
     data: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

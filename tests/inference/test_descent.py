@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from linear_people import fresh, simulate
+from two_feature_people import fresh, simulate
 
 from fssa_bayes import fit
 from fssa_bayes.inference.descent import learning_rate_factor

@@ -6,7 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from linear_people import fresh, simulate, with_features
+from two_feature_people import fresh, simulate, with_features
 
 from fssa_bayes import (
     ELBO,
@@ -62,6 +62,7 @@ def test_log_marginal_likelihood_matches_quadrature_and_its_own_error() -> None:
     assert precise.value == pytest.approx(exact.item(), abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [
@@ -95,6 +96,7 @@ def test_every_objective_lowers_its_loss_and_repeats_bitwise(objective, posterio
     assert not list(pyro.get_param_store().keys())
 
 
+@pytest.mark.slow
 def test_items_without_features_are_fitted_by_look_up() -> None:
     """Two kinds of people who rank three items in opposite orders."""
     order = np.array([[0, 1], [1, 2], [0, 2]])

@@ -331,6 +331,7 @@ def test_sleep_draws_choices_given_z(make_data: MakeData) -> None:
     assert Sleep().trained(*pair) == list(guide.parameters())
 
 
+@pytest.mark.slow
 def test_particles_take_noise_out_of_sleep(make_data: MakeData) -> None:
     """A guide that is the posterior (of a utility that is flat) leaves the loss to its draws."""
     batch = make_data([3] * 64, num_features=1).batch()

@@ -6,7 +6,7 @@ import io
 import sys
 
 import pytest
-from linear_people import fresh, simulate
+from two_feature_people import fresh, simulate
 
 from fssa_bayes import fit
 

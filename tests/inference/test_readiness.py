@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from linear_people import fresh, simulate
+from two_feature_people import fresh, simulate
 
 from fssa_bayes import ELBO, HeterogeneousBTL, NeuralProcessGuide, Preferences, fit
 

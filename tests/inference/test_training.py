@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from linear_people import fresh, simulate, with_features
+from two_feature_people import fresh, simulate, with_features
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Sleep, fit
 from fssa_bayes.datasets import two_mode
@@ -23,6 +24,7 @@ def test_sleep_leaves_the_model_bitwise_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_validation_stops_early_and_refit_uses_everybody() -> None:
     data = two_mode.simulate(150, 8, seed=0).data
     model, guide = fresh(data, hidden_dim=16)

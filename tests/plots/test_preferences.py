@@ -260,6 +260,7 @@ def draw_ranking(rows: int, names: list[str], ax: Axes | None = None) -> Axes:
 DRAW = [draw_choices, draw_ranks, draw_forest, draw_ranking]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAW)
 @pytest.mark.parametrize("rows", [5, 60, 1000])
 def test_names_do_not_overlap(draw: Callable[..., Axes], rows: int) -> None:

@@ -47,6 +47,7 @@ class Break(TrainerCallback):
             raise ConnectionError("lost")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_broken_run_ends_as_one_without_a_break(

@@ -168,6 +168,7 @@ def test_accuracy_counts_shares_of_draws_and_ties_as_half() -> None:
         accuracy(torch.tensor([1.0, torch.nan]), [0, 1])
 
 
+@pytest.mark.slow
 def test_accuracy_by_context_of_a_policy_that_is_its_posterior() -> None:
     # Token 1 is liked for z_0 > 0, token 2 for z_0 < 0; type x always chooses 1, type y always 2.
     policy = TiltedPolicy(torch.tensor([[0.0, 1, -1, 0, 0], [0.0] * 5]), torch.zeros(VOCABULARY))

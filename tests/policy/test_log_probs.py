@@ -70,6 +70,7 @@ def test_value_and_gradients_are_those_of_all_logits(
         torch.testing.assert_close(ours, true, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_gradcheck(frozen: bool, softcap: float | None) -> None:

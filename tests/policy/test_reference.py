@@ -177,7 +177,7 @@ def test_fingerprint_tells_weights_precision_and_configuration_apart() -> None:
     assert fingerprint(base_model()) in found
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-6
-    assert fingerprint(model) not in found  # What was known of the same object is out of date.
+    assert fingerprint(model) not in found
 
 
 def test_cache_of_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -311,6 +311,7 @@ def test_a_run_that_fails_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
     """Killed while writing: what was written before is there, the torn file is not read."""
     code = f"""

@@ -174,6 +174,7 @@ def test_padding_has_no_effect(tmp_path: Path, moved) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     runs = []
     for number, (size, parts) in enumerate(((8, 1), (4, 2), (2, 4))):
@@ -196,6 +197,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     assert history(other)[1:] != pytest.approx(history(whole)[1:], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
     arguments = {"max_steps": 9, "train_sampling_strategy": "group_by_length"}
     live = make_trainer(tmp_path / "live", arguments=arguments)
@@ -218,6 +220,7 @@ def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
         make_trainer(tmp_path, reference=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marginal", [False, True])
 @pytest.mark.parametrize("joint", [False, True])
 def test_opposite_preferences_are_learned_in_both_directions(
@@ -257,6 +260,7 @@ def test_the_guide_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     assert rates == [3e-3, 3e-3, 0.0]
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     rows = make_rows()
     evaluation, _ = rows.split_prompts(0.5)

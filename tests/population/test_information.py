@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
-from linear_people import simulate
+from two_feature_people import simulate
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide
 from fssa_bayes.population.information import population_information
 
 
+@pytest.mark.slow
 def test_standard_errors_by_louis_match_the_likelihood_on_a_grid() -> None:
     """Scores and information of (w0, Λ) for K = 1 against derivatives of an exact integral."""
     data = simulate(people=60, comparisons=8)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from linear_people import fresh, simulate
+from two_feature_people import fresh, simulate
 
 from fssa_bayes.population.parameters import estimate_parameters, rotate_to_triangle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from linear_people import simulate
+from two_feature_people import simulate
 
 from fssa_bayes import HeterogeneousBTL, Preferences, fit
 from fssa_bayes.population import ranking_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from linear_people import simulate, with_features
 from scipy import optimize
+from two_feature_people import simulate, with_features
 
 from fssa_bayes import HeterogeneousBTL, fit
 

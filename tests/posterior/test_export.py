@@ -308,6 +308,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_netcdf_round_trip(kind, pair, tmp_path) -> None:
     users, items = (pd.Index(given, tupleize_cols=False) for given in NAMES[kind])

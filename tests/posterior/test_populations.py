@@ -133,6 +133,7 @@ def test_homogeneous_populations_in_closed_form(data) -> None:
     torch.testing.assert_close(equal[unseen.mask], prob.mean(0)[unseen.mask])
 
 
+@pytest.mark.slow
 def test_drawn_populations_have_the_sandwich_covariance(fitted) -> None:
     table = fitted.population(seed=0)
     draws = fitted.population_draws(600, seed=0)
@@ -152,6 +153,7 @@ def test_drawn_populations_have_the_sandwich_covariance(fitted) -> None:
     assert torch.equal(again.utility.mean, fitted.population_draws(3).members[0][0].utility.mean)
 
 
+@pytest.mark.slow
 def test_sampled_intervals_are_wider(fitted) -> None:
     context, target = fitted.data.split_context(2, seed=0)
     fixed = Posterior(fitted.model, fitted.guide, context).choice_prob(target)
@@ -165,6 +167,7 @@ def test_sampled_intervals_are_wider(fitted) -> None:
     assert drawn.pareto_k.median() < 0.7
 
 
+@pytest.mark.slow
 def test_bootstrap_refits_to_people_drawn_with_replacement(fitted) -> None:
     model = HeterogeneousBTL(2, 0, utility="linear")
     result = fit(model, None, fitted.data, progress_bar=False)

@@ -19,6 +19,7 @@ def surprise(pair: tuple, context: Preferences, **options):
     return posterior.context_surprise(**({"num_samples": 30, "num_simulations": 400} | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [False, True])
 def test_tail_probabilities_of_the_models_people_are_uniform(wrong: bool) -> None:
     """At levels that can be attained, however poor the guide, for mixed numbers of choices."""

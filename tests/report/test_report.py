@@ -21,7 +21,8 @@ from fssa_bayes import (
 )
 from fssa_bayes.checks import NotEnoughDataError, draw_model
 from fssa_bayes.data import Batch
-from fssa_bayes.report import Figure, Report, Section, diagnose, render
+from fssa_bayes.report import Figure, Report, Section, diagnose
+from fssa_bayes.report.page import render
 from fssa_bayes.report.run import run_parts
 from fssa_bayes.report.study import Part, Study
 
@@ -58,6 +59,7 @@ def verdict(report: Report, name: str) -> str:
     return rows[next(check for check in rows.index if check.startswith(name))]
 
 
+@pytest.mark.slow
 def test_a_right_model_passes_every_check(report: Report) -> None:
     assert report.passed, report.table.to_string()
     assert "skipped" not in set(report.table["verdict"])
@@ -65,6 +67,7 @@ def test_a_right_model_passes_every_check(report: Report) -> None:
     assert "checks on the real people held out contradicts the model" in report.summary[1]
 
 
+@pytest.mark.slow
 def test_a_shrunken_model_passes_its_own_simulations_and_fails_real_people(
     truth, guide, people
 ) -> None:
@@ -81,6 +84,7 @@ def test_a_shrunken_model_passes_its_own_simulations_and_fails_real_people(
     assert "people differ more than the model says" in "".join(failed["what to do"])
 
 
+@pytest.mark.slow
 def test_a_guide_that_wastes_draws_is_noted(truth, guide, people) -> None:
     torch.manual_seed(0)
     fresh = NeuralProcessGuide(truth, posterior="normal", hidden_dim=8)
@@ -103,6 +107,7 @@ def test_what_the_budget_does_not_allow_is_named(truth, guide, people) -> None:
     assert not report.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [[3], [3, 0, 4]])
 def test_people_who_cannot_be_fitted_to_are_skipped(
     truth, guide, people, make_data, counts
@@ -113,6 +118,7 @@ def test_people_who_cannot_be_fitted_to_are_skipped(
     assert row["what to do"] == "train must hold at least 2 people, all with comparisons"
 
 
+@pytest.mark.slow
 def test_without_training_people_the_other_objective_is_skipped(truth, guide, people) -> None:
     report = diagnose(truth, guide, people, **SMALL)
     row = report.table[report.table["verdict"] == "skipped"]
@@ -120,6 +126,7 @@ def test_without_training_people_the_other_objective_is_skipped(truth, guide, pe
     assert row["what to do"].item() == "pass train=, the people of the fit"
 
 
+@pytest.mark.slow
 def test_sizes_without_people_are_skipped_not_failed(truth, guide, people) -> None:
     few = people.subset(range(12))
     table = diagnose(truth, guide, few, train=few, **SMALL).table.set_index("check")
@@ -156,6 +163,7 @@ def test_the_page_needs_nothing_but_itself(report: Report, tmp_path: Path) -> No
     assert {item.name for item in path.parent.iterdir()} == {"report.html", "checks.csv"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(truth, guide, people, report: Report) -> None:
     state = torch.random.get_rng_state()
     again = diagnose(truth, guide, people, train=people, **SMALL)
@@ -192,6 +200,7 @@ class MistakenGuide(NeuralProcessGuide):
         return TooHighFarOut(super().posterior(batch))
 
 
+@pytest.mark.slow
 def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people) -> None:
     mistaken = MistakenGuide(truth, hidden_dim=16)
     mistaken.load_state_dict(guide.state_dict())
@@ -202,6 +211,7 @@ def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people) -> No
     assert "The posteriors are not those of the fitted model" in report.summary[0]
 
 
+@pytest.mark.slow
 def test_a_fault_inside_a_check_is_an_error_and_no_skip(
     truth, guide, people, monkeypatch, tmp_path: Path
 ) -> None:
@@ -305,6 +315,7 @@ def test_text_is_escaped() -> None:
     assert "x &amp; y" in page
 
 
+@pytest.mark.slow
 def test_objectives_that_shrink_are_found_out(truth, people) -> None:
     """A model whose differences between people are too small gains by another objective."""
     smaller = copy.deepcopy(truth)
@@ -317,6 +328,7 @@ def test_objectives_that_shrink_are_found_out(truth, people) -> None:
     assert verdict(report, "the fit continued") == "fail"
 
 
+@pytest.mark.slow
 def test_sizes_without_people_are_named(truth, guide, people) -> None:
     """The gain is that of the largest size that leaves people something to predict."""
     table = diagnose(truth, guide, people, budget=60, **SMALL | {"sizes": (4, 0, 50)}).table

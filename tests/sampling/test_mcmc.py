@@ -189,6 +189,7 @@ def test_a_person_who_has_not_converged_is_sampled_again_for_longer(data, monkey
     assert posterior.z.abs().max() < 6
 
 
+@pytest.mark.slow
 def test_nuts_under_a_learned_prior_agrees_with_the_grid(data) -> None:
     model, context = make_model(1, "linear", "flow", scale=3.0), data.subset([2])
     with warnings.catch_warnings():

@@ -1,37 +1,33 @@
-"""People with random coefficients, for tests of fits and of what is said of the population."""
+"""People with linear utilities, and models of these people."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences
+from fssa_bayes import HeterogeneousBTL, ImportanceWeightedELBO, NeuralProcessGuide, Preferences
+
+SHORT_FIT = {"objective": ImportanceWeightedELBO(8), "steps": 60, "validation": None}
 
 
-def simulate(people: int = 300, comparisons: int = 12, seed: int = 0) -> Preferences:
-    """People with coefficients N((1, -.5), diag(1, .25)) on 40 common items."""
+def people(
+    num: int, comparisons: int, seed: int, *, spread: float, features: int = 1
+) -> Preferences:
+    """Draws people whose coefficients are N(.5, spread²), independent."""
     rng = np.random.default_rng(seed)
-    items = rng.normal(size=(40, 2)) * [1.0, 3.0] + [0.0, 5.0]
-    total = people * comparisons
-    left = rng.integers(40, size=total)
-    right = (left + rng.integers(1, 40, size=total)) % 40
-    beta = rng.normal([1.0, -0.5], [1.0, 0.5], size=(people, 2)).repeat(comparisons, 0)
+    items = rng.normal(size=(50, features))
+    left = rng.integers(50, size=num * comparisons)
+    right = (left + rng.integers(1, 50, size=len(left))) % 50
+    beta = rng.normal(0.5, spread, size=(num, features)).repeat(comparisons, 0)
     margin = ((items[left] - items[right]) * beta).sum(-1)
-    choice = rng.random(total) < 1 / (1 + np.exp(-margin))
-    return Preferences(
-        left, right, choice, np.arange(0, total + 1, comparisons), items=items,
-        feature_names=["size", "price"],
-    )  # fmt: skip
+    choice = rng.random(len(left)) < 1 / (1 + np.exp(-margin))
+    offsets = np.arange(0, len(left) + 1, comparisons)
+    return Preferences(left, right, choice, offsets, items=items)
 
 
-def with_features(data: Preferences, items: object, names: list[str]) -> Preferences:
-    """The same comparisons of items with other features."""
-    arrays = data.left, data.right, data.choice, data.offsets
-    return Preferences(*arrays, items=items, feature_names=names)
-
-
-def fresh(data: Preferences, **options) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    """A model of the data with K = 2 and its guide, not fitted yet."""
-    torch.manual_seed(0)
-    model = HeterogeneousBTL(data.num_features, 2, **options)
-    return model, NeuralProcessGuide(model)
+def linear(
+    latent_dim: int, features: int = 1
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+    """Returns a fresh model with a linear utility, and its guide."""
+    model = HeterogeneousBTL(features, latent_dim, utility="linear")
+    guide = NeuralProcessGuide(model, "multivariate_normal", 16) if latent_dim else None
+    return model, guide

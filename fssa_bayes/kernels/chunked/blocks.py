@@ -65,7 +65,7 @@ class Scratch:
         self.memory: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Returns memory of a shape, with whatever stands in it."""
+        """Returns memory of a shape, which is not initialised."""
         size = math.prod(shape)
         if name not in self.memory or len(self.memory[name]) < size:
             self.memory[name] = self.like.new_empty(size)

@@ -1,0 +1,218 @@
+"""EM for a mixture of homogeneous models."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from fssa_bayes.data import Preferences
+from fssa_bayes.kernels.plackett_luce import Rankings
+from fssa_bayes.model import HeterogeneousBTL, log_prob_of_choices
+
+__all__ = ["EM", "FlatComparisons", "State", "minimise"]
+
+_STEPS = 10  # L-BFGS iterations of an M-step.
+_CONCENTRATION = 0.3  # Of the Dirichlet draws of class probabilities that EM starts from.
+
+
+class State:
+    """Holds the parameters of a mixture and the iterations that led to them.
+
+    Attributes:
+        parameters: One vector a class, with shape (C, P).
+        log_weights: Log π, with shape (C,).
+        responsibility: Probability of each person's class under the parameters, (U, C).
+        log_likelihood: Log-likelihood of all people together, in nats.
+        history: One row an iteration.
+        settled: Whether the last iteration gained less than the tolerance.
+    """
+
+    def __init__(self, parameters: Tensor, log_weights: Tensor, responsibility: Tensor) -> None:
+        self.parameters, self.log_weights = parameters, log_weights
+        self.responsibility = responsibility
+        self.log_likelihood = -math.inf
+        self.history: list[dict] = []
+        self.settled = False
+
+
+class EM:
+    """Runs EM in double precision.
+
+    Args:
+        model: The homogeneous model, fitted to everybody, from which all classes start.
+        data: The comparisons.
+        num_classes: Number of classes C.
+        seed: Seed of the starts.
+    """
+
+    def __init__(
+        self, model: HeterogeneousBTL, data: Preferences, num_classes: int, seed: int
+    ) -> None:
+        self.template = model
+        self.model = copy.deepcopy(model).double()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.comparisons = FlatComparisons(self.model, data)
+        self.num_people, self.num_classes = len(data), num_classes
+        self.rng = np.random.default_rng(seed)
+
+    def start(self) -> State:
+        """Draws a start.
+
+        All classes have the parameters of the homogeneous model. Most people belong to one class
+        with a probability near 1.
+        """
+        alpha = np.full(self.num_classes, _CONCENTRATION)
+        responsibility = torch.from_numpy(self.rng.dirichlet(alpha, size=self.num_people))
+        vector = parameters_to_vector(self.parameters).detach()
+        log_weights = responsibility.mean(0).log()
+        return State(vector.repeat(self.num_classes, 1), log_weights, responsibility)
+
+    def run(self, state: State, restart: int, iterations: int, tolerance: float) -> State:
+        """Alternates M-steps and E-steps until one pair gains less than the tolerance a person."""
+        for _ in range(iterations):
+            if state.settled:
+                break
+            before = state.log_likelihood
+            for number in range(self.num_classes):
+                weight = state.responsibility[:, number]
+                state.parameters[number] = self.m_step(state.parameters[number], weight)
+            state.log_weights = state.responsibility.mean(0).log()
+            self.e_step(state)
+            self._record(state, restart)
+            state.settled = state.log_likelihood - before < tolerance * self.num_people
+        return state
+
+    def polish(self, state: State, restart: int) -> tuple[State, bool]:
+        """Maximises the likelihood by L-BFGS; returns the end, and whether it is a maximum."""
+        classes, size = state.parameters.shape
+        start = torch.cat([state.parameters.flatten(), state.log_weights.clamp(min=-30)])
+
+        def negative(vector: Tensor) -> tuple[float, Tensor]:
+            parameters, logits = vector[: classes * size].reshape(classes, size), vector[-classes:]
+            trial = State(parameters, logits.log_softmax(0), state.responsibility)
+            self.e_step(trial)
+            slopes = [
+                self.loss(parameters[c], trial.responsibility[:, c])[1] for c in range(classes)
+            ]
+            share = trial.responsibility.sum(0) - self.num_people * trial.log_weights.exp()
+            gradient = torch.cat([*slopes, -share / self.num_people])
+            return -trial.log_likelihood / self.num_people, gradient
+
+        vector, slope = minimise(negative, start, 2000)
+        end = State(
+            vector[: classes * size].reshape(classes, size).clone(),
+            vector[-classes:].log_softmax(0),
+            state.responsibility,
+        )
+        self.e_step(end)
+        if end.log_likelihood < state.log_likelihood:
+            end = state
+        end.history = state.history
+        self._record(end, restart)
+        return end, slope < 1e-5
+
+    def model_of(self, vector: Tensor) -> HeterogeneousBTL:
+        """Returns a model with the parameters of a class, in the precision of the start."""
+        twin = copy.deepcopy(self.template)
+        trained = [p for p in twin.parameters() if p.requires_grad]
+        with torch.no_grad():
+            vector_to_parameters(vector.to(trained[0].dtype), trained)
+        return twin.eval()
+
+    def _record(self, state: State, restart: int) -> None:
+        row = {"restart": restart, "iteration": len(state.history) + 1}
+        state.history.append(row | {"log_likelihood": state.log_likelihood})
+
+    @torch.no_grad()
+    def e_step(self, state: State) -> None:
+        """Computes each person's class probabilities, and the likelihood, from the parameters."""
+        columns = []
+        for vector in state.parameters:
+            vector_to_parameters(vector, self.parameters)
+            columns.append(self.comparisons.log_prob(self.model))
+        log_joint = torch.stack(columns, -1) + state.log_weights
+        state.responsibility = log_joint.softmax(-1)
+        state.log_likelihood = log_joint.logsumexp(-1).sum().item()
+
+    def m_step(self, vector: Tensor, weight: Tensor) -> Tensor:
+        """Takes a few L-BFGS iterations of weighted maximum likelihood for a class.
+
+        The iterations need not reach a maximum. If they lower the likelihood, the old parameters
+        are returned.
+        """
+        start, _ = self.loss(vector, weight)
+        end, _ = minimise(lambda v: self.loss(v, weight), vector, _STEPS)
+        return end if self.loss(end, weight)[0] <= start else vector
+
+    def loss(self, vector: Tensor, weight: Tensor) -> tuple[float, Tensor]:
+        """Returns the weighted loss of a class, in nats a person, and its gradient."""
+        with torch.no_grad():
+            vector_to_parameters(vector, self.parameters)
+        self.model.zero_grad()
+        loss = -(weight @ self.comparisons.log_prob(self.model)) / self.num_people
+        loss.backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return loss.item(), parameters_to_vector(gradients)
+
+
+class FlatComparisons:
+    """Lists all comparisons without padding, because EM evaluates a model on them many times.
+
+    Args:
+        model: A homogeneous model in double precision, on the CPU.
+        data: The comparisons.
+    """
+
+    def __init__(self, model: HeterogeneousBTL, data: Preferences) -> None:
+        used, pairs = np.unique(np.stack([data.left, data.right]), return_inverse=True)
+        used = torch.from_numpy(used.astype(np.int64))
+        items = used if data.items is None else data.items[used].double()
+        self.items = model.standardise(items)
+        self.left, self.right = torch.from_numpy(pairs.reshape(2, -1))
+        self.choice = torch.from_numpy(data.choice).double()
+        self.person = torch.from_numpy(data.person)
+        self.num_people = len(data)
+        self.rankings = None
+        if data.ranking is not None:
+            # The comparisons as those of one person, because a row has no padding.
+            mask = torch.ones(1, data.num_comparisons, dtype=torch.bool)
+            rows = (self.left[None], self.right[None], self.choice[None], mask)
+            self.rankings = Rankings.find(*rows, torch.from_numpy(data.ranking)[None])
+
+    def log_prob(self, model: HeterogeneousBTL) -> Tensor:
+        """Evaluates log p(choices of a person), in nats, with shape (U,)."""
+        utility = model.utility(self.items, self.choice.new_zeros(1, 0)).squeeze(0)
+        margin = utility[self.left] - utility[self.right] + model.position_bias
+        parameters = {"log_tie": model.log_tie, "lapse_logit": model.lapse_logit}
+        each = log_prob_of_choices(margin[None], self.choice[None], self.rankings, **parameters)
+        return self.choice.new_zeros(self.num_people).index_add(0, self.person, each.squeeze(0))
+
+
+def minimise(
+    loss: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, iterations: int
+) -> tuple[Tensor, float]:
+    """Minimises by L-BFGS.
+
+    Args:
+        loss: Returns the loss at a vector, and the gradient of the loss.
+        start: The vector to start from, in double precision.
+        iterations: Largest number of iterations.
+
+    Returns:
+        The vector at the end, and the largest absolute slope there.
+    """
+    from scipy.optimize import minimize
+
+    def evaluate(vector: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = loss(torch.from_numpy(vector))
+        return value, gradient.numpy()
+
+    options = {"maxiter": iterations, "maxfun": 4 * iterations, "ftol": 1e-15, "gtol": 1e-9}
+    result = minimize(evaluate, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(result.x.copy()), float(np.abs(result.jac).max(initial=0.0))
