@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Analysis",
+    "Found",
     "analyse",
     "describe_convergence",
     "fit_average",
+    "fit_people",
     "hear_warnings",
     "rank",
 ]
@@ -108,64 +111,58 @@ def analyse(
         ValueError: If an option is out of range, or `fitted` does not fit the data.
     """
     start = time.perf_counter()
-    for argument, value, least in (("steps", steps, 1), ("num_samples", num_samples, 25)):
+    for argument, value, least in (
+        ("latent_dim", latent_dim, 1),
+        ("steps", steps, 1),
+        ("num_samples", num_samples, 25),
+    ):
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
-    options = _Options(utility, latent_dim, steps, num_samples, seed, checkpoint, progress_bar)
-    sections: list[Section] = []
-
-    def found(section: Section, heard: Sequence[str] = ()) -> None:
-        if heard:
-            section = replace(section, warnings=tuple(heard))
-        sections.append(section)
-        if tell is not None:
-            tell(section)
-
-    found(about_data or findings.describe_data(data))
+    found = Found(tell)
+    found.add(about_data or findings.describe_data(data))
     if len(data) < _MIN_PEOPLE:
-        with hear_warnings() as heard:
-            section = findings.rank_items(data, seed)
-        found(section, heard)
+        ranking = found.make(lambda: findings.rank_items(data, seed))
         few = (
             f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few for a model "
             f"of individual people, which needs at least {_MIN_PEOPLE}: some to fit and some to "
             "judge by. The ranking describes these people's choices."
         )
-        report = Report(title, sections, [*findings.opening(data, None), few], _footer(seed, start))
-        return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(section))
+        report = found.report(title, [*findings.opening(data, None), few], seed, start)
+        return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
     train, test = data.split_users(test_size, seed=seed)
     with hear_warnings() as heard:
-        model, guide, origin, result = _fit_people(train, fitted, options)
+        result = None
+        if fitted is None:
+            result = fit_people(
+                train, utility, latent_dim, steps, seed, checkpoint, progress_bar=progress_bar
+            )
+        model, guide = fitted or (result.model, result.guide)
         average = fit_average(train, model.config["utility"], seed)
         comparison = findings.compare(
             model, guide, average.model, test, num_samples, seed, seen_before=fitted is not None
         )
-    found(comparison.section, heard)
-    with hear_warnings() as heard:
-        ranking = findings.rank_items(data, seed)
-    found(ranking, heard)
-    with hear_warnings() as heard:
-        section = findings.describe_differences(
+    found.add(comparison.section, heard)
+    ranking = found.make(lambda: findings.rank_items(data, seed))
+    found.make(
+        lambda: findings.describe_differences(
             model, guide, data, comparison.certainty, num_samples, seed
         )
-    found(section, heard)
+    )
     if data.covariates is not None:
-        with hear_warnings() as heard:
-            section = findings.describe_covariates(model, data, result, steps, seed)
-        found(section, heard)
+        found.make(lambda: findings.describe_covariates(model, data, result, steps, seed))
     with hear_warnings():
         exported = findings.export_posteriors(model, guide, test, num_samples, seed)
+    origin = "fitted before"
+    if result is not None:
+        origin = f"fitted to the same people; {describe_convergence(result)}"
     done = (
         f"The average person's model was fitted to {len(train):,} people. Individual model: "
         f"{origin}. {findings.EMPIRICAL_BAYES}"
     )
-    found(Section("What was done", (done,)))
+    found.add(Section("What was done", (done,)))
     summary = [*findings.opening(data, model), comparison.verdict]
-    if any(section.warnings for section in sections):
-        number = sum(len(section.warnings) for section in sections)
-        summary.append(f"{number} warnings stand beside the results that they concern.")
-    report = Report(title, sections, summary, _footer(seed, start))
     numbers = findings.numbers_of(data) | comparison.numbers | findings.numbers_of_ranking(ranking)
+    report = found.report(title, summary, seed, start)
     return Analysis(report, numbers, model, guide, exported)
 
 
@@ -189,30 +186,47 @@ def rank(
     Returns:
         The ranking with standard errors clustered by person.
     """
-    start = time.perf_counter()
-    with hear_warnings() as heard:
-        ranking = findings.rank_items(data, seed)
-    sections = [
-        replace(ranking, warnings=tuple(heard)),
-        about_data or findings.describe_data(data),
-    ]
-    for section in sections if tell is not None else ():
-        tell(section)
-    report = Report(title, sections, findings.opening(data, None), _footer(seed, start))
+    start, found = time.perf_counter(), Found(tell)
+    ranking = found.make(lambda: findings.rank_items(data, seed))
+    found.add(about_data or findings.describe_data(data))
+    report = found.report(title, findings.opening(data, None), seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
 
 
-@dataclass(frozen=True)
-class _Options:
-    """Holds the options of the fit of individual people."""
+class Found:
+    """Collects the sections of a report, each with what its making warned of.
 
-    utility: str | None
-    latent_dim: int
-    steps: int
-    num_samples: int
-    seed: int
-    checkpoint: str | os.PathLike | None
-    progress_bar: bool
+    Args:
+        tell: Called with every section; None tells nothing.
+    """
+
+    def __init__(self, tell: Callable[[Section], None] | None = None) -> None:
+        self.tell = tell
+        self.sections: list[Section] = []
+
+    def add(self, section: Section, heard: Sequence[str] = ()) -> Section:
+        """Adds a section, with warnings that concern it, and tells it."""
+        section = replace(section, warnings=(*section.warnings, *heard))
+        self.sections.append(section)
+        if self.tell is not None:
+            self.tell(section)
+        return section
+
+    def make(self, make: Callable[[], Section]) -> Section:
+        """Adds what a function returns."""
+        with hear_warnings() as heard:
+            section = make()
+        return self.add(section, heard)
+
+    def report(self, title: str, summary: Sequence[str], seed: int, start: float) -> Report:
+        """Makes the report, whose opening counts the warnings."""
+        number = sum(len(section.warnings) for section in self.sections)
+        if number:
+            stand = "1 warning stands" if number == 1 else f"{number} warnings stand"
+            summary = [*summary, f"{stand} beside the results, at the head of their section."]
+        version, seconds = metadata.version("fssa_bayes"), time.perf_counter() - start
+        footer = f"fssa_bayes {version}; seed {seed}; {seconds:.0f} s."
+        return Report(title, self.sections, summary, footer)
 
 
 @contextmanager
@@ -225,13 +239,6 @@ def hear_warnings() -> Iterator[list[str]]:
             warnings.filterwarnings("ignore", message)
         yield heard
     heard += dict.fromkeys(str(warning.message) for warning in caught)
-
-
-def _footer(seed: int, start: float) -> str:
-    from importlib import metadata
-
-    version = metadata.version("fssa_bayes")
-    return f"fssa_bayes {version}; seed {seed}; {time.perf_counter() - start:.0f} s."
 
 
 def fit_average(data: Preferences, utility: str, seed: int) -> FitResult:
@@ -255,41 +262,40 @@ def _held_out_share(data: Preferences) -> float | None:
     return 0.1 if len(data) >= 20 else None
 
 
-def _fit_people(
+def fit_people(
     train: Preferences,
-    fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None,
-    options: _Options,
-) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None, str, FitResult | None]:
-    """Fits the model in which everybody has a latent factor of their own, or takes one."""
-    if fitted is not None:
-        return *fitted, "fitted before", None
-    utility = options.utility or ("linear" if train.items is None else "bilinear")
-    with seeded(options.seed):
+    utility: str | None,
+    latent_dim: int,
+    steps: int,
+    seed: int,
+    checkpoint: str | os.PathLike | None,
+    *,
+    progress_bar: bool,
+) -> FitResult:
+    """Fits the model in which everybody has a latent factor of their own; see :func:`analyse`."""
+    utility = utility or ("linear" if train.items is None else "bilinear")
+    with seeded(seed):
         model = HeterogeneousBTL(
             train.num_features,
-            options.latent_dim,
+            latent_dim,
             utility=utility,
             ties=findings.model_of_ties(train),
             num_covariates=train.num_covariates,
         )
         guide = NeuralProcessGuide(model)
-    result = fit(
+    return fit(
         model,
         guide,
         train,
         objective=[ImportanceWeightedELBO(16), Sleep()],
-        steps=options.steps,
+        steps=steps,
         batch_size=int(np.clip(_STEP_SIZE / train.counts.mean(), 8, 64)),
         validation=None if utility == "linear" else _held_out_share(train),
         refit=False,
-        seed=options.seed,
-        checkpoint=options.checkpoint,
-        progress_bar=options.progress_bar,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress_bar=progress_bar,
     )
-    origin = (
-        f"utility {utility!r}, {options.latent_dim} latent dimensions, fitted to the same people"
-    )
-    return model, guide, f"{origin}; {describe_convergence(result)}", result
 
 
 def describe_convergence(result: FitResult) -> str:
