@@ -88,7 +88,7 @@ def test_is_heterogeneity_real(source: str, tmp_path: Path, train_choices: Path)
         *(*data, "--steps", "8", "--replicates", "30", "--draws", "100", "--latent-dim", "1"),
         *("--out", str(tmp_path)),
     )
-    assert "no variance between people is the edge" in out.lower()
+    assert "no variance between people is the boundary" in out.lower()
     assert "3. Do a person's other choices" in out
     assert "agreement on shared pairs" in out
     assert "latent dimensions were chosen" in out

@@ -196,8 +196,8 @@ class TooHighFarOut(torch.distributions.Distribution):
 class MistakenGuide(NeuralProcessGuide):
     """States a wrong density of its draws, so that importance weights narrow the posterior."""
 
-    def posterior(self, batch: Batch) -> torch.distributions.Distribution:
-        return TooHighFarOut(super().posterior(batch))
+    def posterior(self, *given: object, **options: object) -> torch.distributions.Distribution:
+        return TooHighFarOut(super().posterior(*given, **options))
 
 
 @pytest.mark.slow
