@@ -40,14 +40,13 @@ finally:
         (["analyse", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
         (["diagnose", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
     ],
-    ids=" ".join,
 )
 def test_help_and_wrong_arguments_load_no_torch(arguments: list[str], code: int) -> None:
     run = subprocess.run(
         [sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=False
     )
     assert run.returncode == code, run.stderr
-    assert run.stderr.rstrip().endswith("loaded: []")
+    assert "loaded: []" in run.stderr
     assert ("Traceback" in run.stderr) == ("--debug" in arguments)
 
 

@@ -65,7 +65,7 @@ def test_reliability_draws_curve_band_and_forecasts() -> None:
     assert list(heights.values()) == pytest.approx([0.2, 0.12, 0.08])
     assert ax.get_xlabel() == "forecast probability that left is preferred"
     assert ax.get_ylabel() == "share in which left was preferred"
-    assert "forecasts (at most 50%)" in legend(ax)
+    assert "forecasts (tallest bar: 50% of them)" in legend(ax)
 
 
 def test_reliability_takes_what_diagnostics_return() -> None:
