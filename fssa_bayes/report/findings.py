@@ -174,7 +174,7 @@ def compare(
         doubtful = (person.pareto_k > MOST_PARETO_K).float().mean().item()
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns).round(4)
     guess = math.log(3 if model.has_ties else 2)
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
     text = [
@@ -261,7 +261,7 @@ def rank_items(data: Preferences, seed: int) -> Section:
     return Section(
         "Ranking for the average person",
         text,
-        shown[columns].head(10).reset_index(),
+        shown[columns].head(10).round(3).reset_index(),
         [draw_figure(axes, caption, "ranking.png")],
         files={"ranking.csv": order},
     )
@@ -324,7 +324,9 @@ def describe_differences(
         figures=[_draw_people(people), *_draw_a_person(model, guide, data, num_samples, seed)],
         files={"people.csv": people},
         parts=[
-            Section(f"People {who}", table=order.drop(columns="pareto_k").head(5).reset_index())
+            Section(
+                f"People {who}", table=order.drop(columns="pareto_k").head(5).round(3).reset_index()
+            )
             for who, order in orders
         ],
     )

@@ -132,7 +132,7 @@ def render_section(section: Section, level: int = 2) -> str:
     lines += [render_figure(figure) for figure in section.figures]
     if section.files:
         names = ", ".join(section.files)
-        lines.append(f'<p class="files">Whole: {html.escape(names)}</p>')
+        lines.append(f'<p class="files">The whole table: {html.escape(names)}</p>')
     return "\n".join(lines)
 
 

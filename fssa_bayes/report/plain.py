@@ -43,7 +43,7 @@ def to_markdown(section: Section, level: int = 2) -> str:
         picture = "" if figure.name is None else f"![{figure.caption}]({figure.name})\n\n"
         lines.append(f"{picture}*{figure.caption}*")
     if section.files:
-        lines.append("Whole: " + ", ".join(f"`{name}`" for name in section.files))
+        lines.append("The whole table: " + ", ".join(f"`{name}`" for name in section.files))
     return "\n\n".join(lines)
 
 
