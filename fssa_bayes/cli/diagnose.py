@@ -49,7 +49,7 @@ def diagnose(
         import torch
 
         from fssa_bayes.io import load
-        from fssa_bayes.report import VERDICTS
+        from fssa_bayes.report import VERDICTS, Section
         from fssa_bayes.report import diagnose as run
 
         matplotlib.use("Agg")
@@ -58,7 +58,8 @@ def diagnose(
         writer.tell(about_data)
         report = run(*load(model), data, budget=budget, seed=seed)
         report.write(writer.folder)
-        writer.tell(report.opening)
+        columns = ["check", "verdict", "value"]
+        writer.tell(Section("The answer", report.summary, report.table[columns]))
         verdicts = report.table["verdict"].value_counts()
         figures = {name: int(verdicts.get(name, 0)) for name in VERDICTS}
         writer.finish({"passed": report.passed} | figures, report, write_json=write_json)
