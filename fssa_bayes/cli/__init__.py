@@ -16,8 +16,8 @@ __all__ = ["SUBCOMMANDS", "app", "main"]
 SUBCOMMANDS = ("analyse", "rank", "diagnose")
 """Names of the subcommands, each the name of a module of this package that holds `app`."""
 
-# What a command raises of a wrong argument, a wrong file or a fit that breaks down.
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+# Raised of a wrong argument, a wrong file, a missing package or a fit that breaks down.
+_EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 class Subcommands(TyperGroup):
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 @app.callback()
 def start(
-    debug: Annotated[
+    debug: Annotated[  # Read by `main`, wherever it stands.
         bool, typer.Option("--debug", help="Show where in the code an error arose.")
     ] = False,
 ) -> None:
@@ -71,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app(args=arguments, prog_name="fssa-bayes")
+    except BrokenPipeError:  # The reader of standard output, such as `head`, has ended.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except _EXPECTED as error:
         if debug:
             raise
         print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # The reader of standard output, such as `head`, has ended.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

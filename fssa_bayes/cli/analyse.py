@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer
-from fssa_bayes.cli.tables import Votes, reads_votes
+from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer, prepare
+from fssa_bayes.cli.tables import Votes, check_model, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -83,17 +83,12 @@ def analyse(
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
-    if model is not None and not (model / "config.json").is_file():
-        raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
-    with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
-        import matplotlib
-        import torch
-
+    check_model(model)
+    with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load, save
         from fssa_bayes.report import analyse as run
 
-        matplotlib.use("Agg")
-        torch.set_num_threads(1)
+        prepare()
         data, about_data = votes.read()
         analysis = run(
             data,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer
-from fssa_bayes.cli.tables import Votes, reads_votes
+from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer, prepare
+from fssa_bayes.cli.tables import Votes, check_model, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -42,18 +42,13 @@ def diagnose(
     """
     if not budget > 0:
         raise ValueError(f"--budget must be a positive number of seconds, got {budget}")
-    if not (model / "config.json").is_file():
-        raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
-    with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
-        import matplotlib
-        import torch
-
+    check_model(model)
+    with Writer(out, "diagnose", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load
         from fssa_bayes.report import VERDICTS, Section
         from fssa_bayes.report import diagnose as run
 
-        matplotlib.use("Agg")
-        torch.set_num_threads(1)
+        prepare()
         data, about_data = votes.read()
         writer.tell(about_data)
         report = run(*load(model), data, budget=budget, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
     from fssa_bayes.report import Report, Section
 
-__all__ = ["OptionalResults", "Overwrite", "Quiet", "Results", "WriteJson", "Writer"]
+__all__ = [
+    "OptionalResults",
+    "Overwrite",
+    "Quiet",
+    "Results",
+    "WriteJson",
+    "Writer",
+    "prepare",
+]
 
 _MANIFEST = "results.json"  # Lists the files of a folder of results, with the main figures.
 _PANEL = "What is written and printed"
@@ -63,11 +72,12 @@ WriteJson = Annotated[
 class Writer:
     """Prints what is found, and fills a folder that takes its place when everything is in it.
 
-    Until then the folder is called `FOLDER.part` and keeps the checkpoint of a fit, from which the
-    same command goes on.
+    The folder is filled under the name `.OUT.SUBCOMMAND.part`, where only the checkpoint of a fit
+    outlives an interrupted run: the same command goes on from there.
 
     Args:
         out: The folder of results, or None to print alone.
+        subcommand: Name of the subcommand that writes.
         overwrite: Whether `out` may hold earlier results, which are replaced.
         quiet: Whether to print nothing.
 
@@ -76,17 +86,20 @@ class Writer:
         checkpoint: Folder for the checkpoint of a fit, or None.
     """
 
-    def __init__(self, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
+    def __init__(self, out: Path | None, subcommand: str, *, overwrite: bool, quiet: bool) -> None:
         self.out = None if out is None else out.resolve()
         self.overwrite, self.quiet = overwrite, quiet
-        self.folder = None if self.out is None else self.out.with_name(self.out.name + ".part")
-        self.checkpoint = None if self.folder is None else self.folder / "checkpoint"
+        self.folder = self.checkpoint = self.lock = None
+        if self.out is not None:
+            self.folder = self.out.with_name(f".{self.out.name}.{subcommand}.part")
+            self.checkpoint = self.folder / "checkpoint"
 
     def __enter__(self) -> Self:
         """Refuses a folder that must not be replaced, and makes the one that is filled.
 
         Raises:
-            FileExistsError: If `out` exists and is not to be overwritten, or holds other files.
+            FileExistsError: If `out` exists and is not to be overwritten, holds other files, or is
+                written by another run at this moment.
             OSError: If the folder cannot be made.
         """
         if self.out is None:
@@ -106,8 +119,25 @@ class Writer:
                     f"--overwrite replaces nothing but earlier results, got {str(self.out)!r} "
                     f"with {foreign[:3]}"
                 )
+        from filelock import FileLock, Timeout
+
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / "lock", timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            self.lock = None
+            raise FileExistsError(
+                f"--out must belong to one run at a time, and another run writes {str(self.out)!r}"
+            ) from None
+        self._clear()
         return self
+
+    def _clear(self) -> None:
+        """Removes what an interrupted run has left, but for the checkpoint of its fit."""
+        for path in self.folder.iterdir():
+            if path.name not in ("checkpoint", "lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def __exit__(
         self,
@@ -116,15 +146,22 @@ class Writer:
         traceback: TracebackType | None,
     ) -> None:
         """Keeps what a later run can go on from, and removes everything else that is unfinished."""
-        if error is None or self.folder is None or not self.folder.exists():
+        if self.lock is None:
             return
-        if self.checkpoint.exists():
-            error.add_note(
-                f"{str(self.folder)!r} holds what was done so far: the same command goes on from "
-                "there; delete it to begin afresh"
-            )
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            self._clear()
+            if self.checkpoint.exists() and error is not None:
+                kept = (
+                    f"{str(self.folder)!r} holds what was done so far: the same command goes on "
+                    "from there; delete it to begin afresh"
+                )
+                if isinstance(error, KeyboardInterrupt):  # Typer prints no notes of it.
+                    print(f"\n{kept}", file=sys.stderr)
+                error.add_note(kept)
+                self.lock.release()
+                return
+        self.lock.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def tell(self, section: Section) -> None:
         """Prints a section as text, unless quiet."""
@@ -156,6 +193,8 @@ class Writer:
         figures = {name: _plain(value) for name, value in figures.items()}
         if self.folder is not None:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
+            self.lock.release()
+            (self.folder / "lock").unlink(missing_ok=True)
             names = sorted({path.name for path in self.folder.iterdir()} | {_MANIFEST})
             content = {"title": report.title, "files": names, "figures": figures}
             text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -166,6 +205,15 @@ class Writer:
             print(json.dumps(out | figures, ensure_ascii=False))
         elif self.out is not None and not self.quiet:
             print(f"\nAll of it is in {self.out}; begin with {self.out / 'report.html'}")
+
+
+def prepare() -> None:
+    """Takes one thread, which networks this small need, and draws pictures without a screen."""
+    import matplotlib
+    import torch
+
+    matplotlib.use("Agg")
+    torch.set_num_threads(1)
 
 
 def _results_in(folder: Path) -> set[str]:

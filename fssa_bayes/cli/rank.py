@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fssa_bayes.cli.output import OptionalResults, Overwrite, Quiet, WriteJson, Writer
+from fssa_bayes.cli.output import OptionalResults, Overwrite, Quiet, WriteJson, Writer, prepare
 from fssa_bayes.cli.tables import Votes, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -30,14 +30,10 @@ def rank(
     intervals of utilities and of ranks. With --out also a folder with ranking.csv, a picture, the
     page report.html and summary.md.
     """
-    with Writer(out, overwrite=overwrite, quiet=quiet or write_json) as writer:
-        import matplotlib
-        import torch
-
+    with Writer(out, "rank", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.report import rank as run
 
-        matplotlib.use("Agg")
-        torch.set_num_threads(1)
+        prepare()
         data, about_data = votes.read()
         analysis = run(
             data,

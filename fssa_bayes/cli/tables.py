@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fssa_bayes.data import Preferences
     from fssa_bayes.report import Section
 
-__all__ = ["Ties", "Votes", "reads_votes"]
+__all__ = ["Ties", "Votes", "check_model", "reads_votes"]
 
 _PANEL = "How to read the file"
 
@@ -154,6 +154,12 @@ class Votes:
         return read.data, describe_data(read.data, read.rows, read.missing, tuple(heard))
 
 
+def check_model(model: Path | None) -> None:
+    """Raises a FileNotFoundError unless there is a saved model, or none is asked for."""
+    if model is not None and not (model / "config.json").is_file():
+        raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
+
+
 def reads_votes(subcommand: Callable[..., None]) -> Callable[..., None]:
     """Gives a subcommand the options of :class:`Votes`, which it gets as one argument `votes`.
 
@@ -182,10 +188,7 @@ def reads_votes(subcommand: Callable[..., None]) -> Callable[..., None]:
         votes.check()
         subcommand(votes=votes, **options)
 
-    # A file first, as usage lines show arguments in this order.
-    parameters = [own[0], *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
-    command.__signature__ = inspect.Signature([*own, *parameters[1:]])
-    command.__annotations__ = {
-        p.name: p.annotation for p in command.__signature__.parameters.values()
-    }
+    parameters = [*own, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command

@@ -55,6 +55,10 @@ class Summary:
     broken: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
+        return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Lists what was counted, and the number in words."""
         low, median, high = self.per_user
         sizes = ", ".join(map(str, self.component_sizes[:5]))
         sizes += ", …" if len(self.component_sizes) > 5 else ""
@@ -77,7 +81,7 @@ class Summary:
         if self.broken[0]:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
-        return "\n".join(f"{name:<22}{value}" for name, value in rows)
+        return rows
 
 
 def summarise(data: Comparisons) -> Summary:

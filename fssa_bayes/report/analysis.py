@@ -21,9 +21,10 @@ import numpy as np
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, Sleep, fit
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.posterior import Posterior
 from fssa_bayes.report import findings
 from fssa_bayes.report.page import Section
 from fssa_bayes.report.report import Report
@@ -31,19 +32,10 @@ from fssa_bayes.report.report import Report
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = [
-    "Analysis",
-    "Found",
-    "analyse",
-    "describe_convergence",
-    "fit_average",
-    "fit_people",
-    "hear_warnings",
-    "rank",
-]
+__all__ = ["Analysis", "Collector", "analyse", "hear_warnings", "rank"]
 
 _STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
-_MIN_PEOPLE = 5  # People below whom some to fit and some to judge by cannot be had.
+_MIN_PEOPLE = 5  # Fewest people that can be divided into people to fit and people to score.
 _IGNORED = (
     "the largest context has",  # pareto_k judges that.
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
@@ -105,7 +97,7 @@ def analyse(
         tell: Called with every section when it is found; None tells nothing.
 
     Returns:
-        The findings. With fewer than five people the ranking alone, and no model.
+        The findings. With fewer than five people the ranking, no fit and no comparison.
 
     Raises:
         ValueError: If an option is out of range, or `fitted` does not fit the data.
@@ -118,17 +110,12 @@ def analyse(
     ):
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
-    found = Found(tell)
+    if fitted is not None:
+        _check_fitted(*fitted, data)
+    found = Collector(tell)
     found.add(about_data or findings.describe_data(data))
     if len(data) < _MIN_PEOPLE:
-        ranking = found.make(lambda: findings.rank_items(data, seed))
-        few = (
-            f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few for a model "
-            f"of individual people, which needs at least {_MIN_PEOPLE}: some to fit and some to "
-            "judge by. The ranking describes these people's choices."
-        )
-        report = found.report(title, [*findings.opening(data, None), few], seed, start)
-        return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
+        return _of_few_people(data, fitted, found, title, num_samples, seed, start)
     train, test = data.split_users(test_size, seed=seed)
     with hear_warnings() as heard:
         result = None
@@ -137,7 +124,7 @@ def analyse(
                 train, utility, latent_dim, steps, seed, checkpoint, progress_bar=progress_bar
             )
         model, guide = fitted or (result.model, result.guide)
-        average = fit_average(train, model.config["utility"], seed)
+        average = fit_average(train, model, seed)
         comparison = findings.compare(
             model, guide, average.model, test, num_samples, seed, seen_before=fitted is not None
         )
@@ -151,7 +138,7 @@ def analyse(
     if data.covariates is not None:
         found.make(lambda: findings.describe_covariates(model, data, result, steps, seed))
     with hear_warnings():
-        exported = findings.export_posteriors(model, guide, test, num_samples, seed)
+        exported = comparison.posterior.to_inference_data(comparison.target)
     origin = "fitted before"
     if result is not None:
         origin = f"fitted to the same people; {describe_convergence(result)}"
@@ -164,6 +151,46 @@ def analyse(
     numbers = findings.numbers_of(data) | comparison.numbers | findings.numbers_of_ranking(ranking)
     report = found.report(title, summary, seed, start)
     return Analysis(report, numbers, model, guide, exported)
+
+
+def _check_fitted(
+    model: HeterogeneousBTL, guide: NeuralProcessGuide | None, data: Preferences
+) -> None:
+    """Raises a ValueError unless a model fitted before describes individuals of these data."""
+    if model.latent_dim == 0:
+        raise ValueError(
+            "fitted must be a model of individual people, with latent_dim of at least 1, got 0"
+        )
+    check_data(model, data)
+    check_guide(model, guide)
+
+
+def _of_few_people(
+    data: Preferences,
+    fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None,
+    found: Collector,
+    title: str,
+    num_samples: int,
+    seed: int,
+    start: float,
+) -> Analysis:
+    """Ranks the items, and describes the people by a model fitted before, if there is one."""
+    ranking = found.make(lambda: findings.rank_items(data, seed))
+    people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
+    numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
+    if fitted is None:
+        few = (
+            f"{people} for a model of individual people, which needs at least {_MIN_PEOPLE}: some "
+            "to fit and some to judge by. The ranking describes these people's choices."
+        )
+        report = found.report(title, [*findings.opening(data, None), few], seed, start)
+        return Analysis(report, numbers)
+    few = f"{people} to tell whether the model predicts their choices: at least {_MIN_PEOPLE} are."
+    found.make(lambda: findings.describe_differences(*fitted, data, math.nan, num_samples, seed))
+    with hear_warnings():
+        exported = Posterior(*fitted, data, num_samples, seed=seed).to_inference_data()
+    report = found.report(title, [*findings.opening(data, fitted[0]), few], seed, start)
+    return Analysis(report, numbers, *fitted, exported)
 
 
 def rank(
@@ -186,14 +213,14 @@ def rank(
     Returns:
         The ranking with standard errors clustered by person.
     """
-    start, found = time.perf_counter(), Found(tell)
+    start, found = time.perf_counter(), Collector(tell)
     ranking = found.make(lambda: findings.rank_items(data, seed))
     found.add(about_data or findings.describe_data(data))
     report = found.report(title, findings.opening(data, None), seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
 
 
-class Found:
+class Collector:
     """Collects the sections of a report, each with what its making warned of.
 
     Args:
@@ -241,19 +268,23 @@ def hear_warnings() -> Iterator[list[str]]:
     heard += dict.fromkeys(str(warning.message) for warning in caught)
 
 
-def fit_average(data: Preferences, utility: str, seed: int) -> FitResult:
+def fit_average(data: Preferences, individual: HeterogeneousBTL, seed: int) -> FitResult:
     """Fits the homogeneous model: everybody is the average person.
 
     Args:
         data: The comparisons.
-        utility: Name of the utility.
+        individual: The model that is compared with the average person: utility, position bias and
+            lapses are of the same form. A module of one's own becomes a linear utility.
         seed: Seed of initial weights and of the fit.
     """
+    config = individual.config
+    utility = "linear" if config["utility"] == "module" else config["utility"]
+    answers = {name: config[name] for name in ("position_bias", "lapses")}
     with seeded(seed):
         model = HeterogeneousBTL(
-            data.num_features, 0, utility=utility, ties=findings.model_of_ties(data)
+            data.num_features, 0, utility, ties=findings.model_of_ties(data), **answers
         )
-    validation = None if utility == "linear" else _held_out_share(data)
+    validation = None if model.utility.is_linear else _held_out_share(data)
     return fit(model, None, data, validation=validation, seed=seed, progress_bar=False)
 
 
@@ -290,7 +321,7 @@ def fit_people(
         objective=[ImportanceWeightedELBO(16), Sleep()],
         steps=steps,
         batch_size=int(np.clip(_STEP_SIZE / train.counts.mean(), 8, 64)),
-        validation=None if utility == "linear" else _held_out_share(train),
+        validation=None if model.utility.is_linear else _held_out_share(train),
         refit=False,
         seed=seed,
         checkpoint=checkpoint,
@@ -299,7 +330,7 @@ def fit_people(
 
 
 def describe_convergence(result: FitResult) -> str:
-    """Tells whether the loss of the first stage still fell at its end, beyond its noise."""
+    """Tells whether the first stage's loss still fell, beyond its noise, in the last two fifths."""
     first = result.history["stage"] == result.history["stage"].iloc[0]
     loss = result.history.loc[first, "loss"].to_numpy()
     before, after = np.array_split(loss[-2 * max(2, len(loss) // 5) :], 2)
@@ -307,6 +338,6 @@ def describe_convergence(result: FitResult) -> str:
     error = math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in (before, after)))
     falls = "was still falling: more steps may help" if change < -2 * error else "had settled"
     return (
-        f"{len(loss)} steps, over the last fifth of which the loss {falls} "
+        f"{len(loss)} steps, between whose last two fifths the loss {falls} "
         f"({change:+.2f} ± {error:.2f} nats a person)"
     )

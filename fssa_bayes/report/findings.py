@@ -24,7 +24,7 @@ from fssa_bayes.report.study import draw_figure
 from fssa_bayes.sampling import MOST_PARETO_K
 
 if TYPE_CHECKING:
-    from fssa_bayes._arviz import InferenceData
+    pass
 
 __all__ = [
     "EMPIRICAL_BAYES",
@@ -33,7 +33,6 @@ __all__ = [
     "describe_covariates",
     "describe_data",
     "describe_differences",
-    "export_posteriors",
     "model_of_ties",
     "numbers_of",
     "numbers_of_ranking",
@@ -45,13 +44,13 @@ EMPIRICAL_BAYES = (
     "Intervals for a person are empirical-Bayes: they hold the population at its estimate, and are "
     "too narrow where few people inform many parameters."
 )
-_CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # As far as half the people have more choices.
-_MIN_JUDGES = 10  # People whose scores can have a standard error worth the name.
+_CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # Known choices, up to the largest that half exceed.
+_MIN_JUDGES = 10  # Fewest people for a standard error.
 _MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
 _MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
 _MAX_SHOWN = 12  # Items whose utilities are set against covariates.
 _REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
-_MAX_COEFFICIENTS = 1500  # Up to which their standard errors need no refits.
+_MAX_COEFFICIENTS = 1500  # Most coefficients whose standard errors need no refits.
 _MAX_DRAWN = 40  # Rows of a picture.
 
 
@@ -113,7 +112,7 @@ def describe_data(
         A part of a report.
     """
     rows = [] if rows_read is None else [("rows read", f"{rows_read:,}")]
-    rows += [(line[:22].strip(), line[22:].strip()) for line in str(data.summary()).splitlines()]
+    rows += data.summary().rows()
     text = []
     for column, count in (rows_missing or {}).items():
         were = "row was" if count == 1 else "rows were"
@@ -131,12 +130,16 @@ class Comparison:
         verdict: The answer in a sentence.
         certainty: The gain divided by its standard error; NaN where people are too few.
         numbers: The main figures by name.
+        posterior: Posteriors of the people, given the largest number of known choices.
+        target: The choices that were predicted.
     """
 
     section: Section
     verdict: str
     certainty: float
     numbers: dict[str, object]
+    posterior: Posterior
+    target: Preferences
 
 
 def compare(
@@ -201,7 +204,7 @@ def compare(
         "people_scored": len(target),
     }
     certainty = gain / error if len(target) >= _MIN_JUDGES else np.nan
-    return Comparison(section, verdict, certainty, numbers)
+    return Comparison(section, verdict, certainty, numbers, person, target)
 
 
 def _verdict(size: int, gain: float, error: float, people: int) -> str:
@@ -429,7 +432,7 @@ def describe_covariates(
         "Covariates say where a person's tastes are to be expected before any choice: the gain at "
         "0 known choices, above, is what they predict."
     ]
-    linear = model.config["utility"] == "linear"
+    linear = model.utility.is_linear
     unknown, parts = np.zeros(model.num_covariates, dtype=bool), []
     if linear and result is not None and data.items is not None and data.num_features <= 30:
         effects = result.population(seed=seed).loc["effect"]
@@ -465,7 +468,9 @@ def describe_covariates(
             "themselves known to a quarter."
         )
     effects = covariate_effects(model, data, items, population=draws, seed=seed)
-    if linear and small:  # The draws hold at its estimate what the data do not tell.
+    if (
+        linear and small
+    ):  # Draws hold unidentified parameters at their estimates: no standard error.
         effects.loc[np.repeat(unknown, len(items)), ["utility_se", "wins_se"]] = np.nan
     why = (
         f"Change with a unit of the covariate, averaged over people, for the {len(items)} items "
@@ -473,21 +478,8 @@ def describe_covariates(
         "the probability that the item wins against another of them. All else, and the other "
         f"covariates, held fixed; associations, not causes. {errors}"
     )
-    # The largest first, as the covariates vary.
+    # The largest effect of one standard deviation of the covariate stands first.
     typical = data.covariates.std(0).repeat_interleave(len(items)).numpy()
     order = np.argsort(-(effects["wins"] * typical).abs().to_numpy())
     parts.append(Section("On items", [why], effects.iloc[order].head(12).reset_index()))
     return Section(heading, text, files={"covariates.csv": effects}, parts=parts)
-
-
-def export_posteriors(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
-    test: Preferences,
-    num_samples: int,
-    seed: int,
-) -> InferenceData:
-    """Exports the posteriors of the people left out, and predictions of their other choices."""
-    sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.counts > n) >= 0.5]
-    context, target = test.split_context(sizes[-1], seed=seed)
-    return Posterior(model, guide, context, num_samples, seed=seed).to_inference_data(target)

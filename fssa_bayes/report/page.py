@@ -11,7 +11,15 @@ from string import Template
 
 import pandas as pd
 
-__all__ = ["Figure", "Section", "render", "render_figure", "render_section", "render_table"]
+__all__ = [
+    "Figure",
+    "Section",
+    "format_cell",
+    "render",
+    "render_figure",
+    "render_section",
+    "render_table",
+]
 
 _STYLED = ("fail", "error")  # Verdicts with a style of their own.
 
@@ -124,7 +132,8 @@ def render_section(section: Section, level: int = 2) -> str:
     lines = []
     if section.heading:
         lines.append(f"<h{level}>{html.escape(section.heading)}</h{level}>")
-    lines += [f'<p class="warning">Warning: {html.escape(text)}.</p>' for text in section.warnings]
+    for text in section.warnings:
+        lines.append(f'<p class="warning">Warning: {html.escape(text.rstrip("."))}.</p>')
     lines += [f"<p{lead}>{html.escape(text)}</p>" for text in section.text]
     if section.table is not None:
         lines.append(render_table(section.table, cards=section.cards))
@@ -132,8 +141,15 @@ def render_section(section: Section, level: int = 2) -> str:
     lines += [render_figure(figure) for figure in section.figures]
     if section.files:
         names = ", ".join(section.files)
-        lines.append(f'<p class="files">The whole table: {html.escape(names)}</p>')
+        lines.append(f'<p class="files">Whole tables: {html.escape(names)}</p>')
     return "\n".join(lines)
+
+
+def format_cell(value: object) -> str:
+    """Writes a value of a table: floats with four digits, NaN as a dash."""
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def render_table(table: pd.DataFrame, *, cards: bool = False) -> str:
@@ -143,9 +159,9 @@ def render_table(table: pd.DataFrame, *, cards: bool = False) -> str:
     for row in table.itertuples(index=False):
         cells = []
         for name, value in zip(table.columns, row, strict=True):
-            kind, text = "", str(value)
+            kind, text = "", format_cell(value)
             if isinstance(value, float):
-                kind, text = "number", "–" if math.isnan(value) else f"{value:.4g}"
+                kind = "number"
             elif name == "verdict":
                 kind = f"verdict {text}" if text in _STYLED else "verdict"
             attributes = f' class="{kind}"' if kind else ""

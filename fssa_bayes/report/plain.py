@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import pandas as pd
 
-from fssa_bayes.report.page import Section
+from fssa_bayes.report.page import Section, format_cell
 
-__all__ = ["format_cell", "to_markdown", "to_text"]
-
-
-def format_cell(value: object) -> str:
-    """Writes a value of a table: floats with four digits, NaN as a dash."""
-    if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.4g}"
-    return str(value)
+__all__ = ["to_markdown", "to_text"]
 
 
 def to_text(section: Section) -> str:
     """Writes a section as a terminal shows it; pictures and whole tables are left out."""
     lines = [f"\n{section.heading}\n{'=' * len(section.heading)}"] if section.heading else []
-    lines += [f"Warning: {text}." for text in section.warnings]
+    lines += [f"Warning: {text.rstrip('.')}." for text in section.warnings]
     lines += section.text
     if section.table is not None:
         cells = section.table.map(format_cell)
@@ -34,7 +26,7 @@ def to_text(section: Section) -> str:
 def to_markdown(section: Section, level: int = 2) -> str:
     """Writes a section as Markdown, its heading of that level."""
     lines = [f"{'#' * level} {section.heading}"] if section.heading else []
-    lines += [f"> Warning: {text}." for text in section.warnings]
+    lines += [f"> Warning: {text.rstrip('.')}." for text in section.warnings]
     lines += section.text
     if section.table is not None:
         lines.append("\n".join(_rows(section.table)))
@@ -43,7 +35,7 @@ def to_markdown(section: Section, level: int = 2) -> str:
         picture = "" if figure.name is None else f"![{figure.caption}]({figure.name})\n\n"
         lines.append(f"{picture}*{figure.caption}*")
     if section.files:
-        lines.append("The whole table: " + ", ".join(f"`{name}`" for name in section.files))
+        lines.append("Whole tables: " + ", ".join(f"`{name}`" for name in section.files))
     return "\n\n".join(lines)
 
 

@@ -87,7 +87,9 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
         if self.checks:
             write_file(out / "checks.csv", self.table.to_csv(index=False).encode())
-        for section in self.sections:
+        sections = list(self.sections)
+        for section in sections:
+            sections += section.parts
             for name, table in section.files.items():
                 write_file(out / name, table.to_csv().encode())
             for figure in section.figures:
