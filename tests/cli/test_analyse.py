@@ -13,6 +13,7 @@ import pytest
 from running import run
 
 from fssa_bayes import load
+from fssa_bayes.cli.output import Writer
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +71,7 @@ def test_everything_is_in_one_folder(command, featured: bool, tmp_path: Path, vo
     assert figures["people"] == 40
     assert figures["gain_standard_error"] > 0
     assert json.loads((out / "results.json").read_text())["figures"]["gain"] == figures["gain"]
-    assert not list(tmp_path.glob("results.*"))
+    assert not list(tmp_path.glob(".results*"))
     (out / "thesis.txt").write_text("years of work")
     refused = command(*arguments, "--overwrite")
     assert refused.code == 2
@@ -112,7 +113,7 @@ def test_ties_that_are_kept(command, tmp_path: Path, votes: Path) -> None:
     other = command(*arguments[:-1], "half", "--model", out / "model", "--out", f"{out}2")
     assert other.code == 2
     assert "read the data with ties='keep'" in other.err
-    assert not Path(f"{out}2.part").exists()
+    assert not list(tmp_path.glob("*results2*"))
 
 
 def test_few_people_and_separate_groups(command, tmp_path: Path) -> None:
@@ -142,6 +143,36 @@ def test_few_people_and_separate_groups(command, tmp_path: Path) -> None:
         assert "too few for a model of individual people" in (out / "summary.md").read_text()
         assert len(pd.read_csv(out / "ranking.csv")) == 5
         assert not (out / "model").exists()
+
+
+def test_a_model_describes_two_new_people(command, tmp_path: Path, votes: Path) -> None:
+    options = (*OPTIONS, "--items", votes.with_name("features.csv"))
+    first = command("analyse", votes, *options, "--out", tmp_path / "first")
+    assert first.code == 0, first.err
+    table = pd.read_csv(votes, dtype=str)
+    table[table["rater no."].isin(["3", "8"])].to_csv(tmp_path / "new.csv", index=False)
+    out, model = tmp_path / "new", tmp_path / "first" / "model"
+    ended = command("analyse", tmp_path / "new.csv", *options, "--model", model, "--out", out)
+    assert ended.code == 0, ended.err
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert "2 people are too few to tell" in summary
+    assert "take it as a description, not as a finding" in summary
+    new = pd.read_csv(out / "people.csv", index_col="user")
+    assert new.index.tolist() == [3, 8]
+    # The same draws of a person whom the model has seen among all others have the same law.
+    before = pd.read_csv(tmp_path / "first" / "people.csv", index_col="user").loc[[3, 8]]
+    np.testing.assert_allclose(new["scale"], before["scale"], rtol=0.2)
+
+
+def test_one_run_at_a_time_writes_a_folder(command, tmp_path: Path, votes: Path) -> None:
+    out = tmp_path / "results"
+    with Writer(out, "analyse", overwrite=False, quiet=True) as writer:
+        (writer.folder / "half.csv").write_text("a")
+        ended = command("analyse", votes, *OPTIONS, "--out", out)
+        assert ended.code == 2
+        assert "--out must belong to one run at a time" in ended.err
+        assert (writer.folder / "half.csv").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_killed_twenty_times_end_with_the_same_results(votes: Path, tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_the_page_needs_nothing_but_itself(report: Report, tmp_path: Path) -> No
     assert any(attributes.get("name") == "viewport" for _, attributes in page.tags)
     checks = pd.read_csv(path.with_name("checks.csv"))
     pd.testing.assert_frame_equal(checks, report.table)
-    assert {item.name for item in path.parent.iterdir()} == {"report.html", "checks.csv"}
+    names = {item.name for item in path.parent.iterdir()}
+    assert names == {"report.html", "checks.csv", "summary.md"}
 
 
 @pytest.mark.slow

@@ -1,0 +1,60 @@
+"""The analysis of a file, by the library: the same numbers as its parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
+from fssa_bayes.datasets import linear_factors
+from fssa_bayes.report import analyse, rank, to_markdown, to_text
+
+
+@pytest.fixture(scope="module")
+def data() -> Preferences:
+    return linear_factors.simulate(40, 12, seed=0).data
+
+
+def test_the_ranking_is_that_of_a_fit(data: Preferences) -> None:
+    analysis = rank(data, seed=3)
+    model = HeterogeneousBTL(data.num_features, 0, utility="linear")
+    used = data.item_names[data.components() >= 0]
+    expected = fit(model, None, data, progress_bar=False).ranking(used, seed=3)
+    found = analysis.report.sections[0].files["ranking.csv"].loc[expected.index]
+    np.testing.assert_allclose(found["utility"], expected["utility"], atol=1e-5)
+    np.testing.assert_allclose(found["standard_error"], expected["standard_error"], rtol=1e-4)
+    assert analysis.figures["leader"] == str(expected.index[0])
+
+
+@pytest.mark.filterwarnings("ignore:the largest context has:UserWarning")
+def test_the_gain_is_that_of_posteriors(data: Preferences) -> None:
+    model = HeterogeneousBTL(data.num_features, 2, utility="linear")
+    guide = NeuralProcessGuide(model, hidden_dim=8)
+    fit(model, guide, data, steps=5, progress_bar=False)
+    told = []
+    analysis = analyse(data, fitted=(model, guide), num_samples=50, seed=1, tell=told.append)
+    train, test = data.split_users(0.2, seed=1)
+    context, target = test.split_context(10, seed=1)
+    average = HeterogeneousBTL(data.num_features, 0, utility="linear")
+    fit(average, None, train, progress_bar=False)
+    gain = Posterior(model, guide, context, 50, seed=1).log_score(target)
+    gain = gain - Posterior(average, None, context, 1).log_score(target)
+    assert analysis.figures["known_choices"] == 10
+    assert analysis.figures["gain"] == pytest.approx(gain.mean().item(), abs=1e-6)
+    error = gain.std().item() / len(gain) ** 0.5
+    assert analysis.figures["gain_standard_error"] == pytest.approx(error, rel=1e-4)
+    assert told == list(analysis.report.sections)
+    for section in told:
+        assert section.heading in to_text(section)
+        assert to_markdown(section).startswith(f"## {section.heading}")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_work(data: Preferences) -> None:
+    homogeneous = HeterogeneousBTL(data.num_features, 0)
+    with pytest.raises(ValueError, match="latent_dim of at least 1, got 0"):
+        analyse(data, fitted=(homogeneous, None))
+    other = HeterogeneousBTL(data.num_features + 1, 1)
+    with pytest.raises(ValueError, match="data must have the model's num_features"):
+        analyse(data, fitted=(other, NeuralProcessGuide(other)))
+    with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
+        analyse(data, latent_dim=0)
