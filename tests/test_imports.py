@@ -39,7 +39,7 @@ MAY_IMPORT = {
         *("posterior", "sampling", "guide", "model", "data"),
     },
     "policy": {"data", "diagnostics"},
-    "cli": {"report", "io", "datasets", "data"},
+    "cli": {"report", "io", "datasets", "model", "data"},
 }
 BY_ALL = {"_random", "_arviz", "_files"}
 # Short modules that hand on names under an earlier or a shorter path.

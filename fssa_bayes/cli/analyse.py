@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer, prepare
-from fssa_bayes.cli.tables import Votes, check_model, reads_votes
+from fssa_bayes.cli.tables import Votes, check_fitted, check_model, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -35,7 +35,7 @@ def analyse(
         typer.Option(
             metavar="FOLDER",
             help="A model saved before, such as `model` of earlier results: used without a fit, "
-            "for the same people's next file or for other people.",
+            "for another file about the same items (in the same order), or with the same --items.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -86,15 +86,19 @@ def analyse(
     check_model(model)
     with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load, save
+        from fssa_bayes.report import Section
         from fssa_bayes.report import analyse as run
 
         prepare()
+        fitted = None if model is None else load(model)
         data, about_data = votes.read()
+        if fitted is not None:
+            check_fitted(fitted[0], data, model)
         analysis = run(
             data,
             title=f"Paired comparisons in {votes.path.name}",
             about_data=about_data,
-            fitted=None if model is None else load(model),
+            fitted=fitted,
             utility=None if utility is None else utility.value,
             latent_dim=latent_dim or 2,
             steps=steps,
@@ -109,4 +113,5 @@ def analyse(
         if analysis.model is not None:
             save(writer.folder / "model", analysis.model, analysis.guide, overwrite=True)
             writer.write_netcdf(analysis.posterior, "posterior.nc")
+        writer.tell(Section("The answer", analysis.report.summary))
         writer.finish(analysis.figures, analysis.report, write_json=write_json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer, prepare
-from fssa_bayes.cli.tables import Votes, check_model, reads_votes
+from fssa_bayes.cli.tables import Votes, check_fitted, check_model, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -49,12 +50,25 @@ def diagnose(
         from fssa_bayes.report import diagnose as run
 
         prepare()
+        fitted = load(model)
         data, about_data = votes.read()
+        check_fitted(fitted[0], data, model)
         writer.tell(about_data)
-        report = run(*load(model), data, budget=budget, seed=seed)
+        caveat = (
+            f"The people of {votes.path.name} are taken for people who took no part in the fit of "
+            f"{model}: where they did, the checks on real people flatter the model."
+        )
+        report = run(
+            *fitted,
+            data,
+            budget=budget,
+            seed=seed,
+            title=f"Can the posteriors of {model.name} be believed, on {votes.path.name}?",
+            about_data=replace(about_data, text=[*about_data.text, caveat]),
+        )
         report.write(writer.folder)
         columns = ["check", "verdict", "value"]
-        writer.tell(Section("The answer", report.summary, report.table[columns]))
+        writer.tell(Section("The answer", [*report.summary, caveat], report.table[columns]))
         verdicts = report.table["verdict"].value_counts()
         figures = {name: int(verdicts.get(name, 0)) for name in VERDICTS}
         writer.finish({"passed": report.passed} | figures, report, write_json=write_json)

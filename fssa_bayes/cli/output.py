@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -106,6 +107,8 @@ class Writer:
             if self.overwrite:
                 raise ValueError("--overwrite replaces results in --out, which is not given")
             return self
+        if self.out.exists() and not self.out.is_dir():
+            raise FileExistsError(f"--out must be a folder, got the file {str(self.out)!r}")
         if self.out.exists():
             if not self.overwrite:
                 raise FileExistsError(
@@ -113,7 +116,7 @@ class Writer:
                     "earlier results"
                 )
             known = _results_in(self.out)
-            found = {path.name for path in self.out.iterdir()} if self.out.is_dir() else {""}
+            found = {path.name for path in self.out.iterdir()}
             if foreign := sorted(found - known):
                 raise FileExistsError(
                     f"--overwrite replaces nothing but earlier results, got {str(self.out)!r} "
@@ -121,7 +124,10 @@ class Writer:
                 )
         from filelock import FileLock, Timeout
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--out {str(self.out)!r} cannot be written: {error}") from error
         self.lock = FileLock(self.folder / "lock", timeout=0)
         try:
             self.lock.acquire()
@@ -168,7 +174,11 @@ class Writer:
         if not self.quiet:
             from fssa_bayes.report import to_text
 
-            print(to_text(section), flush=True)
+            try:
+                print(to_text(section), flush=True)
+            except BrokenPipeError:  # The reader, such as `head`, has ended; the folder goes on.
+                self.quiet = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def write_netcdf(self, content: InferenceData, name: str) -> None:
         """Writes an ArviZ object into the folder.

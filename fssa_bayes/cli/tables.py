@@ -17,9 +17,10 @@ import typer
 
 if TYPE_CHECKING:
     from fssa_bayes.data import Preferences
+    from fssa_bayes.model import HeterogeneousBTL
     from fssa_bayes.report import Section
 
-__all__ = ["Ties", "Votes", "check_model", "reads_votes"]
+__all__ = ["Ties", "Votes", "check_fitted", "check_model", "reads_votes"]
 
 _PANEL = "How to read the file"
 
@@ -158,6 +159,19 @@ def check_model(model: Path | None) -> None:
     """Raises a FileNotFoundError unless there is a saved model, or none is asked for."""
     if model is not None and not (model / "config.json").is_file():
         raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
+
+
+def check_fitted(fitted: HeterogeneousBTL, data: Preferences, model: Path) -> None:
+    """Raises a ValueError that names --model unless the model can score the comparisons."""
+    from fssa_bayes.model import check_data
+
+    try:
+        check_data(fitted, data)
+    except ValueError as error:
+        raise ValueError(
+            f"--model {str(model)!r} does not fit FILE, --items, --users and --ties as they are "
+            f"given: {error}"
+        ) from error
 
 
 def reads_votes(subcommand: Callable[..., None]) -> Callable[..., None]:

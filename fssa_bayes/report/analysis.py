@@ -40,6 +40,7 @@ _IGNORED = (
     "the largest context has",  # pareto_k judges that.
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
     "the model does not use the covariates",  # The average person has none.
+    ".* rows have an empty cell",  # The description of the data counts them.
 )
 
 
@@ -333,6 +334,8 @@ def describe_convergence(result: FitResult) -> str:
     """Tells whether the first stage's loss still fell, beyond its noise, in the last two fifths."""
     first = result.history["stage"] == result.history["stage"].iloc[0]
     loss = result.history.loc[first, "loss"].to_numpy()
+    if len(loss) < 20:
+        return f"{len(loss)} steps, too few to tell whether the loss had settled"
     before, after = np.array_split(loss[-2 * max(2, len(loss) // 5) :], 2)
     change = after.mean() - before.mean()
     error = math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in (before, after)))

@@ -16,7 +16,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, some_names
 from fssa_bayes.population import covariate_effects
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
@@ -258,14 +258,25 @@ def rank_items(data: Preferences, seed: int) -> Section:
         )
     shown = order[order["group"] == 0]
     columns = ["utility", "standard_error", "lower", "upper", "rank", "rank_lower", "rank_upper"]
-    top = shown.head(_MAX_DRAWN)
-    axes = plots.ranking(top["utility"], top["lower"], top["upper"], list(top.index))
-    caption = "Utilities of the leading items to the average person, with 90 % intervals"
+    known = order["standard_error"].notna()
+    if not known.all():
+        names = some_names(order.index[~known.to_numpy()])
+        text.append(
+            f"{int((~known).sum())} of {len(order)} items have no standard error, since these data "
+            f"do not tell it: {names}. Of people too few, or where an item won or lost everything, "
+            "an estimate by itself says little."
+        )
+    top = shown[shown["standard_error"].notna()].head(_MAX_DRAWN)
+    figures = []
+    if len(top):
+        axes = plots.ranking(top["utility"], top["lower"], top["upper"], list(top.index))
+        caption = "Utilities of the leading items to the average person, with 90 % intervals"
+        figures.append(draw_figure(axes, caption, "ranking.png"))
     return Section(
         "Ranking for the average person",
         text,
         shown[columns].head(10).round(3).reset_index(),
-        [draw_figure(axes, caption, "ranking.png")],
+        figures,
         files={"ranking.csv": order},
     )
 
@@ -317,9 +328,12 @@ def describe_differences(
         f"{doubtful:.0%} of the people."
     )
     orders = (
-        ("who differ most in direction", people.sort_values("direction_upper")),
-        ("who choose most consistently", people.sort_values("scale_lower", ascending=False)),
-        ("who choose least consistently", people.sort_values("scale_upper")),
+        ("differ most in direction, by direction_upper", people.sort_values("direction_upper")),
+        (
+            "choose most consistently, by scale_lower",
+            people.sort_values("scale_lower", ascending=False),
+        ),
+        ("choose least consistently, by scale_upper", people.sort_values("scale_upper")),
     )
     return Section(
         heading,
@@ -328,7 +342,8 @@ def describe_differences(
         files={"people.csv": people},
         parts=[
             Section(
-                f"People {who}", table=order.drop(columns="pareto_k").head(5).round(3).reset_index()
+                f"People who {who}",
+                table=order.drop(columns="pareto_k").head(5).round(3).reset_index(),
             )
             for who, order in orders
         ],

@@ -32,8 +32,8 @@ def to_markdown(section: Section, level: int = 2) -> str:
         lines.append("\n".join(_rows(section.table)))
     lines += [to_markdown(part, level + 1) for part in section.parts]
     for figure in section.figures:
-        picture = "" if figure.name is None else f"![{figure.caption}]({figure.name})\n\n"
-        lines.append(f"{picture}*{figure.caption}*")
+        if figure.name is not None:  # The page alone shows the others.
+            lines.append(f"![{figure.caption}]({figure.name})\n\n*{figure.caption}*")
     if section.files:
         lines.append("Whole tables: " + ", ".join(f"`{name}`" for name in section.files))
     return "\n\n".join(lines)

@@ -99,6 +99,8 @@ def diagnose(
     num_samples: int = 1000,
     refit_steps: int = 400,
     seed: int = 0,
+    title: str = "Can this posterior be believed?",
+    about_data: Section | None = None,
 ) -> Report:
     """Checks the posteriors of a fitted model in every way that the budget allows.
 
@@ -108,7 +110,7 @@ def diagnose(
         model: A fitted model with latent factor.
         guide: Its guide.
         data: People who took no part in the fit.
-        out: Folder for `report.html` and `checks.csv`; nothing is written if None.
+        out: Folder for `report.html`, `summary.md` and `checks.csv`; nothing is written if None.
         train: The people of the fit, for the comparison with a fit by another objective.
         budget: Seconds; a check that needs more than what is left is skipped and named.
         sizes: Numbers of known choices.
@@ -116,6 +118,8 @@ def diagnose(
         num_samples: Draws S of each person's posterior.
         refit_steps: Steps of the fit by another objective.
         seed: Seed of people, splits and draws.
+        title: Title of the report.
+        about_data: A part of the report that describes the data, or None.
 
     Returns:
         The report, which is written when all checks are done.
@@ -154,9 +158,10 @@ def diagnose(
         f"{data.num_comparisons} comparisons; utility {config['utility']}, "
         f"{config['latent_dim']} latent dimensions; {num_users} people simulated at each of "
         f"{', '.join(map(str, sizes))} known choices; {num_samples} draws a person; "
-        f"seed {seed}; {'; '.join(times)}; budget {budget:g} s."
+        f"seed {seed}; {''.join(f'{spent}; ' for spent in times)}budget {budget:g} s."
     )
-    title = "Can this posterior be believed?"
+    if about_data is not None:
+        sections = [about_data, *sections]
     report = Report(title, sections, summarise(checks), footer, checks)
     if out is not None:
         report.write(out)
