@@ -328,12 +328,18 @@ def describe_differences(
         f"{doubtful:.0%} of the people."
     )
     orders = (
-        ("differ most in direction, by direction_upper", people.sort_values("direction_upper")),
         (
-            "choose most consistently, by scale_lower",
+            "People who differ most in direction, by direction_upper",
+            people.sort_values("direction_upper"),
+        ),
+        (
+            "People who choose most consistently, by scale_lower",
             people.sort_values("scale_lower", ascending=False),
         ),
-        ("choose least consistently, by scale_upper", people.sort_values("scale_upper")),
+        (
+            "People who choose least consistently, by scale_upper",
+            people.sort_values("scale_upper"),
+        ),
     )
     return Section(
         heading,
@@ -342,10 +348,10 @@ def describe_differences(
         files={"people.csv": people},
         parts=[
             Section(
-                f"People who {who}",
+                title,
                 table=order.drop(columns="pareto_k").head(5).round(3).reset_index(),
             )
-            for who, order in orders
+            for title, order in orders
         ],
     )
 

@@ -12,7 +12,8 @@ from fssa_bayes.report import analyse, rank, to_markdown, to_text
 
 @pytest.fixture(scope="module")
 def data() -> Preferences:
-    return linear_factors.simulate(40, 12, seed=0).data
+    population = linear_factors.draw_population(3, 2, seed=0)
+    return linear_factors.simulate(40, 12, population, seed=0).data
 
 
 def test_the_ranking_is_that_of_a_fit(data: Preferences) -> None:
