@@ -19,8 +19,9 @@ def data() -> Preferences:
 def test_the_ranking_is_that_of_a_fit(data: Preferences) -> None:
     analysis = rank(data, seed=3)
     model = HeterogeneousBTL(data.num_features, 0, utility="linear")
-    used = data.item_names[data.components() >= 0]
-    expected = fit(model, None, data, progress_bar=False).ranking(used, seed=3)
+    labels = data.components()
+    used, groups = data.item_names[labels >= 0], labels[labels >= 0]
+    expected = fit(model, None, data, progress_bar=False).ranking(used, groups=groups, seed=3)
     found = analysis.report.sections[0].files["ranking.csv"].loc[expected.index]
     np.testing.assert_allclose(found["utility"], expected["utility"], atol=1e-5)
     np.testing.assert_allclose(found["standard_error"], expected["standard_error"], rtol=1e-4)
