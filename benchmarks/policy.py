@@ -27,9 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.harness import Row, spread
+from benchmarks.harness import Row, seeded, spread
 from benchmarks.memory import held_gigabytes, in_fresh_process, peak_gigabytes
-from fssa_bayes._random import seeded
 from fssa_bayes.policy import (
     LengthBuckets,
     ReferenceCache,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fssa_bayes._weights import MOST_PARETO_K
 from fssa_bayes.plots._figure import (
     LINES,
     add_legend,
@@ -345,7 +346,7 @@ def pareto_k(
     pareto_k: ArrayLike,
     size: ArrayLike | None = None,
     *,
-    threshold: float = 0.7,
+    threshold: float = MOST_PARETO_K,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws every person's Pareto k-hat, by known choices or in order.

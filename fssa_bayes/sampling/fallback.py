@@ -7,13 +7,12 @@ import warnings
 import numpy as np
 from torch import Tensor
 
+from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import (
-    MOST_PARETO_K,
     Draws,
-    effective_sample_size,
     listed,
     thin,
 )
