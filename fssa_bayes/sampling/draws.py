@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ __all__ = [
     "Draws",
     "check_draws",
     "check_finite",
-    "listed",
     "thin",
     "thin_weights",
 ]
@@ -203,9 +201,3 @@ def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
             f"the posterior of user {first!r} is not finite ({int(broken.sum())} such "
             "people): the model's parameters or features are out of range"
         )
-
-
-def listed(names: pd.Index) -> str:
-    """Lists at most five names for a message, and counts the others."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(repr(name) for name in names[:5]) + more

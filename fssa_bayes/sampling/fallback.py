@@ -8,12 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import (
     Draws,
-    listed,
     thin,
 )
 from fssa_bayes.sampling.importance import draw_posterior, score_draws
@@ -73,7 +72,7 @@ def fall_back(
         method[people] = "more draws"
     people = np.flatnonzero(~reliable.numpy())
     if how == "nuts" and len(people):
-        names = listed(context.user_names[people])
+        names = first_names(context.user_names[people])
         warnings.warn(
             f"{_FACTORS[-1]} times as many draws do not make up for what the guide misses of the "
             f"posterior of {names}: sampled by NUTS, which takes seconds a "
