@@ -35,7 +35,7 @@ from fssa_bayes.checks import (
 )
 from fssa_bayes.comparison import heterogeneity_test, leave_comparisons_out, score_users
 from fssa_bayes.data import Batch
-from fssa_bayes.guide import Pairs
+from fssa_bayes.guide.pairs import Pairs
 from fssa_bayes.inference import (
     ImportanceWeightedELBO,
     NeuralProcessELBO,

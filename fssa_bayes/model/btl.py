@@ -343,7 +343,7 @@ class HeterogeneousBTL(LatentPrior):
         """
         if has_rankings and self.utility.is_random:
             raise ValueError(
-                "DistributionalBTL knows the probability of a pair, not that of a ranking, got "
+                "a random utility gives the probability of a pair, not that of a ranking, got "
                 "rankings: break them into pairs (method='pairs', as_pairs())"
             )
         if has_rankings and (answers := list(self.answer_parameters())):

@@ -27,18 +27,18 @@ from transformers.trainer_utils import (
     SaveStrategy,
     TrainOutput,
     rotate_checkpoints,
+    sort_checkpoints,
 )
 
+from fssa_bayes._files import write_file
 from fssa_bayes.data import Batch
 from fssa_bayes.policy.checkpoints import (
     FORMAT_VERSION,
     SETTINGS,
     check_settings,
     digest_guide,
-    last_finished,
     load_weights,
     save_weights,
-    write_settings,
 )
 from fssa_bayes.policy.checks import check_positive, check_reach
 from fssa_bayes.policy.contexts import Contexts, PairsInContext
@@ -394,7 +394,7 @@ class SteerableDPOTrainer(Trainer):
                 f"{str(self.last_checkpoint())!r}; resume_from_checkpoint=True goes on"
             )
         self._logged.clear()
-        # An empty cache is false.
+        # An empty cache has length 0 and would count as false.
         cache = contextlib.nullcontext() if self.reference is None else self.reference
         with random_state_kept(), cache:
             return super().train(
@@ -403,7 +403,9 @@ class SteerableDPOTrainer(Trainer):
 
     def last_checkpoint(self) -> Path | None:
         """Returns the folder of the last finished checkpoint, None if there is none."""
-        return last_finished(self.args.output_dir)
+        folders = map(Path, sort_checkpoints(self.args.output_dir))
+        finished = [folder for folder in folders if (folder / SETTINGS).is_file()]
+        return finished[-1] if finished else None
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
@@ -447,7 +449,8 @@ class SteerableDPOTrainer(Trainer):
             self.reference.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_settings(folder, self.settings())
+            document = json.dumps(self.settings(), indent=2) + "\n"
+            write_file(folder / SETTINGS, document.encode())  # The checkpoint is finished.
             rotate_checkpoints(
                 str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True
             )

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _RELIABILITY = "calibration of probabilities"
-_LEAST_COMPARISONS = 200  # Fewer show no curve.
+_LEAST_COMPARISONS = 200  # Fewest comparisons for a reliability curve.
 
 # What a positive score means, and a negative one.
 _MEANING = {

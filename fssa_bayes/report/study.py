@@ -23,7 +23,7 @@ from fssa_bayes.report.verdicts import Check, NotPossibleError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Part", "Study", "draw_figure", "root_mean_square", "share_covered"]
+__all__ = ["Part", "Study", "draw_figure", "share_covered"]
 
 
 @dataclass
@@ -95,8 +95,3 @@ def share_covered(pit: torch.Tensor, level: float) -> str:
     covered = ((pit - 0.5).abs() < level / 2).double().mean().item()
     error = (level * (1 - level) / len(pit)) ** 0.5
     return f"{covered:.1%} ± {error:.1%}"
-
-
-def root_mean_square(difference: torch.Tensor) -> float:
-    """Computes the root mean square of the values that are not NaN."""
-    return difference.square().nanmean().sqrt().item()

@@ -273,7 +273,8 @@ def judge(
     margin = choice.margin[:, 0, _spaced(batch.choice.shape[1], _OWN_PAIRS)]
     centred = utility - utility.mean(-1, keepdim=True)
     quantities = torch.cat([centred, margin, likelihood, log_joint], -1).cpu().double().numpy()
-    # What varies by rounding alone has nothing to converge; the density, last, always has.
+    # Quantities that vary by rounding alone are left out; the density, the last column, is always
+    # judged.
     varies = np.ptp(quantities, 0) > 1e-5 * (1 + np.abs(quantities).max(0))
     varies[-1] = True
     quantities = quantities[:, varies]

@@ -336,7 +336,7 @@ def test_a_folder_without_tokeniser_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_no_dead_end(tmp_path: Path) -> None:
-    code = "from fssa_bayes.embedding import load_encoder; load_encoder('someone/encoder')"
+    code = "from fssa_bayes.data.texts import load_encoder; load_encoder('someone/encoder')"
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
