@@ -1,4 +1,4 @@
-"""What a fit asks of its arguments before any work is done, and their defaults."""
+"""Checks of a fit's arguments before any work is done, and their defaults."""
 
 from __future__ import annotations
 

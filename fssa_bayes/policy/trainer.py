@@ -233,7 +233,7 @@ class SteerableDPOTrainer(Trainer):
         """
         step = self.state.global_step
         group = self.sampler.pairs_of_step(step)
-        if not np.isin(pairs, group).all():  # A batch from outside of a run.
+        if not np.isin(pairs, group).all():  # The batch is not one of a run.
             group = pairs
         order = np.argsort(group)
         place = order[np.searchsorted(group[order], pairs)]
@@ -414,7 +414,7 @@ class SteerableDPOTrainer(Trainer):
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be the same for a run to resume from a checkpoint."""
-        options = json.loads(json.dumps(asdict(self.policy.config)))  # As JSON returns them.
+        options = json.loads(json.dumps(asdict(self.policy.config)))  # Tuples become lists.
         del options["base_model"]  # The folder may move.
         return {
             "format": FORMAT_VERSION,
@@ -438,7 +438,9 @@ class SteerableDPOTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            (folder / SETTINGS).unlink(missing_ok=True)  # The folder is not finished without it.
+            (folder / SETTINGS).unlink(
+                missing_ok=True
+            )  # Without settings a folder is not finished.
         # Older checkpoints are removed when this one is finished, not before.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

@@ -166,6 +166,6 @@ def average_over_people(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Te
         utility = model.item_utility(table, part)
         total[0] += (utility - utility.mean(-1, keepdim=True)).double().sum(0)
         prob = torch.sigmoid(utility.unsqueeze(-1) - utility.unsqueeze(-2))
-        # An item's comparison with itself, a half, does not count.
+        # The probability ½ of an item against itself does not count.
         total[1] += ((prob.double().sum(-1) - 0.5) / (count - 1)).sum(0)
     return total / len(z)

@@ -23,7 +23,7 @@ __all__ = ["FALLBACKS", "draw_more", "fall_back", "sample_by_nuts"]
 FALLBACKS = (None, "draws", "nuts")
 """What may be done for people whom the guide fails."""
 
-_FACTORS = (4, 16)  # How many times as many draws, one factor after the other.
+_FACTORS = (4, 16)  # Multiples of the number of draws, tried in this order.
 _LEAST_ESS = 200.0  # Effective draws: an error of .02 for a probability known to ±.3.
 _CHUNK = 2**22  # Draws of all people that are held at once while they are thinned.
 _NUTS_CHAINS, _NUTS_SAMPLES = 4, 250
@@ -119,7 +119,7 @@ def sample_by_nuts(
         The draws, and whether the chains have converged, Boolean with shape (U,).
     """
     length = max(_NUTS_SAMPLES, -(-count // _NUTS_CHAINS))
-    with warnings.catch_warnings():  # `reliable` says who has not converged.
+    with warnings.catch_warnings():  # Instead, `reliable` tells who has not converged.
         warnings.filterwarnings("ignore", "the posterior of .* has not converged")
         chains = nuts(model, people, num_samples=length, num_chains=_NUTS_CHAINS, seed=seed)
     chosen = np.linspace(0, len(chains.z) - 1, count).round().astype(np.int64)

@@ -242,7 +242,7 @@ def potential_energy(
         prepared = model.prepare_items(batch.items)
 
     def potential(parameters: dict[str, Tensor]) -> Tensor:
-        # A view is new to the transforms, which remember the last tensor and its freed graph.
+        # Transforms cache the last tensor with its graph, which is freed; a view is not cached.
         noise = parameters["noise"].view(1, 1, -1)
         z = latent_of_noise(model, noise, batch)
         likelihood = model.choice(batch, z, prepared).log_prob(batch.choice)
