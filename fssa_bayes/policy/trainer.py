@@ -438,9 +438,8 @@ class SteerableDPOTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            (folder / SETTINGS).unlink(
-                missing_ok=True
-            )  # Without settings a folder is not finished.
+            # A folder without settings is not finished.
+            (folder / SETTINGS).unlink(missing_ok=True)
         # Older checkpoints are removed when this one is finished, not before.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
