@@ -13,7 +13,7 @@ from running import run
 def test_quickstart(tmp_path: Path) -> None:
     out = run(
         "examples/quickstart.py",
-        *("--users", "100", "--test-users", "30", "--steps", "5", "--draws", "100"),
+        *("--users", "200", "--test-users", "50", "--steps", "20", "--draws", "200"),
         *("--out", str(tmp_path)),
     )
     assert all(f"\n{utility}  (fitted" in out for utility in ("bilinear", "mlp", "homogeneous"))
@@ -36,7 +36,7 @@ def test_paper_synthetic(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_calibration_study(tmp_path: Path) -> None:
     options = [
-        *("--users", "100", "--steps", "5", "--refine", "5", "--study-users", "200"),
+        *("--users", "150", "--steps", "10", "--refine", "10", "--study-users", "200"),
         *("--draws", "100", "--contexts", "0", "3", "--out", str(tmp_path)),
     ]
     out = run("examples/calibration_study.py", *options)
@@ -49,7 +49,7 @@ def test_calibration_study(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_misspecification(tmp_path: Path) -> None:
-    options = ("--users", "60", "--test-users", "100", "--steps", "5", "--draws", "100")
+    options = ("--users", "100", "--test-users", "100", "--steps", "10", "--draws", "100")
     out = run("examples/misspecification.py", *options, "--out", str(tmp_path))
     for people in ("none", "lapses", "shrunken model", "informative contexts"):
         assert f"\n{people}" in out
