@@ -182,7 +182,7 @@ def two_modes(seed: int, quick: bool) -> dict[tuple[str, str, str, str], float]:
         seed=seed,
         progress_bar=False,
     )
-    fresh = two_mode.simulate(200 if quick else 5000, 2, seed=1_000_000 + seed)
+    fresh = two_mode.simulate(50 if quick else 5000, 2, seed=1_000_000 + seed)
     posterior = Posterior(model, guide, fresh.data, seed=seed)
     # The types order these two items in opposite ways.
     utility = posterior.utility(items=torch.tensor([[0.6], [0.9]]))
