@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,9 +33,7 @@ def main(argv: list[str] | None = None) -> None:
             rows.append({key: _finite(value) for key, value in asdict(row).items()})
     if args.json is not None:
         document = {"environment": environment(args), "rows": rows}
-        part = args.json.with_suffix(".part")
-        part.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(part, args.json)
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _finite(value: object) -> object:

@@ -105,7 +105,7 @@ def _fit_crowd(
     return lambda context: Posterior(model, guide, context, 300, seed=seed)
 
 
-# ---------------------------------------------------------------------- size
+# Size.
 
 COMPARISONS, FEATURES, BATCH_SIZE = 20, 10, 1024
 

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         yield from table(args)
 
 
-# ---------------------------------------------------------------------- two modes
+# Two modes.
 
 
 def two_modes(args: argparse.Namespace) -> Iterator[Row]:
@@ -174,7 +174,7 @@ TWO_MODE_METHODS: dict[str, Callable[..., Predict]] = {
 }
 
 
-# ---------------------------------------------------------------------- train choices
+# Train choices.
 
 
 def train_choice(args: argparse.Namespace) -> Iterator[Row]:

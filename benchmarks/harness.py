@@ -1,4 +1,4 @@
-"""What the benchmarks share: rows, spread, and the environment they were measured in."""
+"""What the benchmarks share: rows, spread, the environment they were measured in, seeds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import argparse
 import datetime
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
 import torch
 
-__all__ = ["Row", "environment", "slope", "spread"]
+__all__ = ["Row", "environment", "seeded", "slope", "spread"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,11 @@ def environment(args: argparse.Namespace) -> dict:
         "quick": args.quick,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds PyTorch inside the block and restores its state afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -403,10 +403,10 @@ def _compared(case: str, metric: str, times: dict[str, list[float]]) -> Iterator
 
 def _busy(args: argparse.Namespace) -> Iterator[Row]:
     """Forward and backward while another process keeps a core busy."""
-    mlp, bilinear = Case("mlp", 16, 64, 20, 256, 2560), Case("bilinear", 64, 256, 50, 32, 25600)
+    large = Case("mlp", 16, 64, 20, 256, 2560), Case("bilinear", 64, 256, 50, 32, 25600)
     burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        for case in (mlp,) if args.quick else (mlp, bilinear):
+        for case in cases(True, args.device)[:1] if args.quick else large:
             p = Problem.draw(case, args.device)
             functions = {
                 name: lambda f=function, p=p: torch.autograd.grad(f(p).sum(), p.inputs)

@@ -23,7 +23,7 @@ from fssa_bayes.checks import simulate_people
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
-    people, steps = (2, 20) if args.quick else (args.people, 400)
+    people, steps = (2, 8) if args.quick else (args.people, 400)
     seed = args.seeds[0]
     _, data = simulate("bilinear", 8, 200 if args.quick else 2000, seed)
     model, guide = fitted(data, "bilinear", 8, seed, args.quick)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             num_samples=steps,
             warmup_steps=steps,
             seed=seed,
-            processes=None,
+            processes=1 if args.quick else None,
             cache=args.cache,
         )
         seconds = (time.perf_counter() - start) / people

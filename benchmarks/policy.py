@@ -27,9 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.harness import Row, spread
+from benchmarks.harness import Row, seeded, spread
 from benchmarks.memory import held_gigabytes, in_fresh_process, peak_gigabytes
-from fssa_bayes._random import seeded
 from fssa_bayes.policy import (
     LengthBuckets,
     ReferenceCache,
@@ -273,7 +272,7 @@ def _differences(problem: Problem) -> Iterator[Row]:
 def _times(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
     """Times a step of each way in turn, after a first one of each that fills the cache."""
     clock, unit = _clock(args)
-    times = _in_turn(problem, clock, 2 if args.quick else 5)
+    times = _in_turn(problem, clock, 1 if args.quick else 5)
     published = statistics.median(times["published"])
     for name, values in times.items():
         ratio = published / statistics.median(values)
@@ -394,7 +393,7 @@ def _generation(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
     }
     rates: dict[str, list[float]] = {name: [] for name in contexts}
     policy.eval()
-    for turn in range(3 if args.quick else 6):
+    for turn in range(2 if args.quick else 6):
         for name, context in contexts.items():
             start = clock()
             with context(), torch.no_grad():

@@ -30,12 +30,12 @@ SIZES = (0, 2, 8)
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
-    people, repeats, steps = (20, 2, 10) if args.quick else (100, 5, 400)
+    people, others, repeats, steps = (20, 50, 2, 10) if args.quick else (100, 300, 5, 400)
     covered = defaultdict(list)
     for seed in args.seeds:
         hits = defaultdict(list)
         for repeat in range(repeats):
-            for key, value in coverage(people, steps, 100 * seed + repeat).items():
+            for key, value in coverage(people, others, steps, 100 * seed + repeat).items():
                 hits[key].append(value)
         for key, values in hits.items():
             covered[key].append(100 * float(np.mean(values)))
@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         yield spread("population", case, population, "90 % intervals that cover", "%", figures)
 
 
-def coverage(people: int, steps: int, seed: int) -> dict[tuple[int, str], float]:
-    """Fits a few people, and returns the share of intervals of 300 others that cover."""
+def coverage(people: int, others: int, steps: int, seed: int) -> dict[tuple[int, str], float]:
+    """Fits a few people, and returns the share of intervals of other people that cover."""
     truth = HeterogeneousBTL(len(MEAN), LOADING.shape[1], utility="linear")
     with torch.no_grad():
         truth.utility.mean.copy_(MEAN)
         truth.utility.loading.copy_(LOADING)
     train, _ = truth.simulate(pairs(people, 10, seed), seed=seed)
-    test, z = truth.simulate(pairs(300, 14, seed + 50_000), seed=seed + 50_000)
+    test, z = truth.simulate(pairs(others, 14, seed + 50_000), seed=seed + 50_000)
     torch.manual_seed(seed)
     model = HeterogeneousBTL(len(MEAN), LOADING.shape[1], utility="linear")
     guide = NeuralProcessGuide(model, posterior="multivariate_normal")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import recovery
-from benchmarks.harness import Row, spread
+from benchmarks.harness import Row, seeded, spread
 from fssa_bayes import (
     HeterogeneousBTL,
     ImportanceWeightedELBO,
@@ -31,7 +31,6 @@ from fssa_bayes import (
     exact,
     fit,
 )
-from fssa_bayes._random import seeded
 from fssa_bayes.checks import ask
 from fssa_bayes.diagnostics import kl_to_grid
 from fssa_bayes.sampling import MOST_PARETO_K, score_draws

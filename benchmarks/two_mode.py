@@ -24,9 +24,9 @@ CONTEXTS = (0, 1, 3, 5, 10)
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
-    steps, people = (20, 200) if args.quick else (600, 10_000)
+    steps, people = (10, 200) if args.quick else (600, 10_000)
     for utility, fresh in (("bilinear", 5_000), ("mlp", 1_000)):
-        fresh = 100 if args.quick else fresh
+        fresh = 40 if args.quick else fresh
         values = defaultdict(list)
         for seed in args.seeds:
             torch.manual_seed(seed)

@@ -43,6 +43,7 @@ from fssa_bayes import (
     Sleep,
     fit,
 )
+from fssa_bayes.diagnostics import PARETO_K_THRESHOLD
 
 MEAN = (1.0, -0.5, 0.3, 0.0, 0.6)
 LOADING = ((1.2, 0.0), (0.5, 0.9), (-0.6, 0.5), (0.0, -0.8), (0.4, 0.4))
@@ -123,7 +124,7 @@ def measure(
     return scores | {
         "variance between people / truth": variance.item(),
         "relative ESS": draws.relative_ess.mean().item(),
-        "k > .7": (draws.pareto_k > 0.7).float().mean().item(),
+        "k > .7": (draws.pareto_k > PARETO_K_THRESHOLD).float().mean().item(),
     }
 
 

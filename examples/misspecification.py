@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-# ---------------------------------------------------------------------- people
+# People.
 
 
 def lapses(truth: HeterogeneousBTL, args: argparse.Namespace) -> Preferences:
@@ -174,7 +174,7 @@ def shrunk(
     return smaller, its_guide
 
 
-# ---------------------------------------------------------------------- checks
+# Checks.
 
 
 def ring(

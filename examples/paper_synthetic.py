@@ -82,7 +82,7 @@ def fit_and_score(name: str, args: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(fit_seconds=seconds)
 
 
-# ---------------------------------------------------------------------- the models
+# The models.
 
 
 def fit_btl(train: Preferences, args: argparse.Namespace) -> Callable:
@@ -131,7 +131,7 @@ METHODS: dict[str, Callable] = {  # The slowest first, so that two processes end
 }
 
 
-# ---------------------------------------------------------------------- scores
+# Scores.
 
 
 def score(name: str, predict: Callable, count: int, args: argparse.Namespace) -> dict:

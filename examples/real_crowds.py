@@ -17,7 +17,7 @@ differ without one: the second table says in what.
 
     python examples/real_crowds.py --data DIR
 
-Two minutes on two cores; `--rounds 5` leaves out everybody once. For one file of your own see
+Two minutes on two cores; with `--rounds 5` everybody is left out once. For one file of your own see
 `analyse_csv.py`.
 """
 

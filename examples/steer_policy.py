@@ -160,7 +160,7 @@ def answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-# ------------------------------------------------------------------ training
+# Training.
 
 
 def pretrain(prompts: list[str], args: argparse.Namespace) -> Path:
@@ -303,7 +303,7 @@ def same_for_all(context) -> dist.Distribution:
     return dist.Delta(torch.zeros(context.num_users, LATENT_DIM)).to_event(1)
 
 
-# ------------------------------------------------------------------ what to see
+# What to see.
 
 
 def score(

@@ -72,7 +72,7 @@ def save(
         OSError: If the folder cannot be written; its earlier content stays.
     """
     path = Path(path)
-    if type(model) is not HeterogeneousBTL:  # A subclass would be loaded as the class itself.
+    if type(model) is not HeterogeneousBTL:  # A subclass would be loaded as its base class.
         raise TypeError(f"model must be a HeterogeneousBTL, got {type(model).__name__}")
     if guide is not None and guide.model is not model:
         raise ValueError("guide must be the guide of this model, got one of another model")

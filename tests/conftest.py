@@ -114,8 +114,8 @@ def grid() -> Callable[..., tuple[Tensor, float]]:
     return make_grid
 
 
-@pytest.fixture
-def train_choices(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def train_choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small file of the train-choice format with price, time, change and comfort traded off."""
     rng = np.random.default_rng(0)
     rows = 240
@@ -129,7 +129,7 @@ def train_choices(tmp_path: Path) -> Path:
         cost[side - 1] = table[f"price{side}"] / 500 + table[f"time{side}"] / 20
     noise = rng.logistic(size=rows)
     table["choice"] = np.where(cost[0] + noise < cost[1], "choice1", "choice2")
-    path = tmp_path / "choices.csv"
+    path = tmp_path_factory.mktemp("data") / "choices.csv"
     table.to_csv(path, index=False)
     return path
 

@@ -86,7 +86,7 @@ def features(data: Preferences) -> Tensor:
     return (data.items[data.left] - data.items[data.right]).double()
 
 
-# ---------------------------------------------------------------------- recovery
+# Recovery.
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(options: dict) 
     torch.testing.assert_close(information, -hessian, rtol=0.04, atol=0.5)
 
 
-# ---------------------------------------------------------------------- the model
+# The model.
 
 
 @pytest.mark.parametrize("utility", ["linear", "bilinear", "mlp"])
@@ -343,7 +343,7 @@ def test_data_and_model_must_mean_the_same_by_one_half(make_data: MakeData) -> N
         half.with_choices(half.choice, ties="drop")
 
 
-# ---------------------------------------------------------------------- downstream
+# Downstream.
 
 
 @pytest.fixture(scope="module")
@@ -516,7 +516,7 @@ def test_a_killed_fit_goes_on_with_its_answer_parameters(tmp_path: Path) -> None
         assert torch.equal(value, results[1][name]), name
 
 
-# ---------------------------------------------------------------------- precision of products
+# Precision of products.
 
 
 @pytest.mark.parametrize("utility", ["bilinear", "mlp"])

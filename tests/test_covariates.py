@@ -95,7 +95,7 @@ def effects_of(model: HeterogeneousBTL) -> np.ndarray:
     return effect.T.flatten().detach().double().numpy()
 
 
-# ---------------------------------------------------------------------- the prior and the guide
+# The prior and the guide.
 
 
 @pytest.mark.parametrize("latent_dim", [1, 3])
@@ -202,7 +202,7 @@ def test_without_effect_all_is_as_without_covariates(
     assert np.array_equal(model.simulate(data)[0].choice, plain.simulate(data)[0].choice)
 
 
-# ---------------------------------------------------------------------- exact posteriors
+# Exact posteriors.
 
 
 def log_evidence(model: HeterogeneousBTL, batch, theta: list[Tensor], num: int = 161) -> Tensor:
@@ -323,7 +323,7 @@ def test_population_draws_spread_as_the_standard_errors_say() -> None:
     assert drawn.choice_prob(data.subset(range(3))).mean.isfinite().all()
 
 
-# ---------------------------------------------------------------------- fits
+# Fits.
 
 SHORT = (
     ImportanceWeightedELBO(16, steps=350),
@@ -431,7 +431,7 @@ def test_pyro_draws_people_around_their_covariates() -> None:
     torch.testing.assert_close(drawn["z"].mean(0), location, atol=5 / 200**0.5, rtol=0)
 
 
-# ---------------------------------------------------------------------- what follows the fit
+# What follows the fit.
 
 
 def test_people_of_a_study_bring_covariates_along() -> None:
@@ -512,7 +512,7 @@ def test_targets_need_no_covariates() -> None:
     assert torch.equal(posterior.choice_prob(target).mean, expected)
 
 
-# ---------------------------------------------------------------------- effects on utilities
+# Effects on utilities.
 
 
 def test_effects_on_linear_utilities_are_those_of_the_coefficients() -> None:
@@ -564,7 +564,7 @@ def test_errors_of_effects_are_the_spread_over_populations() -> None:
     np.testing.assert_allclose(table.loc["age"]["utility_se"], np.std(every, 0, ddof=1), rtol=1e-3)
 
 
-# ---------------------------------------------------------------------- on disk
+# On disk.
 
 
 def test_saved_model_knows_its_covariates(tmp_path) -> None:
@@ -597,7 +597,7 @@ def test_checkpoint_tells_covariates_apart(tmp_path) -> None:
         fit(*fresh, other, **options)
 
 
-# ---------------------------------------------------------------------- bad input
+# Bad input.
 
 
 def test_homogeneous_model_takes_no_covariates() -> None:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "policy": {"data", "diagnostics"},
     "cli": {"report", "io", "datasets", "model", "data"},
 }
-BY_ALL = {"_random", "_arviz", "_files"}
+BY_ALL = {"_random", "_arviz", "_files", "_weights"}
 # Short modules that hand on names under an earlier or a shorter path.
 FACES = {
     "exact": "sampling",
@@ -52,6 +52,9 @@ FACES = {
     "effects": "population",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+OUTSIDE = sorted(
+    path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
 
 
 def stage(path: Path) -> str:
@@ -61,7 +64,8 @@ def stage(path: Path) -> str:
 def imports(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yields stage, module and name of what a file imports of the package, wherever it does."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
             found = [(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             found = [(alias.name, "") for alias in node.names]
@@ -100,6 +104,72 @@ def test_private_names_stay_where_they_are_defined(path: Path) -> None:
         assert other == stage(path) or other in BY_ALL or not private, f"{module}.{name}"
         defined_here = (PACKAGE.joinpath(*module.split(".")[1:]) / f"{name}.py").exists()
         assert not name.startswith("_") or defined_here, f"{module}.{name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_path)
+def test_modules_touch_no_private_attribute_of_another(path: Path) -> None:
+    assert private_attributes(path) <= {"Block._fields"}  # A named tuple's list of fields.
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_outside_uses_private_names(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    tested = path.name.removeprefix("test")
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fssa_bayes"):
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [a.name for a in node.names if a.name.startswith("fssa_bayes")]
+            names = [part for module in modules for part in module.split(".")]
+        for name in names:
+            assert not name.startswith("_") or f"{name}.py" == tested, ast.unparse(node)
+    assert not private_attributes(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_path)
+def test_no_module_is_long_without_a_reason(path: Path) -> None:
+    source = path.read_text()
+    reason = "One module" in (ast.get_docstring(ast.parse(source)) or "")
+    assert source.count("\n") <= 600 or reason, "say in the docstring: One module, because …"
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_path)
+def test_no_module_keeps_a_state(path: Path) -> None:
+    """An empty container at the top of a module is there to be filled while programs run."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            assert not is_empty_container(node.value), ast.unparse(node)
+
+
+def is_empty_container(value: ast.expr) -> bool:
+    if isinstance(value, ast.Call):
+        kind = ast.unparse(value.func).split(".")[-1]
+        weak = {"WeakKeyDictionary", "WeakSet", "WeakValueDictionary"}
+        empty = {"Counter", "OrderedDict", "deque", "dict", "list", "set"} | weak
+        return kind == "defaultdict" or (kind in empty and not value.args and not value.keywords)
+    if isinstance(value, ast.Dict):
+        return not value.keys
+    return isinstance(value, ast.List) and not value.elts
+
+
+def private_attributes(path: Path) -> set[str]:
+    """Finds attributes with an underscore of what a file imports of the package."""
+    tree = ast.parse(path.read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fssa_bayes"):
+            imported |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = [alias for alias in node.names if alias.name.startswith("fssa_bayes")]
+            imported |= {alias.asname or "fssa_bayes" for alias in names}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
+            expression = ast.unparse(node)
+            if expression.split(".")[0] in imported:
+                found.add(expression)
+    return found
 
 
 def test_the_table_has_no_cycle() -> None:

@@ -146,7 +146,7 @@ def test_data_of_other_features_is_refused_after_a_reload(
         Posterior(model, guide, other)
 
 
-# ---------------------------------------------------------------------- overwriting
+# Overwriting.
 
 
 def test_nothing_is_overwritten_unasked(saved: Path, data: Preferences, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_full_disk_changes_nothing(
         assert os.listdir(saved.parent) == ["run"]
 
 
-# ---------------------------------------------------------------------- damage
+# Damage.
 
 
 def test_a_missing_model_is_named(tmp_path: Path, saved: Path) -> None:

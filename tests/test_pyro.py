@@ -76,7 +76,7 @@ def on_grid(guide: NeuralProcessGuide, batch: Batch, exact: dict[str, Tensor]) -
         return guide.posterior(batch).log_prob(exact["z"][:, None].expand(-1, 3, -1)).double()
 
 
-# ---------------------------------------------------------------------- traces
+# Traces.
 
 
 @pytest.mark.parametrize("particles", [None, 5])
@@ -111,7 +111,7 @@ def test_homogeneous_model_has_no_site_z(make_data: MakeData) -> None:
     torch.testing.assert_close(trace.log_prob_sum(), torch.tensor(5 * math.log(0.5)))
 
 
-# ---------------------------------------------------------------------- Predictive
+# Predictive.
 
 
 @pytest.mark.parametrize(("parallel", "num_samples"), [(True, 20_000), (False, 1000)])
@@ -142,7 +142,7 @@ def test_predictive_uses_posterior_draws(parallel: bool, batch: Batch) -> None:
     assert torch.equal(choice, torch.stack(expected).float())
 
 
-# ---------------------------------------------------------------------- variational inference
+# Variational inference.
 
 
 def bounds() -> list:
@@ -241,7 +241,7 @@ def test_auto_normal_finds_the_posterior(batch: Batch, exact: dict[str, Tensor])
     torch.testing.assert_close(scale, exact["sd"], atol=0, rtol=0.15)
 
 
-# ---------------------------------------------------------------------- one weight per person
+# One weight per person.
 
 
 class TestWeightPerPerson:
@@ -296,7 +296,7 @@ class TestWeightPerPerson:
         )
 
 
-# ---------------------------------------------------------------------- NUTS
+# NUTS.
 
 
 @pytest.mark.slow

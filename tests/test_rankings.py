@@ -35,7 +35,7 @@ from fssa_bayes.checks import (
 )
 from fssa_bayes.comparison import heterogeneity_test, leave_comparisons_out, score_users
 from fssa_bayes.data import Batch
-from fssa_bayes.guide import Pairs
+from fssa_bayes.guide.pairs import Pairs
 from fssa_bayes.inference import (
     ImportanceWeightedELBO,
     NeuralProcessELBO,
@@ -88,7 +88,7 @@ def simulate_ballots(
     return {user: [tuple(order) for order in own] for user, own in enumerate(orders.tolist())}
 
 
-# ---------------------------------------------------------------------- reading
+# Reading.
 
 
 def test_a_table_lists_and_a_wide_table_hold_the_same_rankings() -> None:
@@ -247,7 +247,7 @@ def test_comparisons_that_are_no_ranking_are_refused(left, right, choice, messag
             data.with_choices(np.array(choice))
 
 
-# ---------------------------------------------------------------------- splits
+# Splits.
 
 
 def ballots(num_users: int = 30, *, seed: int = 0, most: int = 5) -> Preferences:
@@ -368,7 +368,7 @@ def test_digest_and_pairs() -> None:
     assert broken.broken == (4, 9)
 
 
-# ---------------------------------------------------------------------- likelihood
+# Likelihood.
 
 UTILITY = torch.tensor([0.3, -1.2, 0.8, 2.0, -0.4], dtype=torch.float64)
 
@@ -546,7 +546,7 @@ def test_models_with_other_answers_are_refused() -> None:
         )
 
 
-# ---------------------------------------------------------------------- the average person
+# The average person.
 
 
 def many_ballots(num: int = 300, seed: int = 0) -> Preferences:
@@ -650,7 +650,7 @@ def test_what_breaking_into_pairs_costs(size: int) -> None:
         assert efficiency == pytest.approx(0.92, abs=0.005)
 
 
-# ---------------------------------------------------------------------- people who differ
+# People who differ.
 
 
 def linear_model(data: Preferences, seed: int = 0) -> HeterogeneousBTL:
@@ -818,7 +818,7 @@ def test_contexts_without_rankings_have_the_prior() -> None:
     torch.testing.assert_close(posterior.log_prob(z), model.prior(len(data)).log_prob(z))
 
 
-# ---------------------------------------------------------------------- fits
+# Fits.
 
 
 @pytest.fixture(scope="module")
@@ -1012,7 +1012,7 @@ def test_chains_know_rankings_from_pairs(tmp_path) -> None:
     assert len(list(tmp_path.glob("*.nc"))) == 2
 
 
-# ---------------------------------------------------------------------- baselines
+# Baselines.
 
 
 @pytest.fixture(scope="module")
@@ -1106,7 +1106,7 @@ def test_held_out_scores_count_rankings_once(two_tastes: Preferences) -> None:
         score_by_context({"one": one.predict}, two_tastes, (4,))
 
 
-# ---------------------------------------------------------------------- names
+# Names.
 
 
 @pytest.mark.parametrize("item", [math.nan, None, pd.NA, pd.NaT, np.float32("nan")])

@@ -18,7 +18,7 @@ from fssa_bayes.model import HeterogeneousBTL, log_prob_of_choices
 __all__ = ["EM", "FlatComparisons", "State", "minimise"]
 
 _STEPS = 10  # L-BFGS iterations of an M-step.
-_CONCENTRATION = 0.3  # Of the Dirichlet draws of class probabilities that EM starts from.
+_CONCENTRATION = 0.3  # Of the Dirichlet distribution of starting class probabilities.
 
 
 class State:

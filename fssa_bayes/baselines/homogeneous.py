@@ -47,13 +47,12 @@ class HomogeneousBaseline(Baseline):
         check_preferences(data)
         with seeded(seed):
             model = self.build(data)
-        no_validation = model.utility.is_linear or len(data) < _LEAST_PEOPLE
         result = fit(
             model,
             None,
             data,
             seed=seed,
-            validation=None if no_validation else 0.1,
+            validation=None if len(data) < _LEAST_PEOPLE else "auto",
             progress_bar=progress_bar,
         )
         self.model, self.result = model, result

@@ -157,7 +157,7 @@ def calibrate(
     for size in sizes:
         people = simulate_people(source or model, data, size, num_users, seed=seed)
         if draw is None:
-            with warnings.catch_warnings():  # The study itself says how good the draws are.
+            with warnings.catch_warnings():  # The study itself judges the draws.
                 warnings.simplefilter("ignore", UserWarning)
                 posterior = Posterior(model, guide, people.context, num_samples, seed=seed)
             alone = draw_posterior(

@@ -26,7 +26,7 @@ __all__ = [
     "HeldOut",
     "expected_choice",
     "predict_held_out",
-    "score_choices",
+    "tabulate_log_prob",
     "transform_agreements",
 ]
 
@@ -113,8 +113,8 @@ def predict_held_out(
                 size,
                 prob=expected_choice(known.choice_prob(target)).masked_fill(silent, torch.nan),
                 choice=whole.choice.masked_fill(silent, torch.nan),
-                log_score=score_choices(known, target),
-                baseline=score_choices(unknown, target),
+                log_score=tabulate_log_prob(known, target),
+                baseline=tabulate_log_prob(unknown, target),
                 pit=transform_agreements(known, target, average, seed),
             )
         )
@@ -127,7 +127,7 @@ def predict_held_out(
     return predictions
 
 
-def score_choices(posterior: Posterior, target: Preferences) -> Tensor:
+def tabulate_log_prob(posterior: Posterior, target: Preferences) -> Tensor:
     """Evaluates the log-probability of each choice in nats, (U, N), with NaN in padding.
 
     A ranking has one log-probability, at its first comparison, and NaN at its others.

@@ -86,17 +86,17 @@ def score_tests(
     scores = []
     for _, batch, likelihood, log_weights in posterior.likelihoods(data):
         margin = likelihood.margin
-        # The population, moved to where each person's covariates put it.
+        # The population, shifted by each person's covariates.
         everybody = strangers.unsqueeze(1) + model.location(batch.covariates)
         everybody = everybody.expand(-1, batch.num_users, -1)
         average = model.choice(batch, everybody).margin.mean(0)
         residual, log_prob = differentiate_by_margin(likelihood, batch.choice)
-        # The derivative by the share of answers at random, which are all equally likely.
+        # The derivative by the lapse rate; a lapse makes all answers equally likely.
         slip = torch.exp(-log_prob) / (3 if model.has_ties else 2) - 1
-        if not model.has_ties:  # Half a win each is no answer.
+        if not model.has_ties:  # A lapse never gives half a win each.
             slip = slip * (batch.choice != 0.5)
         side = residual
-        if data.has_rankings:  # A ranking has no left side, and is no answer at random.
+        if data.has_rankings:  # A ranking has no left side, and no lapses.
             side, slip = side * torch.nan, slip * torch.nan
         terms = (residual * (margin - average), residual * margin, side, slip)
         person = [(term * batch.mask).sum(-1) for term in terms]
@@ -108,7 +108,7 @@ def score_tests(
     freedom = len(score) - 1
     p = 2 * stats.t.sf(np.abs(z), freedom)
     if model.lapse_logit is None:
-        p[-1] = stats.t.sf(z[-1], freedom)  # A model without lapses can only have too few.
+        p[-1] = stats.t.sf(z[-1], freedom)  # A model without lapses can only have too few of them.
     index = pd.Index(DIRECTIONS, name="direction")
     columns = {"score": score.mean(0), "standard_error": error, "z": z, "p": p}
     return pd.DataFrame(columns, index=index)

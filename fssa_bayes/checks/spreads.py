@@ -22,7 +22,7 @@ __all__ = ["TIES", "Spread", "prepare_spreads", "share_items", "spread_weights"]
 TIES = "spread: ties"
 """Name of the spread whose residuals are those of ties."""
 
-_MAX_WIDTH = 300  # Comparisons of a person whose products are taken; of more, so many are drawn.
+_MAX_WIDTH = 300  # Most comparisons of a person to take products of; drawn if there are more.
 _WEIGHTS_AT_ONCE = 2**22
 
 
@@ -74,7 +74,7 @@ def prepare_spreads(
         One entry a few people; together they hold everybody with at least two comparisons.
     """
     draws = marginal_draws if model.latent_dim else 1
-    # The same draws for every comparison, moved to where the person's covariates put them.
+    # The same draws for every comparison, shifted by the person's covariates.
     z = model.average_prior(draws).sample().unsqueeze(1)
     scale = 1.0 if data.items is None else data.items.std(0).clamp(min=1e-12).to(model.device)
     keep = mark_at_most(data.counts, _MAX_WIDTH, seed)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fssa_bayes._weights import MOST_PARETO_K
+
 __all__ = ["Elpd", "compare", "standard_error_of_sum"]
 
 _MIN_PEOPLE = 10  # With fewer people a standard error over people says too little.
@@ -100,6 +102,7 @@ def compare(scores: Mapping[str, Elpd]) -> pd.DataFrame:
         score = scores[name]
         difference = best.by_person - score.by_person
         error = standard_error_of_sum(difference)
+        high_k = np.nan if score.pareto_k is None else np.mean(score.pareto_k > MOST_PARETO_K)
         row = {
             "rank": rank,
             "elpd": score.total,
@@ -107,7 +110,7 @@ def compare(scores: Mapping[str, Elpd]) -> pd.DataFrame:
             "elpd_diff": difference.sum(),
             "dse": error,
             "per_unit": difference.sum() / len(score.values),
-            "high_k": np.nan if score.pareto_k is None else np.mean(score.pareto_k > 0.7),
+            "high_k": high_k,
             "verdict": "best" if rank == 0 else _verdict(difference.sum(), error, best.num_people),
         }
         rows.append(row)

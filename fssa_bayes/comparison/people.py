@@ -39,7 +39,7 @@ Pair = tuple[HeterogeneousBTL, NeuralProcessGuide | None]
 
 
 class Fittable(Protocol):
-    """What :func:`leave_users_out` asks of a model of another kind, such as the baselines."""
+    """The methods that :func:`leave_users_out` needs of a model, such as a baseline."""
 
     def fit(self, data: Preferences, *, seed: int, progress_bar: bool) -> object:
         """Fits to the comparisons of training people."""

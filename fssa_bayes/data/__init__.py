@@ -3,6 +3,7 @@
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
+from fssa_bayes.data.names import first_names
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.summary import Summary
 
@@ -11,6 +12,7 @@ __all__ = [
     "Preferences",
     "Summary",
     "covariate_rank",
+    "first_names",
     "identified_covariates",
     "user_batches",
 ]

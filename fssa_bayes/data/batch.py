@@ -97,7 +97,7 @@ class Batch:
         return dataclasses.replace(self, **changes)
 
     def clean(self) -> Batch:
-        """Returns a copy in which everything under the mask is 0, so that no garbage is read."""
+        """Returns a copy in which the padding is 0, whatever it held, and has no ranking."""
         return self.replace(
             left=self.left.masked_fill(~self.mask, 0),
             right=self.right.masked_fill(~self.mask, 0),

@@ -239,7 +239,7 @@ def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
         code[choice == "tie"] = 0.5
     code[choice == right] = 0.0
     code[choice == left] = 1.0
-    if choice.dtype == object:  # True equals 1 in Python, and is no name.
+    if choice.dtype == object:  # True equals 1 in Python, and would be taken for the name 1.
         code[[isinstance(value, bool | np.bool_) for value in choice]] = np.nan
     return code
 

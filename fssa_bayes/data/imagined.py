@@ -1,6 +1,6 @@
-"""Imaginary people: the comparisons of real people dealt out anew.
+"""The comparisons of real people, reassigned to simulated people.
 
-Models without people take their batches from :func:`pool`; simulations ask imaginary people what
+Models without people take their batches from :func:`pool`; simulations ask simulated people what
 real people were asked.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["imagine", "pool", "resample"]
 
 
 def pool(data: Data, width: int) -> Data:
-    """Deals all comparisons in order to imaginary people, about `width` to each."""
+    """Reassigns all comparisons in order to simulated people, about `width` to each."""
     # No ranking is divided between two people.
     starts = np.unique(data.judgements.head_of(np.arange(0, data.num_comparisons, width)))
     return replace(
@@ -35,14 +35,14 @@ def pool(data: Data, width: int) -> Data:
 def resample(
     data: Data, counts: np.ndarray, rng: np.random.Generator, people: np.ndarray | None
 ) -> Batch:
-    """Draws judgements at random from everybody's, `counts[u]` for each of U imaginary people."""
+    """Draws judgements at random from everybody's, `counts[u]` for each of U simulated people."""
     mask = np.arange(counts.max(initial=0)) < counts[:, None]
     judgement = rng.integers(data.num_judgements, size=mask.shape)[mask]
     return pad(data, *data.judgements.expand(judgement, counts), people)
 
 
 def imagine(data: Data, judgement: np.ndarray, people: np.ndarray | None) -> Data:
-    """Asks U imaginary people N judgements each, given by number with shape (U, N)."""
+    """Asks U simulated people N judgements each, given by number with shape (U, N)."""
     users, width = judgement.shape
     rows, counts = data.judgements.expand(judgement.ravel(), np.full(users, width))
     return select(

@@ -4,7 +4,8 @@ The convention, stated once: a *comparison* shows a person two items, `left` and
 `choice` is 1 if left was preferred, 0 if right was, and ½ for half a win each (or for a tie proper:
 data remember which, by `ties="half"` or `"keep"`, and the latter need a model with ties). The
 *margin* is utility(left) − utility(right), in nats, and the log-likelihood of a choice y at margin
-m is :math:`y\,m - \log(1 + e^m)`; `distributions.py` adds ties, a position bias and lapses.
+m is :math:`y\,m - \log(1 + e^m)`; `model/distributions.py` adds ties, a position bias and
+lapses.
 
 A *ranking* of n items is stored as its n (n − 1) / 2 comparisons, which carry its number: choice is
 1 where left stands above right, and ½ where the ranking says nothing, as both stand below the

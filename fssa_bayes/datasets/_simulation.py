@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fssa_bayes.data import Preferences
 
-__all__ = ["check_known", "check_share", "check_sizes", "new_pairs", "posterior_of_types"]
+__all__ = [
+    "check_known",
+    "check_share",
+    "check_sizes",
+    "new_pairs",
+    "posterior_of_two_types",
+    "posterior_of_types",
+    "predict_of_two_types",
+]
+
+PredictType = Callable[[Preferences, int], np.ndarray]
+"""Gives the probability that a person of a type, 0 or 1, prefers left, with shape (R,)."""
 
 
 def check_sizes(num_users: int, num_comparisons: int) -> None:
@@ -82,3 +93,16 @@ def posterior_of_types(context: Preferences, left_prob: np.ndarray) -> np.ndarra
             f"{context.user_names[np.flatnonzero(total == 0)[0]]!r} is of neither"
         )
     return likelihood / total
+
+
+def posterior_of_two_types(context: Preferences, predict: PredictType) -> np.ndarray:
+    """Computes the posterior probability of type 1 of two, see :func:`posterior_of_types`; (U,)."""
+    return posterior_of_types(context, np.stack([predict(context, type) for type in (0, 1)]))[1]
+
+
+def predict_of_two_types(
+    context: Preferences, target: Preferences, predict: PredictType
+) -> np.ndarray:
+    """Predicts, as Bayes would, that left is preferred in each target comparison, (R,)."""
+    prob = np.repeat(posterior_of_two_types(context, predict), target.counts)
+    return (1 - prob) * predict(target, 0) + prob * predict(target, 1)

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ from fssa_bayes.datasets._simulation import (
     check_share,
     check_sizes,
     new_pairs,
-    posterior_of_types,
+    posterior_of_two_types,
+    predict_of_two_types,
 )
 
 __all__ = [
@@ -126,17 +128,14 @@ def bayes_type_prob(context: Preferences, kind: np.ndarray, place: np.ndarray) -
     Raises:
         ValueError: If a person's choices agree with neither type.
     """
-    choices = np.stack([_choices(context, kind, place, type) for type in (0, 1)])
-    return posterior_of_types(context, choices)[1]
+    return posterior_of_two_types(context, partial(_choices, kind, place))
 
 
 def bayes_choice_prob(
     context: Preferences, target: Preferences, kind: np.ndarray, place: np.ndarray
 ) -> np.ndarray:
     """Predicts, as Bayes would, that left is preferred in each target comparison, (R,)."""
-    prob = np.repeat(bayes_type_prob(context, kind, place), target.counts)
-    first, second = (_choices(target, kind, place, type) for type in (0, 1))
-    return (1 - prob) * first + prob * second
+    return predict_of_two_types(context, target, partial(_choices, kind, place))
 
 
 def bayes_accuracy(num_context: int, *, share: float = 0.5) -> float:
@@ -154,6 +153,6 @@ def bayes_log_loss(num_context: int, *, share: float = 0.5) -> float:
     return check_share("share", share) * 2.0 ** -check_known(num_context) * np.log(2)
 
 
-def _choices(data: Preferences, kind: np.ndarray, place: np.ndarray, type: int) -> np.ndarray:
+def _choices(kind: np.ndarray, place: np.ndarray, data: Preferences, type: int) -> np.ndarray:
     preferred = type * controversial(data, kind)
     return (place[data.left] == preferred).astype(np.float64)

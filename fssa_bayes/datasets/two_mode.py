@@ -17,7 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.datasets._simulation import check_known, check_sizes, new_pairs, posterior_of_types
+from fssa_bayes.datasets._simulation import (
+    check_known,
+    check_sizes,
+    new_pairs,
+    posterior_of_two_types,
+    predict_of_two_types,
+)
 
 __all__ = [
     "TwoMode",
@@ -75,13 +81,12 @@ def bayes_type_prob(context: Preferences) -> np.ndarray:
     Raises:
         ValueError: If a person's choices agree with neither type.
     """
-    return posterior_of_types(context, np.stack([_predict(context, type) for type in (0, 1)]))[1]
+    return posterior_of_two_types(context, _predict)
 
 
 def bayes_choice_prob(context: Preferences, target: Preferences) -> np.ndarray:
     """Predicts, as Bayes would, that left is preferred in each target comparison, (R,)."""
-    prob = np.repeat(bayes_type_prob(context), target.counts)
-    return (1 - prob) * _predict(target, 0) + prob * _predict(target, 1)
+    return predict_of_two_types(context, target, _predict)
 
 
 def compare_with_bayes(

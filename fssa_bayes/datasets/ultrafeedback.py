@@ -498,7 +498,7 @@ def _all_pairs(prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _keep_share(divided: np.ndarray, share: float | None, rng: np.random.Generator) -> np.ndarray:
-    """Chooses as many pairs as possible, of which a given share is divided; in order."""
+    """Chooses, in order, as many pairs as possible of which the given share is divided."""
     if share is None:
         return np.arange(len(divided))
     pools = [rng.permutation(np.flatnonzero(divided == kind)) for kind in (True, False)]

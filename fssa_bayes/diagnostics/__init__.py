@@ -7,6 +7,7 @@ all three answers from `Posterior.log_score`.
 """
 
 from fssa_bayes.diagnostics.agreement import (
+    PARETO_K_THRESHOLD,
     contraction,
     effective_sample_size,
     kl_to_grid,
@@ -35,6 +36,7 @@ from fssa_bayes.diagnostics.scores import (
 from fssa_bayes.diagnostics.transforms import weighted_pit
 
 __all__ = [
+    "PARETO_K_THRESHOLD",
     "Bootstrap",
     "BrierDecomposition",
     "CalibrationError",

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fssa_bayes import _weights
 from fssa_bayes.diagnostics._checks import as_tensor, normalised_weights, require
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["contraction", "effective_sample_size", "kl_to_grid"]
+__all__ = ["PARETO_K_THRESHOLD", "contraction", "effective_sample_size", "kl_to_grid"]
+
+PARETO_K_THRESHOLD = _weights.MOST_PARETO_K
+"""Pareto k-hat above which importance weights are not relied upon (Vehtari et al. 2024)."""
 
 
 def contraction(prior_sd: ArrayLike, posterior_sd: ArrayLike) -> Tensor:
@@ -60,7 +64,7 @@ def effective_sample_size(log_weights: ArrayLike) -> Tensor:
         Kong (1992), A note on importance sampling using standardized weights.
     """
     shape = as_tensor("log_weights", log_weights, ("S", "U"), finite=False).shape
-    return 1 / (normalised_weights(log_weights, *shape) ** 2).sum(0)
+    return _weights.effective_sample_size(normalised_weights(log_weights, *shape).log())
 
 
 def kl_to_grid(log_p: ArrayLike, log_q: ArrayLike, volume: ArrayLike) -> Tensor:

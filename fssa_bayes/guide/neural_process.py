@@ -97,7 +97,7 @@ class NeuralProcessGuide(nn.Module):
         self.config = {
             "posterior": posterior,
             "hidden_dim": hidden_dim,
-            "encoder": "deep_set",  # Saved models and checkpoints name it.
+            "encoder": "deep_set",  # Saved models and checkpoints hold this entry.
             "coupling": coupling,
         }
         self.objectives: list[str] = []
@@ -196,7 +196,7 @@ class NeuralProcessGuide(nn.Module):
         return elements if self.side is None else elements + pairs.side * self.side
 
     def embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
-        """Embeds by how much covariates move z and every pair's margin, with shape (R, H)."""
+        """Embeds the shifts of z and of each pair's margin by the covariates, with shape (R, H)."""
         with torch.no_grad():
             location = self.model.location(batch.covariates)
             z = torch.stack([location, torch.zeros_like(location)])

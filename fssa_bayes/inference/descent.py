@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fssa_bayes.data import Batch
+from fssa_bayes.data import Batch, first_names
 from fssa_bayes.inference.scores import validation_score
 from fssa_bayes.inference.state import FitState, prefixed
 from fssa_bayes.model import HeterogeneousBTL
@@ -169,12 +169,10 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def describe_people(leg: Leg, batch: Batch) -> str:
-    """Names the people of a batch, the first eight of them, for a message."""
+    """Names the people of a batch for a message."""
     if batch.people is None:
         return "people simulated from the model"
-    names = [repr(name) for name in leg.training.user_names[batch.people[:8]]]
-    more = f" and {batch.num_users - 8} more" if batch.num_users > 8 else ""
-    return f"users {', '.join(names)}{more}"
+    return f"users {first_names(leg.training.user_names[batch.people])}"
 
 
 @contextlib.contextmanager

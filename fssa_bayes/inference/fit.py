@@ -126,7 +126,7 @@ class FitResult:
         num_draws: int = 4000,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Tabulates how the population's liking of items changes with a unit of each covariate.
+        """Tabulates how average utilities change with a unit of each covariate.
 
         For any utility; see :func:`fssa_bayes.population.covariate_effects` for arguments, columns
         and errors.

@@ -43,7 +43,7 @@ def maximise(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
     Warns:
         UserWarning: If L-BFGS did not converge, or a coefficient suggests separation.
     """
-    from scipy.optimize import minimize  # A tenth of the package's import time.
+    from scipy.optimize import minimize  # A tenth of the time to import the package.
 
     model, stage = fitter.model, leg.stage
     parameters = [p for p in model.parameters() if p.requires_grad]

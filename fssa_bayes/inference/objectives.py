@@ -110,8 +110,8 @@ class MaximumLikelihood(Objective):
 class ImportanceWeightedELBO(Objective):
     r"""Maximises :math:`\log \frac{1}{S} \sum_s p(C, z_s) / q(z_s \mid C)`, one weight per person.
 
-    With more particles it approaches the log marginal likelihood, and the fit maximum marginal
-    likelihood. Pyro's `RenyiELBO` at α = 0.
+    With more particles it approaches the log marginal likelihood, and the fit approaches maximum
+    marginal likelihood. It is Pyro's `RenyiELBO` at α = 0.
 
     Args:
         num_particles: Number of draws S.
@@ -185,7 +185,7 @@ class ImportanceWeightedELBO(Objective):
 class ELBO(ImportanceWeightedELBO):
     """Maximises the evidence lower bound: :class:`ImportanceWeightedELBO` with one particle.
 
-    Fast, and biased towards people who are alike: the bound is loosest where they differ.
+    It is fast, and biased towards people who are alike: the bound is loosest where people differ.
     """
 
     def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
@@ -224,11 +224,11 @@ class NeuralProcessELBO(Objective):
 class PredictiveLikelihood(Objective):
     r"""Maximises :math:`\log \frac{1}{S} \sum_s p(T \mid z_s)` with z from q(z | C).
 
-    The published training objective: its only prior is that of the guide's construction.
+    This is the published training objective. Its only prior is that of the guide's construction.
 
     With `deterministic` it is :math:`\log p(T \mid z)` at one point z, the guide's location
     (:meth:`NeuralProcessGuide.location`), without a draw: a conditional neural process. The guide's
-    spread is then never trained, and no posterior is to be read off it.
+    spread is then never trained, so that q(z | C) is no posterior.
 
     Args:
         num_particles: Number of draws S.
@@ -272,8 +272,8 @@ class PredictiveLikelihood(Objective):
 class Sleep(Objective):
     r"""Maximises :math:`E_{p(z, C)} \log q(z \mid C)` on people simulated from the fitted model.
 
-    Teaches the guide every context size from 0 to twice a training person's, a person drawn at
-    random, whose covariates go with it; the pairs are resampled from the training comparisons. It
+    A simulated person takes the covariates of a training person drawn at random, and a context of
+    0 to twice as many judgements as that person has, resampled from all training data. The stage
     minimises KL(p(z|C) ‖ q(z|C)) on average, so the guide comes to cover the model's posterior.
     Only the guide is updated: p(z) and the utility are left bitwise as they were.
 
@@ -317,7 +317,7 @@ class Sleep(Objective):
         # among many with four must not set the scale of every step. Covariates are the person's.
         people = rng.integers(len(data), size=self.batch_size)
         largest = 2 * data.judgement_counts[people]
-        # Half the sizes are uniform, half log-uniform: everybody begins with a small context.
+        # Half the sizes are uniform, half log-uniform: every person begins with a small context.
         uniform = rng.integers(0, largest + 1)
         log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2)))) - 1
         sizes = np.where(rng.random(self.batch_size) < 0.5, uniform, log_uniform).astype(np.int64)
@@ -359,7 +359,7 @@ def _checked_particles(num_particles: int) -> int:
 def split_batch(batch: Batch) -> tuple[Tensor, Tensor]:
     """Splits each person's judgements into a context and a target, as :func:`split_mask` does.
 
-    A ranking is one judgement, and goes as a whole to the one or the other.
+    A ranking is one judgement: all of it goes to the context, or all of it to the target.
     """
     context = batch.whole_judgements(split_mask(batch.judgement_mask)[0])
     return context, batch.mask & ~context

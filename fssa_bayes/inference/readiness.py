@@ -1,4 +1,4 @@
-"""What a fit asks of its arguments before any work is done, and their defaults."""
+"""Checks of a fit's arguments before any work is done, and their defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fssa_bayes.data import Preferences, covariate_rank
+from fssa_bayes.data import Preferences, covariate_rank, first_names
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference.objectives import (
     ImportanceWeightedELBO,
@@ -16,7 +16,7 @@ from fssa_bayes.inference.objectives import (
     Objective,
     Sleep,
 )
-from fssa_bayes.model import HeterogeneousBTL, some_names
+from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = [
     "check_training_covariates",
@@ -88,7 +88,7 @@ def check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> Non
     varied = centred[:, spread]
     rank = covariate_rank(varied)
     if rank < varied.shape[1]:
-        names = some_names(data.covariate_names[spread.numpy()])
+        names = first_names(data.covariate_names[spread.numpy()])
         warnings.warn(
             f"the {varied.shape[1]} covariates {names} of {len(data)} people are collinear, of "
             f"rank {rank}: effects of one with the others held fixed are not identified "

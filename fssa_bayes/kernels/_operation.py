@@ -159,7 +159,7 @@ def fake_forward(
     form: str,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Allocates what a forward returns, by which compiled programs are traced."""
+    """Allocates the results of a forward, with which compilers trace programs."""
     draws, (users, comparisons) = user.shape[0], left.shape
     if form == "sum":
         result = user.new_empty(draws, users)
@@ -183,7 +183,7 @@ def fake_backward(
     form: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocates what a backward returns, by which compiled programs are traced."""
+    """Allocates the results of a backward, with which compilers trace programs."""
     item_grad, user_grad, weight_grad = (
         user.new_empty(0 if tensor is None or not need else tensor.shape)
         for tensor, need in zip((item, user, weight), needs[:3], strict=True)

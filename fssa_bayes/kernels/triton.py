@@ -107,7 +107,7 @@ class Pairs(NamedTuple):
         mask: Tensor | None,
         bias: Tensor | None,
     ) -> Pairs:
-        """Makes comparisons contiguous, and finds how far a user's comparisons reach."""
+        """Makes comparisons contiguous, and finds the number up to each user's last comparison."""
         lengths = None
         if mask is not None:
             count = torch.arange(1, mask.shape[1] + 1, device=mask.device, dtype=torch.int32)
@@ -433,7 +433,7 @@ def split_users(shape: Sequence[int], width: int) -> list[slice]:
 
 
 def _strides(grad: Tensor) -> tuple[int, int, int]:
-    """Returns how far apart draws, users and comparisons are in a gradient."""
+    """Returns the strides of draws, users and comparisons in a gradient."""
     return (*grad.stride(), 0) if grad.ndim == 2 else grad.stride()
 
 
@@ -443,7 +443,7 @@ def _lined_up(table: Tensor) -> Tensor:
 
 
 def tile_size(size: int, most: int) -> int:
-    """Returns the power of two that holds a size, from 16, the least of a product, to `most`."""
+    """Rounds a size up to a power of two, at least 16, as a product needs, and at most `most`."""
     return min(max(16, triton.next_power_of_2(size)), most)
 
 

@@ -5,7 +5,6 @@ from fssa_bayes.model.agreement import (
     check_same_people,
     positions,
     require_linear,
-    some_names,
 )
 from fssa_bayes.model.btl import HeterogeneousBTL
 from fssa_bayes.model.distributions import (
@@ -39,5 +38,4 @@ __all__ = [
     "log_prob_of_choices",
     "positions",
     "require_linear",
-    "some_names",
 ]

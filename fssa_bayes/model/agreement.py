@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.model.btl import HeterogeneousBTL
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "check_ties",
     "positions",
     "require_linear",
-    "some_names",
 ]
 
 
@@ -42,7 +41,7 @@ def check_data(
         kind = "items" if data.items is None else "features"
         raise ValueError(
             f"data must have the {kind} the model was fitted to, in the same order: "
-            f"{some_names(model.feature_names)}, got {some_names(data.feature_names)}"
+            f"[{first_names(model.feature_names)}], got [{first_names(data.feature_names)}]"
         )
     if model.is_standardised and data.items is not None:
         shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
@@ -68,7 +67,7 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
     if names is not None and not names.equals(data.covariate_names):
         raise ValueError(
             f"data must have the covariates the model was fitted to, in the same order: "
-            f"{some_names(names)}, got {some_names(data.covariate_names)}"
+            f"[{first_names(names)}], got [{first_names(data.covariate_names)}]"
         )
     if model.covariates_are_standardised:
         shift = model.standardise_covariates(data.covariates).abs().amax(0).cpu()
@@ -104,11 +103,6 @@ def require_linear(model: HeterogeneousBTL, what: str) -> None:
             f"{what} needs utility='linear', whose coefficients are identified, got "
             f"{model.config['utility']!r}"
         )
-
-
-def some_names(names: pd.Index) -> str:
-    """Lists the first five names for a message."""
-    return f"{list(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:

@@ -34,7 +34,7 @@ UTILITIES: dict[str, type[Utility]] = {
 }
 """Utilities by the name that they have as an argument of :class:`HeterogeneousBTL`."""
 
-_START_TIE = math.log(0.5)  # A fifth of the answers between equals.
+_START_TIE = math.log(0.5)  # Ties are a fifth of the answers between equal items.
 _START_LAPSE = math.log(0.05 / 0.95)
 
 
@@ -165,7 +165,7 @@ class HeterogeneousBTL(LatentPrior):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
-        if num_covariates:  # Files and caches of models without covariates do not name them.
+        if num_covariates:  # Older files and caches do not have this entry.
             self.config["num_covariates"] = num_covariates
         self.utility = build_utility(utility, num_features, latent_dim, self.config)
         self.utility.set_precision(matmul_precision)
@@ -343,7 +343,7 @@ class HeterogeneousBTL(LatentPrior):
         """
         if has_rankings and self.utility.is_random:
             raise ValueError(
-                "DistributionalBTL knows the probability of a pair, not that of a ranking, got "
+                "a random utility gives the probability of a pair, not that of a ranking, got "
                 "rankings: break them into pairs (method='pairs', as_pairs())"
             )
         if has_rankings and (answers := list(self.answer_parameters())):

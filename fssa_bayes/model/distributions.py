@@ -33,7 +33,7 @@ class _Choices(constraints.Constraint):
 
 
 class Outcomes(NamedTuple):
-    """Holds the log-probabilities of what a comparison may end in, in nats.
+    """Holds the log-probabilities of the outcomes of a comparison, in nats.
 
     Attributes:
         left: Log-probability that left is preferred.
@@ -239,7 +239,7 @@ class BradleyTerry(TorchDistribution):
     def log_prob_each(self, value: Tensor) -> Tensor:
         """Evaluates the log-probability of each choice, (*, U, N), in nats; 0 if masked.
 
-        That of a ranking stands at its first comparison, and 0 at its others.
+        The log-probability of a ranking stands at its first comparison; the others have 0.
         """
         self._check(value)
         value = value.masked_fill(~self.mask_, 0.0)
@@ -248,10 +248,11 @@ class BradleyTerry(TorchDistribution):
         return each.masked_fill(~self.mask_, 0.0)
 
     def judgements(self, choice: Tensor) -> Outcomes:
-        """Returns log-probabilities of what each judgement may end in, with shape (*, U, N).
+        """Returns the log-probabilities of the outcomes of each judgement, with shape (*, U, N).
 
-        Those of :attr:`outcomes`, but at the comparisons of a ranking its own log-probability, at
-        the first, and 0: so :meth:`Outcomes.log_prob` of the choices is :meth:`log_prob_each`.
+        They are :attr:`outcomes`, except for the comparisons of a ranking: the first has the
+        log-probability of the ranking, and the others have 0. :meth:`Outcomes.log_prob` of the
+        choices then equals :meth:`log_prob_each`.
 
         Args:
             choice: Choices with shape (U, N), by which rankings are scored.
@@ -272,8 +273,8 @@ class BradleyTerry(TorchDistribution):
         Returns:
             :math:`\log \bar p(y)` in nats with shape (U, N), where :math:`\bar p` is the weighted
             mean of an outcome's probability; half a win each scores
-            :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`. That of a ranking, whose mean
-            is taken of the whole, stands at its first comparison, and 0 at its others.
+            :math:`\tfrac12 \log \bar p(1) + \tfrac12 \log \bar p(0)`. A ranking has one mean, at
+            its first comparison, and 0 at the others.
         """
         drawn = self.judgements(choice).map(lambda x: x[: len(log_weights)])
         score = drawn.average(log_weights.unsqueeze(-1)).log_prob(choice)
@@ -309,7 +310,7 @@ class BradleyTerry(TorchDistribution):
             )
             for value in first
         ]
-        # The margin moves with the bias as with itself.
+        # The bias is added to the margin, so derivatives by either are the same.
         column = {name: i for i, name in enumerate(variables)} | {"position_bias": 0}
         index = [column[name] for name in ("margin", *self.answers)]
         nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
@@ -404,7 +405,7 @@ def log_prob_of_choices(
 ) -> Tensor:
     """Evaluates the log-probability of each choice, (*, U, N), in nats, without a mask.
 
-    That of a ranking stands at its first comparison, and 0 at its others.
+    The log-probability of a ranking stands at its first comparison; the others have 0.
 
     Args:
         margin: Margins in nats with shape (*, U, N).

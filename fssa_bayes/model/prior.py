@@ -106,7 +106,7 @@ class LatentPrior(nn.Module):
         return self._origin.new_zeros(0) if self.covariate_scale is None else self.covariate_scale
 
     def prior_parameters(self) -> list[nn.Parameter]:
-        """Lists the parameters that tell how covariates move the population: B, if there is one."""
+        """Lists the parameters of the covariates' effects: B, if there is one."""
         return [] if self.covariate_effect is None else [self.covariate_effect]
 
     def average_prior(self, num_users: int) -> dist.TorchDistribution:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-__all__ = ["as_sizes", "group_sizes", "label_sizes", "place_sizes", "spread_people"]
+__all__ = ["as_sizes", "group_sizes", "label_sizes", "place_sizes"]
 
 _MOST_TICKS = 12  # With more context sizes than this, sizes are grouped by powers of two.
 
@@ -27,12 +27,6 @@ def as_sizes(size: ArrayLike, length: int | str = "U") -> np.ndarray:
 def place_sizes(size: np.ndarray) -> np.ndarray:
     """Returns positions at which sizes that double are at equal distances; 0 is one before 1."""
     return np.where(size < 1, size, 1 + np.log2(np.maximum(size, 1)))
-
-
-def spread_people(size: np.ndarray) -> np.ndarray:
-    """Returns positions that spread people of one size, by a fixed seed."""
-    jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(size))
-    return place_sizes(size) + jitter
 
 
 def group_sizes(size: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fssa_bayes._weights import MOST_PARETO_K
 from fssa_bayes.plots._figure import (
     LINES,
     add_legend,
@@ -32,7 +33,7 @@ from fssa_bayes.plots._sizes import (
     as_sizes,
     group_sizes,
     label_sizes,
-    spread_people,
+    place_sizes,
 )
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ def pareto_k(
     pareto_k: ArrayLike,
     size: ArrayLike | None = None,
     *,
-    threshold: float = 0.7,
+    threshold: float = MOST_PARETO_K,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws every person's Pareto k-hat, by known choices or in order.
@@ -373,7 +374,10 @@ def pareto_k(
     k = as_array("pareto_k", np.where(np.isposinf(k), np.nan, k), ("U",), missing=True)
     size = None if size is None else as_sizes(size, len(k))
     ax = new_axes(ax)
-    x = np.argsort(np.argsort(k)) + 1.0 if size is None else spread_people(size)
+    if size is None:
+        x = np.argsort(np.argsort(k)) + 1.0
+    else:  # People of one size stand beside each other.
+        x = place_sizes(size) + np.random.default_rng(0).uniform(-0.25, 0.25, len(size))
     finite, above = np.isfinite(k), ~(k <= threshold)
     highest = max(np.max(k, where=finite, initial=threshold), 1.0)
     style = {"linestyle": "none", "color": "black"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,19 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fssa_bayes._random import seeded
 from fssa_bayes.policy.adapter import adapters
 
-__all__ = ["absolute_name", "check_plain", "find_base", "load_base", "remove_dropout"]
+__all__ = ["check_plain", "find_base", "load_base", "remove_dropout"]
 
 
 def load_base(name_or_path: str | os.PathLike, dtype: torch.dtype | str | None) -> PreTrainedModel:
     """Loads a causal language model, in the precision of its files if none is given."""
     with seeded(0):
         return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype or "auto")
-
-
-def absolute_name(name_or_path: str) -> str:
-    """Returns the absolute path of a folder, found from any working folder; or the name."""
-    path = Path(name_or_path)
-    return str(path.absolute()) if name_or_path and path.is_dir() else name_or_path
 
 
 def find_base(

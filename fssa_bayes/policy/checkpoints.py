@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
-from transformers.trainer_utils import sort_checkpoints
 
 from fssa_bayes._files import write_file
 from fssa_bayes.policy.storage import load_film, read_description
@@ -28,10 +27,8 @@ __all__ = [
     "SETTINGS",
     "check_settings",
     "digest_guide",
-    "last_finished",
     "load_weights",
     "save_weights",
-    "write_settings",
 ]
 
 FORMAT_VERSION = 2
@@ -41,19 +38,6 @@ SETTINGS = "steerable_dpo.json"
 """Name of the file of settings."""
 
 _GUIDE = "guide.safetensors"
-
-
-def last_finished(output_dir: str) -> Path | None:
-    """Returns the folder of the last finished checkpoint, None if there is none."""
-    folders = map(Path, sort_checkpoints(output_dir))
-    finished = [folder for folder in folders if (folder / SETTINGS).is_file()]
-    return finished[-1] if finished else None
-
-
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Marks a checkpoint as finished, by writing the settings of its run."""
-    document = json.dumps(settings, indent=2) + "\n"
-    write_file(folder / SETTINGS, document.encode())
 
 
 def check_settings(folder: Path | None, settings: dict[str, Any], output_dir: str) -> None:

@@ -249,7 +249,7 @@ class FiLM(nn.Module):
         return self._cached(steering[-1], layer)
 
     def _cached(self, steering: _Steering, layer: int) -> tuple[Tensor, Tensor]:
-        """Computes scale and shift once a block of :func:`steered` instead of once a token."""
+        """Computes scale and shift once in a block of :func:`steered`, not for every token."""
         before, after = self.trunk[0], self.heads[layer]
         tensors = (steering.z, before.weight, before.bias, after.weight, after.bias)
         if any(tensor.is_inference() for tensor in tensors):  # Such tensors have no version.

@@ -21,7 +21,6 @@ from fssa_bayes.policy.tokens import open_ended
 
 __all__ = [
     "InverseTransform",
-    "draw_uniform",
     "encode_prompts",
     "end_tokens",
     "evaluating",
@@ -159,13 +158,6 @@ def generate_tokens(
         stops = (index for index, token in enumerate(tokens) if token in end)
         responses.append(tokens[: next(stops, len(tokens))])
     return responses
-
-
-def draw_uniform(rows: int, count: int, seed: int, device: torch.device) -> Tensor:
-    """Draws numbers in [0, 1) with shape (rows, count), on the CPU: the same for every device."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.rand(rows, count, generator=generator, dtype=torch.float64)
-    return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -25,7 +25,6 @@ from fssa_bayes.policy.adapter import (
     removed_on_failure,
 )
 from fssa_bayes.policy.base import (
-    absolute_name,
     check_plain,
     find_base,
     load_base,
@@ -43,7 +42,6 @@ from fssa_bayes.policy.film import (
     surrounding_z,
 )
 from fssa_bayes.policy.generation import (
-    draw_uniform,
     encode_prompts,
     end_tokens,
     evaluating,
@@ -184,13 +182,16 @@ class SteerablePolicy(nn.Module):
         if lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, got {lora_rank}")
         modules = target_modules
+        name = model.name_or_path
+        if name and Path(name).is_dir():  # So that the folder is found from any working folder.
+            name = str(Path(name).absolute())
         config = PolicyConfig(
             latent_dim=latent_dim,
             lora_rank=lora_rank,
             film_layers=chosen_layers(film_layers, len(decoder_layers(model))),
             film_dim=film_dim,
             target_modules=modules if isinstance(modules, str) else tuple(modules),
-            base_model=absolute_name(model.name_or_path),
+            base_model=name,
         )
         identity = describe_base(model)
         with seeded(seed), peft_warnings_ignored():
@@ -487,7 +488,12 @@ class SteerablePolicy(nn.Module):
         draws = len(z) if z is not None and z.ndim == 3 else 1
         longest = max(map(len, tokens), default=0)
         check_reach(self.base, longest, "prompts", max_new_tokens)
-        uniform = draw_uniform(len(tokens) * draws, max_new_tokens, seed, self.device)
+        # Drawn on the CPU, so that every device has the same numbers.
+        shape = (len(tokens) * draws, max_new_tokens)
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        uniform = uniform.to(self.device, kind)
         texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
         if z is None or z.ndim < 3:
             return texts

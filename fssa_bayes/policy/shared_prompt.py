@@ -255,5 +255,5 @@ def probe_sharing(policy: SteerablePolicy) -> bool:
     row = (packed.segment[0] - 1).clamp(min=0)
     expected = alone[row, packed.position_ids[0]]
     error = (found[0] - expected).norm() / expected.norm()
-    # Rounding of many layers stays below; an ignored mask or positions give tenths.
+    # Rounding stays below this; a model that ignores the mask or the positions is tenths off.
     return bool(error < (5e-2 if policy.base.dtype.itemsize < 4 else 1e-4))

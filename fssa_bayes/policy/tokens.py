@@ -50,11 +50,6 @@ class ResponseBatch:
         """Returns the number of sequences R."""
         return len(self.input_ids)
 
-    @property
-    def prompt_lengths(self) -> Tensor:
-        """Number of tokens of every prompt, int64 with shape (R,)."""
-        return self.attention_mask.sum(-1) - self.response_mask.sum(-1)
-
     def to(self, device: torch.device | str | None) -> ResponseBatch:
         """Moves every tensor to `device`."""
         return ResponseBatch(

@@ -27,18 +27,18 @@ from transformers.trainer_utils import (
     SaveStrategy,
     TrainOutput,
     rotate_checkpoints,
+    sort_checkpoints,
 )
 
+from fssa_bayes._files import write_file
 from fssa_bayes.data import Batch
 from fssa_bayes.policy.checkpoints import (
     FORMAT_VERSION,
     SETTINGS,
     check_settings,
     digest_guide,
-    last_finished,
     load_weights,
     save_weights,
-    write_settings,
 )
 from fssa_bayes.policy.checks import check_positive, check_reach
 from fssa_bayes.policy.contexts import Contexts, PairsInContext
@@ -233,7 +233,7 @@ class SteerableDPOTrainer(Trainer):
         """
         step = self.state.global_step
         group = self.sampler.pairs_of_step(step)
-        if not np.isin(pairs, group).all():  # A batch from outside of a run.
+        if not np.isin(pairs, group).all():  # The batch is not one of a run.
             group = pairs
         order = np.argsort(group)
         place = order[np.searchsorted(group[order], pairs)]
@@ -394,7 +394,7 @@ class SteerableDPOTrainer(Trainer):
                 f"{str(self.last_checkpoint())!r}; resume_from_checkpoint=True goes on"
             )
         self._logged.clear()
-        # An empty cache is false.
+        # An empty cache has length 0 and would count as false.
         cache = contextlib.nullcontext() if self.reference is None else self.reference
         with random_state_kept(), cache:
             return super().train(
@@ -403,7 +403,9 @@ class SteerableDPOTrainer(Trainer):
 
     def last_checkpoint(self) -> Path | None:
         """Returns the folder of the last finished checkpoint, None if there is none."""
-        return last_finished(self.args.output_dir)
+        folders = map(Path, sort_checkpoints(self.args.output_dir))
+        finished = [folder for folder in folders if (folder / SETTINGS).is_file()]
+        return finished[-1] if finished else None
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
@@ -412,7 +414,7 @@ class SteerableDPOTrainer(Trainer):
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be the same for a run to resume from a checkpoint."""
-        options = json.loads(json.dumps(asdict(self.policy.config)))  # As JSON returns them.
+        options = json.loads(json.dumps(asdict(self.policy.config)))  # Tuples become lists.
         del options["base_model"]  # The folder may move.
         return {
             "format": FORMAT_VERSION,
@@ -436,7 +438,8 @@ class SteerableDPOTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            (folder / SETTINGS).unlink(missing_ok=True)  # The folder is not finished without it.
+            # A folder without settings is not finished.
+            (folder / SETTINGS).unlink(missing_ok=True)
         # Older checkpoints are removed when this one is finished, not before.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -447,7 +450,8 @@ class SteerableDPOTrainer(Trainer):
             self.reference.flush()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_settings(folder, self.settings())
+            document = json.dumps(self.settings(), indent=2) + "\n"
+            write_file(folder / SETTINGS, document.encode())  # The checkpoint is finished.
             rotate_checkpoints(
                 str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True
             )

@@ -20,7 +20,7 @@ from fssa_bayes.data import Preferences, identified_covariates
 from fssa_bayes.model import HeterogeneousBTL, positions
 from fssa_bayes.posterior import PopulationDraws
 
-__all__ = ["average_liking", "choose_items", "covariate_effects", "effect_of_covariate"]
+__all__ = ["average_over_people", "choose_items", "covariate_effects", "effect_of_covariate"]
 
 _MOST_ITEMS = 200  # Items that are compared with each other.
 _CHUNK = 2**22  # Probabilities of pairs held at once.
@@ -36,7 +36,7 @@ def covariate_effects(
     num_draws: int = 4000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Tabulates how the population's liking of items changes with a unit of each covariate.
+    r"""Tabulates how average utilities change with a unit of each covariate.
 
     Everybody's covariate is set half a standard deviation higher and lower, all else as it is, and
     the difference is divided by the standard deviation; a covariate with two values is set to the
@@ -153,12 +153,12 @@ def effect_of_covariate(
         changed = covariates.clone()
         changed[:, column] = value
         z = rest + model.location(changed[people])
-        sides.append(average_liking(model, table.to(model.device), z))
+        sides.append(average_over_people(model, table.to(model.device), z))
     width = (high - low).to(sides[0]).mean()
     return (sides[1] - sides[0]) / width
 
 
-def average_liking(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Tensor:
+def average_over_people(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Tensor:
     """Averages centred utilities and probabilities of winning over people z (N, K), to (2, M)."""
     count = len(table)
     total = torch.zeros(2, count, device=z.device, dtype=torch.float64)
@@ -166,6 +166,6 @@ def average_liking(model: HeterogeneousBTL, table: Tensor, z: Tensor) -> Tensor:
         utility = model.item_utility(table, part)
         total[0] += (utility - utility.mean(-1, keepdim=True)).double().sum(0)
         prob = torch.sigmoid(utility.unsqueeze(-1) - utility.unsqueeze(-2))
-        # An item's comparison with itself, a half, does not count.
+        # The probability ½ of an item against itself does not count.
         total[1] += ((prob.double().sum(-1) - 0.5) / (count - 1)).sum(0)
     return total / len(z)

@@ -77,7 +77,7 @@ class ParameterEstimate:
 
     @torch.no_grad()
     def assign(self, model: HeterogeneousBTL, theta: Tensor) -> None:
-        """Gives θ (P,), in place, to a copy of the model, whose z keeps its meaning."""
+        """Writes θ (P,) into a copy of the model, in place; the rotation of z stays."""
         mean, loading, effect, answers = self.unpack(theta)
         model.utility.mean.copy_(mean)
         model.utility.loading.copy_(loading @ self.rotation.T)

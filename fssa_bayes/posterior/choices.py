@@ -119,7 +119,7 @@ def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float])
     Returns:
         The quantile of each level, with shape (U, N).
     """
-    # Draws last: sorting along the first dimension walks through memory in large strides.
+    # Draws come last: sorting along the first dimension has large strides and is slow.
     ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)
     weights = weights.T.unsqueeze(1).expand_as(ordered).gather(-1, order)
     cumulative = weights.double().cumsum(-1)
@@ -129,7 +129,7 @@ def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float])
 
 
 class Predictor(Protocol):
-    """What a comparison of models needs of a posterior or of a baseline."""
+    """The methods that a comparison of models needs of a posterior or a baseline."""
 
     def log_score(self, target: Preferences) -> Tensor:
         """Returns each person's mean log-probability of unseen choices, in nats, (U,)."""

@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 _EXCEEDANCES = 10  # Contexts at least as surprising as the person's, after which simulation stops.
-_ROUND = 50  # Simulations a person in the first round; each later round has twice as many,
-_MOST_A_ROUND = 400  # and no round more than these.
+_ROUND = 50  # Simulations a person in the first round; each later round has twice as many.
+_MOST_A_ROUND = 400  # Most simulations a person in one round.
 
 
 @torch.no_grad()

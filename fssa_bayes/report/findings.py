@@ -13,10 +13,10 @@ import torch
 
 from fssa_bayes import plots
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
-from fssa_bayes.model import HeterogeneousBTL, some_names
+from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import covariate_effects
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
@@ -260,7 +260,7 @@ def rank_items(data: Preferences, seed: int) -> Section:
     columns = ["utility", "standard_error", "lower", "upper", "rank", "rank_lower", "rank_upper"]
     known = order["standard_error"].notna()
     if not known.all():
-        names = some_names(order.index[~known.to_numpy()])
+        names = first_names(order.index[~known.to_numpy()])
         text.append(
             f"{int((~known).sum())} of {len(order)} items have no standard error, since these data "
             f"do not tell it: {names}. Of people too few, or where an item won or lost everything, "

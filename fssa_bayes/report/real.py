@@ -17,8 +17,9 @@ from fssa_bayes.checks import (
     predictive_checks,
     score_tests,
 )
+from fssa_bayes.data import first_names
 from fssa_bayes.report.page import Figure, Section
-from fssa_bayes.report.study import Study, draw_figure, first_names, share_covered
+from fssa_bayes.report.study import Study, draw_figure, share_covered
 from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFIT, Check
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _RELIABILITY = "calibration of probabilities"
-_LEAST_COMPARISONS = 200  # Fewer show no curve.
+_LEAST_COMPARISONS = 200  # Fewest comparisons for a reliability curve.
 
 # What a positive score means, and a negative one.
 _MEANING = {

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 from fssa_bayes.checks import simulate_people
@@ -24,7 +23,7 @@ from fssa_bayes.report.verdicts import Check, NotPossibleError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Part", "Study", "draw_figure", "first_names", "root_mean_square", "share_covered"]
+__all__ = ["Part", "Study", "draw_figure", "share_covered"]
 
 
 @dataclass
@@ -96,14 +95,3 @@ def share_covered(pit: torch.Tensor, level: float) -> str:
     covered = ((pit - 0.5).abs() < level / 2).double().mean().item()
     error = (level * (1 - level) / len(pit)) ** 0.5
     return f"{covered:.1%} ± {error:.1%}"
-
-
-def root_mean_square(difference: torch.Tensor) -> float:
-    """Computes the root mean square of the values that are not NaN."""
-    return difference.square().nanmean().sqrt().item()
-
-
-def first_names(names: pd.Index) -> str:
-    """Lists the first five names."""
-    more = ", …" if len(names) > 5 else ""
-    return ", ".join(map(str, names[:5])) + more

@@ -26,7 +26,7 @@ REFIT = (
 
 LEVEL = 0.01
 """Each of five kinds of check on real people, and of two on simulated ones, fails a right model
-this often at most: one report in fifteen names a fault that is none."""
+this often at most: one report in fifteen reports a false alarm."""
 
 
 class NotPossibleError(Exception):

@@ -1,6 +1,7 @@
 """Draws of z given a context: importance weights, grids, chains."""
 
-from fssa_bayes.sampling.draws import MOST_PARETO_K, Draws, check_draws, effective_sample_size
+from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
+from fssa_bayes.sampling.draws import Draws, check_draws
 from fssa_bayes.sampling.evidence import (
     Estimate,
     estimate_log_marginal_likelihood,

@@ -7,27 +7,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from fssa_bayes._arviz import pareto_smooth
+from fssa_bayes._weights import effective_sample_size
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = [
-    "MOST_PARETO_K",
     "Draws",
     "check_draws",
     "check_finite",
-    "effective_sample_size",
-    "listed",
     "thin",
     "thin_weights",
 ]
-
-MOST_PARETO_K = 0.7
-"""Pareto k-hat above which importance weights are not relied upon (Vehtari et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -207,14 +201,3 @@ def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
             f"the posterior of user {first!r} is not finite ({int(broken.sum())} such "
             "people): the model's parameters or features are out of range"
         )
-
-
-def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r"""Computes Kish's :math:`(\sum w)^2 / \sum w^2` over the draws of log-weights (S, U)."""
-    return torch.exp(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0))
-
-
-def listed(names: pd.Index) -> str:
-    """Lists at most five names for a message, and counts the others."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(repr(name) for name in names[:5]) + more

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fssa_bayes._weights import log_moments, size_from_moments
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
@@ -89,11 +90,11 @@ def person_log_marginal_likelihood(
         rounds = []
         for _, batch in user_batches(data, num_samples, model.device):
             log_weights = propose(model, guide, batch, num_samples).log_weights.double()
-            rounds.append(torch.stack([log_weights.logsumexp(0), (2 * log_weights).logsumexp(0)]))
+            rounds.append(log_moments(log_weights))
         moments = torch.cat(rounds, -1)
         sums = moments if sums is None else torch.logaddexp(sums, moments)
         drawn += num_samples
-        ess = torch.exp(2 * sums[0] - sums[1])
+        ess = size_from_moments(sums)
         total = 1 if model.latent_dim == 0 else drawn
         variance = (1 / ess - 1 / total).clamp(min=0)
         if variance.sum().sqrt().item() <= target_error or 2 * drawn > max_samples:

@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Batch, Preferences, first_names
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling.draws import Draws, listed
+from fssa_bayes.sampling.draws import Draws
 
 __all__ = ["ExactPosterior", "check_size", "judged", "latent_of_noise"]
 
@@ -114,7 +114,7 @@ def judged(
         names = context.user_names[(~converged).numpy()]
         warnings.warn(
             f"the posterior of {len(names)} of {len(context)} people has not converged, those of "
-            f"{listed(names)}: see converged and summary(); {advice}",
+            f"{first_names(names)}: see converged and summary(); {advice}",
             stacklevel=3,
         )
     table = {"comparisons": context.counts, "converged": converged.numpy()}

@@ -7,14 +7,12 @@ import warnings
 import numpy as np
 from torch import Tensor
 
-from fssa_bayes.data import Preferences
+from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
+from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import (
-    MOST_PARETO_K,
     Draws,
-    effective_sample_size,
-    listed,
     thin,
 )
 from fssa_bayes.sampling.importance import draw_posterior, score_draws
@@ -25,7 +23,7 @@ __all__ = ["FALLBACKS", "draw_more", "fall_back", "sample_by_nuts"]
 FALLBACKS = (None, "draws", "nuts")
 """What may be done for people whom the guide fails."""
 
-_FACTORS = (4, 16)  # How many times as many draws, one factor after the other.
+_FACTORS = (4, 16)  # Multiples of the number of draws, tried in this order.
 _LEAST_ESS = 200.0  # Effective draws: an error of .02 for a probability known to ±.3.
 _CHUNK = 2**22  # Draws of all people that are held at once while they are thinned.
 _NUTS_CHAINS, _NUTS_SAMPLES = 4, 250
@@ -74,7 +72,7 @@ def fall_back(
         method[people] = "more draws"
     people = np.flatnonzero(~reliable.numpy())
     if how == "nuts" and len(people):
-        names = listed(context.user_names[people])
+        names = first_names(context.user_names[people])
         warnings.warn(
             f"{_FACTORS[-1]} times as many draws do not make up for what the guide misses of the "
             f"posterior of {names}: sampled by NUTS, which takes seconds a "
@@ -121,7 +119,7 @@ def sample_by_nuts(
         The draws, and whether the chains have converged, Boolean with shape (U,).
     """
     length = max(_NUTS_SAMPLES, -(-count // _NUTS_CHAINS))
-    with warnings.catch_warnings():  # `reliable` says who has not converged.
+    with warnings.catch_warnings():  # Instead, `reliable` tells who has not converged.
         warnings.filterwarnings("ignore", "the posterior of .* has not converged")
         chains = nuts(model, people, num_samples=length, num_chains=_NUTS_CHAINS, seed=seed)
     chosen = np.linspace(0, len(chains.z) - 1, count).round().astype(np.int64)

@@ -87,7 +87,7 @@ def propose(
     prior = model.prior(batch.num_users, batch.covariates)
     posterior = guide.posterior(batch, prepared)
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
-    # Each set of draws is scored by itself: a flow remembers its last draws, and need not invert.
+    # A flow caches its last draws, so that scoring them needs no inverse.
     draws = [posterior.sample((from_guide,))]
     log_guide = [posterior.log_prob(draws[0])]
     if from_guide < num_samples:

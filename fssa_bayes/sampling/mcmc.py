@@ -242,7 +242,7 @@ def potential_energy(
         prepared = model.prepare_items(batch.items)
 
     def potential(parameters: dict[str, Tensor]) -> Tensor:
-        # A view is new to the transforms, which remember the last tensor and its freed graph.
+        # Transforms cache the last tensor with its graph, which is freed; a view is not cached.
         noise = parameters["noise"].view(1, 1, -1)
         z = latent_of_noise(model, noise, batch)
         likelihood = model.choice(batch, z, prepared).log_prob(batch.choice)
@@ -273,7 +273,8 @@ def judge(
     margin = choice.margin[:, 0, _spaced(batch.choice.shape[1], _OWN_PAIRS)]
     centred = utility - utility.mean(-1, keepdim=True)
     quantities = torch.cat([centred, margin, likelihood, log_joint], -1).cpu().double().numpy()
-    # What varies by rounding alone has nothing to converge; the density, last, always has.
+    # Quantities that vary by rounding alone are left out; the density, the last column, is always
+    # judged.
     varies = np.ptp(quantities, 0) > 1e-5 * (1 + np.abs(quantities).max(0))
     varies[-1] = True
     quantities = quantities[:, varies]

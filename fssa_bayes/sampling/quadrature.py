@@ -24,8 +24,8 @@ __all__ = ["Grid", "evaluate_grid", "fit_box", "grid"]
 _ROUNDS = 10  # Boxes tried for a person; each can be a tenth as wide as the one before.
 _SHRINK = 0.8  # A box is replaced where the new one is narrower than this share of its width.
 _BORDER = 2  # Cells around the points that count, so that a peak between points is inside.
-_EDGE_MASS = 1e-4  # Share of the posterior on a grid's edge that is too much,
-_GRID_ERROR = 1e-2  # and change of the log evidence when half the points are left out, in nats.
+_EDGE_MASS = 1e-4  # Largest share of the posterior on a grid's edge.
+_GRID_ERROR = 1e-2  # Largest change of the log evidence with half the points, in nats.
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def test_one_run_at_a_time_writes_a_folder(command, tmp_path: Path, votes: Path)
 
 def test_runs_that_are_killed_end_with_the_same_results(votes: Path, tmp_path: Path) -> None:
     """Kills fits at random moments; what a later run finds of an earlier one decides nothing."""
-    out = run("tests/killed_runs.py", str(votes), str(tmp_path), "6")
+    out = run("tests/shared/killed_runs.py", str(votes), str(tmp_path), "6")
     ended = json.loads(out)
     assert ended["killed"] >= 6
     assert set(ended["ends"]) == {ended["expected"]}

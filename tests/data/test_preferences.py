@@ -63,7 +63,7 @@ def ragged(counts: list[int], seed: int = 0) -> Preferences:
     )
 
 
-# ---------------------------------------------------------------------- reading
+# Reading.
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_doubtful_tables_are_named(pairs: list, choices: list, options: dict, ma
     assert record[0].filename == __file__
 
 
-# ---------------------------------------------------------------------- batches
+# Batches.
 
 
 @pytest.mark.parametrize("people", [None, [1, 0], [1]])
@@ -379,7 +379,7 @@ def test_storage_is_proportional_to_the_comparisons() -> None:
     assert max(np.prod(array.shape) for array in arrays) == data.num_items == 2 * total
 
 
-# ---------------------------------------------------------------------- splits
+# Splits.
 
 
 def test_split_users_is_disjoint_and_keeps_the_order() -> None:
@@ -500,7 +500,7 @@ def test_with_choices_leaves_the_original_alone() -> None:
     assert comparisons(data) == before
 
 
-# ---------------------------------------------------------------------- description
+# Description.
 
 
 def test_summary_counts_by_hand() -> None:

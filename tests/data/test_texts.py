@@ -123,7 +123,7 @@ def test_the_models_own_limit_holds_where_none_is_given() -> None:
         embed_texts(TEXTS, model, tokenizer, progress_bar=False)
 
 
-# ---------------------------------------------------------------------- the cache
+# The cache.
 
 
 def shards(folder: Path) -> list[Path]:
@@ -265,7 +265,7 @@ def test_fingerprints_know_weights_configuration_and_tokeniser(tmp_path: Path) -
     assert len({first, second, third, fingerprint(model, tokenizer)}) == 4
 
 
-# ---------------------------------------------------------------------- loading
+# Loading.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -336,7 +336,7 @@ def test_a_folder_without_tokeniser_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_no_dead_end(tmp_path: Path) -> None:
-    code = "from fssa_bayes.embedding import load_encoder; load_encoder('someone/encoder')"
+    code = "from fssa_bayes.data.texts import load_encoder; load_encoder('someone/encoder')"
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -351,7 +351,7 @@ def test_a_hub_that_cannot_be_reached_is_no_dead_end(tmp_path: Path) -> None:
     assert "load_encoder('FOLDER')" in last
 
 
-# ---------------------------------------------------------------------- bad input
+# Bad input.
 
 
 @pytest.mark.parametrize(

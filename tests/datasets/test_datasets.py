@@ -14,7 +14,7 @@ def within_4_standard_errors(per_user: np.ndarray, truth: float) -> bool:
     return abs(per_user.mean() - truth) < 4 * per_user.std(ddof=1) / np.sqrt(len(per_user))
 
 
-# ---------------------------------------------------------------------- two modes
+# Two modes.
 
 
 def first_n(data: Preferences, n: int) -> Preferences:
@@ -109,7 +109,7 @@ def test_simulation_depends_on_its_seed_alone() -> None:
     assert not first.items.equal(other.items)
 
 
-# ---------------------------------------------------------------------- train trips
+# Train trips.
 
 TRIPS = pd.DataFrame(
     {
@@ -170,7 +170,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         train_choice.read(tmp_path / "none.csv")
 
 
-# ---------------------------------------------------------------------- crowds
+# Crowds.
 
 
 def test_votes_are_read_with_ties(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_arguments_are_read_with_embeddings(tmp_path: Path) -> None:
         llmfao.read(path)
 
 
-# ---------------------------------------------------------------------- styles
+# Styles.
 
 
 def test_answers_have_the_style_that_was_asked_for() -> None:

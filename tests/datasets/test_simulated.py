@@ -58,7 +58,7 @@ def test_empty_simulations_are_refused(simulate, argument: str) -> None:
         simulate(*sizes.values(), seed=0)
 
 
-# ---------------------------------------------------------------------- hidden context
+# Hidden context.
 
 
 def hidden_utility(a: float, h: int) -> float:
@@ -152,7 +152,7 @@ def test_what_no_hidden_context_explains_is_refused() -> None:
             call(np.array(0.5), drawn="people")
 
 
-# ---------------------------------------------------------------------- clusters
+# Clusters.
 
 
 def test_types_differ_on_five_of_ten_kinds() -> None:
@@ -218,7 +218,7 @@ def test_bad_clusters_are_refused() -> None:
         clusters.bayes_type_prob(mixed, kind, place)
 
 
-# ---------------------------------------------------------------------- linear factors
+# Linear factors.
 
 
 def test_coefficients_have_the_mean_and_covariance_of_the_population() -> None:
@@ -295,7 +295,7 @@ def test_mean_and_loadings_must_agree() -> None:
         linear_factors.simulate(1, 1, population)
 
 
-# ---------------------------------------------------------------------- conflict
+# Conflict.
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 1.0])

@@ -61,7 +61,7 @@ EXPECTED = [
     ("bob", "x", "z", 0.0),
 ]
 
-# ---------------------------------------------------------------------- files that are right
+# Files that are right.
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_no_complete_row_is_an_error(write: Write) -> None:
         table.read(write("who,a,b,win\n"), **ROLES)
 
 
-# ---------------------------------------------------------------------- choices
+# Choices.
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_choice_without_meaning_names_file_and_line(write: Write) -> None:
         table.read(write("who,a,b,win\nann,x,y,1\n\nann,x,z,2\nann,y,z,0\n"), **ROLES)
 
 
-# ---------------------------------------------------------------------- files that are wrong
+# Files that are wrong.
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_many_columns_are_listed_in_part(write: Write) -> None:
     assert "'c20'" not in str(caught.value)
 
 
-# ---------------------------------------------------------------------- items and users
+# Items and users.
 
 
 def test_items_join_by_name(write: Write) -> None:
@@ -351,7 +351,7 @@ def test_item_tables_that_do_not_fit(write: Write, content: str, message: str) -
     assert str(path) in str(caught.value)
 
 
-# ---------------------------------------------------------------------- npz
+# Files of NumPy arrays, npz.
 
 
 def test_npz_of_half_precision_and_whole_numbers(
@@ -406,7 +406,7 @@ def test_files_that_are_no_npz(write: Write, save_npz: Callable[..., Path]) -> N
             table.read_items(write(content, "items.npz"))
 
 
-# ---------------------------------------------------------------------- parquet
+# Files of type parquet.
 
 
 def test_parquet_without_its_reader(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def small(tmp_path: Path) -> ultrafeedback.UltraFeedback:
     return read(write(tmp_path / "small.jsonl", RECORDS))
 
 
-# ---------------------------------------------------------------------- reading
+# Reading.
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
@@ -193,7 +193,7 @@ def test_the_hub_is_read_as_a_file_is(
     assert read().responses == small.responses
 
 
-# ---------------------------------------------------------------------- pairs
+# Pairs.
 
 
 def listed(pairs: ultrafeedback.ResponsePairs) -> list[tuple]:
@@ -370,7 +370,7 @@ def test_bad_requests_are_refused(small: ultrafeedback.UltraFeedback, call, mess
         call(small)
 
 
-# ---------------------------------------------------------------------- from end to end
+# From end to end.
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_is_heterogeneity_real(source: str, tmp_path: Path, train_choices: Path)
     data = ("--data", str(train_choices)) if source == "train choices" else ("--people", "40")
     out = run(
         "examples/is_heterogeneity_real.py",
-        *(*data, "--steps", "8", "--replicates", "30", "--draws", "100", "--latent-dim", "1"),
+        *(*data, "--steps", "4", "--replicates", "20", "--draws", "50", "--latent-dim", "1"),
         *("--out", str(tmp_path)),
     )
     assert "no variance between people is the boundary" in out.lower()

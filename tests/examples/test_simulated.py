@@ -58,7 +58,7 @@ def test_misspecification(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_conflict_study(tmp_path: Path) -> None:
-    options = ("--users", "200", "--test-users", "50", "--steps", "10", "--draws", "100")
+    options = ("--users", "100", "--test-users", "50", "--steps", "5", "--draws", "50")
     out = run("examples/conflict_study.py", *options, "--out", str(tmp_path))
     assert "10 known choices" in out
     table = pd.read_csv(tmp_path / "conflict_study.csv")
@@ -85,7 +85,7 @@ def test_choosing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rank_of_heterogeneity(tmp_path: Path) -> None:
-    options = ["--people", "60", "--most", "2", "--steps", "10", "--draws", "100"]
+    options = ["--people", "40", "--most", "2", "--steps", "5", "--draws", "50"]
     out = run("examples/rank_of_heterogeneity.py", *options, "--out", str(tmp_path))
     assert "Eigenvalues of ΛΛᵀ" in out
     assert "dimensions are shown" in out
@@ -96,11 +96,11 @@ def test_rank_of_heterogeneity(tmp_path: Path) -> None:
 def test_compare_with_nuts(tmp_path: Path) -> None:
     options = [
         *("--people", "2", "--users", "50", "--steps", "5", "--draws", "100"),
-        *("--chains", "2", "--samples", "8", "--warmup", "8", "--processes", "1"),
+        *("--chains", "2", "--samples", "4", "--warmup", "4", "--processes", "1"),
         *("--cache", str(tmp_path / "cache"), "--out", str(tmp_path)),
     ]
     out = run("examples/compare_with_nuts.py", *options)
-    assert "2 chains of 8 + 8 a person" in out
+    assert "2 chains of 4 + 4 a person" in out
     assert (tmp_path / "compare_with_nuts.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "compare_with_nuts.csv", header=[0, 1], index_col=0)
     assert table.index.tolist() == ["0", "1", "all"]

@@ -78,7 +78,7 @@ def assert_same_posterior(
     torch.testing.assert_close(result, expected, atol=tolerance, rtol=0)
 
 
-# ---------------------------------------------------------------------- rule 1: no data, no news
+# Rule 1: no data, no news.
 
 
 @WIDTHS
@@ -118,7 +118,7 @@ def test_posterior_is_the_prior_where_nobody_has_a_context(
             torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
-# ---------------------------------------------------------------------- rule 2: order and sides
+# Rule 2: order and sides.
 
 
 def reorder(data: Preferences) -> Preferences:
@@ -184,7 +184,7 @@ def test_two_half_wins_are_a_win_each(
     assert_same_posterior(guide, ties, wins, 1e-5)
 
 
-# ---------------------------------------------------------------------- rule 3: the mask
+# Rule 3: the mask.
 
 
 @WIDTHS
@@ -228,7 +228,7 @@ def test_wider_padding_changes_nothing(
     assert_same_posterior(guide, batch, widen(batch), 1e-6)
 
 
-# ---------------------------------------------------------------------- people and items
+# People and items.
 
 
 @KINDS
@@ -309,7 +309,7 @@ def test_units_of_the_features_do_not_matter(make_guide: MakeGuide, make_data: M
     torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
 
 
-# ---------------------------------------------------------------------- densities
+# Densities.
 
 
 @pytest.mark.slow
@@ -393,7 +393,7 @@ def test_repeating_a_context_does_not_widen_the_posterior(
     assert spread[1].prod() < 0.7 * spread[0].prod()
 
 
-# ---------------------------------------------------------------------- what it is made of
+# What it is made of.
 
 
 @KINDS

@@ -222,7 +222,12 @@ def test_a_loss_that_is_not_finite_leaves_a_checkpoint_to_go_on_from(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_fits_killed_twenty_times_end_with_the_same_parameters(tmp_path: Path) -> None:
     process = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[1] / "killed_fits.py"), str(tmp_path), "20"],
+        [
+            sys.executable,
+            str(Path(__file__).parents[1] / "shared" / "killed_fits.py"),
+            str(tmp_path),
+            "20",
+        ],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -93,7 +93,7 @@ def collect(pair: Pair) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
 
-# ---------------------------------------------------------------------- importance weighting
+# Importance weighting.
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
@@ -212,7 +212,7 @@ def test_subset_takes_every_size_but_all(num_particles: int, make_data: MakeData
     assert abs(loss - 2 * per_comparison.mean().item()) < 4 * error
 
 
-# ---------------------------------------------------------------------- few-shot objectives
+# Few-shot objectives.
 
 
 def test_neural_process_elbo_is_likelihood_and_divergence(make_data: MakeData) -> None:
@@ -301,7 +301,7 @@ def test_likelihood_of_a_homogeneous_model(make_data: MakeData) -> None:
     torch.testing.assert_close(loss.detach(), torch.tensor(3.5 * math.log(2)))
 
 
-# ---------------------------------------------------------------------- sleep
+# Sleep.
 
 
 @pytest.mark.parametrize("particles", [1, 2, 8])
@@ -391,7 +391,7 @@ def test_sleep_asks_training_questions_of_every_number(make_data: MakeData) -> N
     assert {tuple(pair) for pair in pairs.T.tolist()} == asked
 
 
-# ---------------------------------------------------------------------- splits
+# Splits.
 
 
 def test_context_and_target_share_the_comparisons() -> None:
@@ -427,7 +427,7 @@ def test_no_comparisons_make_no_split() -> None:
         assert not any(part.any() for part in split_mask(mask))
 
 
-# ---------------------------------------------------------------------- options
+# Options.
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def by_hand(utility: nn.Module, x: Tensor, z: Tensor) -> Tensor:
             return -(x - z @ utility.module.point).square().sum()
 
 
-# ---------------------------------------------------------------------- utilities
+# Utilities.
 
 
 @pytest.mark.parametrize("latent_dim", [0, 1, 3])
@@ -124,7 +124,7 @@ def test_without_a_latent_factor_people_are_alike(
     assert torch.equal(result, result[:1].expand(4, -1))
 
 
-# ---------------------------------------------------------------------- coherence
+# Coherence.
 
 
 @pytest.mark.parametrize("utility", UTILITIES)
@@ -171,7 +171,7 @@ def test_wider_padding_changes_nothing(utility: str, make_data: MakeData, widen:
     torch.testing.assert_close(wide, narrow, atol=1e-6, rtol=1e-6)
 
 
-# ---------------------------------------------------------------------- the prior
+# The prior.
 
 
 def test_normal_prior_is_standard() -> None:
@@ -214,7 +214,7 @@ def test_people_have_priors_of_their_own(randomise: Callable) -> None:
     assert (correlation - torch.eye(3)).abs().max() < 4 / 20_000**0.5
 
 
-# ---------------------------------------------------------------------- standardisation
+# Standardisation.
 
 
 @pytest.mark.parametrize("utility", UTILITIES)
@@ -241,7 +241,7 @@ def test_standardisation_is_taken_once_and_leaves_constants_alone() -> None:
     assert model.standardise(torch.tensor([[5.0, 8.0]])).tolist() == [[3, 1]]
 
 
-# ---------------------------------------------------------------------- simulation
+# Simulation.
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_simulation_depends_on_its_seed_alone(make_data: MakeData) -> None:
     assert not np.array_equal(first.choice, third.choice)
 
 
-# ---------------------------------------------------------------------- errors
+# Errors.
 
 
 @pytest.mark.parametrize(

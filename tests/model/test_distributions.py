@@ -102,7 +102,7 @@ def test_no_comparisons_are_certain() -> None:
     assert torch.equal(empty.log_prob(torch.zeros(2, 0)), torch.zeros(4, 2))
 
 
-# ---------------------------------------------------------------------- ties and lapses
+# Ties and lapses.
 
 
 ANSWERS = pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_margins_need_no_mask() -> None:
     torch.testing.assert_close(result, BradleyTerry.from_margin(m, everything).log_prob(choice))
 
 
-# ---------------------------------------------------------------------- draws and derivatives
+# Draws and derivatives.
 
 
 @ANSWERS

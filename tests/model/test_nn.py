@@ -141,7 +141,7 @@ def test_flips_transform_both_halves_and_restore_the_order() -> None:
     torch.testing.assert_close(flow(z), torch.tensor([[11.0, 22.0, 31.0]]))
 
 
-# ---------------------------------------------------------------------- precision
+# Precision.
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def rows_of(users: list[str]) -> PreferenceRows:
     )
 
 
-# ------------------------------------------------------------------ implicit rewards
+# Implicit rewards.
 
 
 def test_implicit_reward_of_independent_tokens(policy: TiltedPolicy) -> None:
@@ -154,7 +154,7 @@ def test_averaged_draws_are_one_policy(policy: TiltedPolicy) -> None:
     torch.testing.assert_close(margin, chosen - rejected)
 
 
-# ------------------------------------------------------------------ accuracy
+# Accuracy.
 
 
 def test_accuracy_counts_shares_of_draws_and_ties_as_half() -> None:
@@ -243,7 +243,7 @@ def test_contexts_share_no_prompt_and_draws_follow_their_seed() -> None:
         draw_given(posterior, contexts, [8], num_context=4)
 
 
-# ------------------------------------------------------------------ groups and their errors
+# Groups and their errors.
 
 
 def test_errors_are_clustered_by_person() -> None:
@@ -270,7 +270,7 @@ def test_groups_that_cannot_be_tabulated(arguments: tuple, message: str) -> None
         by_group(*arguments)
 
 
-# ------------------------------------------------------------------ text
+# Text.
 
 
 def test_trait_rates_of_known_texts() -> None:
@@ -299,7 +299,7 @@ def test_win_rate_is_the_probability_of_a_choice() -> None:
     assert win_rate(["bad"] * 3, ["bad"] * 3, reward, [0, 1, 2])["value"][0] == 0.5
 
 
-# ------------------------------------------------------------------ averaging over z
+# Averaging over z.
 
 
 def test_posterior_gap_vanishes_without_uncertainty(policy: TiltedPolicy) -> None:
@@ -348,7 +348,7 @@ def test_posterior_gap_adds_up_to_the_divergence_of_responses(policy: TiltedPoli
     assert 3 * (mixture.exp().numpy() * gap).sum() == pytest.approx(divergence, rel=1e-5)
 
 
-# ------------------------------------------------------------------ bad input
+# Bad input.
 
 
 def test_bad_shapes_are_named(policy: TiltedPolicy) -> None:

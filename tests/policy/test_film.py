@@ -53,7 +53,7 @@ def run(model: nn.Module, z: Tensor | None, **options) -> Tensor:
         return model(tokens(), **options).logits
 
 
-# ---------------------------------------------------------------------- identity
+# Identity.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -79,7 +79,7 @@ def test_new_modulation_keeps_the_sign_of_zero() -> None:
     assert torch.equal(result.view(torch.int32), hidden.view(torch.int32))
 
 
-# ---------------------------------------------------------------------- values
+# Values.
 
 
 def test_modulation_is_scale_and_shift(randomise: Callable) -> None:
@@ -166,7 +166,7 @@ def test_several_draws_a_sequence(modulated: Callable) -> None:
             torch.testing.assert_close(model(tokens()).logits[:1], expected[:1])
 
 
-# ---------------------------------------------------------------------- precision
+# Precision.
 
 
 def test_small_modulation_survives_bf16() -> None:
@@ -203,7 +203,7 @@ def test_autocast(name: str, tiny_model: Callable, modulated: Callable) -> None:
     assert film.trunk[0].weight.grad.abs().max() > 0
 
 
-# ---------------------------------------------------------------------- checkpointing
+# Checkpointing.
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -244,7 +244,7 @@ def test_layers_are_recomputed_under_the_switch_of_their_forward() -> None:
         assert not film.is_switched_off
 
 
-# ---------------------------------------------------------------------- generation
+# Generation.
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -316,7 +316,7 @@ def test_inference_mode(modulated: Callable) -> None:
         assert torch.equal(model(tokens()).logits, run(model, -factors()))
 
 
-# ---------------------------------------------------------------------- contexts
+# Contexts.
 
 
 def test_blocks_nest_and_end_in_any_order(modulated: Callable) -> None:
@@ -404,7 +404,7 @@ def test_compiled_models_follow_z(modulated: Callable) -> None:
             torch.testing.assert_close(compiled(tokens()).logits, model(tokens()).logits)
 
 
-# ---------------------------------------------------------------------- bad input
+# Bad input.
 
 
 @pytest.mark.parametrize(

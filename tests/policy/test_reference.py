@@ -90,7 +90,7 @@ def scores(batch: ResponseBatch) -> Tensor:
     return -(batch.input_ids * batch.response_mask).sum(-1).float() / 7
 
 
-# ---------------------------------------------------------------------- at initialisation
+# At initialisation.
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -147,7 +147,7 @@ def test_log_ratio_is_not_zero_after_a_step(tmp_path: Path) -> None:
     assert (ratio != 0).all()
 
 
-# ---------------------------------------------------------------------- which model
+# Which model.
 
 
 def test_fingerprint_is_the_base_models() -> None:
@@ -208,7 +208,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
         ReferenceCache(tmp_path, "a" * 64)
 
 
-# ---------------------------------------------------------------------- what is kept
+# What is kept.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -296,7 +296,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
         cache.log_prob(batch, lambda batch: scores(batch).sum())
 
 
-# ---------------------------------------------------------------------- on disk
+# On disk.
 
 
 def test_a_run_that_fails_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         ReferenceCache(tmp_path, "a")
 
 
-# ---------------------------------------------------------------------- length buckets
+# Length buckets.
 
 
 LENGTHS = np.random.default_rng(3).integers(1, 50, size=103)

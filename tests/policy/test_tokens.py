@@ -34,7 +34,8 @@ def test_strings_are_joined_between_the_marks(ends: bool) -> None:
     assert read(batch, 0) == (["<s>", "say", "a", "word", "red", "</s>"], ["red", "</s>"])
     assert read(batch, 1) == (["<s>", "now", "blue", "now", "</s>"], ["blue", "now", "</s>"])
     assert read(batch, 2)[1] == ["green", "blue", "</s>"]
-    assert batch.prompt_lengths.tolist() == [4, 2, 4, 2]
+    lengths = batch.attention_mask.sum(-1) - batch.response_mask.sum(-1)
+    assert lengths.tolist() == [4, 2, 4, 2]
     assert batch.input_ids[~batch.attention_mask.bool()].eq(0).all()
 
 
@@ -168,7 +169,8 @@ def test_conversations_are_cut_between_the_tokens_of_the_whole(name: str) -> Non
     assert torch.equal(single.input_ids[0], tokens)
     length = len(prompt)  # Both begin with the same tokens, which may be encoded once.
     assert torch.equal(batch.input_ids[0, :length], batch.input_ids[1, :length])
-    assert batch.prompt_lengths.tolist() == [length, length]
+    lengths = batch.attention_mask.sum(-1) - batch.response_mask.sum(-1)
+    assert lengths.tolist() == [length, length]
 
 
 def test_an_accident_of_letters_is_no_part_of_the_prompt() -> None:

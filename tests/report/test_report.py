@@ -23,7 +23,7 @@ from fssa_bayes.checks import NotEnoughDataError, draw_model
 from fssa_bayes.data import Batch
 from fssa_bayes.report import Figure, Report, Section, diagnose
 from fssa_bayes.report.page import render
-from fssa_bayes.report.run import run_parts
+from fssa_bayes.report.run import PARTS, run_parts
 from fssa_bayes.report.study import Part, Study
 
 SMALL = {"sizes": (0, 4), "num_users": 200, "num_samples": 200, "refit_steps": 60}
@@ -50,8 +50,35 @@ def people(truth: HeterogeneousBTL, make_data) -> Preferences:
 
 
 @pytest.fixture(scope="module")
-def report(truth, guide, people) -> Report:
-    return diagnose(truth, guide, people, train=people, **SMALL)
+def some(people: Preferences) -> Preferences:
+    """Half of the people: enough where the model is right, and no wrong one has to be seen."""
+    return people.subset(range(250))
+
+
+@pytest.fixture(scope="module")
+def report(truth, guide, some) -> Report:
+    return diagnose(truth, guide, some, train=some, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def report_of_shrunken(truth, guide, people) -> Report:
+    """The report of a model that understates the differences, without people of a fit."""
+    smaller, its_guide = copy.deepcopy((truth, guide))
+    with torch.no_grad():
+        smaller.utility.loading.mul_(0.7)
+    return diagnose(smaller, its_guide, people, **SMALL)
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch):
+    """Returns a function that limits reports to the parts whose names begin as said."""
+
+    def limit(*names: str) -> None:
+        parts = [part for part in PARTS if part.name.startswith(names)]
+        assert parts
+        monkeypatch.setattr("fssa_bayes.report.run.PARTS", parts)
+
+    return limit
 
 
 def verdict(report: Report, name: str) -> str:
@@ -69,13 +96,9 @@ def test_a_right_model_passes_every_check(report: Report) -> None:
 
 @pytest.mark.slow
 def test_a_shrunken_model_passes_its_own_simulations_and_fails_real_people(
-    truth, guide, people
+    report_of_shrunken: Report,
 ) -> None:
-    smaller, its_guide = copy.deepcopy((truth, guide))
-    with torch.no_grad():
-        smaller.utility.loading.mul_(0.7)
-    report = diagnose(smaller, its_guide, people, **SMALL)
-    table = report.table
+    report, table = report_of_shrunken, report_of_shrunken.table
     failed = table[table["verdict"] == "fail"]
     assert verdict(report, "simulation-based calibration of the posterior") == "pass"
     assert verdict(report, "score test: difference between people") == "fail"
@@ -85,7 +108,8 @@ def test_a_shrunken_model_passes_its_own_simulations_and_fails_real_people(
 
 
 @pytest.mark.slow
-def test_a_guide_that_wastes_draws_is_noted(truth, guide, people) -> None:
+def test_a_guide_that_wastes_draws_is_noted(truth, guide, people, only) -> None:
+    only("simulated people: calibration", "simulated people: joint coverage")
     torch.manual_seed(0)
     fresh = NeuralProcessGuide(truth, posterior="normal", hidden_dim=8)
     with torch.no_grad():
@@ -110,8 +134,9 @@ def test_what_the_budget_does_not_allow_is_named(truth, guide, people) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("counts", [[3], [3, 0, 4]])
 def test_people_who_cannot_be_fitted_to_are_skipped(
-    truth, guide, people, make_data, counts
+    truth, guide, people, make_data, only, counts
 ) -> None:
+    only("real people: another objective")
     table = diagnose(truth, guide, people, train=make_data(counts, num_items=30), **SMALL).table
     row = table.set_index("check").loc["real people: another objective"]
     assert row["verdict"] == "skipped"
@@ -119,9 +144,11 @@ def test_people_who_cannot_be_fitted_to_are_skipped(
 
 
 @pytest.mark.slow
-def test_without_training_people_the_other_objective_is_skipped(truth, guide, people) -> None:
-    report = diagnose(truth, guide, people, **SMALL)
-    row = report.table[report.table["verdict"] == "skipped"]
+def test_without_training_people_the_other_objective_is_skipped(
+    report_of_shrunken: Report,
+) -> None:
+    table = report_of_shrunken.table
+    row = table[table["verdict"] == "skipped"]
     assert row["check"].tolist() == ["real people: another objective"]
     assert row["what to do"].item() == "pass train=, the people of the fit"
 
@@ -165,9 +192,9 @@ def test_the_page_needs_nothing_but_itself(report: Report, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_report(truth, guide, people, report: Report) -> None:
+def test_the_same_seed_gives_the_same_report(truth, guide, some, report: Report) -> None:
     state = torch.random.get_rng_state()
-    again = diagnose(truth, guide, people, train=people, **SMALL)
+    again = diagnose(truth, guide, some, train=some, **SMALL)
     assert torch.equal(state, torch.random.get_rng_state())
     pd.testing.assert_frame_equal(again.table, report.table)
 
@@ -202,7 +229,8 @@ class MistakenGuide(NeuralProcessGuide):
 
 
 @pytest.mark.slow
-def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people) -> None:
+def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people, only) -> None:
+    only("simulated people")
     mistaken = MistakenGuide(truth, hidden_dim=16)
     mistaken.load_state_dict(guide.state_dict())
     report = diagnose(truth, mistaken, people, **SMALL)
@@ -317,8 +345,9 @@ def test_text_is_escaped() -> None:
 
 
 @pytest.mark.slow
-def test_objectives_that_shrink_are_found_out(truth, people) -> None:
+def test_objectives_that_shrink_are_found_out(truth, people, only) -> None:
     """A model whose differences between people are too small gains by another objective."""
+    only("real people: another objective")
     smaller = copy.deepcopy(truth)
     with torch.no_grad():
         smaller.utility.loading.mul_(0.3)
@@ -330,9 +359,10 @@ def test_objectives_that_shrink_are_found_out(truth, people) -> None:
 
 
 @pytest.mark.slow
-def test_sizes_without_people_are_named(truth, guide, people) -> None:
+def test_sizes_without_people_are_named(truth, guide, people, only) -> None:
     """The gain is that of the largest size that leaves people something to predict."""
-    table = diagnose(truth, guide, people, budget=60, **SMALL | {"sizes": (4, 0, 50)}).table
+    only("real people: predictions")
+    table = diagnose(truth, guide, people, **SMALL | {"sizes": (4, 0, 50)}).table
     table = table.set_index("check")
     assert table["verdict"]["predictions at 50 known"] == "skipped"
     assert table["verdict"]["gain from 4 known choices"] == "pass"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+WRITTEN = {"population_uncertainty": "population"}
+"""The name in a benchmark's rows, where it is not that of its module."""
+
 
 def check_rows(name: str, document: dict) -> None:
     """Checks what a benchmark wrote: its rows, and the order of low, median and high."""
     assert document["environment"]["seeds"] == [0]
-    expected = {"population_uncertainty": "population"}.get(name, name)
-    assert {row["benchmark"] for row in document["rows"]} == {expected}
-    known = [row for row in document["rows"] if row["median"] is not None]
+    rows = [row for row in document["rows"] if row["benchmark"] == WRITTEN.get(name, name)]
+    known = [row for row in rows if row["median"] is not None]
     assert known
     for row in known:
         slack = 1e-9 * abs(row["median"])

@@ -4,7 +4,7 @@
 
 Trains in processes of its own, forks so that libraries are imported once: one that is killed and
 resumed, and two at a time as `torchrun` starts them, undisturbed or killed and resumed. Prints what
-came of each, as JSON. Run by test_dpo.py.
+came of each, as JSON. Run by test_checkpoints.py.
 """
 
 from __future__ import annotations

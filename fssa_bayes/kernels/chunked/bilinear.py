@@ -37,5 +37,5 @@ class Bilinear(Decoder):
             # A masked margin has the gradient 0, and 0 times a NaN of its user is NaN.
             self.add_items(block, self.oriented.fill(rows, block, 0.0))
         if self.needs[1]:
-            part = self.factors  # Of which only the memory is still used.
+            part = self.factors  # Overwritten: the factors are not read again.
             self.add_user(block, torch.bmm(g.transpose(1, 2), self.difference, out=part))

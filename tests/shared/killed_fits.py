@@ -1,6 +1,6 @@
 """Kills fits at random moments until each has ended, and prints how often and how they ended.
 
-    python tests/killed_fits.py FOLDER KILLS
+    python tests/shared/killed_fits.py FOLDER KILLS
 
 Run by test_checkpoint.py in a process of its own: the library is imported once and every attempt
 is a fork of it. Prints as JSON the number of fits, the number of kills that hit a fit under way,

@@ -1,6 +1,6 @@
 """Kills the command at random moments until each run has ended, and prints how they ended.
 
-    python tests/killed_runs.py FILE FOLDER KILLS
+    python tests/shared/killed_runs.py FILE FOLDER KILLS
 
 Run by cli/test_analyse.py in a process of its own: the library is imported once and every attempt
 is a fork of it. Prints, as JSON, the number of kills and the SHA-256 of the results of each run
