@@ -10,6 +10,7 @@ from benchmark_rows import WRITTEN, check_rows
 from running import run
 
 NAMES = (
+    "command",
     "data",
     "two_mode",
     "train_choice",
