@@ -186,7 +186,10 @@ def _of_few_people(
         )
         report = found.report(title, [*findings.opening(data, None), few], seed, start)
         return Analysis(report, numbers)
-    few = f"{people} to tell whether the model predicts their choices: at least {_MIN_PEOPLE} are."
+    few = (
+        f"{people} to tell whether the model predicts their choices, which needs at least "
+        f"{_MIN_PEOPLE}. What the model believes of them is a description."
+    )
     found.make(lambda: findings.describe_differences(*fitted, data, math.nan, num_samples, seed))
     with hear_warnings():
         exported = Posterior(*fitted, data, num_samples, seed=seed).to_inference_data()
