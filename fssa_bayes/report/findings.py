@@ -30,6 +30,7 @@ __all__ = [
     "EMPIRICAL_BAYES",
     "Comparison",
     "compare",
+    "count_people",
     "describe_covariates",
     "describe_data",
     "describe_differences",
@@ -79,9 +80,14 @@ def numbers_of_ranking(section: Section) -> dict[str, object]:
     }
 
 
+def count_people(data: Preferences) -> str:
+    """Says how many people there are."""
+    return "1 person" if len(data) == 1 else f"{len(data):,} people"
+
+
 def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     """Says in a sentence who chose among what, and in another which model describes them."""
-    line = f"{len(data):,} people, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
+    line = f"{count_people(data)}, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
     features = "" if data.items is None else f", each with {data.num_features:,} features"
     lines = [line + features + "."]
     if model is not None:
@@ -235,8 +241,8 @@ def rank_items(data: Preferences, seed: int) -> Section:
     groups = labels[position]
     order = average.ranking(data.item_names[position], groups=groups, seed=seed)
     text = [
-        f"Bradley–Terry model of the average person, fitted to all {len(data):,} people: utilities "
-        "in nats, with standard errors clustered by person. Intervals are 90 %, those of ranks "
+        f"Bradley–Terry model of the average person, fitted to {count_people(data)}: utilities in "
+        "nats, with standard errors clustered by person. Intervals are 90 %, those of ranks "
         "from the same normal approximation."
     ]
     if model.has_ties:
