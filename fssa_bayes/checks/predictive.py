@@ -17,9 +17,9 @@ import torch
 
 from fssa_bayes._random import seeded
 from fssa_bayes.checks.enough import NotEnoughDataError
-from fssa_bayes.checks.selection import select_comparisons
 from fssa_bayes.checks.statistics import CHECKS, prepare_statistics
 from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data.comparisons import select_where
 from fssa_bayes.model import HeterogeneousBTL, check_data
 from fssa_bayes.posterior import PopulationDraws
 
@@ -128,7 +128,7 @@ def drop_half_wins(data: Preferences) -> Preferences:
         return data
     if not keep.any():
         raise NotEnoughDataError("data must have choices other than half wins, got none")
-    return select_comparisons(data, keep, data.ranking)
+    return select_where(data, keep)
 
 
 def simulate_choices(

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes.checks.selection import mark_at_most, select_comparisons
+from fssa_bayes.checks.selection import mark_at_most
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data.comparisons import replace, select_where
+from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = ["TIES", "Spread", "prepare_spreads", "share_items", "spread_weights"]
@@ -78,7 +80,9 @@ def prepare_spreads(
     z = model.average_prior(draws).sample().unsqueeze(1)
     scale = 1.0 if data.items is None else data.items.std(0).clamp(min=1e-12).to(model.device)
     keep = mark_at_most(data.counts, _MAX_WIDTH, seed)
-    data, kept = select_comparisons(data, keep), np.flatnonzero(keep)
+    # A part of a ranking is no ranking: every comparison stands alone.
+    data = replace(data, judgements=Judgements(data.num_comparisons))
+    data, kept = select_where(data, keep), np.flatnonzero(keep)
     order = np.argsort(data.counts, kind="stable")
     order = order[data.counts[order] > 1]
     spreads, start = [], 0

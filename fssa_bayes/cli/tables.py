@@ -33,10 +33,12 @@ class Ties(StrEnum):
     keep = "keep"
 
 
+def _option(metavar: str, help: str) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=_PANEL, show_default=False)
+
+
 def _column(role: str) -> Any:
-    return typer.Option(
-        metavar="COLUMN", help=f"Column that {role}.", rich_help_panel=_PANEL, show_default=False
-    )
+    return _option("COLUMN", f"Column that {role}.")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,7 @@ class Votes:
     ]
     choice_labels: Annotated[
         str | None,
-        typer.Option(
-            metavar="WORD=MEANING,…",
-            help="The file's own words, such as a1=left,a2=right,equal=tie.",
-            rich_help_panel=_PANEL,
-            show_default=False,
-        ),
+        _option("WORD=MEANING,…", "The file's own words, such as a1=left,a2=right,equal=tie."),
     ] = None
     ties: Annotated[
         Ties,
@@ -80,29 +77,17 @@ class Votes:
     ] = Ties.drop
     items: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Features of items, a row an item: csv, tsv, parquet or npz.",
-            rich_help_panel=_PANEL,
-            show_default=False,
-        ),
+        _option("FILE", "Features of items, a row an item: csv, tsv, parquet or npz."),
     ] = None
     users: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Covariates of people, a row a person: csv, tsv, parquet or npz.",
-            rich_help_panel=_PANEL,
-            show_default=False,
-        ),
+        _option("FILE", "Covariates of people, a row a person: csv, tsv, parquet or npz."),
     ] = None
     delimiter: Annotated[
         str | None,
-        typer.Option(
-            metavar="CHARACTER",
-            help="What stands between two cells of a text file; by the file's name if absent.",
-            rich_help_panel=_PANEL,
-            show_default=False,
+        _option(
+            "CHARACTER",
+            "What stands between two cells of a text file; by the file's name if absent.",
         ),
     ] = None
 
@@ -164,9 +149,11 @@ def check_model(model: Path | None) -> None:
 def check_fitted(fitted: HeterogeneousBTL, data: Preferences, model: Path) -> None:
     """Raises a ValueError that names --model unless the model can score the comparisons."""
     from fssa_bayes.model import check_data
+    from fssa_bayes.report import hear_warnings
 
     try:
-        check_data(fitted, data)
+        with hear_warnings():  # The report repeats them beside the results.
+            check_data(fitted, data)
     except ValueError as error:
         raise ValueError(
             f"--model {str(model)!r} does not fit FILE, --items, --users and --ties as they are "

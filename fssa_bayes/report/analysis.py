@@ -112,7 +112,8 @@ def analyse(
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
     if fitted is not None:
-        _check_fitted(*fitted, data)
+        with hear_warnings():  # Every posterior warns of the same, beside the results.
+            _check_fitted(*fitted, data)
     found = Collector(tell)
     found.add(about_data or findings.describe_data(data))
     if len(data) < _MIN_PEOPLE:
@@ -288,13 +289,13 @@ def fit_average(data: Preferences, individual: HeterogeneousBTL, seed: int) -> F
         model = HeterogeneousBTL(
             data.num_features, 0, utility, ties=findings.model_of_ties(data), **answers
         )
-    validation = None if model.utility.is_linear else _held_out_share(data)
+    validation = _choose_validation(data)
     return fit(model, None, data, validation=validation, seed=seed, progress_bar=False)
 
 
-def _held_out_share(data: Preferences) -> float | None:
-    """Networks are stopped early by people held out, if there are enough."""
-    return 0.1 if len(data) >= 20 else None
+def _choose_validation(data: Preferences) -> str | None:
+    """Lets networks be stopped early by people held out, if there are enough."""
+    return "auto" if len(data) >= 20 else None
 
 
 def fit_people(
@@ -325,7 +326,7 @@ def fit_people(
         objective=[ImportanceWeightedELBO(16), Sleep()],
         steps=steps,
         batch_size=int(np.clip(_STEP_SIZE / train.counts.mean(), 8, 64)),
-        validation=None if model.utility.is_linear else _held_out_share(train),
+        validation=_choose_validation(train),
         refit=False,
         seed=seed,
         checkpoint=checkpoint,

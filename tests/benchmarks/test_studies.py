@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from benchmark_rows import WRITTEN, check_rows
-from running import run
+from benchmark_rows import check_rows, run_benchmarks
 
 NAMES = (
     "kernels",
@@ -22,13 +20,8 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def document(train_choices: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What the benchmarks write, all run in one process: the imports take longer than most."""
-    path = tmp_path_factory.mktemp("benchmarks") / "rows.json"
-    options = ("--quick", "--seeds", "0", "--data", str(train_choices), "--json", str(path))
-    run("-m", "benchmarks", *NAMES, *options)
-    document = json.loads(path.read_text())
-    assert {row["benchmark"] for row in document["rows"]} == {WRITTEN.get(n, n) for n in NAMES}
-    return document
+    """What these benchmarks write."""
+    return run_benchmarks(NAMES, train_choices, tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.mark.slow
