@@ -17,6 +17,7 @@ __all__ = [
     "check_pairs",
     "check_people",
     "check_positions",
+    "check_sides",
     "check_table",
 ]
 
@@ -115,6 +116,22 @@ def check_choices(choice: np.ndarray, length: int) -> np.ndarray:
             f"choice must be 0, 0.5 or 1, got {choice[wrong[0]]} in comparison {wrong[0]}"
         )
     return choice
+
+
+def check_sides(side: np.ndarray | None, length: int) -> np.ndarray | None:
+    """Returns sides in single precision, or refuses a wrong number and what is no side."""
+    if side is None:
+        return None
+    side = np.asarray(side, dtype=np.float32)
+    if side.shape != (length,):
+        raise ValueError(f"side must have shape ({length},), got {side.shape}")
+    wrong = np.flatnonzero(~(np.isin(side, (-1, 0, 1)) | np.isnan(side)))
+    if len(wrong):
+        raise ValueError(
+            f"side must be 1 (left), 0 (neither), -1 (right) or NaN (not known), got "
+            f"{side[wrong[0]]} in comparison {wrong[0]}"
+        )
+    return side
 
 
 def check_people(people: np.ndarray | Sequence[int], num_users: int) -> np.ndarray:

@@ -45,6 +45,9 @@ class Comparisons:
         dropped_ties: Number of ties that were left out.
         judgements: Which comparisons belong together.
         broken: Numbers of rankings that were broken into pairs and of their stages.
+        side: Whose place is an advantage: 1 for left's, −1 for right's, 0 for neither's, NaN where
+            it is not known, (R,); None where it is left's everywhere.
+        people_are_named: Whether the data say who answered; else every row is a judge of its own.
     """
 
     left: np.ndarray
@@ -62,6 +65,8 @@ class Comparisons:
     dropped_ties: int
     judgements: Judgements
     broken: tuple[int, int] = (0, 0)
+    side: np.ndarray | None = None
+    people_are_named: bool = True
 
     def __len__(self) -> int:
         """Returns the number of people U."""
@@ -113,6 +118,11 @@ class Comparisons:
         return (self.choice == 0.5) & ~self.judgements.inside
 
     @property
+    def places_are_known(self) -> bool:
+        """Whether the data say, for every comparison, whose place was an advantage."""
+        return self.side is None or not np.isnan(self.side).any()
+
+    @property
     def num_features(self) -> int:
         """Number of features D of an item; the number of items where these have no features."""
         return self.num_items if self.items is None else self.items.shape[1]
@@ -157,6 +167,7 @@ def select(data: Data, rows: np.ndarray, counts: np.ndarray, **parts: Any) -> Da
         choice=data.choice[rows],
         offsets=offsets_of(counts),
         judgements=data.judgements.select(rows),
+        side=None if data.side is None else data.side[rows],
         **parts,
     )
 
@@ -214,4 +225,5 @@ def pad(
         mask=torch.from_numpy(mask),
         covariates=covariates_of(data, people),
         ranking=ranking,
+        side=None if data.side is None else torch.from_numpy(padded(data.side[rows], np.float32)),
     )

@@ -32,6 +32,7 @@ from fssa_bayes.data.arrays import (
     check_pairs,
     check_people,
     check_positions,
+    check_sides,
     check_table,
 )
 from fssa_bayes.data.batch import Batch
@@ -81,6 +82,11 @@ class Preferences(Comparisons):
         dropped_ties: Number of ties that were left out, for :meth:`summary`.
         ranking: Equal numbers for the comparisons of a person that are the pairs of one ranking,
             with shape (R,); None where every comparison stands alone. See :meth:`from_rankings`.
+        side: Whose place is an advantage, which a position bias measures: 1 for left's, −1 for
+            right's, 0 for neither's, NaN where it is not known, with shape (R,); None where it is
+            left's everywhere.
+        people_are_named: Whether it is known who answered; else every comparison or ranking is a
+            person of its own.
 
     Attributes:
         judgements: Which comparisons belong together.
@@ -88,7 +94,7 @@ class Preferences(Comparisons):
 
     Raises:
         ValueError: If shapes disagree, an index is out of range, an item is compared with itself,
-            a choice lies outside {0, ½, 1}, a feature or covariate is not finite, or the
+            a choice or side is none, a feature or covariate is not finite, or the
             comparisons of a ranking are not its pairs.
     """
 
@@ -109,6 +115,8 @@ class Preferences(Comparisons):
         ties: str = "half",
         dropped_ties: int = 0,
         ranking: np.ndarray | None = None,
+        side: np.ndarray | None = None,
+        people_are_named: bool = True,
     ) -> None:
         if ties not in _TIES:
             raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
@@ -148,6 +156,8 @@ class Preferences(Comparisons):
             ties=ties,
             dropped_ties=int(dropped_ties),
             judgements=find_judgements(left, right, choice, ranking, person),
+            side=check_sides(side, total),
+            people_are_named=bool(people_are_named),
         )
 
     @classmethod
@@ -155,10 +165,14 @@ class Preferences(Comparisons):
         cls,
         df: pd.DataFrame,
         *,
-        user: str,
-        left: str,
-        right: str,
-        choice: str,
+        user: str | None = None,
+        left: str | None = None,
+        right: str | None = None,
+        choice: str | None = None,
+        winner: str | None = None,
+        loser: str | None = None,
+        side: str | None = None,
+        count: str | None = None,
         items: pd.DataFrame | None = None,
         users: pd.DataFrame | None = None,
         choice_labels: Mapping[Any, str] | None = None,
@@ -166,14 +180,25 @@ class Preferences(Comparisons):
     ) -> Preferences:
         """Reads comparisons from a table with one row per comparison.
 
+        The items stand in `left`, `right` and `choice`, or in `winner` and `loser`, which do not
+        tell who stood on the left: a model with a position bias refuses the latter without `side`.
+
         Args:
             df: The comparisons.
-            user: Column that names the person.
+            user: Column that names the person. None where nobody is named: every comparison has a
+                judge of its own, which suits homogeneous models (`latent_dim=0`).
             left: Column that names the left item.
             right: Column that names the right item.
             choice: Column with the answer, in one of three codings: numbers 1 / 0 / 0.5 or
                 booleans (True: left); the words "left" / "right" / "tie"; or the name of the
                 preferred item (and "tie").
+            winner: Column that names the preferred item.
+            loser: Column that names the other item.
+            side: Column that tells whose place is an advantage, which a position bias measures: 1
+                for the place of left (of the winner), -1 for that of right (of the loser), 0 for
+                neither, as on neutral ground. None: left has it everywhere.
+            count: Column with the number of equal comparisons that a row stands for, exactly as if
+                it was repeated; rows of 0 are left out.
             items: Numeric features, one row per item, indexed by item name. None gives every item
                 an indicator of its own.
             users: Numeric covariates, one row per person, indexed by user name. Every row must
@@ -193,12 +218,13 @@ class Preferences(Comparisons):
 
         Warns:
             UserWarning: For duplicate rows, for people left without comparisons by `ties="drop"`,
-                for items that are never compared, and, where items have no features, for a
-                comparison graph that is not connected.
+                where left (or right) was preferred in every row, for items that are never compared,
+                and, where items have no features, for a comparison graph that is not connected.
         """
         if ties not in _TIES:
             raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
         columns = {"user": user, "left": left, "right": right, "choice": choice}
+        columns |= {"winner": winner, "loser": loser, "side": side, "count": count}
         data = cls(**read_frame(df, columns, items, users, choice_labels, ties))
         warn_about_graph(data, stacklevel=2)
         return data
@@ -467,7 +493,11 @@ class Preferences(Comparisons):
         return select_where(self, in_context), select_where(self, ~in_context)
 
     def swap(self, which: np.ndarray | None = None) -> Preferences:
-        """Exchanges left and right, and the choice with them, in all or some comparisons (R,)."""
+        """Exchanges left and right, and the choice with them, in all or some comparisons (R,).
+
+        Where data have sides, the advantage of a place goes with its item: a side of 1 becomes −1.
+        Without sides it is left's, whichever item that is.
+        """
         which = np.ones(self.num_comparisons, dtype=bool) if which is None else np.asarray(which)
         if which.dtype != bool or which.shape != (self.num_comparisons,):
             raise ValueError(
@@ -479,6 +509,7 @@ class Preferences(Comparisons):
             left=np.where(which, self.right, self.left),
             right=np.where(which, self.left, self.right),
             choice=np.where(which, 1 - self.choice, self.choice),
+            side=None if self.side is None else np.where(which, 0 - self.side, self.side),
         )
 
     def with_choices(self, choice: np.ndarray, *, ties: str | None = None) -> Preferences:
@@ -501,10 +532,10 @@ class Preferences(Comparisons):
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # The digest of data without rankings or covariates is that of format 1, so that old
+        # The digest of data without rankings, covariates or sides is that of format 1, so that old
         # checkpoints are recognised.
         comparisons = self.offsets, self.left, self.right, self.choice
-        tables = (*comparisons, self.items, self.covariates, self.ranking)
+        tables = (*comparisons, self.items, self.covariates, self.ranking, self.side)
         for table in tables:
             if table is not None:
                 digest.update(np.ascontiguousarray(table).tobytes())

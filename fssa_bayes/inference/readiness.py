@@ -58,6 +58,19 @@ def check_training_data(
             "data must have ties to fit a model with ties='davidson', got none in "
             f"{data.num_comparisons} comparisons{dropped}: read them with ties='keep'"
         )
+    if model.bias is not None and data.side is not None and not data.side.any():
+        raise ValueError(
+            "data must have comparisons with a side of 1 or -1 to fit a position bias, got a side "
+            f"of 0 in all {data.num_comparisons} comparisons: build the model with "
+            "position_bias=False"
+        )
+    if model.latent_dim and not data.people_are_named:
+        warnings.warn(
+            "data name no people (user=None), so every row is taken for the only comparison of a "
+            "person, which says next to nothing about how people differ: name them by user=, or "
+            "use latent_dim=0",
+            stacklevel=3,
+        )
     constant = [] if data.items is None else data.feature_names[(data.items.std(0) == 0).numpy()]
     if len(constant):
         warnings.warn(

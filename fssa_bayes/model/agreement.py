@@ -16,6 +16,7 @@ from fssa_bayes.model.btl import HeterogeneousBTL
 __all__ = [
     "check_covariates",
     "check_data",
+    "check_places",
     "check_same_people",
     "check_ties",
     "positions",
@@ -54,6 +55,7 @@ def check_data(
             )
     model.check_rankings(data.has_rankings)
     check_ties(model, data)
+    check_places(model, data)
     if needs_covariates:
         check_covariates(model, data)
 
@@ -93,6 +95,16 @@ def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
             f"data counts ties as half a win each ({number} of {data.num_comparisons} "
             "comparisons), and the model has ties proper: read the data with ties='keep', or build "
             "the model with ties=None"
+        )
+
+
+def check_places(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Raises a ValueError where the model has a position bias, and data do not tell the places."""
+    if model.bias is not None and not data.places_are_known:
+        raise ValueError(
+            "data tell the winner and the loser of a comparison, not which of them stood on the "
+            "left (or was at home), and the model has a position bias: build it with "
+            "position_bias=False, or read the data with left=, right= and choice=, or with side="
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
-from fssa_bayes.model.distributions import BradleyTerry
+from fssa_bayes.model.distributions import BradleyTerry, bind_margin
 from fssa_bayes.model.prior import LatentPrior
 from fssa_bayes.model.utilities import (
     BilinearUtility,
@@ -45,7 +45,8 @@ class HeterogeneousBTL(LatentPrior):
         \mathrm{BradleyTerry}(y_{un} \mid r(x_{un}^{l}, z_u) - r(x_{un}^{r}, z_u)).
 
     What an answer depends on beside the utilities is the same for everybody: with m the margin, to
-    which `position_bias` adds b, `ties="davidson"` makes P(left) : P(right) : P(tie) as
+    which `position_bias` adds b (or s b with the `side` s of a comparison, 1, 0 or −1, where data
+    have sides), `ties="davidson"` makes P(left) : P(right) : P(tie) as
     :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ, uniform over
     the possible ones. log ν, b and logit λ are parameters, estimated with the rest. A ranking has
     the probability of Plackett and Luce, and none of these.
@@ -201,15 +202,17 @@ class HeterogeneousBTL(LatentPrior):
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         pairwise = self.utility.pairwise(*prepared, flat)
 
+        has_sides = batch.side is not None and self.bias is not None
+        bias = 0.0 if has_sides else self.position_bias
+
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
-            value = pairwise(
-                batch.left,
-                batch.right,
-                choice,
-                batch.mask,
-                position_bias=self.position_bias,
-                **options,
-            )
+            pairs = batch.left, batch.right
+            if has_sides:  # The kernels have one bias for all comparisons.
+                margin = pairwise(*pairs, None, batch.mask, output="margin")
+                margin = margin + self.bias * batch.side.masked_fill(~batch.mask, 0.0).to(margin)
+                value = bind_margin(margin, batch.mask)(choice, **options)
+            else:
+                value = pairwise(*pairs, choice, batch.mask, position_bias=bias, **options)
             return value.reshape(lead + value.shape[1:])
 
         self.check_rankings(batch.rankings is not None)
@@ -221,6 +224,7 @@ class HeterogeneousBTL(LatentPrior):
             position_bias=self.bias,
             lapse_logit=self.lapse_logit,
             rankings=batch.rankings,
+            side=batch.side,
         )
 
     def forward(
