@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data.ids import (
+    canonical_names,
+    explain_unknown,
+    factorise_names,
+    find_names,
+    join_names,
+)
 from fssa_bayes.data.ragged import offsets_of
 
 __all__ = [
@@ -115,14 +122,13 @@ def arrange(
     side = read_sides(df, columns["side"]) if "side" in columns else None
     if by_outcome:  # Which item is left must not depend on the outcome.
         turn = left_item > right_item
-        left_item, right_item = (
-            np.where(turn, right_item, left_item),
-            np.where(turn, left_item, right_item),
-        )
+        left_item, right_item = np.where(turn, [right_item, left_item], [left_item, right_item])
         outcome = np.where(turn, 1 - outcome, outcome)
         side = np.full(len(df), np.nan) if side is None else np.where(turn, 0 - side, side)
     person, user_names = _find_people(df, columns, users)
-    covariates = None if users is None else read_covariates(users, pd.Index(user_names))
+    covariates = None if users is None else read_covariates(users, user_names)
+    if "user" in columns:
+        _warn_of_repetitions(person, left_item, right_item, outcome, side)
 
     tied = outcome == 0.5
     number = np.ones(len(df), dtype=np.int64) if count is None else count
@@ -153,7 +159,7 @@ def arrange(
         "num_items": len(item_names),
         "item_names": item_names,
         "feature_names": None if items is None else items.columns,
-        "user_names": pd.Index(user_names)[present],
+        "user_names": user_names[present],
         "covariates": None if covariates is None else covariates[present],
         "covariate_names": None if users is None else users.columns,
         "ties": "half" if ties == "drop" else ties,
@@ -166,21 +172,24 @@ def arrange(
 def _find_people(
     df: pd.DataFrame, columns: Mapping[str, str], users: pd.DataFrame | None
 ) -> tuple[np.ndarray, pd.Index]:
-    """Returns the person of each row and the names of people; warns of repeated answers."""
+    """Returns the person of each row, and the names of people."""
     if "user" not in columns:
         if users is not None:
             raise ValueError("users must be None where user=None: nobody is named")
         return np.arange(len(df)), pd.RangeIndex(len(df))
-    asked = [column for role, column in columns.items() if role != "count"]
-    repeated = int(df.duplicated(asked).sum())
+    return factorise_names(_described(columns, "user"), df[columns["user"]])
+
+
+def _warn_of_repetitions(*columns: np.ndarray | None) -> None:
+    """Warns of rows with the same person, items, answer and side as an earlier row."""
+    table = pd.DataFrame({n: column for n, column in enumerate(columns) if column is not None})
+    repeated = int(table.duplicated().sum())
     if repeated:
-        same = "left, right and choice" if "choice" in columns else "items and answer"
         warnings.warn(
-            f"{repeated} of {len(df)} rows repeat an earlier row (same person, {same}); each "
-            "counts as a judgement of its own",
+            f"{repeated} of {len(table)} rows repeat an earlier row (same person, left, right and "
+            "choice); each counts as a judgement of its own",
             stacklevel=5,
         )
-    return pd.factorize(df[columns["user"]])
 
 
 def read_count(df: pd.DataFrame, argument: str, column: str) -> np.ndarray:
@@ -262,30 +271,36 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
 def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
     """Names the items: those of the features, or else all that are compared."""
     if items is None:
-        names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
-        return pd.Index(names)
+        names = [factorise_names(f"column {column!r}", df[column])[1] for column in (left, right)]
+        return join_names(*names)
     if not isinstance(items, pd.DataFrame):
         raise TypeError(
             "items must be a pandas DataFrame of features indexed by item name, or None, "
             f"got {type(items).__name__}"
         )
     _check_numeric("items", items)
-    return items.index
+    return canonical_names("the index of items", items.index)
 
 
 def neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
     """Orders items by the choice set or by name, so that the order tells nothing of the ranks."""
     if choice_set is not None:
-        return pd.Index(choice_set)
+        return canonical_names("choice_set", choice_set)
     try:
         return names.sort_values()
     except TypeError:  # Names of different types have no order.
         return names
 
 
+def _described(columns: Mapping[str, str], argument: str) -> str:
+    """Names a column in a message by the argument that named it."""
+    return f"{argument}={columns[argument]!r}"
+
+
 def _check_numeric(argument: str, table: pd.DataFrame) -> None:
-    if not table.index.is_unique:
-        name = table.index[table.index.duplicated()][0]
+    index = canonical_names(f"the index of {argument}", table.index)
+    if not index.is_unique:
+        name = index[index.duplicated()].tolist()[0]
         raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
     if table.shape[1] == 0:
         raise ValueError(f"{argument} must have at least one column, got none")
@@ -305,16 +320,30 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
         )
 
 
-def lookup_items(df: pd.DataFrame, column: str, names: pd.Index) -> np.ndarray:
-    """Finds the positions of the items in a column, int32, or refuses unknown items."""
-    position = names.get_indexer(df[column])
+def lookup_items(
+    df: pd.DataFrame,
+    column: str,
+    names: pd.Index,
+    describe: Callable[[int], str] | None = None,
+) -> np.ndarray:
+    """Finds the positions of the items in a column, int32, or refuses unknown items.
+
+    Args:
+        df: A table.
+        column: Name of its column of items.
+        names: Names of all items.
+        describe: Says where a row, given by position, stands; None for column and index.
+    """
+    code, distinct = factorise_names(f"column {column!r}", df[column])
+    position = find_names(distinct, names)[code]
     unknown = np.flatnonzero(position < 0)
     if len(unknown):
-        name = df[column].iloc[unknown[0]]
+        row, name = unknown[0], distinct.tolist()[code[unknown[0]]]
+        where = f"in column {column!r} at row {df.index[row]}"
         raise ValueError(
-            f"unknown item {name!r} in column {column!r} at row {df.index[unknown[0]]} "
-            f"({len(unknown)} such rows): items has no row of that name; its index begins with "
-            f"{list(names[:3])}"
+            f"unknown item {name!r} {describe(row) if describe else where} ({len(unknown)} such "
+            f"rows): items has no row of that name; its index begins with {names[:3].tolist()}"
+            f"{explain_unknown(name, names)}"
         )
     return position.astype(np.int32)
 
@@ -416,16 +445,18 @@ def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
             f"got {type(users).__name__}"
         )
     _check_numeric("users", users)
-    idle = users.index.difference(names, sort=False)
-    if len(idle):
+    index = canonical_names("the index of users", users.index)
+    idle = index[find_names(index, names) < 0].tolist()
+    if idle:
         raise ValueError(
             f"users must belong to people with comparisons, got {idle[0]!r} without any "
-            f"({len(idle)} such rows)"
+            f"({len(idle)} such rows){explain_unknown(idle[0], names)}"
         )
-    missing = names.difference(users.index, sort=False)
-    if len(missing):
+    row = find_names(names, index)
+    missing = names[row < 0].tolist()
+    if missing:
         raise ValueError(
             f"users must have a row for every person, got none for {missing[0]!r} "
             f"({len(missing)} such people)"
         )
-    return users.loc[names].to_numpy(dtype=np.float32)
+    return users.iloc[row].to_numpy(dtype=np.float32)
