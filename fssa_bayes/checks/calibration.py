@@ -34,7 +34,7 @@ from fssa_bayes.checks.simulation import (
 )
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.sampling import draw_posterior
 
@@ -149,7 +149,7 @@ def calibrate(
         Lemos et al. (2023), Sampling-based accuracy testing of posterior estimators for general
         inference, arXiv 2302.03026.
     """
-    check_data(model, data)
+    data = align(model, data)
     sizes = check_study(model, sizes, num_users, num_samples)
     if draw is None:
         check_guide(model, guide)

@@ -1,5 +1,6 @@
 """Paired comparisons of many people: tables, storage, splits and batches."""
 
+from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
@@ -12,6 +13,7 @@ __all__ = [
     "Preferences",
     "Summary",
     "covariate_rank",
+    "find_columns",
     "first_names",
     "identified_covariates",
     "user_batches",
