@@ -92,6 +92,10 @@ def save(
     }
     if model.covariate_names is not None:
         config["covariate_names"] = _plain_names(model.covariate_names)
+    for entry in ("feature_levels", "covariate_levels"):
+        rows = [(name, *levels) for name, levels in getattr(model, entry).items()]
+        if rows:
+            config[entry] = [_plain_names(pd.Index(row, dtype=object)) for row in rows]
     write_folder(path, config, flatten(model, guide))
 
 
@@ -157,6 +161,9 @@ def load(
     model.feature_names = None if names is None else pd.Index(names)
     names = config.get("covariate_names")
     model.covariate_names = None if names is None else pd.Index(names)
+    for entry in ("feature_levels", "covariate_levels"):
+        rows = config.get(entry, ())
+        setattr(model, entry, {name: tuple(levels) for name, *levels in rows})
     return model, guide
 
 

@@ -6,6 +6,7 @@ from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.preferences import Preferences
+from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.summary import Summary
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Preferences",
     "Summary",
     "covariate_rank",
+    "expand_levels",
     "find_columns",
     "first_names",
     "identified_covariates",

@@ -7,7 +7,8 @@ by :func:`replace` from these fields alone, so that no cached value of the old d
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -20,9 +21,11 @@ from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.ragged import list_ranges, offsets_of
 
-__all__ = ["Comparisons", "covariates_of", "pad", "replace", "rows_of", "select", "select_where"]
+__all__ = ["TIES", "Comparisons", "covariates_of", "pad", "replace", "rows_of", "select", "select_where"]
 
 Data = TypeVar("Data", bound="Comparisons")
+TIES = ("drop", "keep", "half")
+"""What becomes of ties that are read."""
 
 
 @dataclass(eq=False, repr=False)
@@ -48,6 +51,8 @@ class Comparisons:
         side: Whose place is an advantage: 1 for left's, −1 for right's, 0 for neither's, NaN where
             it is not known, (R,); None where it is left's everywhere.
         people_are_named: Whether the data say who answered; else every row is a judge of its own.
+        feature_levels: Levels of categorical features by column, the reference level first.
+        covariate_levels: The same of categorical covariates.
     """
 
     left: np.ndarray
@@ -67,6 +72,8 @@ class Comparisons:
     broken: tuple[int, int] = (0, 0)
     side: np.ndarray | None = None
     people_are_named: bool = True
+    feature_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
+    covariate_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Returns the number of people U."""

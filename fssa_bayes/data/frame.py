@@ -17,6 +17,7 @@ from fssa_bayes.data.ids import (
     join_names,
 )
 from fssa_bayes.data.ragged import offsets_of
+from fssa_bayes.data.readers.categories import expand_levels
 
 __all__ = [
     "arrange",
@@ -102,6 +103,8 @@ def arrange(
         users: Covariates of the people, or None.
         ties: `"drop"`, `"half"` or `"keep"`.
     """
+    items, feature_levels = expand_levels("items", items)
+    users, covariate_levels = expand_levels("users", users)
     if count is not None:
         _check_total(count)
         df, outcome, count = df[count > 0], outcome[count > 0], count[count > 0]
@@ -166,6 +169,8 @@ def arrange(
         "dropped_ties": dropped,
         "side": None if side is None else side[order],
         "people_are_named": "user" in columns,
+        "feature_levels": feature_levels,
+        "covariate_levels": covariate_levels,
     }
 
 
@@ -307,8 +312,8 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
     for column, dtype in table.dtypes.items():
         if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
             raise ValueError(
-                f"{argument} must be numeric, got column {column!r} of type {dtype}; encode it "
-                "first, for example with pandas.get_dummies"
+                f"{argument} must hold numbers, or text or categories, got column {column!r} of "
+                f"type {dtype}"
             )
     values = table.to_numpy(dtype=np.float64, na_value=np.nan)
     bad = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))

@@ -26,6 +26,7 @@ def pool(data: Data, width: int) -> Data:
         user_names=pd.RangeIndex(len(starts)),
         covariates=None,
         covariate_names=pd.RangeIndex(0),
+        covariate_levels={},
         dropped_ties=0,
         judgements=data.judgements if data.has_rankings else Judgements(data.num_comparisons),
         broken=(0, 0),

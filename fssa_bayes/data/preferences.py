@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,9 @@ from fssa_bayes.data.summary import Summary, summarise
 
 __all__ = ["Preferences"]
 
-_TIES = ("drop", "keep", "half")
-_METHODS = ("plackett_luce", "pairs")
 
 
-class Preferences(AlignedComparisons, GrowingComparisons):
+class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     """Stores the paired comparisons of many people, ragged, in memory proportional to their number.
 
     Most users start from :meth:`from_dataframe`. Objects are immutable: splits and subsets return
@@ -94,6 +92,9 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             left's everywhere.
         people_are_named: Whether it is known who answered; else every comparison or ranking is a
             person of its own.
+        feature_levels: Levels of categorical features by the name of their column, the reference
+            level first; the others have an indicator among the features.
+        covariate_levels: The same of categorical covariates.
 
     Attributes:
         judgements: Which comparisons belong together.
@@ -124,9 +125,11 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         ranking: np.ndarray | None = None,
         side: np.ndarray | None = None,
         people_are_named: bool = True,
+        feature_levels: Mapping[Hashable, tuple] | None = None,
+        covariate_levels: Mapping[Hashable, tuple] | None = None,
     ) -> None:
-        if ties not in _TIES:
-            raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
         offsets = check_offsets(offsets)
         if items is None and num_items is None:
             raise ValueError("one of items and num_items must be given, got neither")
@@ -165,190 +168,9 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             judgements=find_judgements(left, right, choice, ranking, person),
             side=check_sides(side, total),
             people_are_named=bool(people_are_named),
+            feature_levels=dict(feature_levels or {}),
+            covariate_levels=dict(covariate_levels or {}),
         )
-
-    @classmethod
-    def from_dataframe(
-        cls,
-        df: pd.DataFrame,
-        *,
-        user: str | None = None,
-        left: str | None = None,
-        right: str | None = None,
-        choice: str | None = None,
-        winner: str | None = None,
-        loser: str | None = None,
-        side: str | None = None,
-        count: str | None = None,
-        items: pd.DataFrame | None = None,
-        users: pd.DataFrame | None = None,
-        choice_labels: Mapping[Any, str] | None = None,
-        ties: str = "drop",
-    ) -> Preferences:
-        """Reads comparisons from a table with one row per comparison.
-
-        The items stand in `left`, `right` and `choice`, or in `winner` and `loser`, which do not
-        tell who stood on the left: a model with a position bias refuses the latter without `side`.
-
-        Args:
-            df: The comparisons.
-            user: Column that names the person. None where nobody is named: every comparison has a
-                judge of its own, which suits homogeneous models (`latent_dim=0`).
-            left: Column that names the left item.
-            right: Column that names the right item.
-            choice: Column with the answer, in one of three codings: numbers 1 / 0 / 0.5 or
-                booleans (True: left); the words "left" / "right" / "tie"; or the name of the
-                preferred item (and "tie").
-            winner: Column that names the preferred item.
-            loser: Column that names the other item.
-            side: Column that tells whose place is an advantage, which a position bias measures: 1
-                for the place of left (of the winner), -1 for that of right (of the loser), 0 for
-                neither, as on neutral ground. None: left has it everywhere.
-            count: Column with the number of equal comparisons that a row stands for, exactly as if
-                it was repeated; rows of 0 are left out.
-            items: Numeric features, one row per item, indexed by item name. None gives every item
-                an indicator of its own.
-            users: Numeric covariates, one row per person, indexed by user name. Every row must
-                belong to a person with comparisons.
-            choice_labels: Translation of the data's own words into "left", "right" and "tie", for
-                example `{"a1": "left", "a2": "right", "equal": "tie"}`.
-            ties: `"drop"` leaves ties out, `"half"` counts them as half a win each, `"keep"` keeps
-                them for a model with ties. A numeric 0.5 is a tie.
-
-        Returns:
-            The comparisons, people in order of first appearance.
-
-        Raises:
-            TypeError: If `df`, `items` or `users` is not a DataFrame.
-            ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
-                finite, a choice has no or more than one meaning, or an item meets itself.
-
-        Warns:
-            UserWarning: For duplicate rows, for people left without comparisons by `ties="drop"`,
-                where left (or right) was preferred in every row, for items that are never compared,
-                and, where items have no features, for a comparison graph that is not connected.
-        """
-        if ties not in _TIES:
-            raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
-        columns = {"user": user, "left": left, "right": right, "choice": choice}
-        columns |= {"winner": winner, "loser": loser, "side": side, "count": count}
-        data = cls(**read_frame(df, columns, items, users, choice_labels, ties))
-        warn_about_graph(data, stacklevel=2)
-        return data
-
-    @classmethod
-    def from_rankings(
-        cls,
-        rankings: pd.DataFrame | Mapping[Any, Sequence[Sequence]] | Sequence[Sequence],
-        *,
-        user: str | None = None,
-        ranking: str | None = None,
-        item: str | None = None,
-        rank: str | None = None,
-        choice_set: Sequence | None = None,
-        items: pd.DataFrame | None = None,
-        users: pd.DataFrame | None = None,
-        method: str = "plackett_luce",
-    ) -> Preferences:
-        r"""Reads full and partial rankings, scored by Plackett–Luce or broken into pairs.
-
-        Plackett–Luce: the best item is chosen among all, the next among those left, and so on, each
-        with a probability in proportion to the exponential of its utility, so that a ranking of two
-        is a comparison. The likelihood is exact, the ranking one event.
-
-        `method="pairs"` scores every pair as a comparison of its own: a composite likelihood. Its
-        estimates are consistent, as each pair by itself has just that probability, and for items of
-        equal utility as good as those from 92 % (n = 5 items), 87 % (10) and in the limit 75 % of
-        the rankings by Plackett–Luce. But it takes pairs of one ranking for independent: it counts
-        (n + 1) / 3 times the information that it uses. So likelihoods, posteriors of a person and
-        standard errors from the information claim too much; those of the sandwich, with people as
-        clusters (`se_sandwich` of `population()`, `ranking()`), do not.
-
-        A *partial* ranking is of a part of the items, which says nothing about the others; or the
-        best k of a choice set, whose other items lie below in no order.
-
-        Args:
-            rankings: A table with one row an item of a ranking, whose columns are named below; or
-                a mapping from people to lists of rankings, each of which lists items from the best
-                on; or a list of such rankings, each of a person of its own. A table with one row a
-                ranking and one column an item is `melt`ed first.
-            user: Column that names the person.
-            ranking: Column that tells a person's rankings apart; None where each gave one.
-            item: Column that names the item.
-            rank: Column with the rank, a number from 1, the best; only the order matters. Missing
-                where an item was on offer and lies below all ranked ones.
-            choice_set: Items that every ranking was made from: those that it does not list lie
-                below the ones that it does. None for what the rankings list.
-            items: Numeric features, one row per item, indexed by item name. None gives every item
-                an indicator of its own.
-            users: Numeric covariates, one row per person, indexed by user name.
-            method: `"plackett_luce"` or `"pairs"`.
-
-        Returns:
-            The rankings, people in order of first appearance. A ranking of n items, whether it is
-            full or of the best k, takes n (n − 1) / 2 comparisons; broken into pairs, it has no
-            pairs that it says nothing about.
-
-        Raises:
-            TypeError: If `rankings`, `items` or `users` is of another type.
-            ValueError: If a column, item or person is unknown, a cell is missing, an item stands
-                twice in a ranking, two items share a rank, a ranking has a single item or none
-                that is ranked, or an item lies outside the choice set.
-
-        Warns:
-            UserWarning: For rankings broken into pairs, and as :meth:`from_dataframe` for items.
-
-        References:
-            Luce (1959), Individual choice behavior; Plackett (1975), The analysis of permutations.
-            Hunter (2004), MM algorithms for generalized Bradley-Terry models, Annals of Statistics
-            32(1).
-            Turner, van Etten, Firth & Kosmidis (2020), Modelling rankings in R: the PlackettLuce
-            package, Computational Statistics 35.
-            Varin, Reid & Firth (2011), An overview of composite likelihood methods.
-
-        Example:
-            >>> ballots = {"ann": [("tea", "cola", "milk")], "bob": [("milk", "tea")]}
-            >>> data = Preferences.from_rankings(ballots)
-            >>> data.num_judgements, data.num_comparisons
-            (2, 4)
-        """
-        if method not in _METHODS:
-            raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
-        columns = {"user": user, "ranking": ranking, "item": item, "rank": rank}
-        ranked = read_rankings(rankings, columns, choice_set)
-        frame = ranked.item.to_frame("item")
-        names = name_items(frame, "item", "item", items)
-        if items is None:
-            names = neutral_order(names, choice_set)
-        position = lookup_items(frame, "item", names, ranked.describe)
-        left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
-        covariates = None if users is None else read_covariates(users, ranked.users)
-        counts = np.bincount(ranked.person[number], minlength=len(ranked.users))
-        data = cls(
-            left,
-            right,
-            choice,
-            offsets_of(counts),
-            items=None if items is None else items.to_numpy(dtype=np.float32),
-            num_items=len(names),
-            item_names=names,
-            feature_names=None if items is None else items.columns,
-            user_names=ranked.users,
-            covariates=covariates,
-            covariate_names=None if users is None else users.columns,
-            ranking=number,
-        )
-        warn_about_graph(data, stacklevel=2)
-        if method == "plackett_luce" or not data.has_rankings:
-            return data
-        pairs = data.as_pairs()
-        warnings.warn(
-            f"{pairs.broken[0]:,} rankings of {pairs.broken[1]:,} stages were broken into pairs, "
-            f"scored as {pairs.num_comparisons:,} independent comparisons, which they are not: use "
-            "standard errors of the sandwich, with people as clusters",
-            stacklevel=2,
-        )
-        return pairs
 
     def __repr__(self) -> str:
         return (

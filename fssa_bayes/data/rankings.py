@@ -104,6 +104,63 @@ def read_rankings(
     return RankedItems(users, owner, table["group"].to_numpy(), table["item"], rank)
 
 
+def read_ranked_pairs(
+    rankings: pd.DataFrame | Mapping | Sequence,
+    columns: Mapping[str, str | None],
+    wide: Mapping[str, Sequence | None],
+    choice_set: Sequence | None,
+    items: pd.DataFrame | None,
+    users: pd.DataFrame | None,
+) -> dict[str, Any]:
+    """Reads rankings as the arguments of `Preferences`: see `Preferences.from_rankings`.
+
+    Args:
+        rankings: The rankings.
+        columns: Names of the columns `user`, `ranking`, `item` and `rank`, or None.
+        wide: Lists of the columns `orderings` or `ranks`, or None.
+        choice_set: Items that every ranking was made from, or None.
+        items: Features of the items, or None.
+        users: Covariates of the people, or None.
+    """
+    lists = {name: own for name, own in wide.items() if own is not None}
+    if lists:
+        others = [name for name in ("ranking", "item", "rank") if columns[name] is not None]
+        if len(lists) > 1 or others:
+            raise ValueError(
+                f"{next(iter(lists))} must be the only list of columns, without ranking, item and "
+                f"rank, got {[*lists, *others][1]} too"
+            )
+        read = read_orderings if "orderings" in lists else read_ranks
+        rankings = read(rankings, *lists.values(), columns["user"])
+        columns = {name: name for name in columns}
+    items, feature_levels = expand_levels("items", items)
+    users, covariate_levels = expand_levels("users", users)
+    ranked = read_rankings(rankings, columns, choice_set)
+    frame = ranked.item.to_frame("item")
+    names = name_items(frame, "item", "item", items)
+    if items is None:
+        names = neutral_order(names, choice_set)
+    position = lookup_items(frame, "item", names, ranked.describe)
+    left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
+    counts = np.bincount(ranked.person[number], minlength=len(ranked.users))
+    return {
+        "left": left,
+        "right": right,
+        "choice": choice,
+        "offsets": offsets_of(counts),
+        "items": None if items is None else items.to_numpy(dtype=np.float32),
+        "num_items": len(names),
+        "item_names": names,
+        "feature_names": None if items is None else items.columns,
+        "user_names": ranked.users,
+        "covariates": None if users is None else read_covariates(users, ranked.users),
+        "covariate_names": None if users is None else users.columns,
+        "ranking": number,
+        "feature_levels": feature_levels,
+        "covariate_levels": covariate_levels,
+    }
+
+
 def read_table(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFrame:
     """Reads a table with one row an item as columns `user`, `ranking`, `item` and `rank`."""
     named = {name: column for name, column in columns.items() if column is not None}

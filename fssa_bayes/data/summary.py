@@ -35,6 +35,7 @@ class Summary:
         open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
             says nothing about.
         broken: Rankings that were broken into pairs, and their stages.
+        reference_levels: Column and reference level of categorical features and covariates.
     """
 
     users: int
@@ -53,6 +54,7 @@ class Summary:
     stages: int = 0
     open_pairs: int = 0
     broken: tuple[int, int] = (0, 0)
+    reference_levels: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -81,6 +83,9 @@ class Summary:
         if self.broken[0]:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
+        if self.reference_levels:
+            shown = ", ".join(f"{column}: {level}" for column, level in self.reference_levels)
+            rows.append(("reference levels", shown))
         return rows
 
 
@@ -107,6 +112,10 @@ def summarise(data: Comparisons) -> Summary:
         stages=judgements.count_stages(data.left, data.right, data.choice),
         open_pairs=int(((data.choice == 0.5) & judgements.inside).sum()),
         broken=data.broken,
+        reference_levels=tuple(
+            (str(column), str(levels[0]))
+            for column, levels in [*data.feature_levels.items(), *data.covariate_levels.items()]
+        ),
     )
 
 

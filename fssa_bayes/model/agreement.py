@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, find_columns, first_names
+from fssa_bayes.data import Preferences, expand_levels, find_columns, first_names
 from fssa_bayes.model.btl import HeterogeneousBTL
 
 __all__ = [
@@ -97,6 +97,7 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
 
 def select_features(model: HeterogeneousBTL, items: pd.DataFrame) -> pd.DataFrame:
     """Puts features of items in the model's order, by the names of the columns if they have any."""
+    items, _ = expand_levels("items", items, model.feature_levels)
     if model.feature_names is None:
         return items
     rule = "items must have the features the model was fitted to"

@@ -3,6 +3,7 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 import pandas as pd
 import pyro
@@ -96,6 +97,8 @@ class HeterogeneousBTL(LatentPrior):
         bias: Advantage of the left in nats, or None.
         lapse_logit: Logit of the lapse rate, or None.
         feature_names: Names of the features it was fitted to, or None.
+        feature_levels: Levels of the categorical ones by column, the reference level first.
+        covariate_levels: The same of the covariates.
         covariate_effect: B with shape (K, W), per standard deviation of the covariates, or None.
         covariate_names: Names of the covariates it was fitted to, or None.
 
@@ -181,6 +184,8 @@ class HeterogeneousBTL(LatentPrior):
         self.register_buffer("feature_scale", torch.ones(num_features))
         self.register_buffer("is_standardised", torch.tensor(False))
         self.feature_names: pd.Index | None = None
+        self.feature_levels: dict[Hashable, tuple] = {}
+        self.covariate_levels: dict[Hashable, tuple] = {}
         self.build_prior(
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
@@ -323,8 +328,10 @@ class HeterogeneousBTL(LatentPrior):
         self.set_standardisation(None if data.items is None else data.items.to(self.device))
         self.set_covariate_standardisation(data.covariates)
         self.feature_names = data.feature_names
+        self.feature_levels = dict(data.feature_levels)
         if self.num_covariates:
             self.covariate_names = data.covariate_names
+            self.covariate_levels = dict(data.covariate_levels)
 
     def check_items(self, items: Tensor) -> None:
         """Raises a ValueError unless the item table has the model's number of features."""
