@@ -13,12 +13,13 @@ from torch import Tensor
 from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.arrays import check_pairs, check_sides
 from fssa_bayes.data.comparisons import Comparisons, Data, replace
-from fssa_bayes.data.frame import check_frame, decode_choices, name_items, read_covariates
 from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.ragged import offsets_of
+from fssa_bayes.data.rankings import break_into_pairs
 from fssa_bayes.data.readers.categories import expand_levels
-from fssa_bayes.data.rankings import break_into_pairs, read_rankings
+from fssa_bayes.data.readers.pairs import check_frame, decode_choices, name_items, read_covariates
+from fssa_bayes.data.readers.rankings import read_rankings
 
 __all__ = ["GrowingComparisons", "find_items", "join_answers"]
 

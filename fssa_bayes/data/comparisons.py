@@ -21,7 +21,16 @@ from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.ragged import list_ranges, offsets_of
 
-__all__ = ["TIES", "Comparisons", "covariates_of", "pad", "replace", "rows_of", "select", "select_where"]
+__all__ = [
+    "TIES",
+    "Comparisons",
+    "covariates_of",
+    "pad",
+    "replace",
+    "rows_of",
+    "select",
+    "select_where",
+]
 
 Data = TypeVar("Data", bound="Comparisons")
 TIES = ("drop", "keep", "half")

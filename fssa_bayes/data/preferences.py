@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +38,7 @@ from fssa_bayes.data.arrays import (
 )
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import (
+    TIES,
     covariates_of,
     pad,
     replace,
@@ -46,22 +46,14 @@ from fssa_bayes.data.comparisons import (
     select,
     select_where,
 )
-from fssa_bayes.data.frame import (
-    lookup_items,
-    name_items,
-    neutral_order,
-    read_covariates,
-    read_frame,
-)
-from fssa_bayes.data.graph import find_components, warn_about_graph
+from fssa_bayes.data.graph import find_components
 from fssa_bayes.data.imagined import imagine, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.rankings import break_into_pairs, read_rankings
+from fssa_bayes.data.reading import ReadComparisons
 from fssa_bayes.data.summary import Summary, summarise
 
 __all__ = ["Preferences"]
-
 
 
 class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):

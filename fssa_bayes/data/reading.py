@@ -1,8 +1,4 @@
-"""How comparisons are read from the tables that people have.
-
-One module, because it lists the readers of `Preferences` and what each takes; `readers` does the
-work.
-"""
+"""The readers of `Preferences`, and what each takes; the modules of `readers` do the work."""
 
 from __future__ import annotations
 
@@ -13,11 +9,11 @@ from typing import Any, Self
 import pandas as pd
 
 from fssa_bayes.data.comparisons import TIES, Comparisons
-from fssa_bayes.data.frame import read_frame
 from fssa_bayes.data.graph import warn_about_graph
 from fssa_bayes.data.readers.counts import read_wins
+from fssa_bayes.data.readers.pairs import read_frame
+from fssa_bayes.data.readers.rankings import read_ranked_pairs
 from fssa_bayes.data.readers.wide import read_pair_columns
-from fssa_bayes.data.rankings import read_ranked_pairs
 
 __all__ = ["ReadComparisons"]
 

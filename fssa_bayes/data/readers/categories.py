@@ -70,8 +70,8 @@ def _find_levels(argument: str, column: pd.Series) -> tuple:
     if len(levels) > _MOST_LEVELS:
         raise ValueError(
             f"{argument} must have at most {_MOST_LEVELS} levels in a column of categories, got "
-            f"{len(levels)} in {column.name!r}: leave the column out, or give numbers that describe "
-            "them (of a text, its embedding)"
+            f"{len(levels)} in {column.name!r}: leave the column out, or give numbers that "
+            "describe them (of a text, its embedding)"
         )
     return tuple(levels)
 

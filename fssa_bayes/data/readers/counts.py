@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data.frame import arrange, check_frame, read_count
+from fssa_bayes.data.readers.pairs import arrange, check_frame, read_count
 
 __all__ = ["read_wins"]
 

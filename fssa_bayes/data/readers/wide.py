@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data.frame import arrange, decode_choices
+from fssa_bayes.data.readers.pairs import arrange, decode_choices
 
 __all__ = ["read_orderings", "read_pair_columns", "read_ranks"]
 
@@ -48,9 +48,7 @@ def read_pair_columns(
         raise ValueError(f"no comparison is left: the {len(columns)} columns are blank")
     silent = int((~asked.any(1)).sum())
     if silent:
-        warnings.warn(
-            f"{silent} of {len(df)} rows have no answer and were left out", stacklevel=3
-        )
+        warnings.warn(f"{silent} of {len(df)} rows have no answer and were left out", stacklevel=3)
     row, column = np.nonzero(asked)
     answers = pd.Series(table.to_numpy(dtype=object)[asked])
     left, right = zip(*(pairs[c] for c in column), strict=True)
@@ -136,9 +134,7 @@ def _lay_out(
 ) -> pd.DataFrame:
     silent = int((~given.any(1)).sum())
     if silent:
-        warnings.warn(
-            f"{silent} of {len(df)} rows rank no item and were left out", stacklevel=5
-        )
+        warnings.warn(f"{silent} of {len(df)} rows rank no item and were left out", stacklevel=5)
     names = name_rows(df, user)
     item = pd.Series(items, dtype=object)
     return pd.DataFrame({"user": names[row], "ranking": row, "item": item, "rank": rank})
