@@ -135,6 +135,7 @@ class ReadComparisons(Comparisons):
                 is negative or not whole, all are 0, or an item meets itself.
 
         Example:
+            >>> from fssa_bayes import Preferences
             >>> wins = pd.DataFrame({"i": ["a", "a"], "j": ["b", "c"], "ij": [3, 1], "ji": [1, 2]})
             >>> Preferences.from_counts(
             ...     wins, left="i", right="j", left_wins="ij", right_wins="ji"
@@ -191,6 +192,7 @@ class ReadComparisons(Comparisons):
             Zeileis, Strobl, Wickelmaier & Kopf, psychotools: its `paircomp` objects are such rows.
 
         Example:
+            >>> from fssa_bayes import Preferences
             >>> asked = pd.DataFrame({"a:b": [1, 0], "a:c": [1, None]}, index=["ann", "bob"])
             >>> data = Preferences.from_pair_columns(asked)
             >>> data.counts.tolist()
@@ -281,6 +283,7 @@ class ReadComparisons(Comparisons):
             Varin, Reid & Firth (2011), An overview of composite likelihood methods.
 
         Example:
+            >>> from fssa_bayes import Preferences
             >>> ballots = {"ann": [("tea", "cola", "milk")], "bob": [("milk", "tea")]}
             >>> data = Preferences.from_rankings(ballots)
             >>> data.num_judgements, data.num_comparisons
