@@ -88,7 +88,7 @@ class GrowingComparisons(Comparisons):
                 Boolean, the word "left" / "right" / "tie", or the name of the preferred item. For
                 several answers each of the four may be a list or column of them, of one length.
             users: Covariates of new people, where people have covariates, one row a person,
-                indexed by name.
+                indexed by name; rows of others are not looked at.
 
         Returns:
             The data; answers of a known person follow the person's own, new people follow the
@@ -229,7 +229,7 @@ def join_covariates(data: Comparisons, new: pd.Index, users: pd.DataFrame | None
                 f"people, got none for [{first_names(new)}]"
             )
         return data.covariates
-    rows = read_covariates(users, new)
+    rows = read_covariates(users[users.index.isin(new)], new)
     rule = "users must have the covariates of the other people"
     order = find_columns(rule, users.columns, data.covariate_names)
     if users.shape[1] != data.num_covariates and order is None:

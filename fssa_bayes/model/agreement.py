@@ -95,7 +95,7 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
 
 def select_features(model: HeterogeneousBTL, items: pd.DataFrame) -> pd.DataFrame:
     """Puts features of items in the model's order, by the names of the columns if they have any."""
-    if model.feature_names is None:
+    if model.feature_names is None or isinstance(items.columns, pd.RangeIndex):
         return items
     rule = "items must have the features the model was fitted to"
     order = find_columns(rule, items.columns, model.feature_names)
