@@ -190,9 +190,9 @@ OF_MODEL_AND_DATA: dict[str, Callable[[FitResult, Preferences], Any]] = {
     "utility": lambda r, d: Posterior(r.model, r.guide, d, 50).utility(DRINKS),
     "choice_prob": lambda r, d: Posterior(r.model, r.guide, r.data, 50).choice_prob(d).mean,
     "log_score": lambda r, d: Posterior(r.model, r.guide, d, 50).log_score(d),
-    "surprise": lambda r, d: Posterior(r.model, r.guide, d, 50).context_surprise(
-        50, num_samples=5
-    )["expected"],
+    "surprise": lambda r, d: Posterior(r.model, r.guide, d, 50).context_surprise(50, num_samples=5)[
+        "expected"
+    ],
     "simulate": lambda r, d: r.model.simulate(d)[0].choice,
     "log_marginal_likelihood": lambda r, d: r.log_marginal_likelihood(d, 50, target_error=9).value,
     "grid": lambda r, d: exact.grid(r.model, d, num=21).log_weights,

@@ -14,6 +14,13 @@ from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.arrays import check_pairs
 from fssa_bayes.data.comparisons import Comparisons, Data, replace
 from fssa_bayes.data.frame import check_frame, decode_choices, name_items, read_covariates
+from fssa_bayes.data.ids import (
+    canonical_names,
+    explain_unknown,
+    factorise_names,
+    find_names,
+    join_names,
+)
 from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.ragged import offsets_of
@@ -57,7 +64,8 @@ class GrowingComparisons(Comparisons):
             >>> asked.append("ann", "tea", "cola", "left").append("ann", "milk", "tea", "tea")
             Preferences(1 people, 2 comparisons, 3 items)
         """
-        people = users.index if isinstance(users, pd.DataFrame) else pd.Index(users)
+        people = users.index if isinstance(users, pd.DataFrame) else users
+        people = canonical_names("users", people)
         parts: dict[str, Any] = {"item_names": items, "num_items": len(items)}
         if isinstance(items, pd.DataFrame):
             parts = {"item_names": name_items(items, "", "", items), "feature_names": items.columns}
@@ -157,15 +165,17 @@ def tabulate(columns: dict[str, Any]) -> pd.DataFrame:
 
 def find_items(data: Comparisons, names: pd.Series) -> np.ndarray:
     """Returns the positions of items in the item table, int32, or refuses unknown names."""
-    position = data.item_names.get_indexer(names)
+    code, distinct = factorise_names("items", names)
+    position = find_names(distinct, data.item_names)
     if (position < 0).any():
-        unknown = pd.Index(names[position < 0].unique())
+        unknown = distinct[position < 0]
         raise ValueError(
             f"items must be among those of the data, [{first_names(data.item_names)}], got "
             f"[{first_names(unknown)}]: answers about other items need data that have them, "
             "Preferences.empty(users, items) or a fit with them"
+            f"{explain_unknown(unknown[0], data.item_names)}"
         )
-    return position.astype(np.int32)
+    return position[code].astype(np.int32)
 
 
 def join_answers(
@@ -188,10 +198,10 @@ def join_answers(
         ranking: Equal numbers for the pairs of one ranking, (Q,); None where all stand alone.
         users: Covariates of new people, or None.
     """
-    known = data.user_names.get_indexer(user)
-    new = pd.Index(user[known < 0].unique())
-    names = data.user_names.append(new) if len(new) else data.user_names
-    person = np.concatenate([data.person, names.get_indexer(user)])
+    code, distinct = factorise_names("user", user)
+    new = distinct[find_names(distinct, data.user_names) < 0]
+    names = join_names(data.user_names, new)
+    person = np.concatenate([data.person, find_names(distinct, names)[code]])
     order = np.argsort(person, kind="stable")
 
     def joined(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -229,7 +239,8 @@ def join_covariates(data: Comparisons, new: pd.Index, users: pd.DataFrame | None
                 f"people, got none for [{first_names(new)}]"
             )
         return data.covariates
-    rows = read_covariates(users[users.index.isin(new)], new)
+    own = find_names(canonical_names("the index of users", users.index), new) >= 0
+    rows = read_covariates(users[own], new)
     rule = "users must have the covariates of the other people"
     order = find_columns(rule, users.columns, data.covariate_names)
     if users.shape[1] != data.num_covariates and order is None:
