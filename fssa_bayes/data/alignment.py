@@ -10,6 +10,7 @@ import pandas as pd
 
 from fssa_bayes.data.arrays import check_names
 from fssa_bayes.data.comparisons import Comparisons, Data, replace, select_where
+from fssa_bayes.data.ids import explain_unknown, find_names
 from fssa_bayes.data.judgements import find_judgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.readers.categories import Levels, recode_levels
@@ -99,12 +100,13 @@ def align_items(data: Data, names: pd.Index) -> Data:
     left, right = number_items(data, names)
     unknown = (left < 0) | (right < 0)
     if unknown.any():
-        found = np.concatenate([data.left[left < 0], data.right[right < 0]])
+        found = np.unique(np.concatenate([data.left[left < 0], data.right[right < 0]]))
+        others = data.item_names[found]
         raise ValueError(
             f"data must be about the items the model was fitted to, [{first_names(names)}], got "
-            f"[{first_names(data.item_names[np.unique(found)])}] in {int(unknown.sum())} of "
-            f"{data.num_comparisons} comparisons: fit again with them, or leave these comparisons "
-            "out, data.select_items(model.feature_names)"
+            f"[{first_names(others)}] in {int(unknown.sum())} of {data.num_comparisons} "
+            "comparisons: fit again with them, or leave these comparisons out, "
+            f"data.select_items(model.feature_names){explain_unknown(others[0], names)}"
         )
     return replace(data, left=left, right=right, **item_table(names))
 
@@ -151,7 +153,7 @@ def find_columns(rule: str, own: pd.Index, names: pd.Index) -> np.ndarray | None
     """
     if own.equals(names) or (isinstance(own, pd.RangeIndex) and len(own) != len(names)):
         return None
-    order = own.get_indexer(names)
+    order = find_names(names, own)
     if (order < 0).any():
         raise ValueError(
             f"{rule}, [{first_names(names)}], got [{first_names(own)}] without "
@@ -164,7 +166,7 @@ def select_items(data: Data, names: pd.Index) -> Data:
     """Leaves out comparisons with items of other names; see `Preferences.select_items`."""
     table, features = item_table(names), None
     if data.items is not None:
-        rows = data.item_names.get_indexer(names)
+        rows = find_names(names, data.item_names)
         if (rows < 0).any():
             raise ValueError(
                 f"items must be known names, got [{first_names(names[rows < 0])}]: the features of "
@@ -192,7 +194,7 @@ def select_items(data: Data, names: pd.Index) -> Data:
 
 def number_items(data: Comparisons, names: pd.Index) -> tuple[np.ndarray, np.ndarray]:
     """Returns the left and right items by their positions in `names`, int32, −1 if unknown."""
-    position = names.get_indexer(data.item_names).astype(np.int32)
+    position = find_names(data.item_names, names).astype(np.int32)
     return position[data.left], position[data.right]
 
 

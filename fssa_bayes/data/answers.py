@@ -13,6 +13,13 @@ from torch import Tensor
 from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.arrays import check_pairs, check_sides
 from fssa_bayes.data.comparisons import Comparisons, Data, replace
+from fssa_bayes.data.ids import (
+    canonical_names,
+    explain_unknown,
+    factorise_names,
+    find_names,
+    join_names,
+)
 from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.ragged import offsets_of
@@ -59,7 +66,8 @@ class GrowingComparisons(Comparisons):
             >>> asked.append("ann", "tea", "cola", "left").append("ann", "milk", "tea", "tea")
             Preferences(1 people, 2 comparisons, 3 items)
         """
-        people = users.index if isinstance(users, pd.DataFrame) else pd.Index(users)
+        people = users.index if isinstance(users, pd.DataFrame) else users
+        people = canonical_names("users", people)
         parts: dict[str, Any] = {"item_names": items, "num_items": len(items)}
         if isinstance(items, pd.DataFrame):
             items, levels = expand_levels("items", items)
@@ -95,7 +103,7 @@ class GrowingComparisons(Comparisons):
             side: Whose place is an advantage: 1 for left's, -1 for right's, 0 for neither's, or a
                 list of these; None for left's, or in data that do not tell it, not known.
             users: Covariates of new people, where people have covariates, one row a person,
-                indexed by name.
+                indexed by name; rows of others are not looked at.
 
         Returns:
             The data; answers of a known person follow the person's own, new people follow the
@@ -163,15 +171,17 @@ def tabulate(columns: dict[str, Any]) -> pd.DataFrame:
 
 def find_items(data: Comparisons, names: pd.Series) -> np.ndarray:
     """Returns the positions of items in the item table, int32, or refuses unknown names."""
-    position = data.item_names.get_indexer(names)
+    code, distinct = factorise_names("items", names)
+    position = find_names(distinct, data.item_names)
     if (position < 0).any():
-        unknown = pd.Index(names[position < 0].unique())
+        unknown = distinct[position < 0]
         raise ValueError(
             f"items must be among those of the data, [{first_names(data.item_names)}], got "
             f"[{first_names(unknown)}]: answers about other items need data that have them, "
             "Preferences.empty(users, items) or a fit with them"
+            f"{explain_unknown(unknown[0], data.item_names)}"
         )
-    return position.astype(np.int32)
+    return position[code].astype(np.int32)
 
 
 def join_answers(
@@ -196,10 +206,10 @@ def join_answers(
         users: Covariates of new people, or None.
         side: Whose place is an advantage, one for all or (Q,); None as in the other answers.
     """
-    known = data.user_names.get_indexer(user)
-    new = pd.Index(user[known < 0].unique())
-    names = data.user_names.append(new) if len(new) else data.user_names
-    person = np.concatenate([data.person, names.get_indexer(user)])
+    code, distinct = factorise_names("user", user)
+    new = distinct[find_names(distinct, data.user_names) < 0]
+    names = join_names(data.user_names, new)
+    person = np.concatenate([data.person, find_names(distinct, names)[code]])
     order = np.argsort(person, kind="stable")
 
     def joined(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -245,7 +255,8 @@ def join_covariates(data: Comparisons, new: pd.Index, users: pd.DataFrame | None
             )
         return data.covariates
     users, _ = expand_levels("users", users, data.covariate_levels)
-    rows = read_covariates(users, new)
+    own = find_names(canonical_names("the index of users", users.index), new) >= 0
+    rows = read_covariates(users[own], new)
     rule = "users must have the covariates of the other people"
     order = find_columns(rule, users.columns, data.covariate_names)
     if users.shape[1] != data.num_covariates and order is None:

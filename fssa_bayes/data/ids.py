@@ -120,8 +120,12 @@ def explain_unknown(name: object, names: pd.Index) -> str:
 
 
 def names_to_json(names: pd.Index) -> list:
-    """Lists names as JSON can hold them: what it has no word for as `{kind: text}`."""
-    return [_to_json(name) for name in names.tolist()]
+    """Lists names as JSON can hold them: what it has no word for as `{kind: text}`.
+
+    Raises:
+        TypeError: If a name is of another kind than those that are read.
+    """
+    return [_to_json(name) for name in canonical_names("names", names).tolist()]
 
 
 def names_from_json(argument: str, values: object) -> pd.Index:
@@ -134,7 +138,7 @@ def names_from_json(argument: str, values: object) -> pd.Index:
         raise ValueError(f"{argument} must be a list of names, got {values!r}")
     try:
         return canonical_names(argument, [_from_json(value) for value in values])
-    except (TypeError, KeyError, ArithmeticError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise ValueError(f"{argument} must be a list of names, got {values!r}") from error
 
 

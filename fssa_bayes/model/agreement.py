@@ -5,12 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, expand_levels, find_columns, first_names
+from fssa_bayes.data import (
+    Preferences,
+    canonical_names,
+    expand_levels,
+    explain_unknown,
+    find_columns,
+    find_names,
+    first_names,
+)
 from fssa_bayes.model.btl import HeterogeneousBTL
 
 __all__ = [
@@ -98,7 +105,7 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
 def select_features(model: HeterogeneousBTL, items: pd.DataFrame) -> pd.DataFrame:
     """Puts features of items in the model's order, by the names of the columns if they have any."""
     items, _ = expand_levels("items", items, model.feature_levels)
-    if model.feature_names is None:
+    if model.feature_names is None or isinstance(items.columns, pd.RangeIndex):
         return items
     rule = "items must have the features the model was fitted to"
     order = find_columns(rule, items.columns, model.feature_names)
@@ -144,12 +151,14 @@ def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
     """Looks names up in an index, and raises a ValueError that names the first unknown one."""
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
-    position = index.get_indexer(list(names))
+    names = canonical_names(argument, names)
+    position = find_names(names, index)
     if len(position) == 0:
         raise ValueError(f"{argument} must have at least one name, got none")
     if (position < 0).any():
-        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
-        raise ValueError(f"{argument} must be known names, got {unknown!r}")
+        unknown = names[position < 0].tolist()[0]
+        hint = explain_unknown(unknown, index)
+        raise ValueError(f"{argument} must be known names, got {unknown!r}{hint}")
     return torch.from_numpy(position)
 
 
@@ -158,6 +167,6 @@ def check_same_people(context: Preferences, target: Preferences) -> None:
     if len(target) != len(context) or not target.user_names.equals(context.user_names):
         raise ValueError(
             f"target must hold the same people as the context in the same order: "
-            f"{len(context)} people beginning with {list(context.user_names[:3])}, "
-            f"got {len(target)} beginning with {list(target.user_names[:3])}"
+            f"{len(context)} people beginning with {context.user_names[:3].tolist()}, "
+            f"got {len(target)} beginning with {target.user_names[:3].tolist()}"
         )

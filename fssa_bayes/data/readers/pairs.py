@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -396,7 +397,8 @@ def _decode_numbers(choice: pd.Series) -> np.ndarray:
         values = choice.to_numpy(dtype=np.float32)
     else:
         is_number = [
-            isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice
+            isinstance(value, bool | np.bool_ | int | float | np.number | Decimal)
+            for value in choice
         ]
         values = np.full(len(choice), np.nan, dtype=np.float32)
         values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
@@ -409,7 +411,9 @@ def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
     if pd.api.types.is_bool_dtype(choice.dtype):
         return code
     numeric = [pd.api.types.is_numeric_dtype(column.dtype) for column in (choice, left, right)]
-    if not all(numeric):  # Strings, categories and mixtures compare as Python objects.
+    # Strings, categories and mixtures compare as Python objects, and so do numbers of two types,
+    # which NumPy would compare as floats.
+    if not all(numeric) or len({choice.dtype, left.dtype, right.dtype}) > 1:
         choice, left, right = (column.astype(object) for column in (choice, left, right))
     choice, left, right = (column.to_numpy() for column in (choice, left, right))
     if choice.dtype == object:
