@@ -35,6 +35,8 @@ class Batch:
             of a person, −1 in padding, int64 with shape (U, N); None where all stand alone.
         side: Whose place is an advantage: 1 for left's, −1 for right's, 0 for neither's, NaN where
             it is not known, (U, N); None where it is left's everywhere.
+        count: How many equal comparisons each stands for in a fit by maximum likelihood, which
+            alone merges them, (U, N); None for one each.
     """
 
     items: Tensor
@@ -46,6 +48,7 @@ class Batch:
     people: np.ndarray | None = None
     ranking: Tensor | None = None
     side: Tensor | None = None
+    count: Tensor | None = None
 
     @property
     def num_users(self) -> int:

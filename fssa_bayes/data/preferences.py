@@ -47,7 +47,7 @@ from fssa_bayes.data.comparisons import (
     select_where,
 )
 from fssa_bayes.data.graph import find_components
-from fssa_bayes.data.imagined import imagine, pool, resample
+from fssa_bayes.data.imagined import imagine, merge, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.reading import ReadComparisons
@@ -190,6 +190,15 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         So a batch is not padded to the person with the most comparisons.
         """
         return pool(self, width)
+
+    def merged(self, width: int = 64) -> tuple[Preferences, np.ndarray | None]:
+        """Deals distinct comparisons to imaginary people, and counts the equal ones of each.
+
+        For maximum likelihood of models without people. The counts are None, and the data those of
+        :meth:`pooled`, where less than half of the comparisons repeat another one, or there are
+        rankings.
+        """
+        return merge(self, width)
 
     def as_pairs(self) -> Preferences:
         """Breaks rankings into pairs, each a comparison of its own.

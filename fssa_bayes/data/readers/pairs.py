@@ -17,6 +17,7 @@ from fssa_bayes.data.ids import (
     find_names,
     join_names,
 )
+from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.readers.categories import expand_levels
 
@@ -120,7 +121,7 @@ def arrange(
     same = np.flatnonzero(left_item == right_item)
     if len(same):
         raise ValueError(
-            f"an item cannot be compared with itself: {df[first].iloc[same[0]]!r} stands in "
+            f"an item cannot be compared with itself: {show_cell(df[first], same[0])} stands in "
             f"{first!r} and {second!r} at row {df.index[same[0]]} ({len(same)} such rows)"
         )
     side = read_sides(df, columns["side"]) if "side" in columns else None
@@ -206,7 +207,8 @@ def read_count(df: pd.DataFrame, argument: str, column: str) -> np.ndarray:
         row = wrong[0] if len(wrong) else 0
         raise ValueError(
             f"{argument}={column!r} must hold whole numbers from 0, got "
-            f"{df[column].iloc[row]!r} at row {df.index[row]} ({len(wrong) or len(df)} such rows)"
+            f"{show_cell(df[column], row)} at row {df.index[row]} "
+            f"({len(wrong) or len(df)} such rows)"
         )
     return number.astype(np.int64)
 
@@ -227,7 +229,7 @@ def read_sides(df: pd.DataFrame, column: str) -> np.ndarray:
     if len(wrong):
         raise ValueError(
             f"side={column!r} must hold 1 (left has the advantage of its place), 0 (neither) or -1 "
-            f"(right has it), got {df[column].iloc[wrong[0]]!r} at row {df.index[wrong[0]]} "
+            f"(right has it), got {show_cell(df[column], wrong[0])} at row {df.index[wrong[0]]} "
             f"({len(wrong)} such rows)"
         )
     return side
@@ -374,22 +376,22 @@ def decode_choices(
         row = np.flatnonzero(np.isnan(codings[best]))[0]
         raise ValueError(
             f"choice must be 1 / 0 / 0.5, a Boolean, 'left' / 'right' / 'tie' or the preferred "
-            f"item's name, the same way in every row, got {choice.iloc[row]!r} at row "
+            f"item's name, the same way in every row, got {show_cell(choice, row)} at row "
             f"{df.index[row]}{_of_user(df, columns, row)}; choice_labels translates the data's own "
-            "words"
+            "words and numbers"
         )
     first, *others = fitting.values()
     if any((other != first).any() for other in others):
         row = next(np.flatnonzero(other != first)[0] for other in others if (other != first).any())
         raise ValueError(
-            f"choice is ambiguous: {choice.iloc[row]!r} at row {df.index[row]} can be read as "
+            f"choice is ambiguous: {show_cell(choice, row)} at row {df.index[row]} can be read as "
             f"{' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
         )
     return first
 
 
 def _of_user(df: pd.DataFrame, columns: Mapping[str, str], row: int) -> str:
-    return f" (user {df[columns['user']].iloc[row]!r})" if "user" in columns else ""
+    return f" (user {show_cell(df[columns['user']], row)})" if "user" in columns else ""
 
 
 def _decode_numbers(choice: pd.Series) -> np.ndarray:
@@ -440,7 +442,7 @@ def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
     unknown = np.flatnonzero(code.isna())
     if len(unknown):
         raise ValueError(
-            f"choice_labels has no translation for {choice.iloc[unknown[0]]!r} at row "
+            f"choice_labels has no translation for {show_cell(choice, unknown[0])} at row "
             f"{choice.index[unknown[0]]} ({len(unknown)} such rows); it knows {list(labels)}"
         )
     return code.to_numpy(dtype=np.float32)

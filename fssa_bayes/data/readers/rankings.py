@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
+from fssa_bayes.data.names import show_cell, show_value
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_pairs
 from fssa_bayes.data.readers.categories import expand_levels
@@ -55,7 +56,7 @@ class RankedItems:
 
     def describe(self, row: int) -> str:
         """Says in a message where one of the L rows stands."""
-        return f"in a ranking of user {_name(self.users[self.person[self.group[row]]])}"
+        return f"in a ranking of user {show_value(self.users[self.person[self.group[row]]])}"
 
 
 def read_rankings(
@@ -196,8 +197,8 @@ def read_table(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFr
     if len(wrong):
         raise ValueError(
             f"rank must be a number from 1, the best, got {values[wrong[0]]:g} at row "
-            f"{df.index[wrong[0]]} (user {df[named['user']].iloc[wrong[0]]!r}); where 0 means that "
-            "an item was not on offer, leave such rows out"
+            f"{df.index[wrong[0]]} (user {show_cell(df[named['user']], wrong[0])}); where 0 means "
+            "that an item was not on offer, leave such rows out"
         )
     table = {name: df[named[name]].to_numpy() for name in ("user", "item")}
     table["ranking"] = df[named["ranking"]].to_numpy() if "ranking" in named else 0
@@ -250,12 +251,7 @@ def _is_list(value: object) -> bool:
 
 
 def _where(row: pd.Series) -> str:
-    return f"ranking {_name(row['ranking'])} of user {_name(row['user'])}"
-
-
-def _name(value: object) -> str:
-    """Shows a name without the type that a table gave it."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
+    return f"ranking {show_value(row['ranking'])} of user {show_value(row['user'])}"
 
 
 def check_items(table: pd.DataFrame) -> None:
@@ -264,7 +260,7 @@ def check_items(table: pd.DataFrame) -> None:
     if len(repeated):
         row = table.iloc[repeated[0]]
         raise ValueError(
-            f"an item must stand once in a ranking, got {_name(row['item'])} again in "
+            f"an item must stand once in a ranking, got {show_value(row['item'])} again in "
             f"{_where(row)} ({len(repeated)} such rows)"
         )
     tied = np.flatnonzero(table["rank"].notna() & table.duplicated(["group", "rank"]))
@@ -273,8 +269,8 @@ def check_items(table: pd.DataFrame) -> None:
         same = table[(table["group"] == row["group"]) & (table["rank"] == row["rank"])]
         raise ValueError(
             f"no two items may share a rank, got rank {row['rank']:g} for "
-            f"{' and '.join(map(_name, same['item']))} in {_where(row)} ({len(tied)} such rows): "
-            "leave one of them out, or compare them in pairs with ties"
+            f"{' and '.join(map(show_value, same['item']))} in {_where(row)} ({len(tied)} such "
+            "rows): leave one of them out, or compare them in pairs with ties"
         )
 
 
@@ -296,7 +292,7 @@ def add_unranked(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     if len(outside):
         row = table.iloc[outside[0]]
         raise ValueError(
-            f"choice_set must hold every item that is ranked, got {_name(row['item'])} in "
+            f"choice_set must hold every item that is ranked, got {show_value(row['item'])} in "
             f"{_where(row)} ({len(outside)} such rows)"
         )
     first = table.drop_duplicates("group")
@@ -316,7 +312,7 @@ def check_sizes(table: pd.DataFrame) -> None:
     ):
         if wrong.any():
             row = table[table["group"] == wrong.idxmax()].iloc[0]
-            hint = f" ({_name(row['item'])})" if "two" in problem else ""
+            hint = f" ({show_value(row['item'])})" if "two" in problem else ""
             raise ValueError(f"{_where(row)} {problem}{hint} ({int(wrong.sum())} such rankings)")
     pairs = int((size["size"] * (size["size"] - 1) // 2).sum())
     if pairs > _MOST_PAIRS:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.readers.pairs import arrange, decode_choices
 
 __all__ = ["read_orderings", "read_pair_columns", "read_ranks"]
@@ -94,8 +95,9 @@ def read_orderings(df: pd.DataFrame, columns: Sequence, user: str | None) -> pd.
     if gap.any():
         row, place = np.argwhere(gap)[0]
         raise ValueError(
-            f"orderings must have blanks at the end alone, got {df[columns[place + 1]].iloc[row]!r}"
-            f" in column {columns[place + 1]!r} behind a blank at row {df.index[row]} "
+            "orderings must have blanks at the end alone, got "
+            f"{show_cell(df[columns[place + 1]], row)} in column {columns[place + 1]!r} "
+            f"behind a blank at row {df.index[row]} "
             f"({int(gap.any(1).sum())} such rows)"
         )
     row, place = np.nonzero(given)
@@ -116,7 +118,7 @@ def read_ranks(df: pd.DataFrame, columns: Sequence, user: str | None) -> pd.Data
         row, place = np.argwhere(wrong)[0]
         raise ValueError(
             f"a rank must be a number from 1, the best, or blank, got "
-            f"{df[columns[place]].iloc[row]!r} in column {columns[place]!r} at row "
+            f"{show_cell(df[columns[place]], row)} in column {columns[place]!r} at row "
             f"{df.index[row]} ({int(wrong.sum())} such cells); where 0 means that an item was not "
             "ranked, make it blank"
         )
