@@ -86,11 +86,7 @@ def factorise_names(argument: str, column: pd.Series) -> tuple[np.ndarray, pd.In
         code, values = pd.factorize(column.array, use_na_sentinel=False)
     except TypeError as error:  # Lists and other values without a hash.
         raise TypeError(f"{argument} must hold names that can be saved: {error}") from error
-    names = canonical_names(argument, values).rename(None)
-    if not names.is_unique:  # Values that differ for pandas alone, such as times in two zones.
-        position, names = pd.factorize(names)
-        code = position[code]
-    return code, names
+    return code, canonical_names(argument, values)
 
 
 def join_names(first: pd.Index, second: pd.Index) -> pd.Index:
