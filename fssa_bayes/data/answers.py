@@ -261,5 +261,5 @@ def join_covariates(data: Comparisons, new: pd.Index, users: pd.DataFrame | None
     order = find_columns(rule, users.columns, data.covariate_names)
     if users.shape[1] != data.num_covariates and order is None:
         raise ValueError(f"{rule}, {data.num_covariates} columns, got {users.shape[1]}")
-    rows = torch.from_numpy(rows if order is None else rows[:, order])
+    rows = torch.tensor(rows if order is None else rows[:, order])
     return torch.cat([data.covariates, rows.to(data.covariates)])

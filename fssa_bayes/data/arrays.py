@@ -46,11 +46,11 @@ def check_names(argument: str, names: Sequence | pd.Index | None, length: int) -
     return names
 
 
-def check_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
+def check_table(argument: str, table: np.ndarray | Tensor, least_columns: int = 1) -> Tensor:
     """Copies a table of finite numbers to single precision, or refuses another array."""
     # A copy: a DataFrame may hand out memory that is not to be written to.
     table = torch.tensor(np.asarray(table), dtype=torch.float32)
-    if table.ndim != 2 or 0 in table.shape:
+    if table.ndim != 2 or not len(table) or table.shape[1] < least_columns:
         raise ValueError(
             f"{argument} must be a table with at least one row and one column, "
             f"got shape {tuple(table.shape)}"
@@ -65,11 +65,13 @@ def check_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
     return table
 
 
-def check_covariates(covariates: np.ndarray | Tensor | None, num_users: int) -> Tensor | None:
+def check_covariates(
+    covariates: np.ndarray | Tensor | None, num_users: int, least_columns: int = 1
+) -> Tensor | None:
     """Copies a table with a row of covariates a person, or refuses another number of rows."""
     if covariates is None:
         return None
-    table = check_table("covariates", covariates)
+    table = check_table("covariates", covariates, least_columns)
     if len(table) != num_users:
         raise ValueError(
             f"covariates must have one row per person: {num_users} people, {len(table)} rows"

@@ -125,7 +125,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         offsets = check_offsets(offsets)
         if items is None and num_items is None:
             raise ValueError("one of items and num_items must be given, got neither")
-        items = None if items is None else check_table("items", items)
+        # A category of a single level, the reference level, has no indicator.
+        least = [0 if levels else 1 for levels in (feature_levels, covariate_levels)]
+        items = None if items is None else check_table("items", items, least[0])
         if items is not None and num_items not in (None, len(items)):
             raise ValueError(f"num_items must equal the {len(items)} rows of items")
         num_items = int(num_items if items is None else len(items))
@@ -140,7 +142,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
             feature_names = item_names
         else:
             feature_names = check_names("feature_names", feature_names, items.shape[1])
-        covariates = check_covariates(covariates, num_users)
+        covariates = check_covariates(covariates, num_users, least[1])
         width = 0 if covariates is None else covariates.shape[1]
         person = np.repeat(np.arange(num_users), np.diff(offsets))
         super().__init__(

@@ -34,15 +34,16 @@ def expand_levels(
         levels: Levels of columns that are known already, as of the data of a fit.
 
     Returns:
-        The table, in whose place of a categorical column its indicators stand, and the levels of
-        these columns.
+        The table with indicators in place of categorical columns, and the levels of these columns.
 
     Raises:
-        ValueError: If a cell is missing, a level is not among the known ones, or a column has more
-            than 100 levels.
+        ValueError: If there is no column, a category is missing or not among the known levels, or
+            a column has more than 100 levels.
     """
     if not isinstance(table, pd.DataFrame):
         return table, {}
+    if table.shape[1] == 0:
+        raise ValueError(f"{argument} must have at least one column, got none")
     known, found, parts = levels or {}, {}, []
     for position, name in enumerate(table.columns):
         column = table.iloc[:, position]
@@ -53,7 +54,7 @@ def expand_levels(
             parts.append(_indicators(argument, column, found[name]))
         else:
             parts.append(column.to_frame())
-    return (pd.concat(parts, axis=1), found) if found else (table, {})
+    return pd.concat(parts, axis=1), found
 
 
 def _is_categorical(column: pd.Series) -> bool:
@@ -129,17 +130,17 @@ def recode_levels(
         if new == old:
             continue
         place = names.get_indexer(name_levels(name, old))
-        indicators = table[:, torch.from_numpy(place)]
+        indicators = table[:, torch.tensor(place)]
         full = torch.cat([1 - indicators.sum(1, keepdim=True), indicators], 1)
         target = pd.Index(new, dtype=object).get_indexer(pd.Index(old, dtype=object))
         for level, used, position in zip(old, (full > 0.5).any(0).tolist(), target, strict=True):
             if used and position < 0:
                 raise ValueError(_describe_unknown(name, level, new))
         recoded = table.new_zeros(len(table), len(new))
-        there = torch.from_numpy(np.flatnonzero(target >= 0))
-        recoded[:, torch.from_numpy(target[target >= 0])] = full[:, there]
+        there = torch.tensor(np.flatnonzero(target >= 0))
+        recoded[:, torch.tensor(target[target >= 0])] = full[:, there]
         rest = np.setdiff1d(np.arange(len(names)), place)
-        table = torch.cat([table[:, torch.from_numpy(rest)], recoded[:, 1:]], 1)
+        table = torch.cat([table[:, torch.tensor(rest)], recoded[:, 1:]], 1)
         names = pd.Index([*names[rest], *name_levels(name, new)])
         now[name] = new
     return table, names, now

@@ -310,8 +310,6 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
     if not index.is_unique:
         name = index[index.duplicated()].tolist()[0]
         raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
-    if table.shape[1] == 0:
-        raise ValueError(f"{argument} must have at least one column, got none")
     for column, dtype in table.dtypes.items():
         if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
             raise ValueError(
