@@ -23,7 +23,13 @@ from fssa_bayes import (
     save,
 )
 from fssa_bayes.baselines import DeterministicNeuralProcess, HomogeneousBTL, MixtureBTL
-from fssa_bayes.checks import calibrate, predict_held_out, predictive_checks, score_tests
+from fssa_bayes.checks import (
+    calibrate,
+    predict_held_out,
+    predictive_checks,
+    score_tests,
+    simulate_people,
+)
 from fssa_bayes.comparison import compare, leave_comparisons_out, score_users
 from fssa_bayes.inference import FitResult
 from fssa_bayes.population import covariate_effects, population_table, ranking_table
@@ -248,6 +254,16 @@ def test_models_that_number_items_differently_are_compared(plain: FitResult) -> 
         "two": score_users(other.model, other.guide, data, 50),
     }
     assert len(compare(scores)) == 2
+
+
+def test_simulated_people_are_asked_in_the_order_of_one_model(plain: FitResult) -> None:
+    data, turned = read(simulate()), read(simulate(), turned=True)
+    one, other = (simulate_people(plain.model, some, 2, 20) for some in (data, turned))
+    assert one.context.digest() == other.context.digest()
+    assert one.target.digest() == other.target.digest()
+    source = build(turned).model
+    with pytest.raises(ValueError, match="source must have the items, .* in the same order"):
+        calibrate(plain.model, plain.guide, data, sizes=[1], num_users=100, source=source)
 
 
 def test_a_fit_goes_on_with_another_file(described: FitResult) -> None:

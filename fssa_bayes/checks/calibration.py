@@ -130,7 +130,8 @@ def calibrate(
         num_users: People simulated at each of them.
         num_samples: Draws S of each person's posterior.
         source: Model that the people come from, such as the truth of a simulation; the fitted one
-            if None. With people from another model even exact posteriors are not calibrated.
+            if None. With people from another model even exact posteriors are not calibrated. It has
+            the model's items, features and covariates in the same order.
         draw: Draws other posteriors, which are studied instead: maps people and a seed to draws
             (S, U, K) and normalised log-weights (S, U) by the posterior's name.
         seed: Seed of people and draws.
@@ -150,6 +151,11 @@ def calibrate(
         inference, arXiv 2302.03026.
     """
     data = align(model, data)
+    if source is not None and data.for_model(source) is not data:
+        raise ValueError(
+            "source must have the items, features and covariates of the model, in the same order, "
+            "as both are asked the same pairs, got others"
+        )
     sizes = check_study(model, sizes, num_users, num_samples)
     if draw is None:
         check_guide(model, guide)
