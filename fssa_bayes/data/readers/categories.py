@@ -54,7 +54,8 @@ def expand_levels(
             parts.append(_indicators(argument, column, found[name]))
         else:
             parts.append(column.to_frame())
-    return pd.concat(parts, axis=1), found
+    whole = pd.concat(parts, axis=1)
+    return (whole, found) if found else (whole.set_axis(table.columns, axis=1), {})
 
 
 def _is_categorical(column: pd.Series) -> bool:
