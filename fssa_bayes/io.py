@@ -128,7 +128,7 @@ def load(
             "save the model again"
         ) from error
     for module in filter(None, (model, guide)):
-        module.to(device=device, dtype=tensors["model.feature_mean"].dtype).eval()
+        module.to(device=device, dtype=tensors["model._origin"].dtype).eval()
     try:
         unflatten(tensors, model, guide)
     except RuntimeError as error:

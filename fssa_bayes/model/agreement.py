@@ -49,7 +49,8 @@ def check_data(
             f"[{first_names(model.feature_names)}], got [{first_names(data.feature_names)}]"
         )
     if model.is_standardised and data.items is not None:
-        shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
+        mean = data.items.mean(0, dtype=torch.float64)
+        shift = (mean - model.feature_mean.cpu()) / model.feature_scale.cpu()
         if shift.abs().max() > 20:
             name = data.feature_names[int(shift.abs().argmax())]
             warnings.warn(

@@ -530,7 +530,7 @@ class Posterior:
     def _items(self, items: Sequence | Tensor | None) -> Tensor:
         data = self.context
         if isinstance(items, pd.DataFrame) or (isinstance(items, np.ndarray) and items.ndim == 2):
-            items = torch.tensor(np.asarray(items), dtype=torch.float32)
+            items = torch.from_numpy(np.array(items, dtype=np.float64))
         if isinstance(items, Tensor):
             expected = (self.model.num_features,)
             if data.items is None or items.shape[1:] != expected or len(items) == 0:
@@ -540,7 +540,7 @@ class Posterior:
                 )
             if not torch.isfinite(items).all():
                 raise ValueError("items must be finite, got NaN or infinity")
-            return items.to(torch.float32)
+            return items if items.is_floating_point() else items.double()
         if items is None:
             if not data.items_are_shared:
                 raise ValueError(
