@@ -37,10 +37,11 @@ __all__ = [
     "write_folder",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the files that this version of the library writes."""
 
-_READABLE = (1, FORMAT_VERSION)  # Version 1 has neither ties, bias nor lapses.
+# Version 1 has neither ties, bias nor lapses; 1 and 2 have means and scales in single precision.
+_READABLE = (1, 2, FORMAT_VERSION)
 _KEPT = 2  # States of a fit: the last one, and the one before in case a disk damages the last.
 
 _CONFIG = "config.json"

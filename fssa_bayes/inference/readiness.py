@@ -54,7 +54,7 @@ def check_training_data(
     if len(empty):
         raise ValueError(
             f"every person must have comparisons, got none for user "
-            f"{data.user_names[empty[0]]!r} ({len(empty)} such people)"
+            f"{first_names(data.user_names[empty[:1]])} ({len(empty)} such people)"
         )
     if len(data) == 1 and model.latent_dim:
         raise ValueError(
@@ -84,10 +84,12 @@ def check_columns(
         names: Names of its columns.
         stacklevel: As of `warnings.warn`, for a call from here.
     """
+    kind = "single" if table.dtype == torch.float32 else "double"
     constant = names[constant_columns(table).numpy()].tolist()
     if constant:
+        stored = " in single precision" if kind == "single" else ""
         warnings.warn(
-            f"{column} {constant[0]!r} is the same for all {rows} ({len(constant)} such "
+            f"{column} {constant[0]!r} is the same for all {rows}{stored} ({len(constant)} such "
             f"{column}s): the data say nothing about its effect",
             stacklevel=stacklevel,
         )
@@ -95,9 +97,8 @@ def check_columns(
     if coarse.any():
         first = int(np.flatnonzero(coarse)[0])
         low, high = table[:, first].min().item(), table[:, first].max().item()
-        kind = "single" if table.dtype == torch.float32 else "double"
         warnings.warn(
-            f"{column} {names[[first]].tolist()[0]!r} varies by {high - low:.2g} around {low:.6g}, "
+            f"{column} {first_names(names[[first]])} varies by {high - low:.2g} around {low:.6g}, "
             f"of which {kind} precision keeps few digits ({int(coarse.sum())} such {column}s): "
             "subtract a constant from it before it is stored",
             stacklevel=stacklevel,
