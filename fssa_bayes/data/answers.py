@@ -22,6 +22,7 @@ from fssa_bayes.data.ids import (
 )
 from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_pairs
 from fssa_bayes.data.readers.categories import expand_levels
@@ -72,7 +73,7 @@ class GrowingComparisons(Comparisons):
         if isinstance(items, pd.DataFrame):
             items, levels = expand_levels("items", items)
             parts = {"item_names": name_items(items, "", "", items), "feature_names": items.columns}
-            parts |= {"items": items.to_numpy(dtype=np.float32), "feature_levels": levels}
+            parts |= {"items": table_values(items), "feature_levels": levels}
         if isinstance(users, pd.DataFrame):
             users, parts["covariate_levels"] = expand_levels("users", users)
             parts["covariates"] = read_covariates(users, people)

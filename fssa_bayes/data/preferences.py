@@ -49,6 +49,7 @@ from fssa_bayes.data.comparisons import (
 from fssa_bayes.data.graph import find_components
 from fssa_bayes.data.imagined import imagine, merge, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
+from fssa_bayes.data.precision import digest_parts
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.reading import ReadComparisons
 from fssa_bayes.data.summary import Summary, summarise
@@ -68,7 +69,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         right: The same for the right item.
         choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (R,).
         offsets: Person u owns comparisons `offsets[u]` to `offsets[u + 1] - 1`; shape (U + 1,).
-        items: Item features with shape (M, D), or None for one indicator per item.
+        items: Item features with shape (M, D), or None for one indicator per item. Floats of
+            single precision are stored as such, other numbers in double precision; the model
+            centres and scales them in double precision.
         num_items: Number of items M where `items` is None.
         item_names: Names of the items; positions if None.
         feature_names: Names of the features; positions if None.
@@ -356,10 +359,16 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # The digest of data without rankings, covariates or sides is that of format 1, so that old
-        # checkpoints are recognised.
+        # The digest of data without rankings, covariates or sides, whose features single precision
+        # holds, is that of format 1, so that old checkpoints are recognised.
         comparisons = self.offsets, self.left, self.right, self.choice
-        tables = (*comparisons, self.items, self.covariates, self.ranking, self.side)
+        tables = (
+            *comparisons,
+            *digest_parts(self.items),
+            *digest_parts(self.covariates),
+            self.ranking,
+            self.side,
+        )
         for table in tables:
             if table is not None:
                 digest.update(np.ascontiguousarray(table).tobytes())

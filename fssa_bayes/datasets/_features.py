@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data import storage_type, usable_numbers
 from fssa_bayes.datasets._tables import as_text, list_names, load_arrays, read_frame
 
 __all__ = ["check_unique", "read_column", "read_features", "read_npz", "read_numbers"]
@@ -23,7 +24,7 @@ def read_features(
     likely: Sequence[str],
     delimiter: str | None,
 ) -> pd.DataFrame:
-    """Reads a table of one row a name, indexed by the names: numbers in single precision, or text.
+    """Reads a table of one row a name, indexed by the names: numbers, or text.
 
     Args:
         path: A csv, tsv, parquet or npz file.
@@ -49,7 +50,9 @@ def read_features(
             f"{path} must have at least one row and one column besides the names {column!r}, got "
             f"{features.shape[0]} rows and {features.shape[1]} columns"
         )
+    precision = storage_type(features.dtypes)
     columns = [read_column(path, features[name], index) for name in features]
+    columns = [own if own.dtype == object else own.astype(precision) for own in columns]
     return pd.DataFrame(dict(enumerate(columns)), index=index).set_axis(features.columns, axis=1)
 
 
@@ -91,12 +94,12 @@ def _is_missing(text: pd.Series) -> pd.Series:
 
 
 def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Index) -> np.ndarray:
-    """Reads a feature as finite single-precision numbers, with shape (M,)."""
+    """Reads a feature as finite numbers in double precision, with shape (M,)."""
     numbers = column
     if not pd.api.types.is_numeric_dtype(column.dtype):
         numbers = pd.to_numeric(as_text(path, column), errors="coerce")
     values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))
+    bad = np.flatnonzero(~usable_numbers(values))
     if len(bad):
         cell = column.iloc[bad[0]]
         raise ValueError(
@@ -104,7 +107,7 @@ def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Inde
             f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); a "
             "column of categories has a word in every cell"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def read_npz(path: str | os.PathLike[str], names: str | None) -> tuple[pd.DataFrame, str]:

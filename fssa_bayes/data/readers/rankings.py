@@ -11,6 +11,7 @@ import pandas as pd
 
 from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
 from fssa_bayes.data.names import show_cell, show_value
+from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_pairs
 from fssa_bayes.data.readers.categories import expand_levels
@@ -154,7 +155,7 @@ def read_ranked_pairs(
         "right": right,
         "choice": choice,
         "offsets": offsets_of(counts),
-        "items": None if items is None else items.to_numpy(dtype=np.float32),
+        "items": None if items is None else table_values(items),
         "num_items": len(names),
         "item_names": names,
         "feature_names": None if items is None else items.columns,
