@@ -28,7 +28,7 @@ from fssa_bayes import (
     load,
     save,
 )
-from fssa_bayes.model import check_data
+from fssa_bayes.model import align
 
 KEPT = Path(__file__).parent / "saved"
 
@@ -167,7 +167,7 @@ def test_a_reloaded_model_reads_its_items_from_columns_of_every_type(
         loaded, _ = load(tmp_path / "run")
         assert loaded.feature_names.tolist() == names
         for data in readings:
-            check_data(loaded, data)
+            align(loaded, data)
             assert data.digest() == first.digest()
 
 
@@ -410,7 +410,7 @@ def test_a_model_saved_in_format_3_still_loads() -> None:
     """With means and scales in double precision, covariates, and a date that names a feature."""
     model, guide = load(KEPT / "format_3")
     data = data_of_format_3()
-    check_data(model, data)
+    align(model, data)
     assert (model.dtype, model.feature_mean.dtype) == (torch.float32, torch.float64)
     expected = json.loads((KEPT / "format_3" / "expected.json").read_text())
     with torch.no_grad():

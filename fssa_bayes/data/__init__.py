@@ -1,5 +1,6 @@
 """Paired comparisons of many people: tables, storage, splits and batches."""
 
+from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
@@ -33,6 +34,7 @@ __all__ = [
     "covariate_rank",
     "explain_unknown",
     "factorise_names",
+    "find_columns",
     "find_names",
     "first_names",
     "identified_covariates",

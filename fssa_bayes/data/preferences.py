@@ -24,6 +24,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from fssa_bayes.data.alignment import AlignedComparisons
+from fssa_bayes.data.answers import GrowingComparisons
 from fssa_bayes.data.arrays import (
     check_choices,
     check_covariates,
@@ -36,7 +38,6 @@ from fssa_bayes.data.arrays import (
 )
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import (
-    Comparisons,
     covariates_of,
     pad,
     replace,
@@ -65,7 +66,7 @@ _TIES = ("drop", "keep", "half")
 _METHODS = ("plackett_luce", "pairs")
 
 
-class Preferences(Comparisons):
+class Preferences(AlignedComparisons, GrowingComparisons):
     """Stores the paired comparisons of many people, ragged, in memory proportional to their number.
 
     Most users start from :meth:`from_dataframe`. Objects are immutable: splits and subsets return
