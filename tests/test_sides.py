@@ -283,3 +283,12 @@ def test_a_bias_that_nothing_tells_is_refused() -> None:
         HomogeneousBTL(position_bias=True).fit(data)
     with pytest.raises(ValueError, match="tell the winner and the loser"):
         Posterior(biased(1), NeuralProcessGuide(biased(1)), questions(np.full(120, np.nan)))
+
+
+def test_the_summary_counts_the_places() -> None:
+    assert "place of advantage    48 left, 24 neither, 48 right" in str(
+        questions(mixed()).summary()
+    )
+    unknown = questions(np.full(120, np.nan))
+    assert "place of advantage    120 not known" in str(unknown.summary())
+    assert "advantage" not in str(questions().summary())
