@@ -35,8 +35,8 @@ class Summary:
         open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
             says nothing about.
         broken: Rankings that were broken into pairs, and their stages.
-        sides: Comparisons whose place is an advantage for left, for neither and for right, and those
-            of which it is not known; None where it is left's everywhere.
+        sides: Comparisons whose places are an advantage for left, for neither and for right, and
+            those of which it is not known; None where they are for left everywhere.
         reference_levels: Column and reference level of categorical features and covariates.
     """
 
