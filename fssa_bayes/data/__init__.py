@@ -3,6 +3,7 @@
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
+from fssa_bayes.data.graph import describe_separation, find_win_classes, list_wins, rank_classes
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.summary import Summary
@@ -12,7 +13,11 @@ __all__ = [
     "Preferences",
     "Summary",
     "covariate_rank",
+    "describe_separation",
+    "find_win_classes",
     "first_names",
     "identified_covariates",
+    "list_wins",
+    "rank_classes",
     "user_batches",
 ]
