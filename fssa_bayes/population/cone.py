@@ -34,7 +34,8 @@ _LONGEST = 1e5  # Largest entry of a direction along which a row of unit length 
 _RANK = 1e-10  # Share of the largest eigenvalue of a Gram matrix below which one is 0.
 _FIRST_ROWS = 2000  # Rows that are looked at first, with eight for each parameter.
 _MORE_ROWS = 2000  # Rows that are added at once.
-_PROBED = 1e-4  # Share of a random direction's largest entry below which a row does not see it.
+_PROBED = 1e-4  # Product with a random direction, standard normal, below which it is rounding.
+_ROUNDS = 3  # Linear programmes, each with more rows, before no direction is claimed.
 _MOST_NEWTON = 2000  # Most parameters for which a maximum is tried before a linear programme.
 _NEWTON_STEPS = 30
 
@@ -89,17 +90,18 @@ class Cone:
         return signs
 
     def _sign(self, contrast: np.ndarray, sign: float) -> int:
-        """Returns the sign if the contrast never changes against it in the cone, else 0."""
+        """Returns the sign if it is proved that the contrast never changes against it, else 0."""
         working, contrast = self.working, sign * contrast / self.scale
         contrast = contrast / np.abs(contrast).max()
-        while True:
+        for _ in range(_ROUNDS):
             direction = _least(_rescale(self.answers.unit_matrix(working), self.scale), contrast)
             if contrast @ direction >= -_TOLERANCE:
                 return int(sign)
             worse = _worst(self.answers.unit_product(direction / self.scale), working)
             if not len(worse):
-                return 0
+                break
             working = np.concatenate([working, worse])
+        return 0
 
     def held(self, contrast: np.ndarray) -> Cone:
         """Describes the part of the cone in which a contrast (P,) does not rise."""
@@ -127,7 +129,7 @@ def find_cone(answers: Answers, extra: np.ndarray | None = None) -> Cone:
             # A row outside of the span of those that remain has a random product with what is
             # orthogonal to the span.
             probe = _null_part(rng.normal(size=(1, answers.num_parameters)), span)[0]
-            new = np.abs(answers.unit_product(probe / scale)) > _PROBED * np.abs(probe).max()
+            new = np.abs(answers.unit_product(probe / scale)) > _PROBED
             new &= np.abs(product) <= _TOLERANCE
             new[working] = False
             worse = np.flatnonzero(new)[:_MORE_ROWS]
