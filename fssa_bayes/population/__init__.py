@@ -7,6 +7,7 @@ from fssa_bayes.population.information import feature_differences
 from fssa_bayes.population.parameters import (
     answer_estimates,
     check_num_parameters,
+    has_population_estimates,
     label_parameters,
 )
 from fssa_bayes.population.ranking import item_estimates, ranking_table
@@ -25,6 +26,7 @@ __all__ = [
     "covariate_effects",
     "covariate_rank",
     "feature_differences",
+    "has_population_estimates",
     "identified_covariates",
     "item_estimates",
     "label_parameters",

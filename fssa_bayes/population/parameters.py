@@ -21,6 +21,7 @@ __all__ = [
     "answer_estimates",
     "check_num_parameters",
     "estimate_parameters",
+    "has_population_estimates",
     "label_parameters",
     "rotate_to_triangle",
 ]
@@ -155,6 +156,16 @@ def estimate_parameters(
         covariate_scale=model.covariate_units.double().cpu(),
         has_own_effect=has_own_effect,
     )
+
+
+def has_population_estimates(model: HeterogeneousBTL) -> bool:
+    """Tells whether a model has what :func:`estimate_parameters` needs."""
+    if not model.utility.is_linear or len(model.prior_flow):
+        return False
+    rank = min(model.num_features, model.latent_dim)
+    free = torch.tril_indices(model.num_features, rank).shape[1]
+    size = model.num_features + free + rank * model.num_covariates
+    return size <= _MAX_PARAMETERS
 
 
 def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:

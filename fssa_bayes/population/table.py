@@ -86,9 +86,7 @@ def population_table(
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    estimates, known = population_estimates(
-        model, guide, data, reference=reference, num_samples=num_samples, seed=seed
-    )
+    estimates, known = _quantities(model, guide, data, reference, num_samples, seed)
     columns = estimates.three_errors()
     if level is not None or p_values:
         columns |= estimates.describe(kind, level=level, p_values=p_values)
@@ -106,12 +104,30 @@ def population_estimates(
     reference: Hashable | None = None,
     num_samples: int = 1000,
     seed: int = 0,
-) -> tuple[Estimates, np.ndarray]:
-    """Returns the quantities of :func:`population_table`, and which of them have a meaning.
+) -> Estimates:
+    """Returns the quantities of :func:`population_table` that have a meaning, with covariance.
 
-    Arguments and errors are those of :func:`population_table`. Without meaning are the effect of a
-    covariate that is constant or collinear, and correlations with the reference.
+    Arguments and errors are those of :func:`population_table`. Left out are effects of covariates
+    that are constant or collinear, and correlations with the reference. Names are (`quantity`,
+    `term`), or the terms alone where the model is homogeneous.
     """
+    estimates, known = _quantities(model, guide, data, reference, num_samples, seed)
+    names = estimates.names if model.latent_dim else estimates.names.droplevel("quantity")
+    rows = torch.from_numpy(known)
+    return Estimates(
+        names[known], estimates.values[rows], estimates.jacobian[rows], estimates.uncertainty
+    )
+
+
+def _quantities(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    reference: Hashable | None,
+    num_samples: int,
+    seed: int,
+) -> tuple[Estimates, np.ndarray]:
+    """Returns the rows of :func:`population_table`, and which of them have a meaning."""
     base = _position_of_reference(data, reference)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
     rank = estimate.loading.shape[1]
