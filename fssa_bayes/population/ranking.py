@@ -16,7 +16,7 @@ from fssa_bayes.model import HeterogeneousBTL, positions
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.parameters import check_num_parameters, estimate_parameters
 
-__all__ = ["draw_ranks", "item_estimates", "ranking_table"]
+__all__ = ["draw_ranks", "item_estimates", "ranking_table", "with_tails"]
 
 _SHARE = 1e-6  # Of the derivative of a utility: more without information, and it is not identified.
 
@@ -178,7 +178,7 @@ def draw_ranks(
     noise = torch.randn(
         root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
     )
-    moved = _with_tails(root @ noise, root.square().sum(-1).sqrt(), estimates, kind)
+    moved = with_tails(root @ noise, root.square().sum(-1).sqrt(), estimates, kind)
     utility = estimates.values.unsqueeze(-1)
     draws = torch.cat([utility, utility + moved], -1)
     ranks = torch.empty_like(draws)
@@ -187,9 +187,11 @@ def draw_ranks(
     return ranks[:, 0].long(), ranks[:, 1:]
 
 
-def _with_tails(moved: Tensor, error: Tensor, estimates: Estimates, kind: str) -> Tensor:
+def with_tails(
+    moved: Tensor, error: Tensor, estimates: Estimates, kind: str | None = None
+) -> Tensor:
     """Gives normal draws (M, S) with standard deviations (M,) the quantiles of Student's t."""
-    df = estimates.uncertainty.degrees_of_freedom(estimates.jacobian, kind)
+    df = torch.from_numpy(estimates.degrees_of_freedom(kind))
     few = torch.isfinite(df) & (error > 0)
     if not few.any():
         return moved
