@@ -14,11 +14,11 @@ COVARIANCE = torch.tensor([[2.0, 0.5, 0.1], [0.5, 1.0, -0.2], [0.1, -0.2, 0.5]])
 VALUES = torch.tensor([1.0, -0.5, 2.0]).double()
 
 
-def estimates(people: int = 12, names: list | None = None) -> Estimates:
+def estimates(people: int = 12, names: pd.Index | None = None) -> Estimates:
     """Three quantities of as many parameters, the sandwich twice the classical covariance."""
     information = torch.linalg.inv(COVARIANCE)
     known = Uncertainty(information, 2 * information, people, None, 0, "")
-    index = pd.Index(names or ["a", "b", "c"])
+    index = pd.Index(["a", "b", "c"]) if names is None else names
     return Estimates(index, VALUES, torch.eye(3).double(), known)
 
 
