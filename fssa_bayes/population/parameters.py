@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -138,6 +140,9 @@ def estimate_parameters(
     )
     outer, information = population_information(model, guide, data, rotation, num_samples, seed)
     triangle = triangle.cpu()
+    people = None
+    if model.latent_dim == 0:  # Of a copy, as the model may be fitted again before they are needed.
+        people = partial(few_people_moments, copy.deepcopy(model), data)
     return ParameterEstimate(
         theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
         loading=triangle,
@@ -148,7 +153,7 @@ def estimate_parameters(
             information[free][:, free],
             outer[free][:, free],
             num_people=int((data.counts > 0).sum()),
-            people=None if model.latent_dim else few_people_moments(model, data),
+            people=people,
             expected_null=None if quiet else expected_null,
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
         ),

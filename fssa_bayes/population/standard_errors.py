@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,8 +26,8 @@ class Uncertainty:
         information: Observed information, with shape (P, P).
         outer: Sum of the outer products of people's scores, (P, P).
         num_people: Number G of people with comparisons.
-        people: Moments of the people whose scores :class:`Leverage` corrects; None where the model
-            is heterogeneous or a mixture, for :class:`Factor`.
+        people: Returns the moments of the people whose scores :class:`Leverage` corrects, once they
+            are needed; None where the model is heterogeneous or a mixture, for :class:`Factor`.
         expected_null: Number of directions that no data could identify; None for no warnings.
         advice: What to say where the information lacks rank in more directions.
         share: Share of the squared length of a quantity's derivative in directions without
@@ -37,7 +37,7 @@ class Uncertainty:
     information: Tensor
     outer: Tensor
     num_people: int
-    people: Sequence[PersonMoments] | None
+    people: Callable[[], Sequence[PersonMoments]] | None
     expected_null: int | None
     advice: str
     share: float = 0.05
@@ -57,7 +57,7 @@ class Uncertainty:
         """What is made of the scores of few people."""
         if self.people is None:
             return Factor(self.num_people, self.outer)
-        return Leverage(self.people, self.outer, self.inverse, self.num_people)
+        return Leverage(self.people(), self.outer, self.inverse, self.num_people)
 
     def has(self, kind: str) -> bool:
         """Tells whether people are enough for a covariance.

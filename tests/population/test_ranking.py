@@ -140,7 +140,7 @@ def test_ranks_of_few_people_have_the_tails_of_their_intervals() -> None:
         PersonMoments(torch.arange(2), torch.zeros(2).double(), torch.eye(2).double() / 3)
         for _ in range(3)
     ]
-    few = Uncertainty(torch.eye(2).double(), error.square().diag(), 3, moments, 0, "")
+    few = Uncertainty(torch.eye(2).double(), error.square().diag(), 3, lambda: moments, 0, "")
     estimates = Estimates(pd.Index([0, 1]), torch.zeros(2).double(), torch.eye(2).double(), few)
     assert estimates.degrees_of_freedom() == pytest.approx([2, 2])
     moved = with_tails(
