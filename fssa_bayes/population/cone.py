@@ -17,15 +17,13 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog
 
 from fssa_bayes.data import rank_classes
-from fssa_bayes.population.events import Answers, Events
-
-if TYPE_CHECKING:
-    from scipy import sparse
+from fssa_bayes.population.events import Answers, Events, Matrix
 
 __all__ = ["Cone", "find_cone", "find_layered_cone", "flat_cone", "rising"]
 
@@ -37,9 +35,7 @@ _MORE_ROWS = 2000  # Rows that are added at once.
 _PROBED = 1e-4  # Product with a random direction, standard normal, below which it is rounding.
 _ROUNDS = 3  # Linear programmes, each with more rows, before no direction is claimed.
 _MOST_NEWTON = 2000  # Most parameters for which a maximum is tried before a linear programme.
-_NEWTON_STEPS = 30
-
-Matrix = "np.ndarray | sparse.csr_array"
+_NEWTON_STEPS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,17 +154,13 @@ def flat_cone(answers: Answers) -> Cone:
 
 
 def _stack(matrix: Matrix, extra: np.ndarray) -> Matrix:
-    from scipy import sparse
-
     if sparse.issparse(matrix):
         return sparse.vstack([matrix, sparse.csr_array(extra)]).tocsr()
     return np.vstack([matrix, extra])
 
 
 def _rescale(matrix: Matrix, scale: np.ndarray) -> Matrix:
-    from scipy import sparse
-
-    return matrix @ sparse.diags_array(1 / scale)
+    return matrix @ sparse.diags_array(1 / scale) if sparse.issparse(matrix) else matrix / scale
 
 
 def _worst(product: np.ndarray, working: np.ndarray) -> np.ndarray:
@@ -216,8 +208,6 @@ def _try_maximum(unit: Matrix) -> np.ndarray | None:
 
 def _steepest(unit: Matrix) -> np.ndarray:
     """Finds a direction (P,) along which as many rows as possible rise, and none falls."""
-    from scipy import sparse
-
     rows, size = unit.shape
     constraints = sparse.hstack([-sparse.csr_array(unit), sparse.eye_array(rows)], format="csr")
     cost = np.concatenate([np.zeros(size), -np.ones(rows)])
@@ -229,15 +219,11 @@ def _steepest(unit: Matrix) -> np.ndarray:
 
 def _least(matrix: Matrix, contrast: np.ndarray) -> np.ndarray:
     """Finds the direction of the cone, with entries of −1 to 1, in which a contrast is least."""
-    from scipy import sparse
-
     bounds = np.array([(-1.0, 1.0)] * len(contrast))
     return _solve(contrast, -sparse.csr_array(matrix), bounds)
 
 
 def _solve(cost: np.ndarray, constraints: sparse.csr_array, bounds: np.ndarray) -> np.ndarray:
-    from scipy.optimize import linprog
-
     result = linprog(
         cost, A_ub=constraints, b_ub=np.zeros(constraints.shape[0]), bounds=bounds, method="highs"
     )

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import linalg, sparse
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 
-if TYPE_CHECKING:
-    from scipy import sparse
+__all__ = ["Answers", "Events", "Matrix", "list_answers", "scale_rows"]
 
-__all__ = ["Answers", "Events", "list_answers"]
+Matrix = np.ndarray | sparse.csr_array
 
 _MAX_STEPS = 200
 _CHUNK = 65_536  # Rows whose features are looked at together.
@@ -36,7 +35,7 @@ class Events:
         weight: How often each of E events occurred, (E,).
     """
 
-    rows: np.ndarray | sparse.csr_array
+    rows: Matrix
     event: np.ndarray
     weight: np.ndarray
 
@@ -52,13 +51,15 @@ class Events:
 
     def differentiate(self, parameters: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Returns the log-likelihood, its gradient (P,) and minus its Hessian (P, P)."""
-        from scipy import sparse
-
         normaliser, prob = self._normalise(parameters)
         weighted = self.weight[self.event] * prob
-        information = self.rows.T @ (sparse.diags_array(weighted) @ self.rows)
-        expected = self._sum_rows(prob)
-        information = information - expected.T @ (sparse.diags_array(self.weight) @ expected)
+        if self._has_single_rows:
+            curvature = weighted * np.exp(-normaliser)  # 1 − p without cancellation.
+            information = self.rows.T @ scale_rows(self.rows, curvature)
+        else:
+            information = self.rows.T @ scale_rows(self.rows, weighted)
+            expected = self._sum_rows(prob)
+            information = information - expected.T @ scale_rows(expected, self.weight)
         if sparse.issparse(information):
             information = information.toarray()
         return float(-self.weight @ normaliser), self.rows.T @ weighted, information
@@ -66,17 +67,19 @@ class Events:
     def _normalise(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns log(1 + Σ e^−m) of each event (E,), and each row's probability (Q,)."""
         margin = self.rows @ parameters
-        if len(self.weight) == len(self.event):  # One row an event.
+        if self._has_single_rows:
             normaliser = np.logaddexp(0, -margin)
         else:
             starts = np.searchsorted(self.event, np.arange(len(self.weight)))
             normaliser = np.logaddexp(0, np.logaddexp.reduceat(-margin, starts))
         return normaliser, np.exp(-margin - normaliser[self.event])
 
-    def _sum_rows(self, prob: np.ndarray) -> np.ndarray | sparse.csr_array:
-        """Sums the rows of each event, weighted by their probability, to shape (E, P)."""
-        from scipy import sparse
+    @property
+    def _has_single_rows(self) -> bool:
+        return len(self.weight) == len(self.event)
 
+    def _sum_rows(self, prob: np.ndarray) -> Matrix:
+        """Sums the rows of each event, weighted by their probability, to shape (E, P)."""
         place = self.event, np.arange(len(self.event))
         return sparse.csr_array((prob, place), shape=(len(self.weight), len(prob))) @ self.rows
 
@@ -112,12 +115,17 @@ class Events:
         return point
 
 
+def scale_rows(matrix: Matrix, factor: np.ndarray) -> Matrix:
+    """Multiplies each row of a matrix (Q, P), dense or sparse, by a factor (Q,)."""
+    if sparse.issparse(matrix):
+        return sparse.diags_array(factor) @ matrix
+    return matrix * factor[:, None]
+
+
 def _newton_step(
     gradient: np.ndarray, information: np.ndarray, fixed: np.ndarray | None
 ) -> np.ndarray:
     """Solves for a step; a ridge of 1e-12 of the mean curvature keeps idle directions still."""
-    from scipy import linalg
-
     size = len(gradient)
     ridge = 1e-12 * max(np.trace(information) / size, 1e-300)
     factor = linalg.cho_factor(information + ridge * np.eye(size))
@@ -182,10 +190,8 @@ class Answers:
             total = total + column * value
         return total
 
-    def matrix(self, which: np.ndarray) -> np.ndarray | sparse.csr_array:
+    def matrix(self, which: np.ndarray) -> Matrix:
         """Returns some rows as a matrix, sparse where items have no features."""
-        from scipy import sparse
-
         better, worse, scale = self.better[which], self.worse[which], self.scale[which]
         others = [column[which] for column in self._answer_columns()]
         if self.table is not None:
@@ -216,11 +222,9 @@ class Answers:
         """Multiplies all rows, divided by their length, by parameters (P,), to shape (Q,)."""
         return self.product(parameters) / self.length
 
-    def unit_matrix(self, which: np.ndarray) -> np.ndarray | sparse.csr_array:
+    def unit_matrix(self, which: np.ndarray) -> Matrix:
         """Returns some rows, divided by their length, as a matrix."""
-        from scipy import sparse
-
-        return sparse.diags_array(1 / self.length[which]) @ self.matrix(which)
+        return scale_rows(self.matrix(which), 1 / self.length[which])
 
     def events(self) -> Events:
         """Returns the events with the matrix of all rows."""

@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
+from scipy.optimize import brentq
 
 from fssa_bayes.data import (
     Preferences,
@@ -162,8 +164,6 @@ class Separation:
 
     def _bound(self, contrast: np.ndarray, limit: np.ndarray) -> float:
         """Returns the lower bound of a contrast (P,) that goes to infinity."""
-        from scipy.optimize import brentq
-
         # With the contrast held, the answers that are still separated have no say.
         held = self._rising(self.cone.held(self._reduce(contrast[None])[0]))
         events = self.answers.events().where(~held)
@@ -205,8 +205,6 @@ class Separation:
         """Sums the entries of contrasts (Q, P) over the items of each class."""
         if self.classes is None:
             return contrasts
-        from scipy import sparse
-
         place = np.arange(len(self.classes)), self.classes
         member = sparse.csr_array((np.ones(len(self.classes)), place))
         return contrasts[:, : len(self.classes)] @ member
