@@ -17,6 +17,7 @@ from fssa_bayes.inference.objectives import (
     Sleep,
 )
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import find_separation
 
 __all__ = [
     "check_training_covariates",
@@ -24,6 +25,7 @@ __all__ = [
     "choose_stages",
     "choose_validation",
     "default_stages",
+    "warn_of_separation",
 ]
 
 AUTO = "auto"
@@ -65,7 +67,40 @@ def check_training_data(
             "the data say nothing about its effect",
             stacklevel=3,
         )
+    if model.bias is not None:
+        check_sides(data)
     check_training_covariates(model, data)
+
+
+def check_sides(data: Preferences) -> None:
+    """Raises a ValueError if one side won every comparison, which a position bias would explain."""
+    choice = data.choice[~data.judgements.inside]
+    for value, side in ((1, "left"), (0, "right")):
+        if len(choice) and (choice == value).all():
+            raise ValueError(
+                f"position_bias=True needs comparisons that either side won, got the {side} as "
+                f"winner of all {len(choice)}, which say nothing about a bias. Left and right "
+                "are probably columns of winners and losers: read them by winner= and loser=, and "
+                "fit without position_bias"
+            )
+
+
+def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns by name of estimates that separated choices put at infinity."""
+    if not model.utility.is_linear or model.penalty:
+        return
+    separation = find_separation(model, data)
+    if not separation:
+        return
+    remedy = "leave them out, or ask for more comparisons"
+    if model.latent_dim == 0:
+        remedy = "penalty=0.5 of HomogeneousBTL and HeterogeneousBTL keeps all estimates finite"
+    warnings.warn(
+        f"choices are separated, so that the likelihood has no maximum: {separation.message}. "
+        "What the fit gives for these says where it stopped; estimates and errors of the others "
+        f"stand. A remedy: {remedy}",
+        stacklevel=3,
+    )
 
 
 def check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> None:

@@ -54,6 +54,11 @@ class LatentPrior(nn.Module):
         """The device of the parameters."""
         return self._origin.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the parameters."""
+        return self._origin.dtype
+
     def prior(self, num_users: int, covariates: Tensor | None = None) -> dist.TorchDistribution:
         """Returns p(z | w), with batch shape (U,) and event shape (K,).
 

@@ -67,23 +67,15 @@ class Cone:
         """Returns what of contrasts (Q, P) the remaining rows do not span, in units of `scale`."""
         return _null_part(contrasts / self.scale, self.span)
 
-    def estimable(self, contrasts: np.ndarray) -> np.ndarray:
-        """Tells which contrasts (Q, P) have a finite estimate, with shape (Q,)."""
-        outside = np.linalg.norm(self.outside(contrasts), axis=1)
-        return outside <= 1e-5 * np.linalg.norm(contrasts / self.scale, axis=1)
-
     def signs(self, contrasts: np.ndarray) -> np.ndarray:
-        """Tells where contrasts (Q, P) go: 1 to infinity, −1 to minus infinity, 0 neither, (Q,)."""
-        signs = np.zeros(len(contrasts), dtype=np.int64)
+        """Tells where contrasts (Q, P) without a finite estimate go: 1, −1 or, if neither, 0, (Q,).
+
+        1 stands for infinity, and −1 for minus infinity.
+        """
         distinct, place = np.unique(contrasts, axis=0, return_inverse=True)
-        found = ~self.estimable(distinct)
-        rise = distinct @ self.direction
-        values = [
-            self._sign(contrast, np.sign(value)) if outside and value != 0 else 0
-            for contrast, value, outside in zip(distinct, rise, found, strict=True)
-        ]
-        signs[:] = np.array(values, dtype=np.int64)[place.ravel()]
-        return signs
+        rise = np.sign(distinct @ self.direction)
+        values = [self._sign(*pair) if pair[1] else 0 for pair in zip(distinct, rise, strict=True)]
+        return np.array(values, dtype=np.int64)[place.ravel()]
 
     def _sign(self, contrast: np.ndarray, sign: float) -> int:
         """Returns the sign if it is proved that the contrast never changes against it, else 0."""

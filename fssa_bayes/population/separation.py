@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
+from scipy import sparse, stats
 from scipy.optimize import brentq
+from torch import Tensor
 
 from fssa_bayes.data import (
     Preferences,
@@ -24,10 +25,10 @@ from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.population.cone import Cone, find_cone, find_layered_cone, flat_cone, rising
 from fssa_bayes.population.events import Answers, list_answers
 
-__all__ = ["Placement", "Separation", "find_separation"]
+__all__ = ["Limit", "Placement", "Separation", "find_separation"]
 
+_ROUNDING = 1e-5  # Share of a contrast below which it is taken for rounding.
 _SATURATED = 35.0  # Margin in nats of a separated answer, whose other answers are then rounding.
-_CHI_SQUARED_90 = 2.705543454095404  # 90 % quantile of chi-squared with one degree of freedom.
 _MOST_DENSE = 2000  # Most features for which separation is looked for.
 _MOST_SIGNS = 20  # Coefficients whose direction a message tells.
 _MOST_PROFILED = 500  # Most parameters of a likelihood that is profiled.
@@ -86,11 +87,16 @@ class Separation:
 
     def estimable(self, contrasts: np.ndarray) -> np.ndarray:
         """Tells which linear contrasts (Q, P) have a finite estimate, with shape (Q,)."""
-        return self.cone.estimable(self._reduce(contrasts))
+        outside = np.linalg.norm(self.cone.outside(self._reduce(contrasts)), axis=1)
+        scale = self.cone.scale if self.classes is None else 1.0
+        return outside <= _ROUNDING * np.linalg.norm(contrasts / scale, axis=1)
 
     def signs(self, contrasts: np.ndarray) -> np.ndarray:
         """Tells where contrasts (Q, P) go: 1 to infinity, −1 to minus infinity, 0 neither, (Q,)."""
-        return self.cone.signs(self._reduce(contrasts))
+        signs = np.zeros(len(contrasts), dtype=np.int64)
+        unknown = ~self.estimable(contrasts)
+        signs[unknown] = self.cone.signs(self._reduce(contrasts[unknown]))
+        return signs
 
     def place(self, design: np.ndarray) -> Placement:
         """Compares quantities, rows of a design (M, P), with the largest class among them."""
@@ -136,11 +142,13 @@ class Separation:
         lack = (_SATURATED - self.answers.product(point)[self.separated]) / rise
         return point + max(lack.max(), 0.0) * self.direction
 
-    def bounds(self, contrasts: np.ndarray, signs: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    def bounds(
+        self, contrasts: np.ndarray, signs: np.ndarray, limit: np.ndarray, level: float
+    ) -> np.ndarray:
         """Bounds contrasts (Q, P) of infinite estimate by the profile likelihood, on one side.
 
         The bound of a contrast that goes to infinity is the smallest value that a likelihood-ratio
-        test at the level of 5 %, one-sided, does not reject, the other parameters at their best.
+        test does not reject, the other parameters at their best: the lower end of an interval.
         The test takes comparisons for independent, whoever made them: people cannot be clusters
         where all of them agree.
 
@@ -148,6 +156,7 @@ class Separation:
             contrasts: The contrasts.
             signs: 1 for a contrast that goes to infinity, −1 to minus infinity, (Q,).
             limit: Parameters by :meth:`find_limit`, (P,).
+            level: Probability of an interval of the level's two ends.
 
         Returns:
             The bounds, (Q,); NaN where the sign is 0 and with more than 500 parameters.
@@ -159,18 +168,19 @@ class Separation:
         bounds = np.full(len(contrasts), np.nan)
         if contrasts.shape[1] <= _MOST_PROFILED:
             for row in np.flatnonzero(signs):
-                bounds[row] = signs[row] * self._bound(signs[row] * contrasts[row], limit)
+                bounds[row] = signs[row] * self._bound(signs[row] * contrasts[row], limit, level)
         return bounds
 
-    def _bound(self, contrast: np.ndarray, limit: np.ndarray) -> float:
+    def _bound(self, contrast: np.ndarray, limit: np.ndarray, level: float) -> float:
         """Returns the lower bound of a contrast (P,) that goes to infinity."""
         # With the contrast held, the answers that are still separated have no say.
         held = self._rising(self.cone.held(self._reduce(contrast[None])[0]))
         events = self.answers.events().where(~held)
-        highest = events.log_prob(limit) - _CHI_SQUARED_90 / 2
+        highest = events.log_prob(limit) - stats.chi2.ppf(level, 1) / 2
         direction = self.direction / (contrast @ self.direction)
         point = limit
 
+        @cache  # The root finder asks for its ends again, which depend on where the search was.
         def excess(value: float) -> float:
             nonlocal point
             point = point + (value - contrast @ point) * direction
@@ -183,9 +193,9 @@ class Separation:
         # The other parameters at their best only lower the bound.
         top = contrast @ limit
         upper = brentq(along_direction, _step_down(along_direction, top), top, rtol=1e-6)
-        if excess(upper) < 1e-9:
+        if excess(upper) < 1e-6:
             return upper
-        return brentq(excess, _step_down(excess, upper), upper, xtol=1e-8, rtol=1e-8)
+        return brentq(excess, _step_down(excess, upper), upper, rtol=1e-7)
 
     def _label(self, design: np.ndarray) -> np.ndarray:
         """Labels rows of a design (M, P) that have finite distances from each other alike, (M,)."""
@@ -193,7 +203,7 @@ class Separation:
         value = outside @ np.random.default_rng(0).normal(size=outside.shape[1])
         order = np.argsort(value, kind="stable")
         labels = np.zeros(len(design), dtype=np.int64)
-        gap = 1e-5 * max(np.abs(value).max(), 1e-300)
+        gap = _ROUNDING * max(np.abs(value).max(), 1e-300)
         labels[order] = np.cumsum(np.diff(value[order], prepend=value[order[:1]]) > gap)
         return labels
 
@@ -216,6 +226,58 @@ class Separation:
         whole = np.zeros(self.answers.num_parameters)
         whole[: len(self.classes)] = direction[self.classes]
         return whole
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """Tells of quantities, by their derivatives, which are at infinity.
+
+    Attributes:
+        separation: What the choices put at infinity.
+        columns: Positions of its parameters among those of the derivatives, with shape (P,).
+        point: The parameters at the limit, (P,); None where they are not there, as people differ.
+        is_penalised: Whether a prior keeps the estimates finite. What the choices put at infinity
+            rests on the prior then, and scores of people, which all but vanish, give no errors.
+    """
+
+    separation: Separation
+    columns: np.ndarray
+    point: np.ndarray | None
+    is_penalised: bool
+
+    def reference(self, jacobian: Tensor) -> Tensor:
+        """Tells which of some quantities the others are compared with, see :class:`Placement`."""
+        if self.is_penalised:
+            return torch.ones(len(jacobian), dtype=torch.bool)
+        return torch.from_numpy(self.separation.place(self._contrasts(jacobian)).reference)
+
+    def estimable(self, jacobian: Tensor) -> Tensor:
+        """Tells which quantities have a finite estimate, with shape (Q,)."""
+        return torch.from_numpy(self.separation.estimable(self._contrasts(jacobian)))
+
+    def values(self, jacobian: Tensor, values: Tensor) -> Tensor:
+        """Puts ±inf in place of values (Q,) where estimates are infinite, NaN where neither."""
+        if self.is_penalised:
+            return values
+        contrasts, values = self._contrasts(jacobian), values.numpy().copy()
+        values[~self.separation.estimable(contrasts)] = np.nan
+        signs = self.separation.signs(contrasts)
+        values[signs != 0] = signs[signs != 0] * np.inf
+        return torch.from_numpy(values)
+
+    def bounds(
+        self, jacobian: Tensor, values: np.ndarray, level: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns lower and upper bounds of quantities whose values (Q,) are ±inf, else NaN."""
+        signs = np.where(np.isinf(values), np.sign(values), 0).astype(np.int64)
+        bounds = np.full(len(values), np.nan)
+        if self.point is not None:
+            bounds = self.separation.bounds(self._contrasts(jacobian), signs, self.point, level)
+        lower = np.where(signs > 0, bounds, np.where(signs < 0, -np.inf, np.nan))
+        return lower, np.where(signs > 0, np.inf, np.where(signs < 0, bounds, np.nan))
+
+    def _contrasts(self, jacobian: Tensor) -> np.ndarray:
+        return jacobian.numpy()[:, self.columns]
 
 
 def _step_down(function: Callable[[float], float], start: float) -> float:
