@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fssa_bayes.data.comparisons import Comparisons
-from fssa_bayes.data.graph import find_components
+from fssa_bayes.data.graph import describe_separation, find_components
 
 __all__ = ["Summary", "count_repetitions", "summarise"]
 
@@ -35,6 +35,8 @@ class Summary:
         open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
             says nothing about.
         broken: Rankings that were broken into pairs, and their stages.
+        separated: Which items, by name, won or lost in a way that leaves them no finite utility,
+            for items without features; `""` for none.
     """
 
     users: int
@@ -53,6 +55,7 @@ class Summary:
     stages: int = 0
     open_pairs: int = 0
     broken: tuple[int, int] = (0, 0)
+    separated: str = ""
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -81,6 +84,8 @@ class Summary:
         if self.broken[0]:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
+        if self.separated:
+            rows.append(("no finite utility", self.separated))
         return rows
 
 
@@ -107,6 +112,7 @@ def summarise(data: Comparisons) -> Summary:
         stages=judgements.count_stages(data.left, data.right, data.choice),
         open_pairs=int(((data.choice == 0.5) & judgements.inside).sum()),
         broken=data.broken,
+        separated=describe_separation(data) if data.items is None else "",
     )
 
 
