@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy import special, stats
+from scipy import special
 from torch import Tensor
 
 from fssa_bayes.data import Preferences
@@ -197,7 +197,7 @@ def with_tails(
         return moved
     standard = (moved[few] / error[few, None]).numpy()
     # Far out the quantile of a probability that rounds to 1 is infinite: take the other tail.
-    size = stats.t.isf(special.ndtr(-np.abs(standard)), df[few, None].numpy())
+    size = -special.stdtrit(df[few, None].numpy(), special.ndtr(-np.abs(standard)))
     moved = moved.clone()
     moved[few] = torch.from_numpy(np.sign(standard) * size) * error[few, None]
     return moved
