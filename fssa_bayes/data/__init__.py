@@ -1,9 +1,18 @@
 """Paired comparisons of many people: tables, storage, splits and batches."""
 
+from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
 from fssa_bayes.data.graph import describe_separation, find_win_classes, list_wins, rank_classes
+from fssa_bayes.data.ids import (
+    canonical_names,
+    explain_unknown,
+    factorise_names,
+    find_names,
+    names_from_json,
+    names_to_json,
+)
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.summary import Summary
@@ -12,12 +21,19 @@ __all__ = [
     "Batch",
     "Preferences",
     "Summary",
+    "canonical_names",
     "covariate_rank",
     "describe_separation",
+    "explain_unknown",
+    "factorise_names",
+    "find_columns",
+    "find_names",
     "find_win_classes",
     "first_names",
     "identified_covariates",
     "list_wins",
+    "names_from_json",
+    "names_to_json",
     "rank_classes",
     "user_batches",
 ]

@@ -178,14 +178,16 @@ class Leverage:
         """
         if not self.people:
             return torch.full((len(jacobian),), math.inf, dtype=torch.float64)
-        rows = max(1, _ENTRIES // (len(self.people) * jacobian.shape[1]))
-        return torch.cat([self._degrees(part) for part in jacobian.split(rows)])
+        everybody = len(self.people) == self.num_people < FEW
+        rows = len(jacobian)
+        if everybody:
+            rows = max(1, _ENTRIES // (len(self.people) * jacobian.shape[1]))
+        return torch.cat([self._degrees(part, everybody) for part in jacobian.split(rows)])
 
-    def _degrees(self, jacobian: Tensor) -> Tensor:
+    def _degrees(self, jacobian: Tensor, everybody: bool) -> Tensor:
         direction = jacobian @ self.inverse
         total = (direction * jacobian).sum(-1)
         rest, squares = total.clone(), torch.zeros_like(total)
-        everybody = len(self.people) == self.num_people < FEW
         moves = []
         for (support, basis, factor, alone), part in self._informed(direction):
             own = part.square().masked_fill(alone, 0.0).sum(-1)

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy import special, stats
+from scipy import special
 from torch import Tensor
 
-from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL, positions
+from fssa_bayes.data import Preferences, canonical_names, find_names
+from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.parameters import check_num_parameters, estimate_parameters
 
@@ -70,12 +70,6 @@ def ranking_table(
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    if not model.utility.is_linear or model.latent_dim:
-        raise ValueError(
-            "ranking() needs utility='linear' and latent_dim=0, whose maximum of the likelihood "
-            f"has a standard error, got utility={model.config['utility']!r} and "
-            f"latent_dim={model.latent_dim}"
-        )
     estimates, members = item_estimates(
         model, data, items, groups=groups, reference=reference, seed=seed
     )
@@ -120,11 +114,18 @@ def item_estimates(
     Returns:
         The utilities, and the positions of the items of each group.
     """
+    if not model.utility.is_linear or model.latent_dim:
+        raise ValueError(
+            "ranking() needs utility='linear' and latent_dim=0, whose maximum of the likelihood "
+            f"has a standard error, got utility={model.config['utility']!r} and "
+            f"latent_dim={model.latent_dim}"
+        )
     check_num_parameters("ranking()", model.num_features)
-    names = data.item_names if items is None else pd.Index(items)
-    position = data.item_names.get_indexer(names)
+    data = align(model, data)
+    names = data.item_names if items is None else canonical_names("items", items)
+    position = find_names(names, data.item_names)
     if len(names) == 0 or (position < 0).any():
-        unknown = list(names[position < 0][:1])
+        unknown = names[position < 0][:1].tolist()
         raise ValueError(f"items must be known names, at least one, got {unknown}")
     if groups is not None and len(groups) != len(names):
         raise ValueError(f"groups must have one label an item, {len(names)}, got {len(groups)}")
@@ -208,7 +209,7 @@ def with_tails(
         return moved
     standard = (moved[few] / error[few, None]).numpy()
     # Far out the quantile of a probability that rounds to 1 is infinite: take the other tail.
-    size = stats.t.isf(special.ndtr(-np.abs(standard)), df[few, None].numpy())
+    size = -special.stdtrit(df[few, None].numpy(), special.ndtr(-np.abs(standard)))
     moved = moved.clone()
     moved[few] = torch.from_numpy(np.sign(standard) * size) * error[few, None]
     return moved

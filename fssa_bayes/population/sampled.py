@@ -8,7 +8,7 @@ import torch
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population.parameters import estimate_parameters
 from fssa_bayes.posterior import PopulationDraws
 
@@ -55,6 +55,7 @@ def population_draws(
     """
     if not isinstance(num, int) or num < 2:
         raise ValueError(f"num must be an integer of at least 2, got {num!r}")
+    data = align(model, data)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population_draws()")
     kind = estimate.uncertainty.choose(None)
     if kind != "sandwich":

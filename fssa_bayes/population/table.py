@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, positions
+from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.parameters import (
     ParameterEstimate,
@@ -132,6 +132,7 @@ def _quantities(
     seed: int,
 ) -> tuple[Estimates, np.ndarray]:
     """Returns the rows of :func:`population_table`, and which of them have a meaning."""
+    data = align(model, data)
     base = _position_of_reference(data, reference)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
     rank = estimate.loading.shape[1]
