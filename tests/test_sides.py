@@ -12,6 +12,7 @@ from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferen
 from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.baselines.base import log_prob_of_people
 from fssa_bayes.baselines.em import FlatComparisons
+from fssa_bayes.population import find_separation
 from fssa_bayes.population.information import population_information
 
 TEAMS = 8
@@ -272,7 +273,7 @@ def test_classes_use_the_sides() -> None:
 
 def test_a_bias_that_nothing_tells_is_refused() -> None:
     table = games(60, seed=2)
-    with pytest.raises(ValueError, match="got a side of 0 in all 60 comparisons"):
+    with pytest.raises(ValueError, match="a side of 1 or -1, got 0 in all 60: fit without"):
         HomogeneousBTL(position_bias=True).fit(read(table.assign(**{"at home": 0})))
     winners = table.assign(
         winner=np.where(table["won"] == 1, table["first"], table["second"]),
@@ -283,6 +284,34 @@ def test_a_bias_that_nothing_tells_is_refused() -> None:
         HomogeneousBTL(position_bias=True).fit(data)
     with pytest.raises(ValueError, match="tell the winner and the loser"):
         Posterior(biased(1), NeuralProcessGuide(biased(1)), questions(np.full(120, np.nan)))
+
+
+def test_a_bias_of_one_place_alone_is_refused() -> None:
+    side = np.array([1, -1, 1, 0, 0, -1])
+    choice = np.array([1, 0, 1, 1, 0, 0])  # Home won everywhere.
+    left, right = [0, 1, 2, 0, 0, 2], [1, 2, 0, 1, 1, 0]
+    data = Preferences(left, right, choice, [0, 6], num_items=3, side=side)
+    with pytest.raises(ValueError, match="got the place of advantage as winner of all 4, which"):
+        HomogeneousBTL(position_bias=True).fit(data)
+
+
+@pytest.mark.parametrize("ties", [None, "davidson"])
+@pytest.mark.parametrize("seed", range(8))
+def test_separation_is_that_of_the_same_games_written_the_other_way(seed: int, ties: str) -> None:
+    """A home game of left is an away game of right; few games, so that some are separated."""
+    rng = np.random.default_rng(seed)
+    left = rng.integers(4, size=9)
+    right = (left + rng.integers(1, 4, size=9)) % 4
+    choice = rng.choice([1.0, 1.0, 0.0] if ties is None else [1.0, 1.0, 0.0, 0.5], size=9)
+    offsets = [0, 9]
+    plain = Preferences(left, right, choice, offsets, num_items=4, ties="keep")
+    turned = Preferences(left, right, choice, offsets, num_items=4, ties="keep", side=np.ones(9))
+    turned = turned.swap(rng.random(9) < 0.5)
+    assert set(turned.side) == {-1, 1}
+    model = HeterogeneousBTL(4, 0, "linear", position_bias=True, ties=ties)
+    expected, found = (find_separation(model, data) for data in (plain, turned))
+    assert found.message == expected.message
+    assert bool(found) == bool(expected)
 
 
 def test_the_summary_counts_the_places() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fssa_bayes.data.comparisons import Comparisons
-from fssa_bayes.data.graph import find_components
+from fssa_bayes.data.graph import describe_separation, find_components
 
 __all__ = ["Summary", "count_repetitions", "count_sides", "summarise"]
 
@@ -38,6 +38,8 @@ class Summary:
         sides: Comparisons whose places are an advantage for left, for neither and for right, and
             those of which it is not known; None where they are for left everywhere.
         reference_levels: Column and reference level of categorical features and covariates.
+        separated: Which items, by name, won or lost in a way that leaves them no finite utility,
+            for items without features; `""` for none.
     """
 
     users: int
@@ -58,6 +60,7 @@ class Summary:
     broken: tuple[int, int] = (0, 0)
     sides: tuple[int, int, int, int] | None = None
     reference_levels: tuple[tuple[str, str], ...] = ()
+    separated: str = ""
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -93,6 +96,8 @@ class Summary:
         if self.reference_levels:
             shown = ", ".join(f"{column}: {level}" for column, level in self.reference_levels)
             rows.append(("reference levels", shown))
+        if self.separated:
+            rows.append(("no finite utility", self.separated))
         return rows
 
 
@@ -124,6 +129,7 @@ def summarise(data: Comparisons) -> Summary:
             (str(column), str(levels[0]))
             for column, levels in [*data.feature_levels.items(), *data.covariate_levels.items()]
         ),
+        separated=describe_separation(data) if data.items is None else "",
     )
 
 

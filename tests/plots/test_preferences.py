@@ -381,7 +381,8 @@ BAD = [
     (plots.forest, ([np.nan], [2.0], [3.0]), "lower must be NaN exactly where median is, got 2.0"),
     (plots.forest, ([1.0], [-np.inf], [3.0]), "lower must be finite or NaN, got -inf"),
     (plots.forest, ([1.0], [0.0], [3.0], ["a", "b"]), "names must have length 1, .*got 2"),
-    (plots.ranking, ([np.nan], [np.nan], [np.nan], ["a"]), "median must be finite, got nan"),
+    (plots.ranking, ([1.0], [np.nan], [2.0], ["a"]), "lower must be NaN exactly where upper is"),
+    (plots.ranking, ([1.0], [0.0], [np.inf], ["a"]), "upper must be finite or NaN, got inf"),
     (plots.ranking, ([[1.0]], [0.0], [3.0], ["a"]), r"median must have shape \(N,\).*got \(1, 1\)"),
 ]
 
