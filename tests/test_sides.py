@@ -12,6 +12,7 @@ from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferen
 from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.baselines.base import log_prob_of_people
 from fssa_bayes.baselines.em import FlatComparisons
+from fssa_bayes.data.comparisons import replace
 from fssa_bayes.population import find_separation
 from fssa_bayes.population.information import population_information
 
@@ -299,19 +300,19 @@ def test_a_bias_of_one_place_alone_is_refused() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_separation_is_that_of_the_same_games_written_the_other_way(seed: int, ties: str) -> None:
     """A home game of left is an away game of right; few games, so that some are separated."""
-    rng = np.random.default_rng(seed)
-    left = rng.integers(4, size=9)
-    right = (left + rng.integers(1, 4, size=9)) % 4
-    choice = rng.choice([1.0, 1.0, 0.0] if ties is None else [1.0, 1.0, 0.0, 0.5], size=9)
-    offsets = [0, 9]
+    rng, number = np.random.default_rng(seed), 9 if seed < 6 else 60
+    left = rng.integers(4, size=number)
+    right = (left + rng.integers(1, 4, size=number)) % 4
+    choice = rng.choice([1.0, 1.0, 0.0] if ties is None else [1.0, 1.0, 0.0, 0.5], size=number)
+    offsets = [0, number]
     plain = Preferences(left, right, choice, offsets, num_items=4, ties="keep")
-    turned = Preferences(left, right, choice, offsets, num_items=4, ties="keep", side=np.ones(9))
-    turned = turned.swap(rng.random(9) < 0.5)
+    turned = Preferences(left, right, choice, offsets, num_items=4, ties="keep")
+    turned = replace(turned, side=np.ones(number)).swap(rng.random(number) < 0.5)
     assert set(turned.side) == {-1, 1}
     model = HeterogeneousBTL(4, 0, "linear", position_bias=True, ties=ties)
     expected, found = (find_separation(model, data) for data in (plain, turned))
     assert found.message == expected.message
-    assert bool(found) == bool(expected)
+    assert bool(found) == bool(expected) == (seed < 6)
 
 
 def test_the_summary_counts_the_places() -> None:
