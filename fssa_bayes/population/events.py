@@ -264,8 +264,8 @@ def list_answers(model: HeterogeneousBTL, data: Preferences) -> Answers:
     The parameters are those of the model, in its units: coefficients (those of the average person
     where people differ), log ν and position bias. A lapse rate is not among them.
     """
-    left, right, choice, count = _merge_comparisons(data, model.bias is not None)
-    parts = _comparison_rows(left, right, choice, count, model.has_ties)
+    merged = _merge_comparisons(data, model.bias is not None)
+    parts = _comparison_rows(*merged, has_ties=model.has_ties)
     ranked = _ranking_rows(data)
     offset = len(parts[-1])
     better, worse, scale, side, tie, event = (
@@ -289,21 +289,34 @@ def list_answers(model: HeterogeneousBTL, data: Preferences) -> Answers:
 
 
 def _merge_comparisons(data: Preferences, has_sides: bool) -> tuple[np.ndarray, ...]:
-    """Lists the different comparisons that stand alone, and how often each was answered so."""
+    """Lists the different comparisons that stand alone, and how often each was answered so.
+
+    Returns:
+        Left, right, choice, factor of the position bias, and number of the comparisons, each (C,).
+    """
     alone = ~data.judgements.inside
     left, right = (side[alone].astype(np.int64) for side in (data.left, data.right))
     twice = (2 * data.choice[alone]).astype(np.int64)
+    factor = np.ones(len(left), dtype=np.int64)
     if not has_sides:
         swap = left > right
         left, right = np.where(swap, right, left), np.where(swap, left, right)
         twice = np.where(swap, 2 - twice, twice)
-    key, count = np.unique((left * data.num_items + right) * 3 + twice, return_counts=True)
-    pair = key // 3
-    return pair // data.num_items, pair % data.num_items, key % 3 / 2, count.astype(np.float64)
+    key = ((left * data.num_items + right) * 3 + twice) * 3 + factor + 1
+    key, count = np.unique(key, return_counts=True)
+    pair, answer = np.divmod(key, 9)
+    left, right = np.divmod(pair, data.num_items)
+    return left, right, answer // 3 / 2, answer % 3 - 1.0, count.astype(np.float64)
 
 
 def _comparison_rows(
-    left: np.ndarray, right: np.ndarray, choice: np.ndarray, count: np.ndarray, has_ties: bool
+    left: np.ndarray,
+    right: np.ndarray,
+    choice: np.ndarray,
+    factor: np.ndarray,
+    count: np.ndarray,
+    *,
+    has_ties: bool,
 ) -> tuple[np.ndarray, ...]:
     """Returns better, worse, scale, side, tie, event and weight of comparisons."""
     by_left, by_right = np.flatnonzero(choice >= 0.5), np.flatnonzero(choice <= 0.5)
@@ -311,7 +324,7 @@ def _comparison_rows(
     on_left = np.arange(len(number)) < len(by_left)
     better = np.where(on_left, left[number], right[number])
     worse = np.where(on_left, right[number], left[number])
-    side, tied = 2.0 * on_left - 1, choice[number] == 0.5
+    side, tied = (2.0 * on_left - 1) * factor[number], choice[number] == 0.5
     if not has_ties:  # Half a win each: two events.
         weight = np.where(tied, 0.5, 1.0) * count[number]
         ones, event = np.ones(len(number)), np.arange(len(number))
