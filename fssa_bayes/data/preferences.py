@@ -176,6 +176,10 @@ class Preferences(AlignedComparisons, GrowingComparisons):
     ) -> Preferences:
         """Reads comparisons from a table with one row per comparison.
 
+        Names of people and items may be text, numbers, Booleans, dates, times, UUIDs or bytes, in
+        columns of any type. They are compared as Python compares values: 1 and 1.0 are one name,
+        "1" is another.
+
         Args:
             df: The comparisons.
             user: Column that names the person.
@@ -197,7 +201,8 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             The comparisons, people in order of first appearance.
 
         Raises:
-            TypeError: If `df`, `items` or `users` is not a DataFrame.
+            TypeError: If `df`, `items` or `users` is not a DataFrame, or a name is of another kind,
+                such as a tuple.
             ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
                 finite, a choice has no or more than one meaning, or an item meets itself.
 
