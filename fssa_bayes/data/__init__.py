@@ -14,6 +14,13 @@ from fssa_bayes.data.ids import (
     names_to_json,
 )
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.precision import (
+    coarse_columns,
+    column_moments,
+    constant_columns,
+    storage_type,
+    usable_numbers,
+)
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.summary import Summary
 
@@ -22,6 +29,9 @@ __all__ = [
     "Preferences",
     "Summary",
     "canonical_names",
+    "coarse_columns",
+    "column_moments",
+    "constant_columns",
     "covariate_rank",
     "describe_separation",
     "explain_unknown",
@@ -35,5 +45,7 @@ __all__ = [
     "names_from_json",
     "names_to_json",
     "rank_classes",
+    "storage_type",
+    "usable_numbers",
     "user_batches",
 ]

@@ -353,8 +353,10 @@ def test_an_estimate_at_infinity_is_an_arrow_beyond_what_is_finite() -> None:
         marker: np.concatenate([x.get_xydata() for x in ax.lines if x.get_marker() == marker])
         for marker in "><"
     }
-    assert arrows[">"][:, 1].tolist() == [0, 1] and (arrows[">"][:, 0] > 1).all()
-    assert arrows["<"][:, 1].tolist() == [4] and (arrows["<"][:, 0] < -1).all()
+    assert arrows[">"][:, 1].tolist() == [0, 1]
+    assert (arrows[">"][:, 0] > 1).all()
+    assert arrows["<"][:, 1].tolist() == [4]
+    assert (arrows["<"][:, 0] < -1).all()
     # The arrow of an item with a bound begins there.
     segments = [path.vertices for lines in ax.collections for path in lines.get_paths()]
     starts = [line[0, 0] for line in segments if line[0, 1] == 0 and np.isfinite(line).all()]
