@@ -46,6 +46,10 @@ class ReadComparisons(Comparisons):
         The items stand in `left`, `right` and `choice`, or in `winner` and `loser`, which do not
         tell who stood on the left: a model with a position bias refuses the latter without `side`.
 
+        Names of people and items may be text, numbers, Booleans, dates, times, UUIDs or bytes, in
+        columns of any type. They are compared as Python compares values: 1 and 1.0 are one name,
+        "1" is another.
+
         Args:
             df: The comparisons.
             user: Column that names the person. None where nobody is named: every comparison has a
@@ -77,7 +81,8 @@ class ReadComparisons(Comparisons):
             The comparisons, people in order of first appearance.
 
         Raises:
-            TypeError: If `df`, `items` or `users` is not a DataFrame.
+            TypeError: If `df`, `items` or `users` is not a DataFrame, or a name is of another kind,
+                such as a tuple.
             ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
                 finite, a choice has no or more than one meaning, or an item meets itself.
 

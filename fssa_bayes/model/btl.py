@@ -345,7 +345,7 @@ class HeterogeneousBTL(LatentPrior):
         """
         if items.dtype == torch.int64:
             return items
-        return ((items - self.feature_mean) / self.feature_scale).to(self.dtype)
+        return (items - self.feature_mean).div_(self.feature_scale).to(self.dtype)
 
     def set_standardisation(self, items: Tensor | None) -> None:
         """Takes the features' mean and standard deviation from an item table, once.

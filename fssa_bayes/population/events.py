@@ -17,7 +17,7 @@ from scipy import linalg, sparse
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 
-__all__ = ["Answers", "Events", "Matrix", "list_answers", "scale_rows"]
+__all__ = ["Answers", "Events", "Features", "Matrix", "list_answers", "scale_rows"]
 
 Matrix = np.ndarray | sparse.csr_array
 
@@ -137,6 +137,36 @@ def _newton_step(
 
 
 @dataclass(frozen=True, eq=False)
+class Features:
+    """Holds the features of items as they are stored, and how to centre and scale them.
+
+    A table of embeddings is not copied to double precision as a whole.
+
+    Attributes:
+        stored: The table, with shape (M, D).
+        centre: What is taken from each column, (D,).
+        scale: What each column is divided by then, (D,).
+    """
+
+    stored: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+
+    def differences(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """Returns the scaled differences of the features of pairs of items, (Q, D)."""
+        stored = self.stored
+        return (stored[better].astype(np.float64) - stored[worse]) / self.scale
+
+    def utilities(self, coefficients: np.ndarray) -> np.ndarray:
+        """Multiplies the features of all items by coefficients (D,), to shape (M,)."""
+        values = np.empty(len(self.stored))
+        for start in range(0, len(values), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            values[part] = (self.stored[part] - self.centre) / self.scale @ coefficients
+        return values
+
+
+@dataclass(frozen=True, eq=False)
 class Answers:
     """Lists the rows of all answers by the items that they compare, without their matrix.
 
@@ -149,7 +179,7 @@ class Answers:
         scale: 1 where an answer excludes the other item's win, ½ where a tie is concerned, (Q,).
         bias: The entry of the position bias, (Q,); None in a model without one.
         tie: The entry of log ν, (Q,); None in a model without ties.
-        table: Features of the items, (M, D); None where every item has a coefficient of its own.
+        features: Features of the items; None where every item has a coefficient of its own.
         num_items: Number of items M.
         event: Number of the event that a row belongs to, non-decreasing from 0, (Q,).
         weight: How often each of E events occurred, (E,).
@@ -160,7 +190,7 @@ class Answers:
     scale: np.ndarray
     bias: np.ndarray | None
     tie: np.ndarray | None
-    table: np.ndarray | None
+    features: Features | None
     num_items: int
     event: np.ndarray
     weight: np.ndarray
@@ -176,7 +206,7 @@ class Answers:
     @property
     def num_coefficients(self) -> int:
         """Number of coefficients: of items, or of features D."""
-        return self.num_items if self.table is None else self.table.shape[1]
+        return self.num_items if self.features is None else len(self.features.scale)
 
     def _answer_columns(self) -> list[np.ndarray]:
         return [column for column in (self.tie, self.bias) if column is not None]
@@ -184,7 +214,9 @@ class Answers:
     def product(self, parameters: np.ndarray) -> np.ndarray:
         """Multiplies all rows by parameters (P,), to shape (Q,)."""
         size = self.num_coefficients
-        utility = parameters[:size] if self.table is None else self.table @ parameters[:size]
+        utility = parameters[:size]
+        if self.features is not None:
+            utility = self.features.utilities(utility)
         total = self.scale * (utility[self.better] - utility[self.worse])
         for column, value in zip(self._answer_columns(), parameters[size:], strict=True):
             total = total + column * value
@@ -194,8 +226,8 @@ class Answers:
         """Returns some rows as a matrix, sparse where items have no features."""
         better, worse, scale = self.better[which], self.worse[which], self.scale[which]
         others = [column[which] for column in self._answer_columns()]
-        if self.table is not None:
-            difference = scale[:, None] * (self.table[better] - self.table[worse])
+        if self.features is not None:
+            difference = scale[:, None] * self.features.differences(better, worse)
             return np.column_stack([difference, *others])
         row = np.arange(len(scale))
         entries = np.concatenate([scale, -scale, *others])
@@ -208,12 +240,12 @@ class Answers:
     def length(self) -> np.ndarray:
         """Length of each row, with shape (Q,)."""
         others = sum((column**2 for column in self._answer_columns()), np.zeros(len(self)))
-        if self.table is None:
+        if self.features is None:
             return np.sqrt(2 * self.scale**2 + others)
         squares = np.empty(len(self))
         for start in range(0, len(self), _CHUNK):
             part = slice(start, start + _CHUNK)
-            difference = self.table[self.better[part]] - self.table[self.worse[part]]
+            difference = self.features.differences(self.better[part], self.worse[part])
             squares[part] = np.einsum("qd,qd->q", difference, difference)
         length = np.sqrt(self.scale**2 * squares + others)
         return np.where(length > 0, length, 1.0)  # Items of equal features.
@@ -264,24 +296,27 @@ def list_answers(model: HeterogeneousBTL, data: Preferences) -> Answers:
     The parameters are those of the model, in its units: coefficients (those of the average person
     where people differ), log ν and position bias. A lapse rate is not among them.
     """
-    left, right, choice, place, count = _merge_comparisons(data, model.bias is not None)
-    parts = _comparison_rows(left, right, choice, place, count, model.has_ties)
+    merged = _merge_comparisons(data, model.bias is not None)
+    parts = _comparison_rows(*merged, has_ties=model.has_ties)
     ranked = _ranking_rows(data)
     offset = len(parts[-1])
     better, worse, scale, side, tie, event = (
         np.concatenate([part, other]) for part, other in zip(parts[:-1], ranked[:-1], strict=True)
     )
     event[len(parts[0]) :] += offset
-    table = None
+    features = None
     if data.items is not None:
-        table = data.items.double().numpy() / model.feature_scale.double().cpu().numpy()
+        units = (
+            value.double().cpu().numpy() for value in (model.feature_mean, model.feature_scale)
+        )
+        features = Features(data.items.numpy(), *units)
     return Answers(
         better,
         worse,
         scale,
         None if model.bias is None else side * scale,
         tie if model.has_ties else None,
-        table,
+        features,
         data.num_items,
         event,
         np.concatenate([parts[-1], ranked[-1]]),
@@ -289,30 +324,35 @@ def list_answers(model: HeterogeneousBTL, data: Preferences) -> Answers:
 
 
 def _merge_comparisons(data: Preferences, has_sides: bool) -> tuple[np.ndarray, ...]:
-    """Lists the different comparisons that stand alone, their sides, and how often each occurs."""
+    """Lists the different comparisons that stand alone, and how often each was answered so.
+
+    Returns:
+        Left, right, choice, factor of the position bias, and number of the comparisons, each (C,).
+    """
     alone = ~data.judgements.inside
     left, right = (side[alone].astype(np.int64) for side in (data.left, data.right))
     twice = (2 * data.choice[alone]).astype(np.int64)
+    factor = np.ones(len(left), dtype=np.int64)
     if not has_sides:
         swap = left > right
         left, right = np.where(swap, right, left), np.where(swap, left, right)
         twice = np.where(swap, 2 - twice, twice)
-    place = np.ones(len(left), dtype=np.int64)
-    if has_sides and data.side is not None:
-        place = data.side[alone].astype(np.int64)
-    code = ((left * data.num_items + right) * 3 + twice) * 3 + place + 1
-    code, count = np.unique(code, return_counts=True)
-    key, pair = code // 3, code // 9
-    columns = pair // data.num_items, pair % data.num_items, key % 3 / 2, code % 3 - 1.0
-    return *columns, count.astype(np.float64)
+    elif data.side is not None:
+        factor = data.side[alone].astype(np.int64)
+    key = ((left * data.num_items + right) * 3 + twice) * 3 + factor + 1
+    key, count = np.unique(key, return_counts=True)
+    pair, answer = np.divmod(key, 9)
+    left, right = np.divmod(pair, data.num_items)
+    return left, right, answer // 3 / 2, answer % 3 - 1.0, count.astype(np.float64)
 
 
 def _comparison_rows(
     left: np.ndarray,
     right: np.ndarray,
     choice: np.ndarray,
-    place: np.ndarray,
+    factor: np.ndarray,
     count: np.ndarray,
+    *,
     has_ties: bool,
 ) -> tuple[np.ndarray, ...]:
     """Returns better, worse, scale, side, tie, event and weight of comparisons."""
@@ -321,7 +361,7 @@ def _comparison_rows(
     on_left = np.arange(len(number)) < len(by_left)
     better = np.where(on_left, left[number], right[number])
     worse = np.where(on_left, right[number], left[number])
-    side, tied = (2.0 * on_left - 1) * place[number], choice[number] == 0.5
+    side, tied = (2.0 * on_left - 1) * factor[number], choice[number] == 0.5
     if not has_ties:  # Half a win each: two events.
         weight = np.where(tied, 0.5, 1.0) * count[number]
         ones, event = np.ones(len(number)), np.arange(len(number))

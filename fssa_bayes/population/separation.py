@@ -355,6 +355,8 @@ def _answers_are_known(model: HeterogeneousBTL, data: Preferences) -> bool:
     decided = np.ones(len(wins.number), dtype=bool)
     if model.has_ties:
         decided = data.choice[wins.number] != 0.5
+        if decided.all():
+            return False  # Without ties log ν goes to minus infinity.
     winner, loser, on_left = wins.winner[decided], wins.loser[decided], wins.on_left[decided]
     if model.bias is None:
         classes = find_win_classes(winner, loser, data.num_items)

@@ -279,11 +279,10 @@ def rank_items(data: Preferences, seed: int) -> Section:
     finite = np.isfinite(order["utility"])
     if not finite.all():
         text.append(
-            f"{int((~finite).sum())} of {len(order)} items have no finite utility, as all that is "
-            f"known of them points one way: {first_names(order.index[~finite])}. The others are "
-            "centred and ranked without them, as if nobody had compared these with the others. An "
-            "interval with one end is by the profile likelihood, which takes comparisons for "
-            "independent."
+            f"Without a finite utility, {int((~finite).sum())} of {len(order)} items: "
+            f"{first_names(order.index[~finite])}. All that the choices say of these points one "
+            "way. The others are centred and ranked without them. An interval with one end is by "
+            "the profile likelihood, which takes comparisons for independent."
         )
     known = order["standard_error"].notna() | ~finite
     if not known.all():
