@@ -7,6 +7,7 @@ from fssa_bayes.model.agreement import (
     require_linear,
 )
 from fssa_bayes.model.btl import HeterogeneousBTL
+from fssa_bayes.model.coefficients import CoefficientMap
 from fssa_bayes.model.distributions import (
     BradleyTerry,
     Derivatives,
@@ -25,6 +26,7 @@ from fssa_bayes.model.utilities import (
 __all__ = [
     "BilinearUtility",
     "BradleyTerry",
+    "CoefficientMap",
     "Derivatives",
     "HeterogeneousBTL",
     "LinearUtility",

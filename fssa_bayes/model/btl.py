@@ -3,6 +3,7 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pyro
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.model.coefficients import check_taste, count_random, describe_taste
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
 from fssa_bayes.model.prior import LatentPrior
@@ -66,6 +68,7 @@ class HeterogeneousBTL(LatentPrior):
     Args:
         num_features: Number of item features D; the number of items where these have no features.
         latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
+            None, for the linear utility, is the number of coefficients that are not fixed.
         utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
             `"mlp"`, one network whose first layer adds item and user; a module that maps items
@@ -87,6 +90,16 @@ class HeterogeneousBTL(LatentPrior):
             to posterior means.
         num_covariates: Number of user covariates W that the prior depends on; 0 for none. Data
             come with them by `Preferences.from_dataframe(users=...)`.
+        coefficients: Distributions over people of the linear utility's coefficients, by feature
+            name or position: `"normal"`, as all that are not named; `"lognormal"`, always positive;
+            `"-lognormal"`, always negative; `"fixed"`, the same for everybody. Log-normal
+            coefficients are exp(w0 + Λz), where w0 + Λz is normal.
+        correlation: Whether coefficients are correlated: `"full"`, or `"none"`.
+        price: Feature, by name or position, of a linear utility in willingness-to-pay space: the
+            other coefficients are −β_price ω, and `coefficients` are the distributions of ω, what a
+            person pays for one unit more, and of β_price. None for preference space.
+        feature_names: Names of the features, for a model that is told of features by name before
+            it has seen data.
 
     Attributes:
         config: The arguments it was built with; `"module"` stands for a module that was given, and
@@ -106,6 +119,8 @@ class HeterogeneousBTL(LatentPrior):
         McFadden & Train (2000), Mixed MNL models for discrete response.
         Davidson (1970), On extending the Bradley-Terry model to accommodate ties in paired
         comparison experiments, JASA 65.
+        Train & Weeks (2005), Discrete choice models in preference space and willingness-to-pay
+        space.
 
     Example:
         >>> model = HeterogeneousBTL(num_features=4, latent_dim=2, utility="linear")
@@ -116,7 +131,7 @@ class HeterogeneousBTL(LatentPrior):
     def __init__(
         self,
         num_features: int,
-        latent_dim: int,
+        latent_dim: int | None,
         utility: str | nn.Module = "bilinear",
         prior: str = "normal",
         hidden_dim: int = 64,
@@ -127,8 +142,17 @@ class HeterogeneousBTL(LatentPrior):
         lapses: bool = False,
         matmul_precision: str = "highest",
         num_covariates: int = 0,
+        coefficients: Mapping[str | int, str] | Sequence[str] | None = None,
+        correlation: str = "full",
+        price: str | int | None = None,
+        feature_names: Sequence | None = None,
     ) -> None:
         super().__init__()
+        taste = describe_taste(
+            num_features, utility, coefficients, correlation, price, feature_names
+        )
+        if latent_dim is None and utility == "linear":
+            latent_dim = count_random(taste, num_features)
         for argument, value, least in (
             ("num_features", num_features, 1),
             ("latent_dim", latent_dim, 0),
@@ -165,6 +189,8 @@ class HeterogeneousBTL(LatentPrior):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
+        check_taste(taste, latent_dim, num_features)
+        self.config |= taste
         if num_covariates:  # Older files and caches do not have this entry.
             self.config["num_covariates"] = num_covariates
         self.utility = build_utility(utility, num_features, latent_dim, self.config)
@@ -179,7 +205,7 @@ class HeterogeneousBTL(LatentPrior):
         self.register_buffer("feature_mean", torch.zeros(num_features))
         self.register_buffer("feature_scale", torch.ones(num_features))
         self.register_buffer("is_standardised", torch.tensor(False))
-        self.feature_names: pd.Index | None = None
+        self.feature_names = None if feature_names is None else pd.Index(feature_names)
         self.build_prior(
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
@@ -393,4 +419,5 @@ def build_utility(
         *names, last = map(repr, UTILITIES)
         raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
     build = UTILITIES[utility]
-    return build(num_features, latent_dim, **{name: config[name] for name in build.options})
+    options = {name: config[name] for name in build.options if name in config}
+    return build(num_features, latent_dim, **options)
