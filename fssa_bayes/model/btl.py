@@ -205,7 +205,7 @@ class HeterogeneousBTL(LatentPrior):
         self.register_buffer("feature_mean", torch.zeros(num_features, dtype=torch.float64))
         self.register_buffer("feature_scale", torch.ones(num_features, dtype=torch.float64))
         self.register_buffer("is_standardised", torch.tensor(False))
-        self.feature_names = None
+        self.feature_names: pd.Index | None = None
         if feature_names is not None:
             self.feature_names = canonical_names("feature_names", feature_names)
         self.build_prior(
