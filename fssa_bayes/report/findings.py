@@ -240,10 +240,13 @@ def rank_items(data: Preferences, seed: int) -> Section:
     position = np.flatnonzero(labels >= 0)
     groups = labels[position]
     order = average.ranking(data.item_names[position], groups=groups, seed=seed)
+    errors = "clustered by person, corrected where few people compared an item"
+    if np.count_nonzero(data.counts) == 1:
+        errors = "that take the comparisons for independent"
     text = [
         f"Bradley–Terry model of the average person, fitted to {count_people(data)}: utilities in "
-        "nats, with standard errors clustered by person. Intervals are 90 %, those of ranks "
-        "from the same normal approximation."
+        f"nats, with standard errors {errors}. Intervals are 90 %, those of ranks from the same "
+        "approximation."
     ]
     if model.has_ties:
         nu = model.log_tie.exp().item()
