@@ -126,6 +126,8 @@ class LinearUtility(Utility):
 
     Attributes:
         map: g.
+        is_uncorrelated: Whether every random coefficient has a latent dimension of its own.
+        is_restricted: Whether some entries of Λ are 0 by definition.
         free: Which entries of Λ are parameters, Boolean with shape (D, K); the others are 0.
     """
 
@@ -143,10 +145,11 @@ class LinearUtility(Utility):
         super().__init__()
         self.num_item_factors = 1 + latent_dim
         self.map = CoefficientMap(coefficients or ["normal"] * num_features, price)
-        self.is_restricted = correlation == "none" or not all(self.map.is_random)
+        self.is_uncorrelated = correlation == "none"
+        self.is_restricted = self.is_uncorrelated or not all(self.map.is_random)
         free = torch.tensor(self.map.is_random).unsqueeze(-1).expand(-1, latent_dim).clone()
         loading = 0.3 * torch.randn(num_features, latent_dim)
-        if correlation == "none":
+        if self.is_uncorrelated:
             # Its gradient vanishes at 0: a start near 0 would stay there for long.
             free[free.clone()] = torch.eye(latent_dim, dtype=torch.bool).flatten()
             loading.fill_(0.5)
