@@ -22,6 +22,7 @@ from fssa_bayes.inference.readiness import (
     check_training_data,
     choose_stages,
     choose_validation,
+    warn_of_separation,
 )
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
@@ -422,7 +423,8 @@ def fit(
 
     Warns:
         UserWarning: If the model does not use the covariates of the people, if these are constant
-            or collinear, if a homogeneous fit did not converge or runs away (separation), or if
+            or collinear, if choices are separated, so that some estimates of a linear utility are
+            infinite (by name, before the fit), if a homogeneous fit did not converge, or if
             `Sleep` costs held-out accuracy.
 
     Example:
@@ -454,6 +456,7 @@ def fit(
         if guide is not None:
             guide.to(device)
     model.take_units(data)
+    warn_of_separation(model, data)
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
     fitter.run()

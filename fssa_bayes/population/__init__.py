@@ -13,6 +13,7 @@ from fssa_bayes.population.parameters import (
 )
 from fssa_bayes.population.ranking import item_estimates, ranking_table
 from fssa_bayes.population.sampled import population_draws
+from fssa_bayes.population.separation import Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
 from fssa_bayes.population.table import population_estimates, population_table
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
@@ -22,12 +23,14 @@ __all__ = [
     "Moments",
     "PopulationDraws",
     "PopulationMixture",
+    "Separation",
     "Uncertainty",
     "answer_estimates",
     "check_num_parameters",
     "covariate_effects",
     "covariate_rank",
     "feature_differences",
+    "find_separation",
     "has_population_estimates",
     "identified_covariates",
     "item_estimates",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
 from fssa_bayes.population.information import population_information
 from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.separation import Limit, Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
 
 __all__ = [
@@ -119,6 +121,10 @@ def estimate_parameters(
             f"{what} needs prior='normal', under which mean and covariance describe the "
             "coefficients, got prior='flow'"
         )
+    check_num_parameters(what, model.num_features)
+    separation = find_separation(model, data)
+    if separation and model.latent_dim == 0 and not model.penalty:
+        model = separation.at_limit(model)
     mean = model.utility.mean.detach().double()
     triangle, rotation, entries = identify_loading(model.utility)
     rank = triangle.shape[1]
@@ -140,12 +146,14 @@ def estimate_parameters(
         ]
     )
     outer, information = population_information(model, guide, data, rotation, num_samples, seed)
+    information.diagonal().add_(_prior_information(model, len(information)))
     triangle = triangle.cpu()
     people = None
     if model.latent_dim == 0:  # Of a copy, as the model may be fitted again before they are needed.
         people = partial(few_people_moments, copy.deepcopy(model), data)
+    theta = torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers])
     return ParameterEstimate(
-        theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
+        theta=theta,
         loading=triangle,
         rotation=rotation.cpu(),
         entries=entries,
@@ -155,13 +163,36 @@ def estimate_parameters(
             outer[free][:, free],
             num_people=int((data.counts > 0).sum()),
             people=people,
-            expected_null=None if quiet else expected_null,
+            expected_null=None if quiet or separation else expected_null,
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
+            limit=_limit(model, separation, theta) if separation else None,
         ),
         covariate_names=data.covariate_names[: model.num_covariates],
         covariate_scale=model.covariate_units.double().cpu(),
         has_own_effect=has_own_effect,
     )
+
+
+def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:
+    """Returns the prior's part of the information of a homogeneous model's parameters, (P,)."""
+    information = torch.zeros(size, dtype=torch.float64)
+    if model.penalty:
+        coefficients = model.utility.mean.detach().double().cpu()
+        information[: len(coefficients)] = coefficients.sigmoid() * (-coefficients).sigmoid()
+        for place, (name, value) in enumerate(model.answer_parameters().items(), len(coefficients)):
+            if name == "position bias":
+                information[place] = value.detach().double().sigmoid() * (-value).sigmoid()
+    return 2 * model.penalty * information
+
+
+def _limit(model: HeterogeneousBTL, separation: Separation, theta: Tensor) -> Limit:
+    """Finds the parameters of a separation among θ (P,): w0 first, those of the answers last."""
+    names = list(model.answer_parameters())
+    answers = [i for i, name in enumerate(names, len(theta) - len(names)) if name != "lapse logit"]
+    columns = np.concatenate([np.arange(model.num_features), np.array(answers, dtype=np.int64)])
+    known = model.latent_dim == 0 and model.lapse_logit is None
+    point = theta[columns].numpy() if known else None
+    return Limit(separation, columns, point, is_penalised=model.penalty > 0)
 
 
 def has_population_estimates(model: HeterogeneousBTL) -> bool:

@@ -21,7 +21,11 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.moments import Moments
-from fssa_bayes.population.parameters import estimate_parameters, label_parameters
+from fssa_bayes.population.parameters import (
+    ParameterEstimate,
+    estimate_parameters,
+    label_parameters,
+)
 
 __all__ = ["population_estimates", "population_table"]
 
@@ -140,6 +144,7 @@ def _quantities(
     coefficients = model.utility.map
     moments = Moments.of(model, rank, has_features=data.items is not None)
     scale = model.feature_scale.double().cpu()
+    centre = _items_of_mean(data, estimate)
     at_base = torch.zeros_like(scale)  # The reference has no spread, whose root has no derivative.
     if base is not None:
         at_base[base] = 1.0
@@ -150,7 +155,10 @@ def _quantities(
         if base is not None:
             location, loading = location - location[base], loading - loading[base]
         elif data.items is None:
-            location, loading = location - location.mean(), loading - loading.mean(0)
+            location, loading = (
+                location - location[centre].mean(),
+                loading - loading[centre].mean(0),
+            )
         if model.lapse_logit is not None:
             of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
         effect = (loading @ effect / estimate.covariate_scale).T.flatten()
@@ -162,7 +170,23 @@ def _quantities(
     if base is not None and rank:
         row, column = np.tril_indices(model.num_features, -1)
         known[quantity == "correlation"] = (row != base) & (column != base)
-    return Estimates.of(index, quantities, estimate.theta, estimate.uncertainty), known
+    estimates = Estimates.of(index, quantities, estimate.theta, estimate.uncertainty)
+    limit = estimate.uncertainty.limit
+    if limit is not None and rank:  # Of a coefficient at infinity nothing else is known.
+        finite = limit.estimable(estimates.jacobian[: model.num_features]).numpy()
+        row, column = np.tril_indices(model.num_features, -1)
+        known[quantity == "sd"] &= finite
+        known[quantity == "correlation"] &= finite[row] & finite[column]
+        known[quantity == "effect"] &= np.tile(finite, len(estimate.covariate_names))
+    return estimates, known
+
+
+def _items_of_mean(data: Preferences, estimate: ParameterEstimate) -> Tensor | slice:
+    """Selects the items that others are centred over: those with finite distances."""
+    limit = estimate.uncertainty.limit
+    if limit is None:
+        return slice(None)
+    return limit.reference(torch.eye(data.num_features, len(estimate.theta), dtype=torch.float64))
 
 
 def _position_of_reference(data: Preferences, reference: Hashable | None) -> int | None:
