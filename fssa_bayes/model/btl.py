@@ -3,7 +3,7 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 
 import pandas as pd
 import pyro
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences, column_moments
+from fssa_bayes.data import Batch, Preferences, canonical_names, column_moments
+from fssa_bayes.model.coefficients import check_taste, count_random, describe_taste
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry, bind_margin
 from fssa_bayes.model.prior import LatentPrior
@@ -69,6 +70,7 @@ class HeterogeneousBTL(LatentPrior):
     Args:
         num_features: Number of item features D; the number of items where these have no features.
         latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
+            None, for the linear utility, is the number of coefficients that are not fixed.
         utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
             `"mlp"`, one network whose first layer adds item and user; a module that maps items
@@ -90,6 +92,16 @@ class HeterogeneousBTL(LatentPrior):
             to posterior means.
         num_covariates: Number of user covariates W that the prior depends on; 0 for none. Data
             come with them by `Preferences.from_dataframe(users=...)`.
+        coefficients: Distributions over people of the linear utility's coefficients, by feature
+            name or position: `"normal"`, as all that are not named; `"lognormal"`, always positive;
+            `"-lognormal"`, always negative; `"fixed"`, the same for everybody. Log-normal
+            coefficients are exp(w0 + Λz), where w0 + Λz is normal.
+        correlation: Whether coefficients are correlated: `"full"`, or `"none"`.
+        price: Feature, by name or position, of a linear utility in willingness-to-pay space: the
+            other coefficients are −β_price ω, and `coefficients` are the distributions of ω, what a
+            person pays for one unit more, and of β_price. None for preference space.
+        feature_names: Names of the features, for a model that is told of features by name before
+            it has seen data.
         penalty: Weight p of a prior on the coefficients of a linear utility with `latent_dim=0`; 0
             for none. Where items have no features, each item wins and loses p comparisons against
             a hypothetical item of utility 0, as the pseudo-rankings of the R package PlackettLuce
@@ -117,6 +129,8 @@ class HeterogeneousBTL(LatentPrior):
         McFadden & Train (2000), Mixed MNL models for discrete response.
         Davidson (1970), On extending the Bradley-Terry model to accommodate ties in paired
         comparison experiments, JASA 65.
+        Train & Weeks (2005), Discrete choice models in preference space and willingness-to-pay
+        space.
         Greenland & Mansournia (2015), Penalization, bias reduction, and default priors in logistic
         and related categorical and survival regressions, Statistics in Medicine 34.
         Turner, van Etten, Firth & Kosmidis (2020), Modelling rankings in R: the PlackettLuce
@@ -131,7 +145,7 @@ class HeterogeneousBTL(LatentPrior):
     def __init__(
         self,
         num_features: int,
-        latent_dim: int,
+        latent_dim: int | None,
         utility: str | nn.Module = "bilinear",
         prior: str = "normal",
         hidden_dim: int = 64,
@@ -142,9 +156,18 @@ class HeterogeneousBTL(LatentPrior):
         lapses: bool = False,
         matmul_precision: str = "highest",
         num_covariates: int = 0,
+        coefficients: Mapping[str | int, str] | Sequence[str] | None = None,
+        correlation: str = "full",
+        price: str | int | None = None,
+        feature_names: Sequence | None = None,
         penalty: float = 0.0,
     ) -> None:
         super().__init__()
+        taste = describe_taste(
+            num_features, utility, coefficients, correlation, price, feature_names
+        )
+        if latent_dim is None and utility == "linear":
+            latent_dim = count_random(taste, num_features)
         for argument, value, least in (
             ("num_features", num_features, 1),
             ("latent_dim", latent_dim, 0),
@@ -189,6 +212,8 @@ class HeterogeneousBTL(LatentPrior):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
+        check_taste(taste, latent_dim, num_features)
+        self.config |= taste
         if num_covariates:  # Older files and caches do not have this entry.
             self.config["num_covariates"] = num_covariates
         if penalty:
@@ -208,6 +233,8 @@ class HeterogeneousBTL(LatentPrior):
         self.feature_names: pd.Index | None = None
         self.feature_levels: dict[Hashable, tuple] = {}
         self.covariate_levels: dict[Hashable, tuple] = {}
+        if feature_names is not None:
+            self.feature_names = canonical_names("feature_names", feature_names)
         self.build_prior(
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
@@ -441,4 +468,5 @@ def build_utility(
         *names, last = map(repr, UTILITIES)
         raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
     build = UTILITIES[utility]
-    return build(num_features, latent_dim, **{name: config[name] for name in build.options})
+    options = {name: config[name] for name in build.options if name in config}
+    return build(num_features, latent_dim, **options)
