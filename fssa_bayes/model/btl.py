@@ -354,6 +354,25 @@ class HeterogeneousBTL(LatentPrior):
         self.check_z(z)
         return self.utility(self.standardise(items), z)
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Returns the coefficients (*, U, D) of a linear utility, in units of the features given.
+
+        Args:
+            z: Latent factors with shape (*, U, K).
+        """
+        beta = self.utility.coefficients(z)
+        return beta / self.feature_scale.to(beta.dtype)
+
+    def average_coefficients(self, noise: Tensor) -> Tensor:
+        """Returns coefficients (S, D) of people with average covariates, in double precision.
+
+        Args:
+            noise: Draws of the prior's standard normal variable, with shape (S, K).
+        """
+        utility = self.utility
+        eta = utility.mean.double() + noise.to(self.device) @ utility.directions.double().T
+        return utility.map(eta) / self.feature_scale
+
     def prepare_items(self, items: Tensor) -> PreparedItems:
         """Standardises items (M, D) or (M,), and computes the utility's factors of them (M, F).
 

@@ -86,6 +86,10 @@ class PopulationMixture:
         """Returns the utilities (S, U, M), in nats, of items (M, D) or (M,)."""
         return self._mix(z, lambda model, draws: model.item_utility(items, draws))
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Returns the coefficients (S, U, D) of linear utilities, in units of the features."""
+        return self._mix(z, lambda model, draws: model.coefficients(draws))
+
     def _mix(self, z: Tensor, evaluate: Callable[[HeterogeneousBTL, Tensor], Tensor]) -> Tensor:
         factors, label = z[..., :-1], z[..., -1]
         out = None

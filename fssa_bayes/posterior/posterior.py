@@ -478,6 +478,30 @@ class Posterior:
             columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
         return pd.DataFrame(columns, index=self.context.user_names[people.numpy()].rename("user"))
 
+    def willingness_to_pay(self, price: Hashable, *, level: float = 0.9) -> pd.DataFrame:
+        """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
+
+        Args:
+            price: Name of the feature that is the price.
+            level: Probability of the intervals.
+
+        Returns:
+            One row a person and feature other than the price (index `user`, `feature`), in units of
+            the price for a unit of the feature. Columns: `median`; `lower` and `upper`, NaN where
+            the price coefficient may well be positive; `price_positive`, the probability that it
+            is, which must be below 5 % for an interval.
+
+        Raises:
+            ValueError: If the utility is not linear, the price is no feature of the items, or
+                `level` is not between 0 and 1.
+        """
+        context = self.context
+        place = find_price(self.model, context, price, level, "willingness_to_pay()")
+        z, log_weights = self._draws.z.to(self.model.device), self._draws.log_weights
+        beta = self._model.coefficients(z).detach().cpu()
+        names = context.user_names, context.feature_names
+        return payment_table(beta, log_weights, place, level, *names)
+
     def to_inference_data(
         self, target: Preferences | None = None, items: Sequence | None = None
     ) -> InferenceData:

@@ -33,7 +33,7 @@ CASES = {
     "held out and refit": ({"utility": "bilinear"}, {"objective": STAGES, "validation": 0.3}),
     "held out": ({"utility": "mlp"}, {"objective": STAGES, "validation": 0.3, "refit": False}),
     "flow prior": ({"prior": "flow"}, {"objective": STAGES, "validation": None}),
-    "linear": ({"utility": "linear"}, {"steps": 12}),
+    "linear": ({"utility": "linear"}, {"steps": 30}),
 }
 
 
