@@ -64,6 +64,7 @@ def saved(data: Preferences, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.filterwarnings("ignore:choices are separated")  # Eleven comparisons of six items.
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("featured", [True, False])
 def test_a_reloaded_model_draws_the_same(
