@@ -22,6 +22,7 @@ from fssa_bayes.data.precision import (
     usable_numbers,
 )
 from fssa_bayes.data.preferences import Preferences
+from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.summary import Summary
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "constant_columns",
     "covariate_rank",
     "describe_separation",
+    "expand_levels",
     "explain_unknown",
     "factorise_names",
     "find_columns",

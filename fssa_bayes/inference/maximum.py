@@ -128,9 +128,20 @@ def check_maximum(model: HeterogeneousBTL, result: OptimizeResult) -> None:
 
 
 def pooled_batches(data: Preferences, model: HeterogeneousBTL) -> list[Batch]:
-    """Lists the comparisons without their people, in double precision, on the model's device."""
-    batches = []
-    for batch in data.pooled().batches(16_384):
+    """Lists the comparisons without their people, in double precision, on the model's device.
+
+    Where many are equal, each of these stands there once, with its number.
+    """
+    batches, start = [], 0
+    data, count = data.merged()
+    for batch in data.batches(16_384):
+        if count is not None:
+            table, stop = (
+                batch.choice.new_zeros(batch.mask.shape).double(),
+                start + batch.mask.sum(),
+            )
+            table[batch.mask] = torch.from_numpy(count[start:stop]).double()
+            batch, start = batch.replace(count=table), stop
         batch = batch.to(model.device)
         items = batch.items if batch.items.dtype == torch.int64 else batch.items.double()
         batches.append(batch.replace(items=items, choice=batch.choice.double()))

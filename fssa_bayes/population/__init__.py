@@ -4,6 +4,7 @@ from fssa_bayes.data import covariate_rank, identified_covariates
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.information import feature_differences
+from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.parameters import (
     answer_estimates,
     check_num_parameters,
@@ -19,6 +20,7 @@ from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
     "Estimates",
+    "Moments",
     "PopulationDraws",
     "PopulationMixture",
     "Separation",

@@ -337,6 +337,8 @@ def _merge_comparisons(data: Preferences, has_sides: bool) -> tuple[np.ndarray, 
         swap = left > right
         left, right = np.where(swap, right, left), np.where(swap, left, right)
         twice = np.where(swap, 2 - twice, twice)
+    elif data.side is not None:
+        factor = data.side[alone].astype(np.int64)
     key = ((left * data.num_items + right) * 3 + twice) * 3 + factor + 1
     key, count = np.unique(key, return_counts=True)
     pair, answer = np.divmod(key, 9)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, require_linear
+from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
 from fssa_bayes.population.information import population_information
+from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.separation import Limit, Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_num_parameters",
     "estimate_parameters",
     "has_population_estimates",
+    "identify_loading",
     "label_parameters",
     "rotate_to_triangle",
 ]
@@ -124,9 +126,8 @@ def estimate_parameters(
     if separation and model.latent_dim == 0 and not model.penalty:
         model = separation.at_limit(model)
     mean = model.utility.mean.detach().double()
-    triangle, rotation = rotate_to_triangle(model.utility.loading.detach().double())
+    triangle, rotation, entries = identify_loading(model.utility)
     rank = triangle.shape[1]
-    entries = torch.tril_indices(len(mean), rank)
     expected_null = 0 if data.items is not None else 1 + rank
     effect = (rotation.T @ model.effects.detach().double()).cpu()
     has_own_effect = torch.ones(0, dtype=torch.bool)
@@ -198,10 +199,28 @@ def has_population_estimates(model: HeterogeneousBTL) -> bool:
     """Tells whether a model has what :func:`estimate_parameters` needs."""
     if not model.utility.is_linear or len(model.prior_flow):
         return False
-    rank = min(model.num_features, model.latent_dim)
-    free = torch.tril_indices(model.num_features, rank).shape[1]
-    size = model.num_features + free + rank * model.num_covariates
+    triangle, _, entries = identify_loading(model.utility)
+    size = model.num_features + entries.shape[1] + triangle.shape[1] * model.num_covariates
     return size <= _MAX_PARAMETERS
+
+
+def identify_loading(utility: LinearUtility) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns Λ into the form in which it is identified.
+
+    Returns:
+        L = Λ · rotation with shape (D, R): diagonal signs positive, and lower triangular among the
+        coefficients that are not fixed, unless they are uncorrelated; the rotation (K, R); and rows
+        and columns of the free entries of L, (2, ·).
+    """
+    loading = utility.directions.detach().double()
+    rows = torch.tensor(utility.map.is_random, device=loading.device).nonzero().squeeze(-1)
+    if utility.is_uncorrelated:
+        sign = torch.where(loading.sum(0) < 0, -1.0, 1.0).double()
+        return loading * sign, torch.diag(sign), utility.free.nonzero().T.cpu()
+    triangle, rotation = rotate_to_triangle(loading[rows])
+    table = loading.new_zeros(len(loading), triangle.shape[1]).index_copy(0, rows, triangle)
+    row, column = torch.tril_indices(*triangle.shape)
+    return table, rotation, torch.stack([rows.cpu()[row], column])
 
 
 def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,24 +245,24 @@ def answer_estimates(model: HeterogeneousBTL) -> dict[str, float]:
 
 
 def label_parameters(
-    data: Preferences, rank: int, covariates: Iterable, answers: Iterable[str]
+    data: Preferences, moments: Moments, covariates: Iterable, answers: Iterable[str]
 ) -> pd.MultiIndex:
     """Names the rows of a table of the population, (`quantity`, `term`).
 
+    Names of correlations and effects are strings; others are those of the data.
+
     Args:
         data: Names the features; a name that is an integer stays one.
-        rank: Rank R of the covariance of coefficients; 0 leaves out its rows.
+        moments: What is said of the coefficients.
         covariates: Names of the covariates.
         answers: Names of the answers' parameters. A logit is followed by its rate.
     """
-    names = data.feature_names.tolist()
-    rows = [("mean", name) for name in names]
-    if rank:
-        rows += [("sd", name) for name in names]
-        rows += [
-            ("correlation", f"{names[i]}, {names[j]}") for i in range(len(names)) for j in range(i)
-        ]
-    rows += [("effect", f"{covariate} on {name}") for covariate in covariates for name in names]
+    rows = moments.labels(data.feature_names.tolist())
+    rows += [
+        ("effect", f"{covariate} on {name}")
+        for covariate in covariates
+        for name in data.feature_names
+    ]
     rows += [("answer", name) for name in answers]
     if "lapse logit" in answers:
         rows.append(("answer", "lapse rate"))

@@ -303,7 +303,7 @@ def find_separation(model: HeterogeneousBTL, data: Preferences) -> Separation:
 
     Returns:
         The separation, which is false where there is none. It is not looked for with more than
-        2,000 features.
+        2,000 features, nor where coefficients are log-normal or in willingness-to-pay space.
 
     Raises:
         ValueError: If the utility is not linear.
@@ -321,7 +321,9 @@ def find_separation(model: HeterogeneousBTL, data: Preferences) -> Separation:
     answer_names = [name for name in model.answer_parameters() if name != "lapse logit"]
     names = pd.Index([*data.feature_names, *answer_names], dtype=object)
     classes = _find_classes(model, data)
-    if classes is not None:
+    if not model.utility.map.is_identity:
+        cone = flat_cone(answers)
+    elif classes is not None:
         cone = find_layered_cone(answers.between(classes))
     elif data.items is not None and data.num_features > _MOST_DENSE:
         cone = flat_cone(answers)
@@ -361,6 +363,10 @@ def _answers_are_known(model: HeterogeneousBTL, data: Preferences) -> bool:
     if model.bias is None:
         classes = find_win_classes(winner, loser, data.num_items)
         return bool(np.bincount(classes).max() > 1)
+    if data.side is not None:  # Whether the winner had the advantage of its place, where one had.
+        side = data.side[wins.number[decided]]
+        on_left = np.where(side == 1, on_left, ~on_left)
+        winner, loser, on_left = winner[side != 0], loser[side != 0], on_left[side != 0]
     low, high = np.minimum(winner, loser).astype(np.int64), np.maximum(winner, loser)
     answer = np.unique((low * data.num_items + high) * 4 + 2 * (winner == low) + on_left)
     return bool((np.bincount(np.unique(answer // 4, return_inverse=True)[1]) == 4).any())
