@@ -1,7 +1,7 @@
 """Paired comparisons of many people: tables, storage, splits and batches."""
 
 from fssa_bayes.data.batch import Batch
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data.chunks import user_batches, user_slices
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.preferences import Preferences
@@ -15,4 +15,5 @@ __all__ = [
     "first_names",
     "identified_covariates",
     "user_batches",
+    "user_slices",
 ]

@@ -33,6 +33,7 @@ class Batch:
         people: Positions of the people in the data they come from, or None if simulated.
         ranking: Number of the judgement that a comparison belongs to, different for each judgement
             of a person, −1 in padding, int64 with shape (U, N); None where all stand alone.
+        keys: Keys of the people's random streams, uint64 with shape (U,); None if simulated.
     """
 
     items: Tensor
@@ -43,6 +44,7 @@ class Batch:
     covariates: Tensor | None = None
     people: np.ndarray | None = None
     ranking: Tensor | None = None
+    keys: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fssa_bayes.kernels.sums import log_add
+
 __all__ = ["Rankings", "find_anchors"]
 
 
@@ -139,7 +141,7 @@ class Rankings:
         for value in others:
             # log σ keeps every digit of a probability near 0 and of one near 1.
             stages.append(F.logsigmoid(value - total))
-            total = torch.logaddexp(total, value)
+            total = log_add(total, value)
         stage = torch.cat(stages, -1).gather(-1, cell)
         return stage.masked_fill(order < self.num_below, 0.0)
 

@@ -185,7 +185,11 @@ class HeterogeneousBTL(LatentPrior):
         )
 
     def choice(
-        self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
+        self,
+        batch: Batch,
+        z: Tensor,
+        prepared: PreparedItems | None = None,
+        backend: str | None = None,
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
@@ -194,6 +198,7 @@ class HeterogeneousBTL(LatentPrior):
             z: Latent factors with shape (*, U, K).
             prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
+            backend: Backend of :mod:`fssa_bayes.kernels`; None for the fastest at this size.
         """
         prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
@@ -208,6 +213,7 @@ class HeterogeneousBTL(LatentPrior):
                 choice,
                 batch.mask,
                 position_bias=self.position_bias,
+                backend=backend,
                 **options,
             )
             return value.reshape(lead + value.shape[1:])

@@ -11,7 +11,7 @@ from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.model.nn import flip_between
+from fssa_bayes.model.nn import flip_between, row_product
 
 __all__ = ["LatentPrior", "build_flow"]
 
@@ -75,6 +75,10 @@ class LatentPrior(nn.Module):
 
     def prior_transforms(self, covariates: Tensor | None = None) -> list:
         """Lists the maps that take the prior's standard normal variable to z, in order."""
+        return self.transforms_around(self.location(covariates))
+
+    def transforms_around(self, location: Tensor) -> list:
+        """Lists the same maps for people whose :meth:`location` (*, K) is known."""
         transforms = []
         if len(self.prior_flow):
             spline, *couplings = self.prior_flow
@@ -82,7 +86,6 @@ class LatentPrior(nn.Module):
         if self.num_covariates:
             # Covariates shift a learned prior and leave its shape. With the cache, scoring the last
             # draws does not invert the flow.
-            location = self.location(covariates)
             transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
         return transforms
 
@@ -91,7 +94,7 @@ class LatentPrior(nn.Module):
         if not self.num_covariates:
             return self._origin
         self.check_covariates(covariates)
-        return self.standardise_covariates(covariates) @ self.covariate_effect.T
+        return row_product(self.standardise_covariates(covariates), self.covariate_effect)
 
     @property
     def effects(self) -> Tensor:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, user_slices
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people, positions
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
-    describe_choices,
-    score_choices,
+    describe_part,
+    join_choices,
+    score_part,
 )
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import (
@@ -40,7 +41,11 @@ from fssa_bayes.sampling import (
     draw_posterior,
     fall_back,
     log_joint,
+    map_people,
+    pad_draws,
+    pad_items,
     score_draws,
+    steady_backend,
 )
 
 if TYPE_CHECKING:
@@ -236,7 +241,7 @@ class Posterior:
 
     @cached_property
     def _resampled(self) -> Draws:
-        return self._draws.resample(self.seed)
+        return self._draws.resample(self.seed, self.context.keys)
 
     @property
     def z(self) -> Tensor:
@@ -336,7 +341,7 @@ class Posterior:
         Returns:
             Weighted posterior mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
         """
-        return describe_choices(self.likelihoods(self._check_target(target)), target)
+        return join_choices(self._over_people(describe_part, target), target)
 
     @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
@@ -350,7 +355,7 @@ class Posterior:
             marginal for each choice, not joint. A ranking is one judgement, with the probability of
             the whole ranking. Higher is better; NaN without comparisons.
         """
-        return score_choices(self.likelihoods(self._check_target(target)))
+        return torch.cat(self._over_people(score_part, target))
 
     def _check_target(self, target: Preferences) -> Preferences:
         check_data(self.model, target, needs_covariates=False)
@@ -365,12 +370,31 @@ class Posterior:
 
         Yields:
             Which people, their comparisons, p(choices | z) under all draws with batch shape (S, U),
-            and the draws' normalised log-weights (S, U), on the model's device.
+            and the draws' normalised log-weights (S, U), on the model's device. Draws of weight 0
+            may follow the posterior's own.
         """
-        for people, batch in user_batches(target, self.num_samples, self.model.device):
-            z = self._draws.z[:, people].to(self.model.device)
-            log_weights = self._draws.log_weights[:, people].to(self.model.device)
-            yield people, batch, self._model.choice(batch, z), log_weights
+        for people in user_slices(target, self.num_samples):
+            yield self._likelihood(target, people)
+
+    def _likelihood(self, target: Preferences, people: slice) -> Likelihoods:
+        device = self.model.device
+        batch = pad_items(target.batch(range(people.start, people.stop)).to(device))
+        z = self._draws.z[:, people].transpose(0, 1).to(device).contiguous()
+        z = pad_draws(z).transpose(0, 1)
+        log_weights = self._draws.log_weights[:, people].T.to(device)
+        log_weights = pad_draws(log_weights, 1, -math.inf).T
+        likelihood = self._model.choice(batch, z, backend=steady_backend(device))
+        return people, batch, likelihood, log_weights
+
+    def _over_people(self, evaluate: Callable[[Likelihoods], Any], target: Preferences) -> list:
+        """Evaluates the likelihoods of a few people at a time, in order."""
+
+        @torch.no_grad()
+        def work(people: slice) -> Any:
+            return evaluate(self._likelihood(target, people))
+
+        parts = list(user_slices(self._check_target(target), self.num_samples))
+        return map_people(self.model.device, work, parts)
 
     def utility(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None

@@ -18,6 +18,7 @@ from fssa_bayes.sampling.importance import (
 )
 from fssa_bayes.sampling.mcmc import nuts
 from fssa_bayes.sampling.quadrature import grid
+from fssa_bayes.sampling.steady import map_people, pad_draws, pad_items, steady_backend
 
 __all__ = [
     "FALLBACKS",
@@ -33,8 +34,12 @@ __all__ = [
     "fall_back",
     "grid",
     "log_joint",
+    "map_people",
     "nuts",
+    "pad_draws",
+    "pad_items",
     "person_log_marginal_likelihood",
     "propose",
     "score_draws",
+    "steady_backend",
 ]
