@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _LANES = 64  # Numbers in the vectors of a processor, or a multiple of it.
+_LEAST_COLUMNS = 16
 
 PRECISIONS = ("highest", "tf32", "bf16")
 """Precisions of a matrix product in float32."""
@@ -105,7 +106,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Returns x Wᵀ + b with shape (*, H)."""
         if self.precision == "highest":
-            return super().forward(x)
+            return row_product(x, self.weight, self.bias)
         return product(x, self.weight, self.precision) + self.bias
 
 
@@ -134,12 +135,18 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
 
 
-def row_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Computes x Wᵀ so that a row of the result does not depend on the row's place.
+def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes x Wᵀ + b so that a row of the result does not depend on the row's place.
 
-    With a single row of W, PyTorch adds up in an order that depends on it.
+    Products with few columns are computed in blocks of four rows and add up in an order that
+    depends on the place in the block; so columns of zeros are added.
     """
-    return (x * weight).sum(-1, keepdim=True) if len(weight) == 1 else F.linear(x, weight)
+    count = len(weight)
+    if count >= _LEAST_COLUMNS:
+        return F.linear(x, weight, bias)
+    missing = _LEAST_COLUMNS - count
+    bias = None if bias is None else F.pad(bias, (0, missing))
+    return F.linear(x, F.pad(weight, (0, 0, 0, missing)), bias)[..., :count]
 
 
 def steady_softplus(x: Tensor) -> Tensor:

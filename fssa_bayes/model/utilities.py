@@ -8,11 +8,17 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssa_bayes import kernels
-from fssa_bayes.model.nn import MLP, PRECISIONS, product, shed_denormals, tower
+from fssa_bayes.model.nn import (
+    MLP,
+    PRECISIONS,
+    product,
+    row_product,
+    shed_denormals,
+    tower,
+)
 
 __all__ = [
     "BilinearUtility",
@@ -141,8 +147,7 @@ class LinearUtility(Utility):
         table = torch.cat([self.mean.unsqueeze(-1), self.loading], -1)
         if items.dtype == torch.int64:
             return table[items]
-        # Row by row: in a product with the table itself the place of an item changes last digits.
-        return F.linear(items, table.T.contiguous())
+        return row_product(items, table.T.contiguous())
 
     def coefficients(self, z: Tensor) -> Tensor:
         """Returns w0 + Λz with shape (*, U, D) for z with shape (*, U, K)."""
