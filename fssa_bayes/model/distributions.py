@@ -353,6 +353,24 @@ class BradleyTerry(TorchDistribution):
                 choice = torch.where(is_tie.bool(), 0.5, choice)
             return choice * self.mask_
 
+    def decide(self, uniform: Tensor) -> Tensor:
+        """Makes choices of uniform numbers from [0, 1), one for each comparison, (*, U, N).
+
+        The choices are distributed as those of :meth:`sample`, and those of a person follow from
+        the person's own numbers.
+        """
+        with torch.no_grad():
+            left, _, tie = self.outcomes
+            choice = (uniform < left.exp()).to(left.dtype)
+            if tie is not None:
+                is_tie = (choice == 0) & (uniform < left.exp() + tie.exp())
+                choice = choice.masked_fill(is_tie, 0.5)
+            choice = choice * self.mask_
+            if self.rankings is None:
+                return choice
+            ranked = self.rankings.decide(self.margin, uniform)
+            return torch.where(self.rankings.inside, ranked, choice)
+
     def expand(self, batch_shape: Size, _instance: BradleyTerry | None = None) -> BradleyTerry:
         """Expands the people and draws to `batch_shape`, which ends in U."""
         return BradleyTerry(

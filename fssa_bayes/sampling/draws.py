@@ -144,18 +144,19 @@ def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) 
         raise ValueError(f"correct must be 'psis' or None, got {correct!r}")
 
 
-def thin(draws: Draws, count: int, streams: Streams, keys: np.ndarray) -> Draws:
+def thin(draws: Draws, count: int, seed: int, keys: np.ndarray) -> Draws:
     """Keeps `count` of each person's weighted draws, none of them twice; all means stay unbiased.
 
     Draws of large weight keep their weight. Some of the others are kept, each with a probability in
-    proportion to its weight, and share the remaining weight equally. The random numbers are those
-    of the people's `streams`, by their `keys` (U,).
+    proportion to its weight, and share the remaining weight equally. The random numbers follow from
+    the seed and from the keys of the people's streams, (U,).
 
     References:
         Fearnhead & Clifford (2003), On-line inference for hidden Markov models via particle
         filters, JRSS B 65(4).
     """
     weights = draws.log_weights.T.contiguous().double().exp().numpy()
+    streams = Streams(seed, "thinning")
     kept = (thin_weights(w, count, streams.of(k)) for w, k in zip(weights, keys, strict=True))
     index, log_weights = zip(*kept, strict=True)
     index = torch.from_numpy(np.stack(index, -1))

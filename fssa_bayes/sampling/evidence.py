@@ -93,9 +93,8 @@ def person_log_marginal_likelihood(
     drawn = 0
     while True:
         # First and second moments of the weights, in logs: additive over rounds.
-        draw = partial(
-            _draw_moments, model, guide, data, num_samples, Streams(seed, "round", drawn)
-        )
+        streams = Streams(seed, "evidence", drawn)
+        draw = partial(_draw_moments, model, guide, data, num_samples, streams)
         moments = torch.cat(map_people(model.device, draw, list(user_slices(data, num_samples))), 1)
         sums = moments if sums is None else torch.logaddexp(sums, moments)
         drawn += num_samples
@@ -117,6 +116,5 @@ def _draw_moments(
 ) -> Tensor:
     """Draws once for some people, and returns the log-moments of their weights, (2, u)."""
     batch = data.batch(range(people.start, people.stop)).to(model.device)
-    return log_moments(
-        propose(model, guide, batch, num_samples, streams=streams).log_weights.double()
-    )
+    draws = propose(model, guide, batch, num_samples, streams=streams)
+    return log_moments(draws.log_weights.double())

@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 from torch import Tensor
 
-from fssa_bayes._random import Streams
 from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
 from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
@@ -99,13 +98,13 @@ def draw_more(
     Returns:
         The draws, and whether they can be relied upon, Boolean with shape (U,).
     """
-    purpose = f"fallback {factor}"
+    purpose = f"fallback {factor}"  # Other random numbers than those of the draws replaced.
     many = draw_posterior(
         model, guide, people, factor * count, seed=seed, correct="psis", purpose=purpose
     )
     enough = effective_sample_size(many.log_weights.double()) >= _LEAST_ESS
     good = (many.weight_k <= MOST_PARETO_K) & enough
-    return thin(many, count, Streams(seed, purpose, "thinning"), people.keys), good
+    return thin(many, count, seed, people.keys), good
 
 
 def sample_by_nuts(
