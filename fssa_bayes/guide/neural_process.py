@@ -238,13 +238,13 @@ class NeuralProcessGuide(nn.Module):
 
     def embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
         """Embeds the shifts of z and of each pair's margin by the covariates, with shape (R, H)."""
-        is_training = torch.is_grad_enabled()
+        # Products of few draws round differently, depending on the number of comparisons.
+        draws, backend = (2, None) if torch.is_grad_enabled() else (_LEAST_DRAWS, "chunked")
         with torch.no_grad():
             location = self.model.location(batch.covariates)
-            # Products of few draws round differently, depending on the number of comparisons.
-            z = location.new_zeros(2 if is_training else _LEAST_DRAWS, *location.shape)
+            z = location.new_zeros(len(location), draws, location.shape[-1]).transpose(0, 1)
             z[0] = location
-            moved, average = self.model.choice(batch.clean(), z, prepared).margin[:2]
+            moved, average = self.model.choice(batch.clean(), z, prepared, backend).margin[:2]
         expected = pairs.of_chosen(moved - average) * self.expected
         return expected + self.of_location(location)[pairs.person]
 

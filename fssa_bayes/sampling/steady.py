@@ -61,13 +61,14 @@ def pad_items(batch: Batch) -> Batch:
 def accompany(batch: Batch) -> Batch:
     """Adds people at the end, each of whom compared the first item, if any, with itself."""
     before, columns = batch.mask.shape
+    own = int(len(batch.items) > 0)
 
     def extend(table: Tensor, value: float) -> Tensor:
-        wide = F.pad(table, (0, max(1 - columns, 0), 0, _LEAST))
-        wide[before:, 0] = value
+        wide = F.pad(table, (0, max(own - columns, 0), 0, _LEAST))
+        wide[before:, :own] = value
         return wide
 
-    values = {"left": 0, "right": 0, "choice": 1, "mask": len(batch.items) > 0, "ranking": 0}
+    values = {"left": 0, "right": 0, "choice": 1, "mask": True, "ranking": 0}
     tables = {name: getattr(batch, name) for name in values}
     changes = {n: extend(table, values[n]) for n, table in tables.items() if table is not None}
     if batch.covariates is not None:
