@@ -108,7 +108,7 @@ def test_nobody_depends_on_other_people(case, threads) -> None:
     many = Posterior(*pair, data, num_samples=90, seed=3)
     last = len(data) - 1
     order = np.random.default_rng(0).permutation(len(data))
-    for people in ([2], [3], [last], [5, 0], [1, 3, 8], order):
+    for people in ([3], [last], [5, 0], [1, 3, 8], order):
         torch.set_num_threads(1 if len(people) == 2 else 3)
         assert_same(Posterior(*pair, data.subset(people), num_samples=90, seed=3), many, people)
 
@@ -162,10 +162,10 @@ def test_names_and_not_positions_choose_the_random_numbers(make_data) -> None:
 def test_threads_agree_with_one_after_another_and_leave_global_state_alone(
     make_data, randomise, threads
 ) -> None:
-    data = make_data(COUNTS, half_wins=True)
+    data = make_data((3, 1, 12, 0, 7), half_wins=True)
     torch.manual_seed(0)
     model = HeterogeneousBTL(3, 2)
-    guide = randomise(NeuralProcessGuide(model), 0.3)
+    guide = randomise(NeuralProcessGuide(model), 0.2)
 
     def draw(seed: int) -> Posterior:
         return Posterior(model, guide, data, num_samples=100, seed=seed)
