@@ -43,6 +43,7 @@ def diagnose(
     """
     if not budget > 0:
         raise ValueError(f"--budget must be a positive number of seconds, got {budget}")
+    votes.require_people()
     check_model(model)
     with Writer(out, "diagnose", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load
@@ -51,7 +52,7 @@ def diagnose(
 
         prepare()
         fitted = load(model)
-        data, about_data = votes.read()
+        data, about_data = votes.read(fitted[0])
         check_fitted(fitted[0], data, model)
         writer.tell(about_data)
         caveat = (

@@ -23,7 +23,9 @@ class Pairs:
         winner: Position of the chosen item, with shape (R,).
         loser: Position of the rejected item, with shape (R,).
         person: Position of the person, with shape (R,).
-        side: 1 where the chosen item stood on the left, −1 on the right, with shape (R, 1).
+        sign: 1 where the chosen item is the left one, −1 where it is the right one, (R, 1).
+        side: 1 where the chosen item had the advantage of its place, −1 where the rejected one had
+            it, 0 where neither had, with shape (R, 1).
     """
 
     def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
@@ -33,7 +35,8 @@ class Pairs:
         loser = torch.where(left_wins, batch.right, batch.left)
         tied = batch.half_wins
         half = 0.5 * tied.to(dtype)
-        side = left_wins.to(dtype) * 2 - 1
+        sign = left_wins.to(dtype) * 2 - 1
+        side = sign if batch.side is None else sign * batch.side.to(dtype)
         self.mask, self.weight, self.count = batch.mask, 1.0 - half, batch.num_comparisons
         if batch.rankings is not None:
             inside = batch.rankings.inside
@@ -45,8 +48,8 @@ class Pairs:
             winner, loser = alternate(winner, loser), alternate(loser, winner)
             self.mask = alternate(self.mask, tied)
             self.weight = alternate(self.weight, half)
-            side = alternate(side, -side)
-        self.side = side[self.mask].unsqueeze(-1)
+            sign, side = (alternate(which, -which) for which in (sign, side))
+        self.sign, self.side = (which[self.mask].unsqueeze(-1) for which in (sign, side))
         self.winner, self.loser = winner[self.mask], loser[self.mask]
         self.person = self.mask.nonzero()[:, 0]
 
@@ -54,7 +57,7 @@ class Pairs:
         """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
         if margin.shape[-1] < self.mask.shape[-1]:  # The second orders stand in added columns.
             margin = alternate(margin, margin)
-        return self.side * margin[self.mask].unsqueeze(-1)
+        return self.sign * margin[self.mask].unsqueeze(-1)
 
 
 def alternate(first: Tensor, second: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def accompany(batch: Batch) -> Batch:
         wide[before:, :own] = value
         return wide
 
-    values = {"left": 0, "right": 0, "choice": 1, "mask": True, "ranking": 0}
+    values = {"left": 0, "right": 0, "choice": 1, "mask": True, "ranking": 0, "side": 0, "count": 1}
     tables = {name: getattr(batch, name) for name in values}
     changes = {n: extend(table, values[n]) for n, table in tables.items() if table is not None}
     if batch.covariates is not None:

@@ -1,0 +1,142 @@
+r"""Modes of people's posteriors under a linear utility, by Newton's method.
+
+With J the derivatives of the margins m by z, the log-posterior of a person,
+
+.. math:: \log p(z \mid w) + \sum_n \log p(y_n \mid m_n(z)),
+
+has the gradient :math:`J^T \partial_m \log p - (z - B \tilde w)` and the information :math:`I + J^T
+\operatorname{diag}(-\partial_m^2 \log p)\, J`, less the curvature of m where coefficients are
+log-normal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Batch
+from fssa_bayes.model import BradleyTerry, Derivatives, HeterogeneousBTL
+
+__all__ = ["Modes", "find_modes"]
+
+_ITERATIONS = 25
+_HALVINGS = 12
+_TOLERANCE = 1e-5  # Half the nats that a Newton step promises, below which there is none.
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Holds the modes of people's posteriors and the curvature there.
+
+    Attributes:
+        z: The modes, with shape (U, K).
+        factor: Lower Cholesky factors of the information at the modes, with shape (U, K, K).
+    """
+
+    z: Tensor
+    factor: Tensor
+
+
+@torch.no_grad()
+def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = None) -> Modes:
+    """Finds the mode of each person's posterior under a linear utility and a normal prior.
+
+    Parameters that are not finite give modes that are not.
+
+    Args:
+        model: The model.
+        batch: The people's contexts, on the model's device.
+        start: Where Newton's method starts, with shape (U, K); the prior's location if None, or
+            for a person whose posterior is not finite there.
+    """
+    batch = batch.clean()
+    items = model.prepare_items(batch.items)
+    location = model.location(batch.covariates).double().expand(batch.num_users, model.latent_dim)
+    eye = torch.eye(model.latent_dim, dtype=torch.float64, device=model.device)
+
+    def choices(z: Tensor) -> BradleyTerry:
+        return model.choice(batch, z.to(model.utility.mean.dtype).unsqueeze(0), items)
+
+    def value(z: Tensor) -> Tensor:
+        log_prob = choices(z).log_prob(batch.choice)[0].double()
+        return log_prob - 0.5 * (z - location).square().sum(-1)
+
+    z = location if start is None else start.double()
+    height = value(z)
+    lost = ~height.isfinite()
+    if lost.any():
+        z = torch.where(lost.unsqueeze(-1), location, z)
+        height = value(z)
+    for _ in range(_ITERATIONS):
+        slope, information = _expand(model, batch, items.items, choices(z), z)
+        slope = slope - (z - location)
+        factor, failed = torch.linalg.cholesky_ex(information[0] + eye)
+        if failed.any():
+            sure = torch.linalg.cholesky_ex(information[1] + eye).L
+            factor = torch.where((failed > 0)[:, None, None], sure, factor)
+        step = torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+        if not (slope * step).sum(-1).max() > _TOLERANCE:
+            break
+        z, height = _climb(value, z, step, height)
+    return Modes(z, factor)
+
+
+def _expand(
+    model: HeterogeneousBTL, batch: Batch, items: Tensor, choices: BradleyTerry, z: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Returns slope (U, K) and information (U, K, K) of the log-likelihood at z (U, K).
+
+    The information comes twice: the observed one, which may be indefinite, and without the
+    curvature of the coefficients, which is positive. Lapses make the likelihood of a choice convex
+    far from the margin that the choice speaks for; such choices count as without information.
+
+    Args:
+        model: The model.
+        batch: The comparisons.
+        items: Their items, standardised.
+        choices: The distribution of the choices at z.
+        z: Latent factors, one draw.
+    """
+    derivatives = choices.differentiate(batch.choice)
+    narrow = z.to(model.utility.mean.dtype)
+    jacobian = model.utility.margin_jacobian(items, batch.left, batch.right, narrow).double()
+    first, second = derivatives.first[0][0], derivatives.second[0][0][0]
+    slope = torch.einsum("un,unk->uk", first, jacobian)
+    information = torch.einsum("un,unk,unl->ukl", (-second).clamp(min=0), jacobian, jacobian)
+    if len(derivatives.person):
+        information = information - _stage_products(derivatives, first, jacobian)
+    if model.utility.map.is_identity:
+        return slope, (information, information)
+    difference = (items[batch.left] - items[batch.right]).double()
+    weighted = torch.einsum("un,und->ud", first, difference)
+    curvature = model.utility.margin_curvature(weighted.to(narrow.dtype), narrow).double()
+    return slope, (information - curvature, information)
+
+
+def _stage_products(derivatives: Derivatives, first: Tensor, jacobian: Tensor) -> Tensor:
+    """Sums the outer products of stages' mean directions, with shape (U, K, K)."""
+    place = derivatives.place
+    terms = first.flatten()[place].unsqueeze(-1) * jacobian.flatten(0, 1)[place]
+    stage = terms.new_zeros(len(derivatives.person), terms.shape[-1])
+    stage = stage.index_add(0, derivatives.stage, terms)
+    products = stage.unsqueeze(-1) * stage.unsqueeze(-2)
+    total = terms.new_zeros(len(first), *products.shape[1:])
+    return total.index_add(0, derivatives.person, products)
+
+
+def _climb(
+    value: Callable[[Tensor], Tensor], z: Tensor, step: Tensor, height: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Takes Newton steps (U, K), halved for people whose log-posterior would fall."""
+    length = torch.ones_like(height)
+    for _ in range(_HALVINGS):
+        new = z + length.unsqueeze(-1) * step
+        reached = value(new)
+        falls = ~(reached >= height - 1e-12)
+        if not falls.any():
+            return new, reached
+        length = torch.where(falls, 0.5 * length, length)
+    return torch.where(falls.unsqueeze(-1), z, new), torch.where(falls, height, reached)
