@@ -2,6 +2,7 @@ r"""The prior p(z | w) of the latent factor: normal or learned, and moved by cov
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Self
@@ -98,7 +99,10 @@ class LatentPrior(nn.Module):
         """Lists the same maps for people whose :meth:`location` (*, K) is known."""
         transforms = []
         if len(self.prior_flow):
-            spline, *couplings = self.prior_flow
+            # Transforms remember their last draws, which other threads must not see. A fit scores
+            # the draws that it made, and needs the memory.
+            shared = torch.is_grad_enabled()
+            spline, *couplings = (flow if shared else copy.copy(flow) for flow in self.prior_flow)
             transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
         if self.num_covariates:
             # Covariates shift a learned prior and leave its shape. With the cache, scoring the last

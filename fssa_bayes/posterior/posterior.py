@@ -48,8 +48,8 @@ from fssa_bayes.sampling import (
     fall_back,
     log_joint,
     map_people,
-    pad_draws,
     pad_items,
+    padded_draws,
     score_draws,
     steady_backend,
 )
@@ -75,7 +75,9 @@ class Posterior:
             Items without features, features and covariates are found by name, in any order: see
             :meth:`Preferences.for_model`.
         num_samples: Number of draws S of each person.
-        seed: Seed of the draws.
+        seed: Seed of the draws. They follow from the seed, the person's name and context and the
+            model, and not from other people or threads; on a CPU to the last bit, but for NUTS and
+            for a `utility=` of your own.
         correct: `"psis"` weighs the draws, by Pareto-smoothed importance weights, so that they
             represent the model's posterior; None takes the guide's draws as they are.
         population: `"fixed"` holds the population's parameters at their estimates. Draws of the
@@ -337,7 +339,6 @@ class Posterior:
             seed=seed,
         )
 
-    @torch.no_grad()
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         """Describes each person's probability of preferring left.
 
@@ -353,7 +354,6 @@ class Posterior:
         target = self._check_target(target)
         return join_choices(self._over_people(describe_part, target), target)
 
-    @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
         """Scores each person's unseen choices by the log of the mean probability.
 
@@ -387,24 +387,18 @@ class Posterior:
         for people in user_slices(target, self.num_samples):
             yield self._likelihood(target, people)
 
+    @torch.no_grad()
     def _likelihood(self, target: Preferences, people: slice) -> Likelihoods:
         device = self.model.device
         batch = pad_items(target.batch(range(people.start, people.stop)).to(device))
-        z = self._draws.z[:, people].transpose(0, 1).to(device).contiguous()
-        z = pad_draws(z).transpose(0, 1)
-        log_weights = self._draws.log_weights[:, people].T.to(device)
-        log_weights = pad_draws(log_weights, 1, -math.inf).T
+        z, log_weights = padded_draws(self._draws, people, device)
         likelihood = self._model.choice(batch, z, backend=steady_backend(device))
         return people, batch, likelihood, log_weights
 
     def _over_people(self, evaluate: Callable[[Likelihoods], Any], target: Preferences) -> list:
         """Evaluates the likelihoods of a few people at a time, in order."""
-
-        @torch.no_grad()
-        def work(people: slice) -> Any:
-            return evaluate(self._likelihood(target, people))
-
-        return map_people(self.model.device, work, list(user_slices(target, self.num_samples)))
+        parts = list(user_slices(target, self.num_samples))
+        return map_people(self.model.device, lambda u: evaluate(self._likelihood(target, u)), parts)
 
     def utility(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None

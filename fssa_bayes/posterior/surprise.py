@@ -173,7 +173,7 @@ def simulate_evidence(
     Returns:
         The log evidence of their contexts, with shape (U, size).
     """
-    names = ("left", "right", "choice", "mask", "covariates", "ranking")
+    names = ("left", "right", "choice", "mask", "covariates", "ranking", "side")
     tables = {name: getattr(batch, name) for name in names}
     wide = batch.replace(
         **{n: t.repeat_interleave(size, 0) for n, t in tables.items() if t is not None}

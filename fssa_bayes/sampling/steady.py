@@ -8,6 +8,7 @@ thread. On a GPU the random numbers are the same, and results agree to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -17,8 +18,16 @@ from torch import Tensor
 
 from fssa_bayes._threads import run_alone
 from fssa_bayes.data import Batch
+from fssa_bayes.sampling.draws import Draws
 
-__all__ = ["accompany", "map_people", "pad_draws", "pad_items", "steady_backend"]
+__all__ = [
+    "accompany",
+    "map_people",
+    "pad_draws",
+    "pad_items",
+    "padded_draws",
+    "steady_backend",
+]
 
 _LANES = 64  # Draws: whole vectors of every processor.
 _LEAST = 8  # Rows of a product: fewer are multiplied by other code.
@@ -47,6 +56,13 @@ def pad_draws(values: Tensor, dim: int = 1, value: float = 0.0) -> Tensor:
     if not after:
         return values
     return F.pad(values, (0, 0) * (values.ndim - 1 - dim) + (0, after), value=value)
+
+
+def padded_draws(draws: Draws, people: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns z (S, u, K) and log-weights (S, u) of some people, with draws of weight 0 added."""
+    z = draws.z[:, people].transpose(0, 1).to(device).contiguous()
+    log_weights = draws.log_weights[:, people].T.to(device)
+    return pad_draws(z).transpose(0, 1), pad_draws(log_weights, value=-math.inf).T
 
 
 def pad_items(batch: Batch) -> Batch:

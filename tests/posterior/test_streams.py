@@ -164,7 +164,7 @@ def test_threads_agree_with_one_after_another_and_leave_global_state_alone(
 ) -> None:
     data = make_data((3, 1, 12, 0, 7), half_wins=True)
     torch.manual_seed(0)
-    model = HeterogeneousBTL(3, 2)
+    model = HeterogeneousBTL(3, 2, prior="flow")  # Pyro's flows remember their last draws.
     guide = randomise(NeuralProcessGuide(model), 0.2)
 
     def draw(seed: int) -> Posterior:
