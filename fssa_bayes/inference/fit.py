@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import Objective
@@ -101,10 +100,9 @@ class FitResult:
         """
         data = self.data if data is None else data
         data = align(self.model, data)
-        with seeded(seed), torch.no_grad():
-            estimate = estimate_log_marginal_likelihood(
-                self.model, self.guide, data, num_samples, target_error, max_samples
-            )
+        estimate = estimate_log_marginal_likelihood(
+            self.model, self.guide, data, num_samples, target_error, max_samples, seed
+        )
         if estimate.standard_error > target_error:
             warnings.warn(
                 f"the standard error of the log marginal likelihood is "
@@ -325,7 +323,7 @@ class FitResult:
 
         def draw() -> Draws:
             draws = draw_posterior(model, guide, data, num_samples, seed=seed, correct="psis")
-            return draws.resample(seed)
+            return draws.resample(seed, data.keys)
 
         options = {"num_samples": num_samples, "seed": seed, "correct": "psis"}
         return export_draws(model, guide, data, draw, target=target, items=items, **options)
