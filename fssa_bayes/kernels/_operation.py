@@ -137,7 +137,7 @@ def pull_back(
 def differentiable_gradients(
     grad: Tensor, inputs: list[Tensor | None], form: str, needs: list[bool]
 ) -> list[Tensor | None]:
-    """Computes gradients by the reference, of which PyTorch knows all derivatives and transforms."""
+    """Computes gradients by the reference, of which PyTorch knows every derivative."""
     item, user, weight, *rest = inputs
     bias = rest[-1]
     with torch.enable_grad():

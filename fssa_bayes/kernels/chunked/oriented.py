@@ -30,8 +30,8 @@ class Oriented(NamedTuple):
         pair: Positions of the item not preferred and of the preferred one, int64 with shape
             (2, U, N); for margins, positions of left and right.
         sign: −1 where left was preferred, else 1, with shape (U, N); None for margins.
-        slack: 1 − choice where the choice is neither 0 nor 1 (½, or NaN), else 0, with shape (U, N);
-            None if there is no such choice.
+        slack: 1 − choice where the choice is neither 0 nor 1 (½, or NaN), else 0, with shape
+            (U, N); None if there is no such choice.
         mask: True where there is a comparison, with shape (U, N); None if there is one everywhere.
     """
 
