@@ -44,7 +44,13 @@ from fssa_bayes.data.comparisons import (
     select,
     select_where,
 )
-from fssa_bayes.data.frame import name_items, neutral_order, read_covariates, read_frame
+from fssa_bayes.data.frame import (
+    lookup_items,
+    name_items,
+    neutral_order,
+    read_covariates,
+    read_frame,
+)
 from fssa_bayes.data.graph import find_components, warn_about_graph
 from fssa_bayes.data.imagined import imagine, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
@@ -287,15 +293,7 @@ class Preferences(Comparisons):
         names = name_items(frame, "item", "item", items)
         if items is None:
             names = neutral_order(names, choice_set)
-        position = names.get_indexer(ranked.item)
-        unknown = np.flatnonzero(position < 0)
-        if len(unknown):
-            person = ranked.users[ranked.person[ranked.group[unknown[0]]]]
-            raise ValueError(
-                f"unknown item {ranked.item.iloc[unknown[0]]!r} in a ranking of user {person!r} "
-                f"({len(unknown)} such rows): items has no row of that name; its index begins with "
-                f"{list(names[:3])}"
-            )
+        position = lookup_items(frame, "item", names, ranked.describe)
         left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
         covariates = None if users is None else read_covariates(users, ranked.users)
         counts = np.bincount(ranked.person[number], minlength=len(ranked.users))

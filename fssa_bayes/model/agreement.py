@@ -5,12 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, first_names
+from fssa_bayes.data import (
+    Preferences,
+    canonical_names,
+    explain_unknown,
+    find_names,
+    first_names,
+)
 from fssa_bayes.model.btl import HeterogeneousBTL
 
 __all__ = [
@@ -109,12 +114,14 @@ def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
     """Looks names up in an index, and raises a ValueError that names the first unknown one."""
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
-    position = index.get_indexer(list(names))
+    names = canonical_names(argument, names)
+    position = find_names(names, index)
     if len(position) == 0:
         raise ValueError(f"{argument} must have at least one name, got none")
     if (position < 0).any():
-        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
-        raise ValueError(f"{argument} must be known names, got {unknown!r}")
+        unknown = names[position < 0].tolist()[0]
+        hint = explain_unknown(unknown, index)
+        raise ValueError(f"{argument} must be known names, got {unknown!r}{hint}")
     return torch.from_numpy(position)
 
 
@@ -123,6 +130,6 @@ def check_same_people(context: Preferences, target: Preferences) -> None:
     if len(target) != len(context) or not target.user_names.equals(context.user_names):
         raise ValueError(
             f"target must hold the same people as the context in the same order: "
-            f"{len(context)} people beginning with {list(context.user_names[:3])}, "
-            f"got {len(target)} beginning with {list(target.user_names[:3])}"
+            f"{len(context)} people beginning with {context.user_names[:3].tolist()}, "
+            f"got {len(target)} beginning with {target.user_names[:3].tolist()}"
         )
