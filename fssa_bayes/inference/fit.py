@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from fssa_bayes.inference.readiness import (
     check_training_data,
     choose_stages,
     choose_validation,
+    explain_validation,
+    warn_of_busy_people,
 )
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
@@ -60,7 +63,8 @@ class FitResult:
             own objective).
         held_out: Log-loss of held-out people's unseen choices after each stage (nats per
             comparison, contexts of random size), for the raw guide and the importance-corrected
-            posterior, with standard errors by person; None without `validation`.
+            posterior, with standard errors by person; None where nobody was held out.
+        held_out_note: Why `held_out` is None; empty where it is not.
     """
 
     model: HeterogeneousBTL = field(repr=False)
@@ -68,6 +72,7 @@ class FitResult:
     data: Preferences
     history: pd.DataFrame = field(repr=False)
     held_out: pd.DataFrame | None = None
+    held_out_note: str = "nobody was held out"
 
     def log_marginal_likelihood(
         self,
@@ -280,7 +285,8 @@ def fit(
         checkpoint: A folder that keeps the last states of this fit, or None. A fit that finds its
             own checkpoint there goes on from it and ends with the same parameters (bitwise on a
             CPU) as one that was never interrupted; a finished one returns at once. L-BFGS, which
-            takes seconds, begins its stage again.
+            takes seconds, begins its stage again. One fit at a time uses a folder; a state that
+            cannot be written is left out with a warning.
         checkpoint_interval: Steps from one checkpoint to the next.
 
     Returns:
@@ -289,13 +295,15 @@ def fit(
     Raises:
         ValueError: If data, model and guide do not fit each other, an option is out of range, or
             `checkpoint` holds a fit of another model, other data or other options.
+        FileExistsError: If `checkpoint` is a file, or another fit is using it.
         FloatingPointError: If the loss or its gradient is not finite; the message names the step
             and the people, and the parameters are those before the step.
 
     Warns:
-        UserWarning: If the model does not use the covariates of the people, if these are constant
-            or collinear, if a homogeneous fit did not converge or runs away (separation), or if
-            `Sleep` costs held-out accuracy.
+        UserWarning: If a person has so many comparisons that contexts of `Sleep` must be shorter,
+            if a checkpoint cannot be written, if the model does not use the covariates of the
+            people, if these are constant or collinear, if a homogeneous fit did not converge or
+            runs away (separation), or if `Sleep` costs held-out accuracy.
 
     Example:
         >>> from fssa_bayes.datasets import two_mode
@@ -309,7 +317,8 @@ def fit(
     check_data(model, data)
     check_training_data(model, guide, data)
     stages = choose_stages(model, objective, steps, batch_size)
-    validation = choose_validation(model, data, validation)
+    asked, validation = validation, choose_validation(model, data, validation)
+    warn_of_busy_people(stages, data)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
@@ -317,19 +326,21 @@ def fit(
             f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
         )
     rates = learning_rate, population_learning_rate or 10 * learning_rate
-    checkpoints = None
-    if checkpoint is not None:
-        about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
-        checkpoints = Checkpoints(checkpoint, about)
-    if device is not None:
-        model.to(device)
-        if guide is not None:
-            guide.to(device)
-    model.take_units(data)
-    legs = plan(stages, data, validation, refit, seed)
-    fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
-    fitter.run()
-    return FitResult(model, guide, data, pd.DataFrame(fitter.history), fitter.held_out())
+    about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
+    kept = nullcontext() if checkpoint is None else Checkpoints(checkpoint, about)
+    with kept as checkpoints:
+        if device is not None:
+            model.to(device)
+            if guide is not None:
+                guide.to(device)
+        model.take_units(data)
+        legs = plan(stages, data, validation, refit, seed)
+        fitter = Fitter(
+            model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval
+        )
+        fitter.run()
+    history, note = pd.DataFrame(fitter.history), explain_validation(asked, validation)
+    return FitResult(model, guide, data, history, fitter.held_out(), note)
 
 
 def describe_fit(
