@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -281,7 +282,7 @@ def fit(
             guide are built: call `torch.manual_seed` there. The global random state and the
             parameter store of Pyro are left as they were.
         device: Where to fit, for example `"cuda"`; where the model is if None.
-        progress_bar: Whether to show progress.
+        progress_bar: Whether to show progress, of a fit of more than a second.
         checkpoint: A folder that keeps the last states of this fit, or None. A fit that finds its
             own checkpoint there goes on from it and ends with the same parameters (bitwise on a
             CPU) as one that was never interrupted; a finished one returns at once. L-BFGS, which
@@ -319,13 +320,16 @@ def fit(
     stages = choose_stages(model, objective, steps, batch_size)
     asked, validation = validation, choose_validation(model, data, validation)
     warn_of_busy_people(stages, data)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    if population_learning_rate is None:
+        population_learning_rate = 10 * learning_rate
+    rates = learning_rate, population_learning_rate
+    for argument, rate in zip(("learning_rate", "population_learning_rate"), rates, strict=True):
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{argument} must be positive, got {rate}")
     if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
         raise ValueError(
             f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
         )
-    rates = learning_rate, population_learning_rate or 10 * learning_rate
     about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
     kept = nullcontext() if checkpoint is None else Checkpoints(checkpoint, about)
     with kept as checkpoints:
