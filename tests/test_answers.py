@@ -363,7 +363,7 @@ def exact_probabilities(model: HeterogeneousBTL, context, target) -> tuple[Tenso
 
     def prob(batch) -> Tensor:
         r = points @ model.utility.loading.T + model.utility.mean
-        x = batch.items[batch.left] - batch.items[batch.right]
+        x = (batch.items[batch.left] - batch.items[batch.right]).to(r)
         m = torch.einsum("guk,unk->gun", r, x) + model.bias
         parts = torch.stack([(m / 2).exp(), (-m / 2).exp(), nu.expand_as(m)])
         return (1 - rate) * parts / parts.sum(0) + rate / 3

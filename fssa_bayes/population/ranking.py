@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Preferences, canonical_names, find_names
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population.information import population_information
 from fssa_bayes.population.parameters import check_num_parameters
 from fssa_bayes.population.standard_errors import find_unidentified, invert_information
@@ -62,6 +62,7 @@ def ranking_table(
             f"latent_dim={model.latent_dim}"
         )
     check_num_parameters("ranking()", model.num_features)
+    data = align(model, data)
     names = data.item_names if items is None else canonical_names("items", items)
     position = find_names(names, data.item_names)
     if len(names) == 0 or (position < 0).any():

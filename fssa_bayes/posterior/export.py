@@ -216,7 +216,7 @@ class Exporter:
         variables = {"z": ((*_DRAW, "user", "latent"), z.numpy()[None])}
         if _has_coefficients(self.model, self.context):
             beta = self.model.utility.coefficients(z.to(self.model.device))
-            beta = (beta / self.model.feature_scale).cpu().numpy()
+            beta = (beta / self.model.feature_scale.to(beta)).cpu().numpy()
             variables["coefficient"] = (*_DRAW, "user", "feature"), beta[None]
         return variables
 
@@ -258,7 +258,8 @@ def shown_items(
     if items is not None:
         return positions("items", items, context.item_names)
     small = 4 * count * len(context) * context.num_items <= max_utility_bytes
-    return torch.arange(context.num_items if small and context.items_are_shared else 0)
+    shared = context.items is None or context.items_are_shared
+    return torch.arange(context.num_items if small and shared else 0)
 
 
 def _has_coefficients(model: HeterogeneousBTL, data: Preferences) -> bool:
