@@ -227,7 +227,7 @@ def draw_figure(
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--people", type=whole(), default=10, help="new people to be inferred")
-    parser.add_argument("--contexts", type=whole(0), default=10, help="known choices of each")
+    parser.add_argument("--contexts", type=whole(), default=10, help="known choices of each")
     parser.add_argument(
         "--draws", type=whole(25), default=2_000, help="draws of the fast posteriors"
     )

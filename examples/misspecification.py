@@ -234,7 +234,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--comparisons", type=whole(), default=12, help="choices of each person")
     parser.add_argument("--steps", type=whole(), default=600, help="steps of each objective")
-    parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")
+    parser.add_argument("--draws", type=whole(100), default=500, help="posterior draws a person")
     return parser
 
 

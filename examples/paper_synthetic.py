@@ -215,7 +215,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--users", type=whole(10), default=10_000, help="training people")
     parser.add_argument(
-        "--test-users", type=whole(2), default=3_000, help="fresh people to predict"
+        "--test-users", type=whole(10), default=3_000, help="fresh people to predict"
     )
     parser.add_argument("--steps", type=whole(), default=600, help="steps of a neural process")
     parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")

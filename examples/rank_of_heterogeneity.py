@@ -59,6 +59,8 @@ def main(args: argparse.Namespace) -> None:
     data, truth = simulated(args) if args.data is None else (train_choice.read(args.data), None)
     print(data.summary())
     most = data.num_features if args.most is None else args.most
+    if most > data.num_features:
+        raise ValueError(f"--most must be at most {data.num_features}, as features are, got {most}")
     options = {
         "objective": [ImportanceWeightedELBO(16), Sleep()],
         "steps": args.steps,
@@ -222,7 +224,9 @@ def show(frame: pd.DataFrame, digits: int = 1) -> None:
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, help="train-choice csv file; simulated if absent")
-    parser.add_argument("--rank", type=whole(), default=2, help="dimensions of simulated people")
+    parser.add_argument(
+        "--rank", type=whole(1, 5), default=2, help="dimensions of simulated people"
+    )
     parser.add_argument("--people", type=whole(10), default=400, help="simulated people")
     parser.add_argument("--comparisons", type=whole(), default=15, help="of each simulated person")
     parser.add_argument("--most", type=whole(), help="largest K; the number of features if absent")

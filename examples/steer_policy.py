@@ -543,7 +543,7 @@ def make_parser() -> Parser:
     parser.add_argument("--model", type=Path, help="folder of an instruct model")
     parser.add_argument("--device", type=device, default="cpu", help="where language models are")
     parser.add_argument("--users", type=whole(4), default=200, help="training people")
-    parser.add_argument("--test-users", type=whole(4), default=40, help="people to follow")
+    parser.add_argument("--test-users", type=whole(8), default=40, help="people to follow")
     parser.add_argument("--pretrain-steps", type=whole(), default=800)
     parser.add_argument("--reward-steps", type=whole(), default=400)
     parser.add_argument(

@@ -111,13 +111,14 @@ def test_a_folder_that_cannot_be_written_is_refused(
             ["--data", "none.csv", *REQUIRED["analyse_csv"][1:]],
             "none.csv",
         ),
+        ("rank_of_heterogeneity", ["--people", "10", "--most", "6"], "--most must be at most 5"),
         ("real_crowds", ["--data", "none"], "--data must hold llmfao.csv, 'none' does not"),
         ("steer_policy", ["--quick", "--model", "none"], "none"),
         ("paper_ultrafeedback", REQUIRED["paper_ultrafeedback"], "none.jsonl"),
         ("steer_policy", ["--device", "abacus"], "must be a device that PyTorch has here"),
     ],
 )
-def test_files_that_are_not_there_are_named(
+def test_what_is_wrong_is_named(
     name: str,
     options: list[str],
     message: str,
