@@ -12,9 +12,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import safetensors.torch
@@ -94,6 +95,10 @@ def save(
     }
     if model.covariate_names is not None:
         config["covariate_names"] = _written(model.covariate_names)
+    for entry in ("feature_levels", "covariate_levels"):
+        if levels := getattr(model, entry):
+            rows = [(name, *own) for name, own in levels.items()]
+            config[entry] = [names_to_json(pd.Index(row, dtype=object)) for row in rows]
     write_folder(path, config, flatten(model, guide))
 
 
@@ -172,6 +177,8 @@ def _build(
         guide.objectives = list(config["objectives"])
     model.feature_names = _read_names(config, "feature_names", model.num_features)
     model.covariate_names = _read_names(config, "covariate_names", model.num_covariates)
+    model.feature_levels = _read_levels(config, "feature_levels")
+    model.covariate_levels = _read_levels(config, "covariate_levels")
     return model, guide
 
 
@@ -187,6 +194,13 @@ def _read_names(config: Mapping[str, object], entry: str, number: int) -> pd.Ind
     if len(names) != number or not names.is_unique:
         raise ValueError(f"{entry} in {_CONFIG} must be {number} different names, got {len(names)}")
     return names
+
+
+def _read_levels(config: Mapping[str, Any], entry: str) -> dict[Hashable, tuple]:
+    """Reads the levels of categorical columns, none where none were saved."""
+    argument = f"{entry} in {_CONFIG}"
+    rows = [names_from_json(argument, row).tolist() for row in config.get(entry, ())]
+    return {name: tuple(levels) for name, *levels in rows}
 
 
 def flatten(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> dict[str, Tensor]:

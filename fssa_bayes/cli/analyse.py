@@ -84,6 +84,7 @@ def analyse(
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
+    votes.require_people()
     check_model(model)
     with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load, save

@@ -43,8 +43,8 @@ class NeuralProcessGuide(nn.Module):
 
     A tie proper is both orders too. A ranking is its pairs, with weight 2 / s where the winner was
     chosen among s items: between equals such a choice tells as much as that many independent
-    comparisons. The encoder sees which item stood on the left if the model has a position bias, and
-    not otherwise.
+    comparisons. The encoder sees which item had the advantage of its place if the model has a
+    position bias, and not otherwise.
 
     The encoder sees the items' features and what the model makes of them (its item factors,
     without gradient), so it need not learn the utility a second time. With covariates, q(z | ∅) is

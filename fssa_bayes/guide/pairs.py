@@ -22,7 +22,9 @@ class Pairs:
         winner: Position of the chosen item, with shape (R,).
         loser: Position of the rejected item, with shape (R,).
         person: Position of the person, with shape (R,).
-        side: 1 where the chosen item stood on the left, −1 on the right, with shape (R, 1).
+        sign: 1 where the chosen item is the left one, −1 where it is the right one, (R, 1).
+        side: 1 where the chosen item had the advantage of its place, −1 where the rejected one had
+            it, 0 where neither had, with shape (R, 1).
     """
 
     def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
@@ -32,7 +34,8 @@ class Pairs:
         loser = torch.where(left_wins, batch.right, batch.left)
         tied = batch.half_wins
         half = 0.5 * tied.to(dtype)
-        side = left_wins.to(dtype) * 2 - 1
+        sign = left_wins.to(dtype) * 2 - 1
+        side = sign if batch.side is None else sign * batch.side.to(dtype)
         self.mask, self.weight, self.count = batch.mask, 1.0 - half, batch.num_comparisons
         if batch.rankings is not None:
             inside = batch.rankings.inside
@@ -44,8 +47,8 @@ class Pairs:
             winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
             self.mask = torch.cat([self.mask, tied], -1)
             self.weight = torch.cat([self.weight, half], -1)
-            side = torch.cat([side, -side], -1)
-        self.side = side[self.mask].unsqueeze(-1)
+            sign, side = (torch.cat([which, -which], -1) for which in (sign, side))
+        self.sign, self.side = (which[self.mask].unsqueeze(-1) for which in (sign, side))
         self.winner, self.loser = winner[self.mask], loser[self.mask]
         self.person = self.mask.nonzero()[:, 0]
 
@@ -53,4 +56,4 @@ class Pairs:
         """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
         if margin.shape[-1] < self.mask.shape[-1]:  # The second orders stand in added columns.
             margin = torch.cat([margin, margin], -1)
-        return self.side * margin[self.mask].unsqueeze(-1)
+        return self.sign * margin[self.mask].unsqueeze(-1)

@@ -129,7 +129,10 @@ class MaximumLikelihood(Objective):
     ) -> Tensor:
         """Returns the loss per person, in nats, of a model without latent factor."""
         z = batch.choice.new_zeros(batch.num_users, 0)
-        return -model.choice(batch, z).log_prob(batch.choice).mean()
+        likelihood = model.choice(batch, z)
+        if batch.count is None:
+            return -likelihood.log_prob(batch.choice).mean()
+        return -(batch.count * likelihood.log_prob_each(batch.choice)).sum(-1).mean()
 
 
 class ImportanceWeightedELBO(Objective):

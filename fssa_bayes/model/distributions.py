@@ -149,6 +149,7 @@ class BradleyTerry(TorchDistribution):
         position_bias: Position bias, a scalar, that the margins hold already; None for none.
         lapse_logit: Logit of λ, a scalar; None for no lapses.
         rankings: Which comparisons make up rankings; None where all stand alone.
+        side: Factor of the position bias in each margin, 1, 0 or −1, with shape (U, N); None for 1.
 
     Raises:
         ValueError: If there are rankings together with ties, lapses or a position bias.
@@ -177,6 +178,7 @@ class BradleyTerry(TorchDistribution):
         position_bias: Tensor | None = None,
         lapse_logit: Tensor | None = None,
         rankings: Rankings | None = None,
+        side: Tensor | None = None,
     ) -> None:
         answers = {"log_tie": log_tie, "position_bias": position_bias, "lapse_logit": lapse_logit}
         self.answers = {name: value for name, value in answers.items() if value is not None}
@@ -185,6 +187,7 @@ class BradleyTerry(TorchDistribution):
                 f"rankings must be without ties, position bias and lapses, got {list(self.answers)}"
             )
         self.rankings = rankings
+        self.side = side
         self.pairwise = pairwise
         self.mask_ = mask
         self.log_tie = log_tie
@@ -203,8 +206,8 @@ class BradleyTerry(TorchDistribution):
         Args:
             margin: The margins.
             mask: True where there is a comparison, with shape (U, N); everywhere if None.
-            parameters: `log_tie`, `position_bias`, `lapse_logit` and `rankings`, as the class has
-                them.
+            parameters: `log_tie`, `position_bias`, `lapse_logit`, `rankings` and `side`, as the
+                class has them.
         """
         if mask is None:
             mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
@@ -284,7 +287,9 @@ class BradleyTerry(TorchDistribution):
 
     def at(self, margin: Tensor) -> BradleyTerry:
         """Returns the distribution of the same comparisons at other margins (*, U, N)."""
-        return self.from_margin(margin, self.mask_, rankings=self.rankings, **self.answers)
+        return self.from_margin(
+            margin, self.mask_, rankings=self.rankings, side=self.side, **self.answers
+        )
 
     @torch.enable_grad()
     def differentiate(self, choice: Tensor) -> Derivatives:
@@ -310,17 +315,20 @@ class BradleyTerry(TorchDistribution):
             )
             for value in first
         ]
-        # The bias is added to the margin, so derivatives by either are the same.
+        # The bias is added to the margin, so derivatives by either are the same, but for its sign.
         column = {name: i for i, name in enumerate(variables)} | {"position_bias": 0}
         index = [column[name] for name in ("margin", *self.answers)]
+        first = [first[i].detach() for i in index]
+        second = [[second[i][j] for j in index] for i in index]
+        if self.side is not None and "position_bias" in self.answers:
+            side = self.side.double().masked_fill(~self.mask_, 0.0)
+            bias = 1 + list(self.answers).index("position_bias")
+            first[bias] = first[bias] * side
+            second[bias] = [value * side for value in second[bias]]
+            for row in second:
+                row[bias] = row[bias] * side
         nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
-        return Derivatives(
-            [first[i].detach() for i in index],
-            [[second[i][j] for j in index] for i in index],
-            nothing,
-            nothing,
-            nothing,
-        )
+        return Derivatives(first, second, nothing, nothing, nothing)
 
     def _differentiate_margins(self, margin: Tensor, choice: Tensor) -> Derivatives:
         prob = torch.sigmoid(margin)
@@ -364,6 +372,7 @@ class BradleyTerry(TorchDistribution):
             Size(batch_shape),
             self._validate_args,
             rankings=self.rankings,
+            side=self.side,
             **self.answers,
         )
 

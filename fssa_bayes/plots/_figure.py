@@ -58,7 +58,12 @@ def new_axes(ax: Axes | None, rows: int | None = None, least: float = 2.0) -> Ax
 
 
 def as_array(
-    name: str, values: ArrayLike, shape: tuple[int | str, ...], *, missing: bool = False
+    name: str,
+    values: ArrayLike,
+    shape: tuple[int | str, ...],
+    *,
+    missing: bool = False,
+    infinite: bool = False,
 ) -> np.ndarray:
     """Converts to float64 and checks the shape, letters standing for any positive size."""
     values = as_float(name, values)
@@ -69,7 +74,7 @@ def as_array(
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} must have shape ({wanted}) and not be empty, got {values.shape}")
-    finite = np.isfinite(values) | (np.isnan(values) if missing else False)
+    finite = np.isfinite(values) | (missing & np.isnan(values)) | (infinite & np.isinf(values))
     require(name, values, finite, "be finite" + (" or NaN" if missing else ""))
     return values
 

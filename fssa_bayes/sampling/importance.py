@@ -80,7 +80,7 @@ def propose(
     """
     batch = batch.clean()
     if model.latent_dim == 0:
-        z = batch.choice.new_zeros((1, batch.num_users, 0))
+        z = batch.choice.new_zeros((1, batch.num_users, 0), dtype=model.dtype)
         log_prob = model.choice(batch, z).log_prob(batch.choice)
         return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
     prepared = model.prepare_items(batch.items)

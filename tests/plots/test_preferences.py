@@ -373,6 +373,33 @@ def test_tensors_and_pandas_columns_are_taken_by_position() -> None:
     np.testing.assert_array_equal(dots(ax, "median"), [[0, 1], [1, 2]])
 
 
+def test_an_estimate_at_infinity_is_an_arrow_beyond_what_is_finite() -> None:
+    nan, inf = np.nan, np.inf
+    ax = plots.ranking(
+        [0.0, inf, -inf, inf, nan, 1.0],
+        [-1, -0.5, -inf, nan, nan, nan],
+        [1, inf, nan, inf, nan, nan],
+        list("abcdef"),
+    )
+    assert list(names_by_row(ax).values()) == list("bdface")
+    np.testing.assert_array_equal(dots(ax, "median")[2:4], [[1, 2], [0, 3]])
+    arrows = {
+        marker: np.concatenate([x.get_xydata() for x in ax.lines if x.get_marker() == marker])
+        for marker in "><"
+    }
+    assert arrows[">"][:, 1].tolist() == [0, 1]
+    assert (arrows[">"][:, 0] > 1).all()
+    assert arrows["<"][:, 1].tolist() == [4]
+    assert (arrows["<"][:, 0] < -1).all()
+    # The arrow of an item with a bound begins there.
+    segments = [path.vertices for lines in ax.collections for path in lines.get_paths()]
+    starts = [line[0, 0] for line in segments if line[0, 1] == 0 and np.isfinite(line).all()]
+    assert starts == [-0.5]
+    assert "no finite estimate" in ax.get_xlabel()
+    alone = plots.ranking([inf], [nan], [inf], ["a"], reference=None)
+    assert all(np.isfinite(alone.get_xlim()))
+
+
 # Bad input
 
 THIRD = np.full((3, 3), 1 / 3)
@@ -415,7 +442,8 @@ BAD = [
     (plots.forest, ([np.nan], [2.0], [3.0]), "lower must be NaN exactly where median is, got 2.0"),
     (plots.forest, ([1.0], [-np.inf], [3.0]), "lower must be finite or NaN, got -inf"),
     (plots.forest, ([1.0], [0.0], [3.0], ["a", "b"]), "names must have length 1, .*got 2"),
-    (plots.ranking, ([np.nan], [np.nan], [np.nan], ["a"]), "median must be finite, got nan"),
+    (plots.ranking, ([1.0], [np.nan], [2.0], ["a"]), "lower must be NaN exactly where upper is"),
+    (plots.ranking, ([1.0], [0.0], [np.inf], ["a"]), "upper must be finite or NaN, got inf"),
     (plots.ranking, ([[1.0]], [0.0], [3.0], ["a"]), r"median must have shape \(N,\).*got \(1, 1\)"),
 ]
 
