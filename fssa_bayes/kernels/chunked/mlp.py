@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fssa_bayes.kernels.chunked.blocks import Block, even_step, grid, lane_step, limits, slices
 from fssa_bayes.kernels.chunked.decoder import Decoder
+from fssa_bayes.kernels.chunked.oriented import Oriented
 
 __all__ = ["MLP", "MLPTable", "sum_products"]
 
@@ -119,6 +120,15 @@ class MLPTable(MLP):
 
     Where T = −B, :math:`\mathrm{relu}(A + B) = \max(A, T) - T`, and T cancels in the margins.
     """
+
+    def __init__(
+        self, item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented
+    ) -> None:
+        # A position outside of the table would read another person's utilities. Other operations
+        # look items up, which raises an error; so does this, without a wait for a device.
+        known = torch.arange(len(item), device=item.device)
+        pair = known.index_select(0, oriented.pair.flatten()).view_as(oriented.pair)
+        super().__init__(item, user, weight, oriented._replace(pair=pair))
 
     def blocks(self) -> Iterator[Block]:
         users, comparisons, draws = self.whole.shape

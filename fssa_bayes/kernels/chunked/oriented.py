@@ -32,8 +32,8 @@ class Oriented(NamedTuple):
         pair: Positions of the item not preferred and of the preferred one, int64 with shape
             (2, U, N); for margins, positions of left and right.
         sign: −1 where left was preferred, else 1, with shape (U, N); None for margins.
-        slack: The choice where it is neither 0 nor 1 (½, or NaN), else 0, with shape (U, N); None
-            if there is no such choice.
+        slack: 1 − choice where the choice is neither 0 nor 1 (½, or NaN), else 0, with shape
+            (U, N); None if there is no such choice.
         mask: True where there is a comparison, with shape (U, N); None if there is one everywhere.
     """
 
@@ -58,10 +58,8 @@ def orient(left: Tensor, right: Tensor, choice: Tensor | None, mask: Tensor | No
     """Orients comparisons by their choices (U, N); without choices, left stays before right."""
     if choice is None:
         return Oriented(torch.stack([left, right]), None, None, mask)
-    if mask is not None:
-        choice = choice.masked_fill(~mask, 1.0)
     lost = choice == 0
-    slack = choice.masked_fill(choice == 1, 0.0)
+    slack = (1 - choice).masked_fill(lost, 0.0)
     return Oriented(
         pair=torch.stack([torch.where(lost, left, right), torch.where(lost, right, left)]),
         sign=2 * lost.to(choice.dtype) - 1,
