@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -42,7 +43,6 @@ MAX_POSITIVE = 0.05
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     torch.set_num_threads(1)
     data = train_choice.read(args.data)
@@ -167,17 +167,13 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the train-choice csv file")
-    parser.add_argument("--steps", type=int, default=None, help="steps of every stage")
-    parser.add_argument("--draws", type=int, default=2_000, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    return parser.parse_args(argv)
+    parser.add_argument("--steps", type=whole(), default=None, help="steps of every stage")
+    parser.add_argument("--draws", type=whole(25), default=2_000, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

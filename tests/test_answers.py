@@ -437,7 +437,7 @@ def test_the_guide_sees_sides_where_they_matter(
     data = make_data((3, 1, 5, 2), half_wins=True)
     data = data.with_choices(data.choice, ties="keep")
     model = HeterogeneousBTL(3, 2, ties="davidson", position_bias=position_bias)
-    guide = randomise(NeuralProcessGuide(model))
+    guide = randomise(NeuralProcessGuide(model), 0.2)
     batch, swapped = data.batch(), data.swap().batch()
     z = torch.randn(50, len(data), 2)
     with torch.no_grad():

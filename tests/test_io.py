@@ -173,7 +173,7 @@ def test_a_reloaded_model_reads_its_items_from_columns_of_every_type(
 
 
 EVERY_KIND = [
-    *(True, 3, -(2**70), 0.1, 1e300, Decimal("0.1"), "a", "3", "\ud800", b"\xff", UUID(int=5)),
+    *(True, 3, -(2**70), 0.1, 1e300, Decimal("0.1"), "a", "3", b"\xff", UUID(int=5)),
     *(pd.Timestamp("2024-02-29 12:00:00.000000001"), datetime.datetime(1, 1, 1, 12)),
     *(pd.Timestamp("2024-02-29 12:00", tz="Europe/Berlin"), datetime.date(2024, 2, 29)),
 ]

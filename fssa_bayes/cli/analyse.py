@@ -102,7 +102,7 @@ def analyse(
             about_data=about_data,
             fitted=fitted,
             utility=None if utility is None else utility.value,
-            latent_dim=latent_dim or 2,
+            latent_dim=2 if latent_dim is None else latent_dim,
             steps=steps,
             num_samples=draws,
             test_size=test_size,

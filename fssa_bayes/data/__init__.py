@@ -2,7 +2,7 @@
 
 from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.batch import Batch
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data.chunks import user_batches, user_slices
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
 from fssa_bayes.data.graph import describe_separation, find_win_classes, list_wins, rank_classes
 from fssa_bayes.data.ids import (
@@ -50,4 +50,5 @@ __all__ = [
     "storage_type",
     "usable_numbers",
     "user_batches",
+    "user_slices",
 ]

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fssa_bayes._random import keys_of
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.ragged import list_ranges, offsets_of
@@ -102,6 +103,11 @@ class Comparisons:
     def person(self) -> np.ndarray:
         """Position of the person whom each comparison belongs to, with shape (R,)."""
         return np.repeat(np.arange(len(self)), self.counts)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Keys of the people's random streams, which follow from their names, uint64 (U,)."""
+        return keys_of(self.user_names)
 
     @property
     def num_judgements(self) -> int:

@@ -179,7 +179,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         """Pads the comparisons of some people (all by default) into one batch, on the CPU."""
         people = np.arange(len(self)) if people is None else check_people(people, len(self))
         rows, counts = rows_of(self, people)
-        return pad(self, rows, counts, people).replace(people=people)
+        return pad(self, rows, counts, people).replace(people=people, keys=self.keys[people])
 
     def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[Batch]:
         """Iterates once over all people, in order or shuffled, `batch_size` at a time."""

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from fssa_bayes.data import Batch
 
-__all__ = ["Pairs"]
+__all__ = ["Pairs", "alternate"]
 
 
 class Pairs:
     """Lists a batch's comparisons as R (chosen, rejected) pairs, person by person.
 
-    Half a win each becomes both orders with weight ½, the second of which stands in added columns.
+    Half a win each becomes both orders with weight ½, the second of which follows the first in an
+    added column.
 
     Attributes:
         mask: True where there is a pair, with shape (U, N) or (U, 2 N).
@@ -44,10 +45,10 @@ class Pairs:
             self.weight = torch.where(inside, 2 / sizes, self.weight)
             self.count = (self.weight * self.mask).sum(-1) + half.sum(-1)
         if tied.any():
-            winner, loser = torch.cat([winner, loser], -1), torch.cat([loser, winner], -1)
-            self.mask = torch.cat([self.mask, tied], -1)
-            self.weight = torch.cat([self.weight, half], -1)
-            sign, side = (torch.cat([which, -which], -1) for which in (sign, side))
+            winner, loser = alternate(winner, loser), alternate(loser, winner)
+            self.mask = alternate(self.mask, tied)
+            self.weight = alternate(self.weight, half)
+            sign, side = (alternate(which, -which) for which in (sign, side))
         self.sign, self.side = (which[self.mask].unsqueeze(-1) for which in (sign, side))
         self.winner, self.loser = winner[self.mask], loser[self.mask]
         self.person = self.mask.nonzero()[:, 0]
@@ -55,5 +56,10 @@ class Pairs:
     def of_chosen(self, margin: Tensor) -> Tensor:
         """Turns margins of left over right (U, N) to those of chosen over rejected, (R, 1)."""
         if margin.shape[-1] < self.mask.shape[-1]:  # The second orders stand in added columns.
-            margin = torch.cat([margin, margin], -1)
+            margin = alternate(margin, margin)
         return self.sign * margin[self.mask].unsqueeze(-1)
+
+
+def alternate(first: Tensor, second: Tensor) -> Tensor:
+    """Puts each column of the second tensor after that of the first, (U, N) to (U, 2 N)."""
+    return torch.stack([first, second], -1).flatten(-2)

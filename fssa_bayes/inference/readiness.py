@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ __all__ = [
     "choose_stages",
     "choose_validation",
     "default_stages",
+    "explain_validation",
+    "warn_of_busy_people",
     "warn_of_separation",
 ]
 
@@ -231,6 +234,21 @@ def choose_stages(
     return stages
 
 
+def warn_of_busy_people(stages: Sequence[Objective], data: Preferences) -> None:
+    """Names the people who have more comparisons than contexts of a stage's steps are made for."""
+    for stage in stages:
+        most = stage.most_judgements(data) if isinstance(stage, Sleep) else math.inf
+        busy = data.user_names[2 * data.judgement_counts > most]
+        if len(busy):
+            warnings.warn(
+                f"{stage.name} simulates contexts of at most {most:,} {data.judgements.noun}, as "
+                "memory is proportional to the largest. More than half of that (up to "
+                f"{data.judgement_counts.max():,}) have the people {first_names(busy)}. A smaller "
+                "batch_size allows larger contexts",
+                stacklevel=3,
+            )
+
+
 def default_stages(model: HeterogeneousBTL) -> list[Objective]:
     """Lists the stages of a heterogeneous model: maximum likelihood where there is one."""
     if not _is_mixed_logit(model):
@@ -267,3 +285,20 @@ def choose_validation(
             f"people, got {len(data)}: pass validation=None"
         )
     return validation
+
+
+def explain_validation(asked: float | str | None, chosen: float | None) -> str:
+    """Says why nobody was held out; nothing if somebody was.
+
+    Args:
+        asked: The argument `validation` of a fit.
+        chosen: What :func:`choose_validation` made of it.
+    """
+    if chosen is not None:
+        return ""
+    if asked == AUTO:
+        return (
+            "nobody was held out: validation='auto' fits everybody where the utility is linear; "
+            "pass a share, such as validation=0.1"
+        )
+    return "nobody was held out: validation=None fits everybody; pass a share, such as 0.1"

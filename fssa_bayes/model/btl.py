@@ -240,7 +240,11 @@ class HeterogeneousBTL(LatentPrior):
         )
 
     def choice(
-        self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
+        self,
+        batch: Batch,
+        z: Tensor,
+        prepared: PreparedItems | None = None,
+        backend: str | None = None,
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
@@ -249,6 +253,7 @@ class HeterogeneousBTL(LatentPrior):
             z: Latent factors with shape (*, U, K).
             prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
+            backend: Backend of :mod:`fssa_bayes.kernels`; None for the fastest at this size.
         """
         prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
@@ -261,8 +266,9 @@ class HeterogeneousBTL(LatentPrior):
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
             pairs = batch.left, batch.right
+            options = {"backend": backend} | options
             if has_sides:  # The kernels have one bias for all comparisons.
-                margin = pairwise(*pairs, None, batch.mask, output="margin")
+                margin = pairwise(*pairs, None, batch.mask, output="margin", backend=backend)
                 margin = margin + self.bias * batch.side.masked_fill(~batch.mask, 0.0).to(margin)
                 value = bind_margin(margin, batch.mask)(choice, **options)
             else:

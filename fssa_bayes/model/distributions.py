@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from fssa_bayes import kernels
 from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.kernels.reference import outcome_log_probs
+from fssa_bayes.kernels.sums import steady_sum
 
 __all__ = ["BradleyTerry", "Derivatives", "Outcomes", "bind_margin", "log_prob_of_choices"]
 
@@ -91,7 +92,8 @@ class Outcomes(NamedTuple):
 
     def average(self, log_weights: Tensor) -> Outcomes:
         """Averages probabilities over draws, the first dimension, with normalised log-weights."""
-        return self.map(lambda x: (log_weights + x).logsumexp(0))
+        # Draws side by side, so that they are added in one order wherever a comparison stands.
+        return self.map(lambda x: (log_weights + x).movedim(0, -1).contiguous().logsumexp(-1))
 
     def entropy(self) -> Tensor:
         """Returns −Σ p log p, in nats, exact also where one outcome is all but certain."""
@@ -237,7 +239,7 @@ class BradleyTerry(TorchDistribution):
         if value.ndim == 2 and self._is_plain and self.rankings is None:
             # The same choices for every draw: one operation.
             return self.pairwise(choice=value).expand(self.batch_shape)
-        return self.log_prob_each(value).sum(-1)
+        return steady_sum(self.log_prob_each(value))
 
     def log_prob_each(self, value: Tensor) -> Tensor:
         """Evaluates the log-probability of each choice, (*, U, N), in nats; 0 if masked.
@@ -363,6 +365,24 @@ class BradleyTerry(TorchDistribution):
                 is_tie = torch.bernoulli(tie.exp().clamp(max=1.0).expand(shape))
                 choice = torch.where(is_tie.bool(), 0.5, choice)
             return choice * self.mask_
+
+    def decide(self, uniform: Tensor) -> Tensor:
+        """Makes choices of uniform numbers from [0, 1), one for each comparison, (*, U, N).
+
+        The choices are distributed as those of :meth:`sample`, and those of a person follow from
+        the person's own numbers.
+        """
+        with torch.no_grad():
+            left, _, tie = self.outcomes
+            choice = (uniform < left.exp()).to(left.dtype)
+            if tie is not None:
+                is_tie = (choice == 0) & (uniform < left.exp() + tie.exp())
+                choice = choice.masked_fill(is_tie, 0.5)
+            choice = choice * self.mask_
+            if self.rankings is None:
+                return choice
+            ranked = self.rankings.decide(self.margin, uniform)
+            return torch.where(self.rankings.inside, ranked, choice)
 
     def expand(self, batch_shape: Size, _instance: BradleyTerry | None = None) -> BradleyTerry:
         """Expands the people and draws to `batch_shape`, which ends in U."""

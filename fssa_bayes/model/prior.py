@@ -2,6 +2,7 @@ r"""The prior p(z | w) of the latent factor: normal or learned, and moved by cov
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Self
@@ -13,7 +14,7 @@ from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
 from fssa_bayes.data import Preferences, column_moments
-from fssa_bayes.model.nn import flip_between
+from fssa_bayes.model.nn import flip_between, row_product
 
 __all__ = ["LatentPrior", "build_flow"]
 
@@ -92,14 +93,20 @@ class LatentPrior(nn.Module):
 
     def prior_transforms(self, covariates: Tensor | None = None) -> list:
         """Lists the maps that take the prior's standard normal variable to z, in order."""
+        return self.transforms_around(self.location(covariates))
+
+    def transforms_around(self, location: Tensor) -> list:
+        """Lists the same maps for people whose :meth:`location` (*, K) is known."""
         transforms = []
         if len(self.prior_flow):
-            spline, *couplings = self.prior_flow
+            # Transforms remember their last draws, which other threads must not see. A fit scores
+            # the draws that it made, and needs the memory.
+            shared = torch.is_grad_enabled()
+            spline, *couplings = (flow if shared else copy.copy(flow) for flow in self.prior_flow)
             transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
         if self.num_covariates:
             # Covariates shift a learned prior and leave its shape. With the cache, scoring the last
             # draws does not invert the flow.
-            location = self.location(covariates)
             transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
         return transforms
 
@@ -108,7 +115,7 @@ class LatentPrior(nn.Module):
         if not self.num_covariates:
             return self._origin
         self.check_covariates(covariates)
-        return self.standardise_covariates(covariates) @ self.covariate_effect.T
+        return row_product(self.standardise_covariates(covariates), self.covariate_effect)
 
     @property
     def effects(self) -> Tensor:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from fssa_bayes import kernels
 from fssa_bayes.model.coefficients import CoefficientMap
-from fssa_bayes.model.nn import MLP, PRECISIONS, product, shed_denormals, tower
+from fssa_bayes.model.nn import (
+    MLP,
+    PRECISIONS,
+    product,
+    row_product,
+    shed_denormals,
+    tower,
+)
 
 __all__ = [
     "BilinearUtility",
@@ -21,6 +28,7 @@ __all__ = [
     "ModuleUtility",
     "PreparedItems",
     "Utility",
+    "of_latents",
 ]
 
 
@@ -176,7 +184,9 @@ class LinearUtility(Utility):
         if not self.map.is_identity:
             mean, slope = self.map(mean), self.map.jacobian(mean) @ slope
         table = torch.cat([mean.unsqueeze(-1), slope], -1)
-        return table[items] if items.dtype == torch.int64 else items @ table
+        if items.dtype == torch.int64:
+            return table[items]
+        return row_product(items, table.T.contiguous())
 
     def coefficients(self, z: Tensor) -> Tensor:
         """Returns g(w0 + Λz) with shape (*, U, D) for z with shape (*, U, K)."""
@@ -210,13 +220,12 @@ class LinearUtility(Utility):
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the product of coefficients or factors, whichever has fewer terms."""
-        if items.dtype == torch.int64:
-            return super().bind(items, factors, z)
-        if self.map.is_identity and z.shape[-1] + 1 < items.shape[-1]:
-            # x·w0 + (xΛ)·z has fewer products than x·β.
+        # x·w0 + (xΛ)·z has fewer products than x·β.
+        is_short = items.dtype == torch.int64 or z.shape[-1] + 1 < items.shape[-1]
+        if self.map.is_identity and is_short:
             user_factors = torch.cat([torch.ones_like(z[..., :1]), z], -1)
             return partial(kernels.pairwise_bilinear, factors, user_factors)
-        return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
+        return partial(kernels.pairwise_bilinear, items, of_latents(self.coefficients, z))
 
 
 class BilinearUtility(Utility):
@@ -258,7 +267,7 @@ class BilinearUtility(Utility):
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the product of both towers' factors."""
-        users = shed_denormals(self.user_tower(shed_denormals(z)))
+        users = shed_denormals(of_latents(self.user_tower, shed_denormals(z)))
         return partial(kernels.pairwise_bilinear, shed_denormals(factors), users)
 
 
@@ -297,7 +306,8 @@ class MLPUtility(Utility):
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the network's last layer on the hidden layers of items and people."""
-        user = shed_denormals(product(shed_denormals(z), self.user_layer, self.precision))
+        layer = partial(product, weight=self.user_layer, precision=self.precision)
+        user = shed_denormals(of_latents(layer, shed_denormals(z)))
         return partial(kernels.pairwise_mlp, shed_denormals(factors), user, self.weight)
 
 
@@ -330,3 +340,13 @@ class ModuleUtility(Utility):
         position = torch.arange(index.shape[1], device=index.device).expand_as(index)
         left, right = position.chunk(2, -1)
         return kernels.pairwise_gather(utility, left, right, *args, **kwargs)
+
+
+def of_latents(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Applies a function of the last axis to z (S, U, K), in the order of its memory.
+
+    Where the draws of a person lie side by side they are multiplied side by side, at the same
+    place within a block of rows whoever the other people are.
+    """
+    by_person = z.transpose(0, 1)
+    return function(by_person).transpose(0, 1) if by_person.is_contiguous() else function(z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_increasing",
     "check_names",
     "curve_names",
+    "literal",
     "new_axes",
     "require",
     "shorten",
@@ -40,6 +42,7 @@ MAX_NAME = 40  # Characters of a name: at 7 points a third of a 7-inch figure.
 _GREYS = ("0", "0.4", "0.6")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _TWO_COLUMNS = 4.0  # Inches of width that a legend of two columns needs.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # All but the end of a line.
 
 
 def new_axes(ax: Axes | None, rows: int | None = None, least: float = 2.0) -> Axes:
@@ -115,7 +118,12 @@ def check_names(argument: str, names: Sequence, size: int) -> list[str]:
 def shorten(name: object, length: int) -> str:
     """Writes a name on one line, cut to a length."""
     text = " ".join(str(name).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return literal(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def literal(text: object) -> str:
+    """Writes a text so that a figure shows it as it is: a dollar sign starts no formula."""
+    return _CONTROL.sub("\ufffd", str(text)).replace("$", r"\$")
 
 
 def add_legend(ax: Axes, place: str) -> None:

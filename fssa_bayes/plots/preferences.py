@@ -18,6 +18,7 @@ from fssa_bayes.plots._figure import (
     as_array,
     check_increasing,
     check_names,
+    literal,
     new_axes,
     require,
     shorten,
@@ -91,7 +92,7 @@ def utility_bands(
     ax.plot(feature, median, color="black", label="median")
     if truth is not None:
         ax.plot(feature, truth, color="tab:red", linestyle="--", label="truth")
-    ax.set_xlabel(feature_name)
+    ax.set_xlabel(literal(feature_name))
     ax.set_ylabel("utility (nats)")
     return ax
 
@@ -300,7 +301,7 @@ def sorted_intervals(
         label += "\narrow: no finite estimate"
     if reference is not None:
         ax.axvline(reference, color="tab:red", linestyle="--", linewidth=1)
-    ax.set_xlabel(label)
+    ax.set_xlabel(literal(label))
     name_rows(ax, names, order, what)
     return ax
 
@@ -351,13 +352,11 @@ def name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) -
     """Writes as many names as fit, from the top down."""
     if names is None:
         ax.set_yticks([])
-        ax.set_ylabel(what)
+        ax.set_ylabel(literal(what))
         return
-    step = math.ceil(len(order) * _NAME_HEIGHT / axes_height(ax))
+    what, step = literal(what), math.ceil(len(order) * _NAME_HEIGHT / axes_height(ax))
     shown = range(0, len(order), step)
-    # Names are data: a dollar sign in one does not start a formula.
-    labels = [names[order[row]] for row in shown]
-    ax.set_yticks(shown, labels, fontsize=FONT_SIZE, parse_math=False)
+    ax.set_yticks(shown, [names[order[row]] for row in shown], fontsize=FONT_SIZE)
     ax.set_ylabel(what if step == 1 else f"{what} (1 in {step} of {len(order):,} named)")
 
 

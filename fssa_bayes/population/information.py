@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import CoefficientMap, Derivatives, HeterogeneousBTL
@@ -63,13 +63,13 @@ def population_information(
     data = data.subset(np.argsort(data.counts, kind="stable"))
     # A comparison has features, and a margin for each draw: one without a latent factor.
     width = max(4 * num_samples if model.latent_dim else 4, size)
-    with seeded(seed):
-        for _, batch in user_batches(data, width, model.device):
-            draws = propose(model, guide, batch, num_samples)
-            weights = draws.log_weights.double().softmax(0)
-            scores, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
-            outer += (scores.T @ scores).cpu()
-            information += batch_inform.cpu()
+    streams = Streams(seed, "information")
+    for _, batch in user_batches(data, width, model.device):
+        draws = propose(model, guide, batch, num_samples, streams=streams)
+        weights = draws.log_weights.double().softmax(0)
+        scores, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
+        outer += (scores.T @ scores).cpu()
+        information += batch_inform.cpu()
     return outer, information
 
 

@@ -59,6 +59,12 @@ def ranking_table(
         same level. Errors and intervals are NaN where the data do not identify an item's place
         among those ranked, as across components of the comparison graph.
 
+        Where choices are separated (:func:`fssa_bayes.population.find_separation`), an item that
+        won everything has an infinite utility, and one that lost everything minus infinity, with
+        an interval of one end and no rank; what has neither has NaN. Utilities and ranks of the
+        others are those among the largest class of items with finite distances, as if the
+        separated choices had not been made.
+
     Raises:
         ValueError: If the model is heterogeneous or not linear, an item is unknown, there are both
             groups and a reference, or there are too many coefficients for a dense information

@@ -303,7 +303,7 @@ def find_separation(model: HeterogeneousBTL, data: Preferences) -> Separation:
 
     Returns:
         The separation, which is false where there is none. It is not looked for with more than
-        2,000 features.
+        2,000 features, nor where coefficients are log-normal or in willingness-to-pay space.
 
     Raises:
         ValueError: If the utility is not linear.
@@ -321,7 +321,9 @@ def find_separation(model: HeterogeneousBTL, data: Preferences) -> Separation:
     answer_names = [name for name in model.answer_parameters() if name != "lapse logit"]
     names = pd.Index([*data.feature_names, *answer_names], dtype=object)
     classes = _find_classes(model, data)
-    if classes is not None:
+    if not model.utility.map.is_identity:
+        cone = flat_cone(answers)
+    elif classes is not None:
         cone = find_layered_cone(answers.between(classes))
     elif data.items is not None and data.num_features > _MOST_DENSE:
         cone = flat_cone(answers)

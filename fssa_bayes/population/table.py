@@ -81,7 +81,9 @@ def population_table(
         that the data do not identify (constant or collinear features) have NaN, effects of constant
         or collinear covariates in `estimate` too. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
-        its logit, on which an interval is more nearly symmetric.
+        its logit, on which an interval is more nearly symmetric. Where choices are separated
+        (:func:`fssa_bayes.population.find_separation`), rows without a finite estimate are ±inf,
+        or NaN, without errors; items without features are centred over the others.
 
     Raises:
         ValueError: If the utility is not linear, the prior not normal, `reference` is no item or

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, user_slices
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.model import (
     HeterogeneousBTL,
@@ -26,8 +26,9 @@ from fssa_bayes.model import (
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
-    describe_choices,
-    score_choices,
+    describe_part,
+    join_choices,
+    score_part,
 )
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import (
@@ -46,7 +47,11 @@ from fssa_bayes.sampling import (
     draw_posterior,
     fall_back,
     log_joint,
+    map_people,
+    pad_items,
+    padded_draws,
     score_draws,
+    steady_backend,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +75,9 @@ class Posterior:
             Items without features, features and covariates are found by name, in any order: see
             :meth:`Preferences.for_model`.
         num_samples: Number of draws S of each person.
-        seed: Seed of the draws.
+        seed: Seed of the draws. They follow from the seed, the person's name and context and the
+            model, and not from other people or threads; on a CPU to the last bit, but for NUTS and
+            for a `utility=` of your own.
         correct: `"psis"` weighs the draws, by Pareto-smoothed importance weights, so that they
             represent the model's posterior; None takes the guide's draws as they are.
         population: `"fixed"` holds the population's parameters at their estimates. Draws of the
@@ -245,7 +252,7 @@ class Posterior:
 
     @cached_property
     def _resampled(self) -> Draws:
-        return self._draws.resample(self.seed)
+        return self._draws.resample(self.seed, self.context.keys)
 
     @property
     def z(self) -> Tensor:
@@ -332,7 +339,6 @@ class Posterior:
             seed=seed,
         )
 
-    @torch.no_grad()
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         """Describes each person's probability of preferring left.
 
@@ -346,9 +352,8 @@ class Posterior:
             Weighted posterior mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
         """
         target = self._check_target(target)
-        return describe_choices(self.likelihoods(target), target)
+        return join_choices(self._over_people(describe_part, target), target)
 
-    @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
         """Scores each person's unseen choices by the log of the mean probability.
 
@@ -360,7 +365,7 @@ class Posterior:
             marginal for each choice, not joint. A ranking is one judgement, with the probability of
             the whole ranking. Higher is better; NaN without comparisons.
         """
-        return score_choices(self.likelihoods(self._check_target(target)))
+        return torch.cat(self._over_people(score_part, self._check_target(target)))
 
     def _check_target(self, target: Preferences) -> Preferences:
         target = align(self.model, target, needs_covariates=False)
@@ -375,13 +380,25 @@ class Posterior:
 
         Yields:
             Which people, their comparisons, p(choices | z) under all draws with batch shape (S, U),
-            and the draws' normalised log-weights (S, U), on the model's device.
+            and the draws' normalised log-weights (S, U), on the model's device. Draws of weight 0
+            may follow the posterior's own.
         """
         target = target.for_model(self.model)
-        for people, batch in user_batches(target, self.num_samples, self.model.device):
-            z = self._draws.z[:, people].to(self.model.device)
-            log_weights = self._draws.log_weights[:, people].to(self.model.device)
-            yield people, batch, self._model.choice(batch, z), log_weights
+        for people in user_slices(target, self.num_samples):
+            yield self._likelihood(target, people)
+
+    @torch.no_grad()
+    def _likelihood(self, target: Preferences, people: slice) -> Likelihoods:
+        device = self.model.device
+        batch = pad_items(target.batch(range(people.start, people.stop)).to(device))
+        z, log_weights = padded_draws(self._draws, people, device)
+        likelihood = self._model.choice(batch, z, backend=steady_backend(device))
+        return people, batch, likelihood, log_weights
+
+    def _over_people(self, evaluate: Callable[[Likelihoods], Any], target: Preferences) -> list:
+        """Evaluates the likelihoods of a few people at a time, in order."""
+        parts = list(user_slices(target, self.num_samples))
+        return map_people(self.model.device, lambda u: evaluate(self._likelihood(target, u)), parts)
 
     def utility(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None

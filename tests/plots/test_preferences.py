@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from fssa_bayes import plots
 from fssa_bayes.plots.preferences import rank_quantile
@@ -315,9 +316,42 @@ def test_names_are_data_and_not_formulas() -> None:
     ax = plots.ranking([3.0, 2.0, 1.0], [0.0] * 3, [9.0] * 3, names)
     ax.figure.canvas.draw()
     shown = list(names_by_row(ax).values())
-    assert shown[0] == "from $5 to $10"
-    assert shown[1] == "x" * 39 + "…"
-    assert not any(label.get_parse_math() for label in ax.get_yticklabels())
+    assert shown == [r"from \$5 to \$10", "x" * 39 + "…", r"a_b\$^\$"]
+
+
+FORMULA = "$^$ \0 or $5"  # No formula that can be read, and a character that no font has.
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.utility_bands([0, 1], np.ones((3, 2)), feature_name=FORMULA),
+        lambda: plots.choice_intervals([0.5], [0], [1], pairs=[(FORMULA, FORMULA)]),
+        lambda: plots.rank_distribution(np.eye(2), [FORMULA, "b"]),
+        lambda: plots.forest([1.0], [0.0], [2.0], [FORMULA], label=FORMULA),
+        lambda: plots.forest([1.0], [0.0], [2.0], label=FORMULA),
+        lambda: plots.ranking([1.0], [0.0], [2.0], [FORMULA], label=FORMULA, what=FORMULA),
+        lambda: plots.reliability(
+            [0.1, 0.9], [0.2, 0.8], grid=[0, 1], lower=[0, 0], upper=[1, 1], band_name=FORMULA
+        ),
+        lambda: plots.sbc_ecdf_difference(
+            [[0.1], [0.9]], [0, 1], [0, 0], [1, 1], [FORMULA], band_name=FORMULA
+        ),
+        lambda: plots.coverage_curve(
+            [0.1, 0.9], [0.2, 0.8], [0, 0], [1, 1], [FORMULA], band_name=FORMULA
+        ),
+        lambda: plots.contraction([1, 2], [0.5, 0.6], [FORMULA]),
+        lambda: plots.agreement(
+            [0.1, 0.9], [0.2, 0.8], [FORMULA], label=FORMULA, reference_name=FORMULA
+        ),
+    ],
+)
+def test_every_label_is_shown_as_it_is(draw: Callable[[], Axes]) -> None:
+    """Text that Matplotlib would refuse as a formula, wherever a caller's text is drawn."""
+    ax = draw()
+    ax.figure.canvas.draw()
+    texts = [text.get_text() for text in ax.figure.findobj(Text) if "or" in text.get_text()]
+    assert any("\\$^\\$ \ufffd or \\$5" in text for text in texts)
 
 
 def test_the_longer_name_of_a_pair_is_cut_first() -> None:

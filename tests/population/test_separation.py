@@ -335,3 +335,11 @@ def test_separation_needs_a_linear_utility() -> None:
     data = read([(0, 1, 1)], "ab", items=np.eye(2))
     with pytest.raises(ValueError, match=r"find_separation\(\) needs"):
         find_separation(model, data)
+
+
+def test_a_coefficient_of_known_sign_is_not_looked_at() -> None:
+    """A price that only falls cannot rise to infinity, wherever the choices point."""
+    data = read([(0, 1, 1)] * 4, "ab", people=4, items=np.array([[1.0], [0.0]]))
+    for kind, expected in (("-lognormal", False), ("normal", True)):
+        model = HeterogeneousBTL(1, 1, utility="linear", coefficients=[kind])
+        assert bool(find_separation(model, data)) == expected
