@@ -39,6 +39,7 @@ from fssa_bayes.population import (
     population_estimates,
     population_table,
     ranking_table,
+    willingness_to_pay,
 )
 from fssa_bayes.posterior import PopulationDraws, export_draws
 from fssa_bayes.sampling import (
@@ -254,6 +255,30 @@ class FitResult:
             stacklevel=3,
         )
         return None
+
+    def willingness_to_pay(
+        self,
+        price: Hashable,
+        *,
+        level: float = 0.9,
+        num_populations: int = 100,
+        num_samples: int = 1000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Tabulates what people pay for a unit of each feature, with standard errors.
+
+        See :func:`fssa_bayes.population.willingness_to_pay` for arguments, columns and errors.
+        """
+        return willingness_to_pay(
+            self.model,
+            self.guide,
+            self.data,
+            price,
+            level=level,
+            num_populations=num_populations,
+            num_samples=num_samples,
+            seed=seed,
+        )
 
     def population_draws(
         self, num: int = 50, num_samples: int = 1000, *, seed: int = 0

@@ -16,6 +16,7 @@ from fssa_bayes.population.sampled import population_draws
 from fssa_bayes.population.separation import Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
 from fssa_bayes.population.table import population_estimates, population_table
+from fssa_bayes.population.willingness import willingness_to_pay
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "population_estimates",
     "population_table",
     "ranking_table",
+    "willingness_to_pay",
 ]

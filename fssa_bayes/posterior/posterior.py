@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from fssa_bayes.model import (
     align,
     check_same_people,
     positions,
-    select_features,
 )
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
@@ -37,7 +36,8 @@ from fssa_bayes.posterior.populations import (
     check_population,
 )
 from fssa_bayes.posterior.surprise import context_surprise
-from fssa_bayes.posterior.utilities import centred_utilities
+from fssa_bayes.posterior.utilities import centred_utilities, check_size, read_items
+from fssa_bayes.posterior.willingness import find_price, payment_table
 from fssa_bayes.sampling import (
     FALLBACKS,
     MOST_PARETO_K,
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
 __all__ = ["Posterior"]
-
-_MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 
 
 class Posterior:
@@ -420,8 +418,8 @@ class Posterior:
             ValueError: If a name is unknown, if items are unique to a person and no common set is
                 named, or if the table would not fit in memory.
         """
-        table, people = self._items(items), self._people(users)
-        _check_size("utility", (len(self.z), len(people), len(table)))
+        table, people = read_items(self.model, self.context, items), self._people(users)
+        check_size("utility", (len(self.z), len(people), len(table)))
         draws = centred_utilities(self._model, self._resampled.z, table, people)
         chunks = [utility for _, utility in draws]
         return torch.cat(chunks, 1).cpu()
@@ -443,9 +441,9 @@ class Posterior:
             ValueError: As in :meth:`utility`.
         """
         self._check_utilities("rank_prob()")
-        table, people = self._items(items), self._people(users)
+        table, people = read_items(self.model, self.context, items), self._people(users)
         count = len(table)
-        _check_size("rank_prob", (len(people), count, count))
+        check_size("rank_prob", (len(people), count, count))
         out = torch.zeros(len(people), count, count)
         z, weights = self._draws.z, self._draws.log_weights.exp()
         for where, utility in centred_utilities(self._model, z, table, people):
@@ -476,7 +474,7 @@ class Posterior:
             ValueError: As in :meth:`utility`, or if there are fewer than 3 items.
         """
         self._check_utilities("differences()")
-        table, people = self._items(items), self._people(users)
+        table, people = read_items(self.model, self.context, items), self._people(users)
         if len(table) < 3:
             raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
         total = torch.zeros(len(table), device=self.model.device)
@@ -581,43 +579,7 @@ class Posterior:
                 "choice_prob(target) for pairs"
             )
 
-    def _items(self, items: Sequence | Tensor | None) -> Tensor:
-        data = self.context
-        if isinstance(items, pd.DataFrame):
-            items = select_features(self.model, items).to_numpy()
-        if isinstance(items, np.ndarray) and items.ndim == 2:
-            items = torch.from_numpy(np.array(items, dtype=np.float64))
-        if isinstance(items, Tensor):
-            expected = (self.model.num_features,)
-            if data.items is None or items.shape[1:] != expected or len(items) == 0:
-                raise ValueError(
-                    f"items must be names, or features with shape (M, {expected[0]}) where items "
-                    f"have features, got shape {tuple(items.shape)}"
-                )
-            if not torch.isfinite(items).all():
-                raise ValueError("items must be finite, got NaN or infinity")
-            return items if items.is_floating_point() else items.double()
-        if items is None:
-            if data.items is not None and not data.items_are_shared:
-                raise ValueError(
-                    "items must name a common set: every item of the table belongs to one person "
-                    "only, so its utilities cannot be centred over a set common to people"
-                )
-            index = torch.arange(data.num_items)
-        else:
-            index = positions("items", items, data.item_names)
-        return index if data.items is None else data.items[index]
-
     def _people(self, users: Sequence | None) -> Tensor:
         if users is None:
             return torch.arange(len(self.context))
         return positions("users", users, self.context.user_names)
-
-
-def _check_size(what: str, shape: tuple[int, int, int]) -> None:
-    size = 4 * math.prod(shape)
-    if size > _MAX_BYTES:
-        raise ValueError(
-            f"{what} would need {size / 2**30:.1f} GiB for a table of shape {shape}, more than "
-            f"{_MAX_BYTES / 2**30:.0f} GiB: name fewer items= or users=, or take fewer draws"
-        )

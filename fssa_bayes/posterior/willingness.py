@@ -1,4 +1,4 @@
-"""What people are willing to pay: ratios of coefficients, whose quantiles exist and means do not."""
+"""What people are willing to pay: ratios of coefficients, which have quantiles and no means."""
 
 from __future__ import annotations
 
