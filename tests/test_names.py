@@ -224,9 +224,7 @@ OF_MODEL_AND_DATA: dict[str, Callable[[FitResult, Preferences], Any]] = {
     "predictive_checks": lambda r, d: predictive_checks(r.model, d, 20)["replicated"],
     "score_users": lambda r, d: score_users(r.model, r.guide, d, 50).values,
     "leave_comparisons_out": lambda r, d: leave_comparisons_out(r.model, r.guide, d, 50).values,
-    "population_table": lambda r, d: population_table(r.model, r.guide, d, num_samples=20)[
-        "estimate"
-    ],
+    "population_table": lambda r, d: population_table(r.model, d, num_samples=20)["estimate"],
 }
 
 

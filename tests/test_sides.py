@@ -257,7 +257,7 @@ def test_the_information_on_the_bias() -> None:
     data = read(games(600, seed=1))
     model = HomogeneousBTL(position_bias=True).fit(data, progress_bar=False).model
     rotation = torch.zeros(0, 0, dtype=torch.float64)
-    _, information = population_information(model, None, data, rotation, 4, 0)
+    _, information = population_information(model, data, rotation, 4, 0)
     strength = model.utility.mean.detach().numpy()
     margin = strength[data.left] - strength[data.right] + model.bias.item() * data.side
     prob = special.expit(margin)

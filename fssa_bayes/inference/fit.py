@@ -121,7 +121,7 @@ class FitResult:
 
     def population(
         self,
-        num_samples: int = 1000,
+        num_samples: int = 1024,
         *,
         reference: Hashable | None = None,
         kind: str | None = None,
@@ -135,7 +135,6 @@ class FitResult:
         """
         return population_table(
             self.model,
-            self.guide,
             self.data,
             reference=reference,
             kind=kind,
@@ -150,7 +149,7 @@ class FitResult:
         of: str = "population",
         *,
         reference: Hashable | None = None,
-        num_samples: int = 1000,
+        num_samples: int = 1024,
         seed: int = 0,
     ) -> Estimates:
         """Returns estimates with their covariance, from which all tables have their errors.
@@ -173,7 +172,6 @@ class FitResult:
             raise ValueError(f"of must be 'population' or 'items', got {of!r}")
         return population_estimates(
             self.model,
-            self.guide,
             self.data,
             reference=reference,
             num_samples=num_samples,
@@ -262,7 +260,7 @@ class FitResult:
         *,
         level: float = 0.9,
         num_populations: int = 100,
-        num_samples: int = 1000,
+        num_samples: int = 1024,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Tabulates what people pay for a unit of each feature, with standard errors.
@@ -281,7 +279,7 @@ class FitResult:
         )
 
     def population_draws(
-        self, num: int = 50, num_samples: int = 1000, *, seed: int = 0
+        self, num: int = 50, num_samples: int = 1024, *, seed: int = 0
     ) -> PopulationDraws:
         """Draws the linear utility's population, for `Posterior(..., population=...)`.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
-from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
-from fssa_bayes.population.information import population_information
+from fssa_bayes.population.information import settled_information
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.separation import Limit, Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _MAX_PARAMETERS = 2000
+_UNSETTLED = 0.15  # Difference between two sets of draws from which errors are not relied upon.
 
 # What a lack of rank may come from, with and without latent factors.
 _ADVICE_ON_COVARIANCE = (
@@ -92,7 +94,6 @@ class ParameterEstimate:
 
 def estimate_parameters(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
     data: Preferences,
     num_samples: int,
     seed: int,
@@ -104,9 +105,8 @@ def estimate_parameters(
 
     Args:
         model: A fitted model with linear utility and normal prior.
-        guide: Its guide; None if `latent_dim` is 0.
         data: The comparisons the model was fitted to.
-        num_samples: Draws of each person's z.
+        num_samples: Draws of each person's z in each of two sets, to begin with.
         seed: Seed of the draws.
         what: Who asks, for messages.
         quiet: Whether directions without information are no cause for a warning.
@@ -145,7 +145,15 @@ def estimate_parameters(
             len(mean) * (1 + rank) + torch.arange(effect.numel() + len(answers)),
         ]
     )
-    outer, information = population_information(model, guide, data, rotation, num_samples, seed)
+    outer, information, gap = settled_information(model, data, rotation, free, num_samples, seed)
+    # Where the difference is infinite, the information is not positive, which is said elsewhere.
+    if _UNSETTLED < gap < math.inf and not separation:
+        warnings.warn(
+            f"standard errors of the population differ by {gap:.0%} between two sets of draws, "
+            "as where people's posteriors have heavy tails: do not rely on them, or take more "
+            "draws (num_samples)",
+            stacklevel=4,
+        )
     information.diagonal().add_(_prior_information(model, len(information)))
     triangle = triangle.cpu()
     people = None
@@ -159,8 +167,8 @@ def estimate_parameters(
         entries=entries,
         effect=effect,
         uncertainty=Uncertainty(
-            information[free][:, free],
-            outer[free][:, free],
+            information,
+            outer,
             num_people=int((data.counts > 0).sum()),
             people=people,
             expected_null=None if quiet or separation else expected_null,

@@ -141,7 +141,7 @@ def item_estimates(
     if groups is not None:
         members = list(pd.Series(groups).groupby(groups, sort=False).indices.values())
     design = _design(model, data, position)
-    estimate = estimate_parameters(model, None, data, 1, seed, "ranking()", quiet=True)
+    estimate = estimate_parameters(model, data, 1, seed, "ranking()", quiet=True)
     width = len(estimate.theta) - design.shape[1]
     if reference is not None:
         design -= _design(model, data, positions("reference", [reference], data.item_names).numpy())

@@ -21,7 +21,7 @@ def population_draws(
     data: Preferences,
     *,
     num: int = 50,
-    num_samples: int = 1000,
+    num_samples: int = 1024,
     seed: int = 0,
 ) -> PopulationDraws:
     """Draws w0, Λ and B of the linear utility from the normal approximation of their estimates.
@@ -56,7 +56,7 @@ def population_draws(
     if not isinstance(num, int) or num < 2:
         raise ValueError(f"num must be an integer of at least 2, got {num!r}")
     data = align(model, data)
-    estimate = estimate_parameters(model, guide, data, num_samples, seed, "population_draws()")
+    estimate = estimate_parameters(model, data, num_samples, seed, "population_draws()")
     kind = estimate.uncertainty.choose(None)
     if kind != "sandwich":
         estimate.uncertainty.warn_of_few_people()

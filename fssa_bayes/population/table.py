@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.moments import Moments
@@ -32,14 +31,13 @@ __all__ = ["population_estimates", "population_table"]
 
 def population_table(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
     data: Preferences,
     *,
     reference: Hashable | None = None,
     kind: str | None = None,
     level: float | None = None,
     p_values: bool = False,
-    num_samples: int = 1000,
+    num_samples: int = 1024,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Estimates mean, standard deviation and correlation of coefficients, and covariates' effects.
@@ -53,14 +51,14 @@ def population_table(
 
     Args:
         model: A fitted model with linear utility and normal prior.
-        guide: Its guide; None if `latent_dim` is 0.
         data: The comparisons the model was fitted to.
         reference: An item, where items have no features: rows are relative to the item, which has
             0, and not centred over all items.
         kind: Errors of the intervals and p-values, as in :class:`Estimates`.
         level: Probability of an interval, in columns `lower` and `upper`; None for none.
         p_values: Whether there are columns `df`, `statistic` and `p_value`, of tests against 0.
-        num_samples: Draws of each person's z.
+        num_samples: Draws of each person's z in each of two sets, to begin with; they are doubled
+            until standard errors agree between the sets.
         seed: Seed of the draws.
 
     Returns:
@@ -97,7 +95,7 @@ def population_table(
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
-    estimates, known = _quantities(model, guide, data, reference, num_samples, seed)
+    estimates, known = _quantities(model, data, reference, num_samples, seed)
     columns = estimates.three_errors()
     if level is not None or p_values:
         columns |= estimates.describe(kind, level=level, p_values=p_values)
@@ -109,11 +107,10 @@ def population_table(
 
 def population_estimates(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
     data: Preferences,
     *,
     reference: Hashable | None = None,
-    num_samples: int = 1000,
+    num_samples: int = 1024,
     seed: int = 0,
 ) -> Estimates:
     """Returns the quantities of :func:`population_table` that have a meaning, with covariance.
@@ -122,7 +119,7 @@ def population_estimates(
     that are constant or collinear, and correlations with the reference. Names are (`quantity`,
     `term`), or the terms alone where the model is homogeneous.
     """
-    estimates, known = _quantities(model, guide, data, reference, num_samples, seed)
+    estimates, known = _quantities(model, data, reference, num_samples, seed)
     names = estimates.names if model.latent_dim else estimates.names.droplevel("quantity")
     rows = torch.from_numpy(known)
     return Estimates(
@@ -132,7 +129,6 @@ def population_estimates(
 
 def _quantities(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
     data: Preferences,
     reference: Hashable | None,
     num_samples: int,
@@ -141,7 +137,7 @@ def _quantities(
     """Returns the rows of :func:`population_table`, and which of them have a meaning."""
     data = align(model, data)
     base = _position_of_reference(data, reference)
-    estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
+    estimate = estimate_parameters(model, data, num_samples, seed, "population()")
     rank = estimate.loading.shape[1]
     coefficients = model.utility.map
     moments = Moments.of(model, rank, has_features=data.items is not None)

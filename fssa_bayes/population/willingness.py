@@ -27,7 +27,7 @@ def willingness_to_pay(
     level: float = 0.9,
     num_draws: int = 4096,
     num_populations: int = 100,
-    num_samples: int = 1000,
+    num_samples: int = 1024,
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Tabulates the distribution over people of −β_k / β_price, what a unit of a feature is worth.

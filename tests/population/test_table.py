@@ -8,7 +8,7 @@ import torch
 from scipy import optimize
 from two_feature_people import simulate, with_features
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, fit
+from fssa_bayes import HeterogeneousBTL, Preferences, fit
 from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.population import population_estimates, population_table
 
@@ -93,19 +93,18 @@ def test_a_reference_of_people_who_differ() -> None:
     with torch.no_grad():
         model.utility.loading.copy_(loading)
     data, _ = model.simulate(data)
-    guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
-    table = population_table(model, guide, data, reference=1, num_samples=300)
+    table = population_table(model, data, reference=1, num_samples=300)
     assert table.loc["sd", "estimate"].tolist() == pytest.approx([0.5, 0.0, 1.2], abs=1e-6)
     assert table.loc["correlation", "estimate"].isna().tolist() == [True, False, True]
     assert table.loc[("mean", 1)].tolist() == [0, 0, 0, 0]
     assert table.loc["sd"].drop(1).notna().all(axis=None)
-    names = population_estimates(model, guide, data, reference=1, num_samples=300).names
+    names = population_estimates(model, data, reference=1, num_samples=300).names
     assert names.get_level_values("term").tolist() == [0, 1, 2, 0, 1, 2, "2, 0"]
     with pytest.raises(ValueError, match="reference must be known names, got 9"):
-        population_table(model, guide, data, reference=9)
+        population_table(model, data, reference=9)
 
 
 def test_coefficients_of_features_have_no_reference() -> None:
     data = simulate(people=5)
     with pytest.raises(ValueError, match="reference must be None where items have features"):
-        population_table(HeterogeneousBTL(2, 0, "linear"), None, data, reference=3)
+        population_table(HeterogeneousBTL(2, 0, "linear"), data, reference=3)
