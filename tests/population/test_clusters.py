@@ -150,7 +150,8 @@ def test_an_item_of_few_among_many_people_is_corrected() -> None:
 def test_heterogeneous_models_take_people_for_degrees_of_freedom() -> None:
     """Intervals are those of t with G − 1 degrees, and p-values too."""
     data = simulate(people=30)
-    table = FitResult(*known(data), data, pd.DataFrame()).population(300, level=0.9, p_values=True)
+    result = FitResult(*known(data), data, pd.DataFrame())
+    table = result.population(2000, level=0.9, p_values=True)
     assert (table["df"] == 29).all()
     width = (table["upper"] - table["estimate"]) / table["se_sandwich"]
     np.testing.assert_allclose(width, 1.6991270265334972)  # 95 % quantile of t(29).
