@@ -138,8 +138,8 @@ class NeuralProcessGuide(nn.Module):
 
         Args:
             batch: The contexts.
-            prepared: The result of the model's `prepare_items` for the batch's items; None to
-                prepare the items here.
+            prepared: The result of the model's `prepare` for the batch, or of its `prepare_items`
+                for the batch's items; None to prepare the items here.
         """
         prepared = prepared or self.model.prepare_items(batch.items)
         pairs = Pairs(batch, self.direction.weight.dtype)
@@ -156,7 +156,7 @@ class NeuralProcessGuide(nn.Module):
                 transforms.append(Whitening(loc, tril, inverse))
                 base = HeavyNoise(batch.num_comparisons > 0, loc.shape[-1], loc.dtype)
             base = dist.TransformedDistribution(base, transforms)
-        return self.model.push_forward(base, batch.covariates)
+        return self.model.push_forward(base, batch.covariates, prepared.transforms)
 
     def location(self, batch: Batch, prepared: PreparedItems | None = None) -> Tensor:
         """Returns one point z for each person, with shape (U, K): the centre of q(z | context).

@@ -288,8 +288,9 @@ def fit(
     Raises:
         ValueError: If data, model and guide do not fit each other, an option is out of range, or
             `checkpoint` holds a fit of another model, other data or other options.
-        FloatingPointError: If the loss or its gradient is not finite; the message names the step
-            and the people, and the parameters are those before the step.
+        FloatingPointError: If the loss or its gradient is not finite, or the loss is negative
+            beyond chance where it bounds −log of the probability of choices; the message names
+            objective and step, and the parameters are those before the step.
 
     Warns:
         UserWarning: If the model does not use the covariates of the people, if these are constant

@@ -199,7 +199,7 @@ class HeterogeneousBTL(LatentPrior):
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
-        pairwise = self.utility.pairwise(*prepared, flat)
+        pairwise = self.utility.pairwise(prepared.items, prepared.factors, flat)
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
             value = pairwise(
@@ -228,11 +228,13 @@ class HeterogeneousBTL(LatentPrior):
     ) -> Tensor:
         """Runs the generative program; `observe=False` leaves the choices to be drawn.
 
-        `prepared` is as in :meth:`choice`.
+        `prepared` is as in :meth:`choice`, or the result of :meth:`prepare`.
         """
         with pyro.plate("users", batch.num_users, dim=-1):
             if self.latent_dim:
-                z = pyro.sample("z", self.prior(batch.num_users, batch.covariates))
+                transforms = None if prepared is None else prepared.transforms
+                prior = self.prior(batch.num_users, batch.covariates, transforms)
+                z = pyro.sample("z", prior)
             else:
                 z = self._origin.expand(batch.num_users, 0)
             return pyro.sample(
@@ -294,6 +296,11 @@ class HeterogeneousBTL(LatentPrior):
         standardised = self.standardise(items)
         factors = self.utility.item_factors(standardised) if self.latent_dim else None
         return PreparedItems(standardised, factors)
+
+    def prepare(self, batch: Batch) -> PreparedItems:
+        """Prepares the items of a batch, and the maps to z that prior and guide are to share."""
+        transforms = self.prior_transforms(batch.covariates)
+        return self.prepare_items(batch.items)._replace(transforms=transforms)
 
     def standardise(self, items: Tensor) -> Tensor:
         """Centres and scales features (M, D); positions (M,) pass unchanged."""

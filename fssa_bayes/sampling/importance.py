@@ -83,18 +83,18 @@ def propose(
         z = batch.choice.new_zeros((1, batch.num_users, 0))
         log_prob = model.choice(batch, z).log_prob(batch.choice)
         return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
-    prepared = model.prepare_items(batch.items)
-    prior = model.prior(batch.num_users, batch.covariates)
+    prepared = model.prepare(batch)
+    prior = model.prior(batch.num_users, batch.covariates, prepared.transforms)
     posterior = guide.posterior(batch, prepared)
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
-    # A flow caches its last draws, so that scoring them needs no inverse.
-    draws = [posterior.sample((from_guide,))]
-    log_guide = [posterior.log_prob(draws[0])]
-    if from_guide < num_samples:
-        draws.append(prior.sample((num_samples - from_guide,)))
-        log_guide.append(posterior.log_prob(draws[1]))
-    z, log_guide = torch.cat(draws), torch.cat(log_guide)
-    log_prior = prior.log_prob(z)
+    # A flow remembers its last draws: each part is scored before the next is drawn, by both
+    # densities, so that neither inverts the map that they share.
+    parts = []
+    for source, number in ((posterior, from_guide), (prior, num_samples - from_guide)):
+        if number:
+            z = source.sample((number,))
+            parts.append((z, posterior.log_prob(z), prior.log_prob(z)))
+    z, log_guide, log_prior = (torch.cat(column) for column in zip(*parts, strict=True))
     log_joint = log_prior + model.choice(batch, z, prepared).log_prob(batch.choice)
     log_mixture = log_guide
     if from_guide < num_samples:
