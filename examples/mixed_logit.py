@@ -24,7 +24,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
+from fssa_bayes import (
+    HeterogeneousBTL,
+    MaximumLikelihood,
+    NeuralProcessGuide,
+    Posterior,
+    Preferences,
+    Sleep,
+    fit,
+)
 from fssa_bayes.datasets import train_choice
 from fssa_bayes.inference import FitResult
 from fssa_bayes.plots import forest
@@ -59,7 +67,8 @@ def fit_heterogeneous(data: Preferences, args: argparse.Namespace) -> FitResult:
     torch.manual_seed(args.seed)
     model = HeterogeneousBTL(data.num_features, latent_dim=4, utility="linear")
     guide = NeuralProcessGuide(model, "multivariate_normal")
-    return fit(model, guide, data, steps=args.steps, seed=args.seed)
+    stages = [MaximumLikelihood(), Sleep(steps=1000)]
+    return fit(model, guide, data, objective=stages, steps=args.steps, seed=args.seed)
 
 
 def print_likelihoods(homogeneous: FitResult, result: FitResult, args: argparse.Namespace) -> None:

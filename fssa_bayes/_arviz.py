@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     InferenceData = arviz.InferenceData | xarray.DataTree
 
-__all__ = ["Group", "build", "chain_diagnostics", "coordinate", "pareto_smooth", "read_group"]
+__all__ = ["Group", "build", "chain_diagnostics", "coordinate", "read_group"]
 
 
 @dataclass(frozen=True)
@@ -137,46 +136,3 @@ def chain_diagnostics(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
         out[1, varies] = arviz.ess(dataset, method="bulk")["x"].values
         out[2, varies] = arviz.ess(dataset, method="tail", prob=(0.05, 0.95))["x"].values
     return tuple(out)
-
-
-def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smooths the largest importance weights of each user by a fitted Pareto tail.
-
-    Args:
-        log_weights: Unnormalised log-weights with shape (U, S).
-
-    Returns:
-        Normalised log-weights with shape (U, S) and Pareto k-hat with shape (U,). Where all
-        weights of a user are equal there is no tail, and k-hat is 0; where a tail cannot be
-        fitted, as to fewer than 25 draws, k-hat is infinite and the weights are as they were.
-
-    References:
-        Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
-    """
-    log_weights = np.asarray(log_weights, dtype=np.float64)
-    smoothed = log_weights - np.logaddexp.reduce(log_weights, axis=-1, keepdims=True)
-    pareto_k = np.zeros(len(log_weights))
-    # Weights that are equal but for rounding leave no tail to fit.
-    spread = np.ptp(log_weights, axis=-1)
-    uneven = (spread > 1e-4) | np.isnan(spread)
-    if uneven.any():
-        with np.errstate(over="ignore"):  # Weights may have any size.
-            smoothed[uneven], pareto_k[uneven] = _psislw(smoothed[uneven], log_weights[uneven])
-    return smoothed, pareto_k
-
-
-def _psislw(normalised: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Calls the smoothing of the ArviZ that is installed."""
-    try:
-        from arviz_stats.base import array_stats
-    except ImportError:
-        from arviz import psislw
-
-        return psislw(log_weights)
-    # From 1.0 on the argument is a log-likelihood, whose negative is smoothed, and a tail that
-    # cannot be fitted is an error.
-    smoothed, pareto_k = normalised.copy(), np.full(len(log_weights), np.inf)
-    for user, row in enumerate(log_weights):
-        with contextlib.suppress(ValueError):
-            smoothed[user], pareto_k[user] = array_stats.psislw(-row)
-    return smoothed, np.where(np.isnan(pareto_k), np.inf, pareto_k)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes._arviz import pareto_smooth
 from fssa_bayes._random import seeded
+from fssa_bayes._weights import pareto_smooth
 from fssa_bayes.comparison.elpd import Elpd
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide

@@ -251,15 +251,16 @@ def fit(
 ) -> FitResult:
     """Fits a model and its guide to the comparisons of many people, in place.
 
-    A model with a latent factor is fitted by Adam, with warm-up, cosine decay and gradient
-    clipping; a homogeneous one by L-BFGS to convergence.
+    Maximum likelihood, of a homogeneous model or a linear utility, is found by L-BFGS to
+    convergence; the other objectives are optimised by Adam, with warm-up, cosine decay and gradient
+    clipping.
 
     Args:
         model: The model; it starts from the parameters it has.
         guide: Its guide; None for `latent_dim=0`.
         data: The comparisons of the training people.
         objective: One objective or a list of stages. None is `[ImportanceWeightedELBO(), Sleep()]`,
-            twice over and with more particles the second time for the linear utility. A
+            and `[MaximumLikelihood(), Sleep()]` for the linear utility with a normal prior. A
             homogeneous model has maximum likelihood as its only objective.
         steps: Steps of every stage, in place of the objectives' own; for a homogeneous model the
             largest number of L-BFGS iterations.

@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+_LEAST_DRAWS = 16  # Of maximum likelihood: a few for each part of its proposals.
+
+
 class Objective(ABC):
     """Defines one stage of a fit.
 
@@ -99,15 +102,35 @@ class Objective(ABC):
 
 
 class MaximumLikelihood(Objective):
-    """Maximises the likelihood of a model without latent factor; `fit` does so by L-BFGS."""
+    r"""Maximises the likelihood; `fit` does so by L-BFGS, on everybody at once.
+
+    Without latent factor the likelihood is exact. Under a linear utility and a normal prior it is
+    the marginal one, :math:`\sum_u \log \int p(C_u \mid z)\, p(z)\, dz`, by adaptive importance
+    sampling, and the guide is left as it is: :class:`Sleep` teaches it afterwards.
+
+    Args:
+        num_draws: Number of draws of each person's z.
+        steps: Largest number of iterations.
+
+    References:
+        McFadden & Train (2000), Mixed MNL models for discrete response.
+    """
 
     bounds_choices = True
     default_steps = 1000
 
+    def __init__(self, num_draws: int = 512, *, steps: int | None = None) -> None:
+        super().__init__(steps=steps)
+        if not isinstance(num_draws, int) or num_draws < _LEAST_DRAWS:
+            raise ValueError(
+                f"num_draws must be an integer of at least {_LEAST_DRAWS}, got {num_draws!r}"
+            )
+        self.num_draws = num_draws
+
     def loss(
         self, model: HeterogeneousBTL, guide: NeuralProcessGuide | None, batch: Batch
     ) -> Tensor:
-        """Returns the loss per person, in nats."""
+        """Returns the loss per person, in nats, of a model without latent factor."""
         z = batch.choice.new_zeros(batch.num_users, 0)
         return -model.choice(batch, z).log_prob(batch.choice).mean()
 

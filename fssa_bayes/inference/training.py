@@ -16,6 +16,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.descent import Descent
+from fssa_bayes.inference.marginal import maximise_marginal
 from fssa_bayes.inference.maximum import maximise
 from fssa_bayes.inference.objectives import MaximumLikelihood, Objective
 from fssa_bayes.inference.progress import Progress
@@ -129,7 +130,8 @@ class Fitter:
         torch.manual_seed(seed)
         if isinstance(leg.stage, MaximumLikelihood):
             self.checkpoint(leg, {}, {"step": 0})
-            best = maximise(self, leg, self.steps_of(leg), progress)
+            search = maximise_marginal if self.model.latent_dim else maximise
+            best = search(self, leg, self.steps_of(leg), progress)
         else:
             descent = Descent(self, leg, self.steps_of(leg), np.random.default_rng(seed))
             if saved is not None:

@@ -291,8 +291,8 @@ class BradleyTerry(TorchDistribution):
         """Differentiates log p of each choice (U, N) once and twice, in double precision."""
         choice = choice.double().masked_fill(~self.mask_, 0.0)
         margin = self.margin.detach().double()
-        if self.rankings is not None:
-            return self._differentiate_rankings(margin, choice)
+        if self.rankings is not None or (self._is_plain and not self.answers):
+            return self._differentiate_margins(margin, choice)
         variables = {"margin": margin} | {
             name: value.detach().double().expand_as(margin)
             for name, value in self.answers.items()
@@ -322,14 +322,19 @@ class BradleyTerry(TorchDistribution):
             nothing,
         )
 
-    def _differentiate_rankings(self, margin: Tensor, choice: Tensor) -> Derivatives:
-        rankings, prob = self.rankings, torch.sigmoid(margin)
-        alone = (choice - prob).masked_fill(~self.mask_, 0.0)
-        first = torch.where(rankings.inside, rankings.gradient(margin, choice), alone)
-        alone = (-prob * (1 - prob)).masked_fill(~self.mask_, 0.0)
-        second = torch.where(rankings.inside, -first.abs(), alone)
-        person = rankings.first // choice.shape[-1]
-        return Derivatives([first], [[second]], rankings.place, rankings.winner(choice), person)
+    def _differentiate_margins(self, margin: Tensor, choice: Tensor) -> Derivatives:
+        prob = torch.sigmoid(margin)
+        first = (choice - prob).masked_fill(~self.mask_, 0.0)
+        second = (-prob * (1 - prob)).masked_fill(~self.mask_, 0.0)
+        nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
+        place, stage, person = nothing, nothing, nothing
+        if self.rankings is not None:
+            ranked = self.rankings.gradient(margin, choice)
+            first = torch.where(self.rankings.inside, ranked, first)
+            second = torch.where(self.rankings.inside, -first.abs(), second)
+            place, stage = self.rankings.place, self.rankings.winner(choice)
+            person = self.rankings.first // choice.shape[-1]
+        return Derivatives([first], [[second]], place, stage, person)
 
     def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N).

@@ -146,6 +146,11 @@ class LinearUtility(Utility):
         """Returns w0 + Λz with shape (*, U, D) for z with shape (*, U, K)."""
         return self.mean + z @ self.loading.T
 
+    def margin_jacobian(self, items: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Returns the derivatives of the margins (U, N) by z, with shape (U, N, K)."""
+        table = self.loading[items] if items.dtype == torch.int64 else items @ self.loading
+        return table[left] - table[right]
+
     def forward(self, items: Tensor, z: Tensor) -> Tensor:
         """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
         if items.dtype == torch.int64:

@@ -1,6 +1,7 @@
 """Draws of z given a context: importance weights, grids, chains."""
 
 from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
+from fssa_bayes.sampling.adaptive import Points, draw_adapted, draw_points
 from fssa_bayes.sampling.draws import Draws, check_draws
 from fssa_bayes.sampling.evidence import (
     Estimate,
@@ -17,6 +18,7 @@ from fssa_bayes.sampling.importance import (
     score_draws,
 )
 from fssa_bayes.sampling.mcmc import nuts
+from fssa_bayes.sampling.modes import Modes, find_modes
 from fssa_bayes.sampling.quadrature import grid
 
 __all__ = [
@@ -26,11 +28,16 @@ __all__ = [
     "Draws",
     "Estimate",
     "ExactPosterior",
+    "Modes",
+    "Points",
     "check_draws",
+    "draw_adapted",
+    "draw_points",
     "draw_posterior",
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
     "fall_back",
+    "find_modes",
     "grid",
     "log_joint",
     "nuts",

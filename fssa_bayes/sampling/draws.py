@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes._arviz import pareto_smooth
-from fssa_bayes._weights import effective_sample_size
+from fssa_bayes._weights import effective_sample_size, pareto_smooth
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 

@@ -16,8 +16,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from fssa_bayes._arviz import pareto_smooth
 from fssa_bayes._random import seeded
+from fssa_bayes._weights import pareto_smooth
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL

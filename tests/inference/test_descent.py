@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from two_feature_people import fresh, simulate
 
-from fssa_bayes import ELBO, HeterogeneousBTL, NeuralProcessGuide, Sleep, fit
+from fssa_bayes import (
+    ELBO,
+    HeterogeneousBTL,
+    ImportanceWeightedELBO,
+    NeuralProcessGuide,
+    Sleep,
+    fit,
+)
 from fssa_bayes.data import Batch
 from fssa_bayes.inference.descent import check_bound, learning_rate_factor
 
@@ -18,12 +25,15 @@ from fssa_bayes.inference.descent import check_bound, learning_rate_factor
 def test_non_finite_loss_names_step_and_people_and_keeps_the_parameters() -> None:
     data = simulate(people=5)
     model, guide = fresh(data, utility="linear")
+    objective = ImportanceWeightedELBO()
     with torch.no_grad():
         model.utility.mean[0] = math.inf
     before = guide.potential[0].weight.clone()
     with pytest.raises(FloatingPointError, match=r"step 1 of ImportanceWeightedELBO.*users .*3"):
-        fit(model, guide, data, progress_bar=False)
+        fit(model, guide, data, objective=objective, progress_bar=False)
     assert torch.equal(before, guide.potential[0].weight)
+    with pytest.raises(FloatingPointError, match="before step 1 of MaximumLikelihood"):
+        fit(model, guide, data, progress_bar=False)
 
 
 class Flattered(ELBO):

@@ -19,4 +19,4 @@ def test_a_broken_progress_bar_does_not_end_the_fit(monkeypatch) -> None:
     monkeypatch.setattr("fssa_bayes.inference.progress.tqdm.update", lambda *_: 1 / 0)
     with pytest.warns(UserWarning, match="progress bar failed and is switched off"):
         result = fit(model, guide, data, steps=2)
-    assert len(result.history) == 8
+    assert len(result.history) == 4

@@ -1,0 +1,178 @@
+r"""Proposals adapted to each person's posterior under a linear utility, from Sobol points.
+
+A quarter of the draws come from a t distribution around the mode of the person's posterior, 15 %
+from the prior, and the others from a t distribution at the mean and the covariance that the first
+two parts give by their importance weights. All draws are weighed by the mixture of the three, so
+that the prior bounds every weight, and the tails of the t distributions are heavier than a
+posterior's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fssa_bayes.data import Batch
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.sampling.modes import Modes
+
+__all__ = ["Points", "WeightedDraws", "draw_adapted", "draw_points"]
+
+_SHARES = (0.25, 0.15)  # Of the draws: around the mode, and from the prior.
+_FREEDOM = 5.0  # Degrees of freedom of the t distributions.
+_SPREAD = 1.2  # Scale of the draws around the mode, in units of the normal approximation's.
+
+
+@dataclass(frozen=True)
+class Points:
+    """Holds randomised points from which proposals are made, for each of U people.
+
+    Attributes:
+        around_mode: Draws from a standard t distribution, with shape (S₁, U, K).
+        prior: Draws from the standard normal distribution, (S₂, U, K).
+        adapted: Draws from a standard t distribution, (S₃, U, K).
+    """
+
+    around_mode: Tensor
+    prior: Tensor
+    adapted: Tensor
+
+    @property
+    def number(self) -> int:
+        """Number of draws S of each person."""
+        return len(self.around_mode) + len(self.prior) + len(self.adapted)
+
+
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Holds draws and their importance weights.
+
+    Attributes:
+        z: Draws with shape (S, U, K).
+        log_weights: Unnormalised log p(z) p(C|z) / m(z), in nats, with shape (S, U). Their mean
+            estimates p(C).
+    """
+
+    z: Tensor
+    log_weights: Tensor
+
+
+def draw_points(num_samples: int, num_users: int, latent_dim: int, seed: int) -> Points:
+    """Draws Sobol points, with a random shift for every person, and maps them to t and normal.
+
+    Args:
+        num_samples: Number of draws S of each person.
+        num_users: Number of people U.
+        latent_dim: Number of latent dimensions K.
+        seed: Seed of the shifts.
+
+    References:
+        Cranley & Patterson (1976), Randomization of number theoretic methods for multiple
+        integration, SIAM Journal on Numerical Analysis 13(6).
+    """
+    from scipy.special import gammaincinv, ndtri
+
+    rng = np.random.default_rng(seed)
+    around, prior = (max(1, round(share * num_samples)) for share in _SHARES)
+
+    def uniform(number: int, width: int) -> np.ndarray:
+        from scipy.stats import qmc
+
+        bits = max(number - 1, 1).bit_length()
+        base = qmc.Sobol(width, scramble=False).random_base2(bits)[:number, None]
+        return ((base + rng.random((1, num_users, width))) % 1).clip(1e-12, 1 - 1e-12)
+
+    def heavy(number: int) -> Tensor:
+        points = uniform(number, latent_dim + 1)
+        chi_square = 2 * gammaincinv(_FREEDOM / 2, points[..., -1:])
+        return torch.from_numpy(ndtri(points[..., :-1]) * np.sqrt(_FREEDOM / chi_square))
+
+    return Points(
+        heavy(around),
+        torch.from_numpy(ndtri(uniform(prior, latent_dim))),
+        heavy(num_samples - around - prior),
+    )
+
+
+@torch.no_grad()
+def draw_adapted(
+    model: HeterogeneousBTL, batch: Batch, modes: Modes, points: Points
+) -> WeightedDraws:
+    """Draws from the mixture of mode, prior and adapted proposal, and weighs the draws.
+
+    Args:
+        model: A model with linear utility and normal prior.
+        batch: The people's contexts, on the model's device.
+        modes: The modes of their posteriors.
+        points: Points of these people.
+    """
+    batch = batch.clean()
+    prepared = model.prepare_items(batch.items)
+    prior = model.prior(batch.num_users, batch.covariates)
+    location = model.location(batch.covariates).double()
+    near = _Student(modes.z, _SPREAD * torch.linalg.inv(modes.factor).mT)
+
+    def log_joint(z: Tensor) -> Tensor:
+        z = z.to(model.utility.mean.dtype)
+        log_prob = model.choice(batch, z, prepared).log_prob(batch.choice)
+        return (log_prob + prior.log_prob(z)).double()
+
+    def log_prior(z: Tensor) -> Tensor:
+        return prior.log_prob(z.to(model.utility.mean.dtype)).double()
+
+    first = torch.cat([near.at(points.around_mode), location + points.prior])
+    sizes = [len(points.around_mode), len(points.prior), len(points.adapted)]
+    joint = log_joint(first)
+    weights = joint - _log_mixture([near.log_prob(first), log_prior(first)], sizes[:2])
+    adapted = _Student(*_moments(first, weights, modes))
+    second = adapted.at(points.adapted)
+    z = torch.cat([first, second])
+    densities = [near.log_prob(z), log_prior(z), adapted.log_prob(z)]
+    log_weights = torch.cat([joint, log_joint(second)]) - _log_mixture(densities, sizes)
+    return WeightedDraws(z, log_weights)
+
+
+@dataclass(frozen=True)
+class _Student:
+    """A t distribution of each person: location (U, K) and a root of its scale (U, K, K)."""
+
+    location: Tensor
+    root: Tensor
+
+    def at(self, points: Tensor) -> Tensor:
+        """Maps standard draws (S, U, K) to draws."""
+        return self.location + torch.einsum("ukl,sul->suk", self.root, points)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Evaluates the log-density of draws (S, U, K), with shape (S, U)."""
+        width = z.shape[-1]
+        standard = torch.einsum("ukl,sul->suk", torch.linalg.inv(self.root), z - self.location)
+        constant = math.lgamma((_FREEDOM + width) / 2) - math.lgamma(_FREEDOM / 2)
+        constant -= 0.5 * width * math.log(_FREEDOM * math.pi)
+        size = torch.log1p(standard.square().sum(-1) / _FREEDOM)
+        return constant - torch.linalg.slogdet(self.root)[1] - 0.5 * (_FREEDOM + width) * size
+
+
+def _log_mixture(densities: list[Tensor], sizes: list[int]) -> Tensor:
+    """Mixes log-densities (S, U) in proportion to the numbers of draws."""
+    shares = [math.log(size / sum(sizes)) for size in sizes]
+    return torch.stack([d + share for d, share in zip(densities, shares, strict=True)]).logsumexp(0)
+
+
+def _moments(z: Tensor, log_weights: Tensor, modes: Modes) -> tuple[Tensor, Tensor]:
+    """Returns weighted means (U, K) and roots of covariances (U, K, K) of draws (S, U, K).
+
+    The covariance is drawn towards that at the mode with the weight of 2 K draws.
+    """
+    weights = log_weights.softmax(0)
+    mean = torch.einsum("su,suk->uk", weights, z)
+    centred = z - mean
+    covariance = torch.einsum("su,suk,sul->ukl", weights, centred, centred)
+    number = 1 / weights.square().sum(0)
+    share = (number / (number + 2 * z.shape[-1]))[:, None, None]
+    covariance = share * covariance + (1 - share) * torch.cholesky_inverse(modes.factor)
+    return mean, torch.linalg.cholesky_ex(covariance).L
