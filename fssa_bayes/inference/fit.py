@@ -28,11 +28,12 @@ from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people
 from fssa_bayes.population import (
     covariate_effects,
+    describe_few_people,
     population_draws,
     population_table,
     ranking_table,
 )
-from fssa_bayes.posterior import PopulationDraws, export_draws
+from fssa_bayes.posterior import PopulationDraws, Posterior, export_draws
 from fssa_bayes.sampling import (
     Draws,
     Estimate,
@@ -145,6 +146,40 @@ class FitResult:
         return population_draws(
             self.model, self.guide, self.data, num=num, num_samples=num_samples, seed=seed
         )
+
+    def posterior(
+        self,
+        context: Preferences,
+        num_samples: int = 1000,
+        *,
+        population: str | PopulationDraws = AUTO,
+        seed: int = 0,
+        **options: object,
+    ) -> Posterior:
+        """Infers z for people of whom a few choices are known, as :class:`fssa_bayes.Posterior`.
+
+        Args:
+            context: The people and the choices that are known of them; empty contexts are allowed.
+            num_samples: Number of draws of each person.
+            population: `"auto"` draws the population, by :meth:`population_draws`, where the people
+                of the fit are fewer than 10 for each of its parameters
+                (:func:`fssa_bayes.population.describe_few_people`), and holds it fixed elsewhere;
+                or as for the posterior.
+            seed: Seed of the draws.
+            **options: Other arguments of the posterior.
+
+        Returns:
+            The posterior; its attribute `population` tells what was done.
+
+        Raises:
+            ValueError: As the posterior and :meth:`population_draws`.
+        """
+        if isinstance(population, str) and population == AUTO:
+            population = "fixed"
+            if describe_few_people(self.model, self.data) is not None:
+                population = self.population_draws(min(50, num_samples), seed=seed)
+        options |= {"population": population, "seed": seed}
+        return Posterior(self.model, self.guide, context, num_samples, **options)
 
     def bootstrap(self, num: int = 20, *, seed: int = 0, **options: object) -> PopulationDraws:
         """Refits the model to people drawn with replacement, for `Posterior(population=...)`.
@@ -294,9 +329,10 @@ def fit(
             objective and step, and the parameters are those before the step.
 
     Warns:
-        UserWarning: If the model does not use the covariates of the people, if these are constant
-            or collinear, if a homogeneous fit did not converge or runs away (separation), or if
-            `Sleep` costs held-out accuracy.
+        UserWarning: If people are few for the parameters of a linear utility's population, so that
+            :meth:`FitResult.posterior` draws the population; if the model does not use the
+            covariates of the people, if these are constant or collinear, if a homogeneous fit did
+            not converge or runs away (separation), or if `Sleep` costs held-out accuracy.
 
     Example:
         >>> from fssa_bayes.datasets import two_mode
@@ -327,6 +363,13 @@ def fit(
         if guide is not None:
             guide.to(device)
     model.take_units(data)
+    if few := describe_few_people(model, data):
+        warnings.warn(
+            f"{few}: posteriors of individuals that hold the population at its estimate are too "
+            "sure of it; result.posterior(context), or population=result.population_draws(), "
+            "draws the population",
+            stacklevel=2,
+        )
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
     fitter.run()

@@ -3,6 +3,7 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import pandas as pd
 import pyro
@@ -184,6 +185,35 @@ class HeterogeneousBTL(LatentPrior):
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
 
+    @classmethod
+    def for_data(
+        cls, data: Preferences, latent_dim: int, *, seed: int = 0, **options: object
+    ) -> Self:
+        """Builds a model for data: sizes and names from the data, initial weights from a seed.
+
+        Args:
+            data: The comparisons, which give the number of features, that of covariates, the names
+                of both, and `ties="davidson"` where ties are answers of their own.
+            latent_dim: Number of latent dimensions K.
+            seed: Seed of the initial weights; the global random state does not change.
+            **options: Other arguments of the model, or the same in place of the data's.
+
+        Returns:
+            The model, not yet fitted.
+
+        Raises:
+            ValueError: As the model's own arguments.
+        """
+        has_ties = data.ties == "keep" and bool(data.half_wins.any())
+        of_data = {
+            "ties": "davidson" if has_ties else None,
+            "num_covariates": data.num_covariates if latent_dim else 0,
+        }
+        with seeded(seed):
+            model = cls(data.num_features, latent_dim, **(of_data | options))
+        model.take_names(data)
+        return model
+
     def choice(
         self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
     ) -> BradleyTerry:
@@ -325,6 +355,10 @@ class HeterogeneousBTL(LatentPrior):
         """Takes names of features and covariates from the data of a fit, and their units once."""
         self.set_standardisation(None if data.items is None else data.items.to(self.device))
         self.set_covariate_standardisation(data.covariates)
+        self.take_names(data)
+
+    def take_names(self, data: Preferences) -> None:
+        """Takes the names of features and covariates from data."""
         self.feature_names = data.feature_names
         if self.num_covariates:
             self.covariate_names = data.covariate_names

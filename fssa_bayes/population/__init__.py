@@ -2,6 +2,7 @@
 
 from fssa_bayes.data import covariate_rank, identified_covariates
 from fssa_bayes.population.effects import covariate_effects
+from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.information import feature_differences
 from fssa_bayes.population.parameters import (
     answer_estimates,
@@ -21,6 +22,7 @@ __all__ = [
     "check_num_parameters",
     "covariate_effects",
     "covariate_rank",
+    "describe_few_people",
     "feature_differences",
     "identified_covariates",
     "label_parameters",

@@ -1,0 +1,48 @@
+"""Are people enough for the parameters of their population to be held at the estimate?"""
+
+from __future__ import annotations
+
+from fssa_bayes.data import Preferences
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = ["PEOPLE_PER_PARAMETER", "describe_few_people", "number_of_parameters"]
+
+PEOPLE_PER_PARAMETER = 10
+"""People for each parameter of a population from which on it may be held at its estimate.
+
+Measured by `python -m benchmarks few_people`.
+"""
+
+
+def number_of_parameters(model: HeterogeneousBTL, data: Preferences) -> int:
+    """Counts the parameters of a linear utility's population that data can identify.
+
+    They are w0, the covariance of rank K, effects of covariates and those of the answers. Items
+    without features have utilities up to a constant for each person.
+    """
+    features = model.num_features - (data.items is None)
+    rank = min(model.latent_dim, features)
+    covariance = features * rank - rank * (rank - 1) // 2
+    effects = rank * model.num_covariates
+    return features + covariance + effects + len(model.answer_parameters())
+
+
+def describe_few_people(model: HeterogeneousBTL, data: Preferences) -> str | None:
+    """Says that people are few for the parameters of their population; None where they are not.
+
+    Also None for models whose populations cannot be drawn by `population_draws`: all but linear
+    utilities of individual people with a normal prior.
+
+    Args:
+        model: The model.
+        data: The comparisons of the people that it is fitted to.
+    """
+    if not (model.latent_dim and model.utility.is_linear) or len(model.prior_flow):
+        return None
+    people, parameters = int((data.counts > 0).sum()), number_of_parameters(model, data)
+    if people >= PEOPLE_PER_PARAMETER * parameters:
+        return None
+    return (
+        f"{people:,} people are few for the {parameters} parameters of their population, fewer "
+        f"than {PEOPLE_PER_PARAMETER} each"
+    )
