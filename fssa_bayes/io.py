@@ -12,17 +12,17 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from fssa_bayes._files import previous_folder, remove_folder, whole_folder
+from fssa_bayes.data import names_from_json, names_to_json
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 
@@ -67,8 +67,7 @@ def save(
     Raises:
         FileExistsError: If the folder exists, unless `overwrite` is set and it holds a saved model.
         ValueError: If the guide belongs to another model.
-        TypeError: If the model is not a HeterogeneousBTL itself, or names of features or covariates
-            are neither strings, numbers nor Booleans.
+        TypeError: If the model is not a HeterogeneousBTL itself.
         OSError: If the folder cannot be written; its earlier content stays.
     """
     path = Path(path)
@@ -84,14 +83,14 @@ def save(
         "model": model.config,
         "guide": None if guide is None else guide.config,
         "objectives": None if guide is None else guide.objectives,
-        "feature_names": None if model.feature_names is None else _plain_names(model.feature_names),
+        "feature_names": _written(model.feature_names),
         "standardisation": {
             "mean": model.feature_mean.tolist(),
             "scale": model.feature_scale.tolist(),
         },
     }
     if model.covariate_names is not None:
-        config["covariate_names"] = _plain_names(model.covariate_names)
+        config["covariate_names"] = _written(model.covariate_names)
     write_folder(path, config, flatten(model, guide))
 
 
@@ -118,31 +117,17 @@ def load(
             needs `utility`, or the guide has an encoder other than `"deep_set"`.
     """
     path = Path(path)
-    config, tensors = read_folder(path)
-    options = dict(config["model"])
-    if options["utility"] == "module":
-        if utility is None:
-            raise ValueError(
-                f"utility must be given for {str(path)!r}: the model was built with a module of "
-                "your own, which is not saved"
-            )
-        options["utility"] = utility
-    elif utility is not None:
-        raise ValueError(f"utility must be None for a {options['utility']!r} utility, got a module")
-    guide_options = dict(config["guide"] or {})
-    encoder = guide_options.pop("encoder", "deep_set")
-    if encoder != "deep_set":
+    config, tensors = read_folder(path, ("model", "guide", "objectives", "feature_names"))
+    try:
+        model, guide = _build(config, utility)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
-            f"the guide's encoder in {_CONFIG} must be 'deep_set', got {encoder!r} in "
-            f"{str(path)!r}: fit a guide again, or load it with an "
-            f"older fssa_bayes (it was written by {config.get('versions')})"
-        )
-    # Initial weights are overwritten: drawing them must not advance the caller's generator.
-    with torch.random.fork_rng(devices=[]):
-        model = HeterogeneousBTL(**options)
-        guide = NeuralProcessGuide(model, **guide_options) if guide_options else None
-    modules = [model] if guide is None else [model, guide]
-    for module in modules:
+            f"{str(path)!r} cannot be loaded, as {_CONFIG} was edited or is damaged ({error!r}): "
+            "save the model again"
+        ) from error
+    for module in filter(None, (model, guide)):
         module.to(device=device, dtype=tensors["model.feature_mean"].dtype).eval()
     try:
         unflatten(tensors, model, guide)
@@ -151,13 +136,54 @@ def load(
             f"the tensors in {str(path)!r} do not fit its {_CONFIG}, or utility= is a module of "
             f"another shape: {error}"
         ) from error
-    if guide is not None:
-        guide.objectives = config["objectives"]
-    names = config["feature_names"]
-    model.feature_names = None if names is None else pd.Index(names)
-    names = config.get("covariate_names")
-    model.covariate_names = None if names is None else pd.Index(names)
     return model, guide
+
+
+def _build(
+    config: Mapping, utility: nn.Module | None
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide | None]:
+    """Builds model and guide as the entries of `config.json` describe them."""
+    options = dict(config["model"])
+    if options["utility"] == "module":
+        if utility is None:
+            raise ValueError(
+                "utility must be given: the model was built with a module of your own, which is "
+                "not saved"
+            )
+        options["utility"] = utility
+    elif utility is not None:
+        raise ValueError(f"utility must be None for a {options['utility']!r} utility, got a module")
+    guide_options = dict(config["guide"] or {})
+    encoder = guide_options.pop("encoder", "deep_set")
+    if encoder != "deep_set":
+        raise ValueError(
+            f"the guide's encoder in {_CONFIG} must be 'deep_set', got {encoder!r}: fit a guide "
+            "again, or load it with an older fssa_bayes (it was written by "
+            f"{config.get('versions')})"
+        )
+    # Initial weights are overwritten: drawing them must not advance the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        model = HeterogeneousBTL(**options)
+        guide = NeuralProcessGuide(model, **guide_options) if guide_options else None
+    if guide is not None:
+        guide.objectives = list(config["objectives"])
+    model.feature_names = _read_names(config, "feature_names", model.num_features)
+    model.covariate_names = _read_names(config, "covariate_names", model.num_covariates)
+    return model, guide
+
+
+def _written(names: pd.Index | None) -> list | None:
+    return None if names is None else names_to_json(names)
+
+
+def _read_names(config: Mapping[str, object], entry: str, number: int) -> pd.Index | None:
+    """Reads the names of `number` features or covariates, or None where none were saved."""
+    if config.get(entry) is None:
+        return None
+    names = names_from_json(f"{entry} in {_CONFIG}", config[entry])
+    if len(names) != number or not names.is_unique:
+        raise ValueError(f"{entry} in {_CONFIG} must be {number} different names, got {len(names)}")
+    return names
 
 
 def flatten(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> dict[str, Tensor]:
@@ -214,7 +240,7 @@ class Checkpoints:
     def _latest(self) -> tuple[dict[str, Tensor], dict] | None:
         for state in reversed(self._states()):
             try:
-                config, tensors = read_folder(state)
+                config, tensors = read_folder(state, ("about", "values"))
             except (ValueError, OSError) as error:
                 warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=4)
                 continue
@@ -259,12 +285,16 @@ def write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> Non
         (part / _CONFIG).write_bytes(text)
 
 
-def read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_folder(path: Path, entries: Sequence[str] = ()) -> tuple[dict, dict[str, Tensor]]:
     """Reads what :func:`write_folder` wrote: entries and tensors.
+
+    Args:
+        path: The folder.
+        entries: Entries that `config.json` must have, beside versions and checksum.
 
     Raises:
         FileNotFoundError: If the folder or a file is missing.
-        ValueError: If a file is damaged or of another format version.
+        ValueError: If a file is damaged or of another format version, or an entry is missing.
     """
     where = str(path)
     if not path.is_dir():
@@ -281,6 +311,9 @@ def read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         config = json.loads((path / _CONFIG).read_bytes())
         version = config["format_version"]
+        missing = [entry for entry in ("sha256", *entries) if entry not in config]
+        if missing or not isinstance(version, int):
+            raise ValueError(f"{', '.join(missing)} missing" if missing else f"version {version!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{_CONFIG} in {where!r} is damaged ({error!r}): save the model again"
@@ -298,18 +331,6 @@ def read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
             f"not that in {_CONFIG}): copy it or save the model again"
         )
     return config, safetensors.torch.load(blob)
-
-
-def _plain_names(index: pd.Index) -> list:
-    """Lists names as JSON can hold them."""
-    names = [name.item() if isinstance(name, np.generic) else name for name in index]
-    for name in names:
-        if not isinstance(name, str | int | float):
-            raise TypeError(
-                "names of features and covariates must be strings or numbers to be saved, "
-                f"got {name!r}"
-            )
-    return names
 
 
 def _shorten(value: object) -> str:

@@ -107,7 +107,7 @@ FORMER = {
         "score_folds",
         "score_tests",
     ],
-    "inference": ["FitResult", "check_data", "check_guide", "fit"],
+    "inference": ["FitResult", "check_guide", "fit"],
     "model": [
         "BilinearUtility",
         "HeterogeneousBTL",

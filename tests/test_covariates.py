@@ -650,8 +650,13 @@ def test_covariates_keep_their_names_and_units() -> None:
     guide = NeuralProcessGuide(model, hidden_dim=8)
     fit(model, guide, data, steps=1, validation=None, progress_bar=False)
     turned = copy.copy(data)
-    turned.covariate_names = data.covariate_names[::-1]
-    with pytest.raises(ValueError, match=r"covariates the model was fitted to, .* got \['rural'"):
+    turned.covariate_names, turned.covariates = data.covariate_names[::-1], data.covariates.flip(-1)
+    one, other = (Posterior(model, guide, some, 50) for some in (data, turned))
+    assert torch.equal(one.z, other.z)
+    turned.covariate_names = pd.Index(["age", "sex"])
+    with pytest.raises(
+        ValueError, match=r"covariates the model was fitted to, .* without \['rural'"
+    ):
         Posterior(model, guide, turned)
     far = copy.copy(data)
     far.covariates = data.covariates * torch.tensor([365.0, 1.0])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -25,6 +28,7 @@ from fssa_bayes import (
     load,
     save,
 )
+from fssa_bayes.model import align
 
 KEPT = Path(__file__).parent / "saved"
 
@@ -98,7 +102,7 @@ def test_homogeneous_double_and_own_utilities_are_kept(data: Preferences, tmp_pa
 
     own = HeterogeneousBTL(3, 3, utility=Distance())
     save(tmp_path / "own", own, NeuralProcessGuide(own))
-    with pytest.raises(ValueError, match="utility must be given for .*own"):
+    with pytest.raises(ValueError, match="own' cannot be loaded: utility must be given"):
         load(tmp_path / "own")
     loaded, _ = load(tmp_path / "own", utility=Distance())
     assert torch.equal(loaded.utility.module.scale, own.utility.module.scale)
@@ -128,12 +132,63 @@ def test_names_of_features_survive(names: list, tmp_path: Path) -> None:
     assert load(tmp_path / "run")[0].feature_names.equals(pd.Index(names))
 
 
-def test_names_that_json_has_no_word_for_are_refused(tmp_path: Path) -> None:
-    model = HeterogeneousBTL(1, 0, utility="linear")
-    model.feature_names = pd.Index([pd.Timestamp("2020-01-01")])
-    with pytest.raises(TypeError, match="names of features and covariates must be strings"):
-        save(tmp_path / "run", model)
-    assert os.listdir(tmp_path) == []
+DTYPES = {
+    "whole numbers": [
+        *("int64", "Int64", "int32", "uint8", "float64", "Float32", "int64[pyarrow]", "object"),
+        "category",
+    ],
+    "text": ["str", "object", "string[python]", "string[pyarrow]", "category"],
+    "times": ["datetime64[ns]", "datetime64[s]", "timestamp[us][pyarrow]", "object", "category"],
+}
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_reloaded_model_reads_its_items_from_columns_of_every_type(
+    kind: str, tmp_path: Path
+) -> None:
+    names = {
+        "whole numbers": [7, 3, 5],
+        "text": ["b", "c", "a"],
+        "times": list(pd.to_datetime(["2024-02-29", "2024-03-01", "2023-01-01"])),
+    }[kind]
+    table = pd.DataFrame({"l": names, "r": names[1:] + names[:1]}, dtype=object)
+    tables = [table.astype({"l": dtype, "r": DTYPES[kind][0]}) for dtype in DTYPES[kind]]
+    tables += [table.astype({"l": DTYPES[kind][0]}), tables[0].convert_dtypes()]
+    readings = [
+        Preferences.from_dataframe(
+            table.assign(u=table["r"], y=[1, 0, 1]), user="u", left="l", right="r", choice="y"
+        )
+        for table in tables
+    ]
+    for first in readings[:2]:
+        model = HeterogeneousBTL(3, 0, utility="linear")
+        model.take_units(first)
+        save(tmp_path / "run", model, overwrite=True)
+        loaded, _ = load(tmp_path / "run")
+        assert loaded.feature_names.tolist() == names
+        for data in readings:
+            align(loaded, data)
+            assert data.digest() == first.digest()
+
+
+EVERY_KIND = [
+    *(True, 3, -(2**70), 0.1, 1e300, Decimal("0.1"), "a", "3", "\ud800", b"\xff", UUID(int=5)),
+    *(pd.Timestamp("2024-02-29 12:00:00.000000001"), datetime.datetime(1, 1, 1, 12)),
+    *(pd.Timestamp("2024-02-29 12:00", tz="Europe/Berlin"), datetime.date(2024, 2, 29)),
+]
+
+
+def test_whatever_names_an_item_can_be_saved(tmp_path: Path) -> None:
+    table = pd.DataFrame({"l": EVERY_KIND, "r": EVERY_KIND[1:] + EVERY_KIND[:1]}, dtype=object)
+    table = table.assign(u=table["r"], y=1)
+    data = Preferences.from_dataframe(table, user="u", left="l", right="r", choice="y")
+    assert data.item_names.tolist() == EVERY_KIND
+    model = HeterogeneousBTL(len(EVERY_KIND), 0, utility="linear")
+    model.take_units(data)
+    save(tmp_path / "run", model)
+    names = load(tmp_path / "run")[0].feature_names
+    assert names.equals(data.feature_names)
+    assert list(map(type, names)) == list(map(type, data.feature_names))
 
 
 def test_data_of_other_features_is_refused_after_a_reload(
@@ -236,6 +291,59 @@ def test_other_format_versions_are_refused(version: int, advice: str, saved: Pat
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"must be one of .1, 2., got {version} .*{advice}"):
         load(saved)
+
+
+def edits(config: dict) -> Iterator[object]:
+    """Yields configs in which an entry, or an entry of one, is absent or something else."""
+    values = ("a word", 7, [], {}, None)
+    yield from values
+    for part in (None, "model", "guide"):
+        for entry in config if part is None else config[part]:
+            for value in ("absent", *values):
+                edited = json.loads(json.dumps(config))
+                where = edited if part is None else edited[part]
+                where[entry] = value
+                if value == "absent":
+                    del where[entry]
+                yield edited
+
+
+def test_edited_configs_end_in_a_value_error_if_in_any(tmp_path: Path) -> None:
+    model = HeterogeneousBTL(2, 1, "linear")
+    save(tmp_path / "run", model, NeuralProcessGuide(model, "normal", hidden_dim=2))
+    path = tmp_path / "run" / "config.json"
+    messages = []
+    for edited in edits(json.loads(path.read_text())):
+        path.write_text(json.dumps(edited))
+        try:
+            load(tmp_path / "run")
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 60
+    assert all("run'" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "match"),
+    [
+        ("feature_names", ["a"], "feature_names in config.json must be 2 different names, got 1"),
+        ("feature_names", ["a", "a"], "must be 2 different names"),
+        ("feature_names", [["a"], "b"], "feature_names in config.json must be a list of names"),
+        ("feature_names", [{"date": "may"}, "b"], "feature_names in config.json must be a list of"),
+        ("model", {"num_features": 2}, r"config.json was edited or is damaged \(KeyError"),
+        ("format_version", "2", "config.json in .* is damaged .*version '2'"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_named(
+    entry: str, value: object, match: str, tmp_path: Path
+) -> None:
+    model = HeterogeneousBTL(2, 0, utility="linear")
+    model.feature_names = pd.Index(["a", "b"])
+    save(tmp_path / "run", model)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
+    with pytest.raises(ValueError, match=match):
+        load(tmp_path / "run")
 
 
 def test_a_guide_with_another_encoder_is_refused(saved: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Preferences, user_batches
-from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people
+from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
 from fssa_bayes.posterior import (
     ChoiceProbability,
     Likelihoods,
@@ -93,7 +93,7 @@ class Predictions:
     def likelihoods(self, target: Preferences) -> Iterator[Likelihoods]:
         """Iterates over the target, a few people at a time, as `Posterior.likelihoods`."""
         first = self.model.models[0] if isinstance(self.model, PopulationMixture) else self.model
-        check_data(first, target)
+        target = align(first, target)
         check_same_people(self.context, target)
         for people, batch in user_batches(target, len(self.z), self.model.device):
             z, log_weights = self.z[:, people], self.log_weights[:, people]
@@ -117,7 +117,7 @@ def log_prob_of_people(model: HeterogeneousBTL, data: Preferences) -> Tensor:
     Returns:
         The log-probability of all choices of each person, in nats, with shape (U,).
     """
-    check_data(model, data)
+    data = align(model, data)
     twin, parts = copy.deepcopy(model).double(), []
     for _, batch in user_batches(data, 1, model.device):
         items = batch.items if data.items is None else batch.items.double()

@@ -7,7 +7,7 @@ import torch
 
 from fssa_bayes.baselines.homogeneous import HomogeneousBaseline
 from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 
 __all__ = ["DistributionalBTL"]
 
@@ -65,7 +65,7 @@ class DistributionalBTL(HomogeneousBaseline):
             One row an item (index `item`). Columns: `mean` and `sd`.
         """
         model = self.fitted("model")
-        check_data(model, data)
+        data = align(model, data)
         items = torch.arange(data.num_items) if data.items is None else data.items
         mean, log_sd = model.utility.moments(model.standardise(items))
         unit = log_sd.mean()

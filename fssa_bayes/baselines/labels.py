@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fssa_bayes.baselines.base import Baseline, check_preferences
 from fssa_bayes.baselines.homogeneous import HomogeneousBTL
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, canonical_names, find_names
 from fssa_bayes.model import check_same_people
 from fssa_bayes.posterior import ChoiceProbability, Predictor
 
@@ -33,6 +33,7 @@ class OneModelPerLabel(Baseline):
 
     Raises:
         TypeError: If `labels` is no mapping or Series.
+        ValueError: If a person has two labels.
     """
 
     members: dict[object, Baseline]
@@ -45,7 +46,12 @@ class OneModelPerLabel(Baseline):
                 "labels must be a mapping, or a Series indexed by user name, got "
                 f"{type(labels).__name__}"
             )
-        self.labels, self.build = pd.Series(labels), build
+        names, values = zip(*labels.items(), strict=True) if len(labels) else ((), ())
+        index = canonical_names("the index of labels", names)
+        if not index.is_unique:
+            repeated = index[index.duplicated()].tolist()[0]
+            raise ValueError(f"labels must have one for a person, got several for {repeated!r}")
+        self.labels, self.build = pd.Series(values, index=index), build
 
     def fit(self, data: Preferences, *, seed: int = 0, progress_bar: bool = True) -> Self:
         """Fits one model a label, see :meth:`Baseline.fit`.
@@ -102,12 +108,14 @@ class OneModelPerLabel(Baseline):
             ValueError: If a person has no label.
         """
         check_preferences(data)
-        labels = self.labels.reindex(data.user_names)
-        if labels.isna().any():
-            first = data.user_names[labels.isna().to_numpy()].tolist()[0]
+        row = find_names(data.user_names, self.labels.index)
+        labels = self.labels.iloc[row]
+        missing = (row < 0) | labels.isna().to_numpy()
+        if missing.any():
+            first = data.user_names[missing].tolist()[0]
             raise ValueError(
                 f"labels must have one for every person, got none for user {first!r} "
-                f"({int(labels.isna().sum())} such people)"
+                f"({int(missing.sum())} such people)"
             )
         return pd.Series(np.arange(len(data))).groupby(labels.to_numpy()).indices
 

@@ -13,7 +13,7 @@ from fssa_bayes.baselines.base import Baseline, Predictions, check_preferences
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, PredictiveLikelihood, fit
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 
 __all__ = ["DeterministicNeuralProcess"]
 
@@ -93,7 +93,7 @@ class DeterministicNeuralProcess(Baseline):
     def predict(self, context: Preferences) -> Predictions:
         """Returns predictions with each person's z at the guide's location."""
         model = self.fitted("model")
-        check_data(model, context)
+        context = align(model, context)
         batches = user_batches(context, 1, model.device)
         z = torch.cat([self.guide.location(batch.clean()) for _, batch in batches]).unsqueeze(0)
         return Predictions(model, context, z, z.new_zeros(z.shape[:2]))

@@ -34,7 +34,7 @@ from fssa_bayes.checks.simulation import (
 )
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.sampling import draw_posterior
 
@@ -130,7 +130,8 @@ def calibrate(
         num_users: People simulated at each of them.
         num_samples: Draws S of each person's posterior.
         source: Model that the people come from, such as the truth of a simulation; the fitted one
-            if None. With people from another model even exact posteriors are not calibrated.
+            if None. With people from another model even exact posteriors are not calibrated. It has
+            the model's items, features and covariates in the same order.
         draw: Draws other posteriors, which are studied instead: maps people and a seed to draws
             (S, U, K) and normalised log-weights (S, U) by the posterior's name.
         seed: Seed of people and draws.
@@ -149,7 +150,12 @@ def calibrate(
         Lemos et al. (2023), Sampling-based accuracy testing of posterior estimators for general
         inference, arXiv 2302.03026.
     """
-    check_data(model, data)
+    data = align(model, data)
+    if source is not None and data.for_model(source) is not data:
+        raise ValueError(
+            "source must have the items, features and covariates of the model, in the same order, "
+            "as both are asked the same pairs, got others"
+        )
     sizes = check_study(model, sizes, num_users, num_samples)
     if draw is None:
         check_guide(model, guide)

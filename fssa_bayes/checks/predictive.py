@@ -20,7 +20,7 @@ from fssa_bayes.checks.enough import NotEnoughDataError
 from fssa_bayes.checks.statistics import CHECKS, prepare_statistics
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.data.comparisons import select_where
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.posterior import PopulationDraws
 
 __all__ = ["compare_with_replicates", "drop_half_wins", "predictive_checks", "simulate_choices"]
@@ -94,7 +94,7 @@ def predictive_checks(
         Commenges & Jacqmin-Gadda (1997), Generalized score test of homogeneity based on correlated
         random effects models.
     """
-    check_data(model, data)
+    data = align(model, data)
     if not isinstance(num_replicates, int) or num_replicates < 20:
         raise ValueError(f"num_replicates must be an integer of at least 20, got {num_replicates}")
     if not 0 < level < 1:

@@ -118,6 +118,7 @@ def simulate_people(
         The people. `target` begins with pairs that are the same for all people and all sizes of
         context, and ends with pairs of each person's own.
     """
+    data = data.for_model(model)
     pairs = data.as_pairs()
     fixed = np.random.default_rng(seed).choice(pairs.num_comparisons, NUM_FIXED)
     rng = np.random.default_rng((seed, num_context))

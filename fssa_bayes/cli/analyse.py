@@ -35,7 +35,8 @@ def analyse(
         typer.Option(
             metavar="FOLDER",
             help="A model saved before, such as `model` of earlier results: used without a fit, "
-            "for another file about the same items (in the same order), or with the same --items.",
+            "for another file about the same items or some of them, or about items with the same "
+            "features (--items).",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -91,7 +92,7 @@ def analyse(
 
         prepare()
         fitted = None if model is None else load(model)
-        data, about_data = votes.read()
+        data, about_data = votes.read(None if fitted is None else fitted[0])
         if fitted is not None:
             check_fitted(fitted[0], data, model)
         analysis = run(

@@ -51,7 +51,7 @@ def diagnose(
 
         prepare()
         fitted = load(model)
-        data, about_data = votes.read()
+        data, about_data = votes.read(fitted[0])
         check_fitted(fitted[0], data, model)
         writer.tell(about_data)
         caveat = (

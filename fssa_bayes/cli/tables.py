@@ -68,13 +68,15 @@ class Votes:
         _option("WORD=MEANING,…", "The file's own words, such as a1=left,a2=right,equal=tie."),
     ] = None
     ties: Annotated[
-        Ties,
+        Ties | None,
         typer.Option(
             help="What a tie is: left out, half a win for either item, or an answer of its own, "
-            "for which the model has a parameter.",
+            "for which the model has a parameter. If absent, ties are kept for a --model that has "
+            "the parameter, and left out for others.",
             rich_help_panel=_PANEL,
+            show_default=False,
         ),
-    ] = Ties.drop
+    ] = None
     items: Annotated[
         Path | None,
         _option("FILE", "Features of items, a row an item: csv, tsv, parquet or npz."),
@@ -111,8 +113,11 @@ class Votes:
             )
         return dict(pairs)
 
-    def read(self) -> tuple[Preferences, Section]:
+    def read(self, model: HeterogeneousBTL | None = None) -> tuple[Preferences, Section]:
         """Reads the file, and describes what is in it.
+
+        Args:
+            model: The model that decides what a tie is, unless an option does; None for no model.
 
         Returns:
             The comparisons, and the part of a report that describes them, with what reading warned
@@ -124,6 +129,8 @@ class Votes:
         from fssa_bayes.datasets import table
         from fssa_bayes.report import describe_data, hear_warnings
 
+        keeps = model is not None and model.has_ties
+        ties = self.ties or (Ties.keep if keeps else Ties.drop)
         with hear_warnings() as heard:
             read = table.read(
                 self.path,
@@ -134,7 +141,7 @@ class Votes:
                 choice_labels=self.labels(),
                 items=self.items,
                 users=self.users,
-                ties=self.ties.value,
+                ties=ties.value,
                 delimiter=self.delimiter,
             )
         return read.data, describe_data(read.data, read.rows, read.missing, tuple(heard))
@@ -148,12 +155,12 @@ def check_model(model: Path | None) -> None:
 
 def check_fitted(fitted: HeterogeneousBTL, data: Preferences, model: Path) -> None:
     """Raises a ValueError that names --model unless the model can score the comparisons."""
-    from fssa_bayes.model import check_data
+    from fssa_bayes.model import align
     from fssa_bayes.report import hear_warnings
 
     try:
         with hear_warnings():  # The report repeats them beside the results.
-            check_data(fitted, data)
+            align(fitted, data)
     except ValueError as error:
         raise ValueError(
             f"--model {str(model)!r} does not fit FILE, --items, --users and --ties as they are "

@@ -13,7 +13,7 @@ from fssa_bayes._weights import pareto_smooth
 from fssa_bayes.comparison.elpd import Elpd
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.sampling import check_draws, propose
 
 __all__ = ["leave_comparisons_out", "ratio_variance"]
@@ -57,7 +57,7 @@ def leave_comparisons_out(
         cross-validation and WAIC.
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
-    check_data(model, data)
+    digest, data = data.digest(), align(model, data)  # Models may number items differently.
     check_guide(model, guide)
     check_draws(model, num_samples, "psis")
     values, shapes, variances = [], [], []
@@ -84,7 +84,7 @@ def leave_comparisons_out(
         unit="judgement" if data.has_rankings else "comparison",
         pareto_k=np.concatenate(shapes) if model.latent_dim else None,
         monte_carlo_error=math.sqrt(sum(part.sum().item() for part in variances)),
-        digest=data.digest(),
+        digest=digest,
     )
 
 

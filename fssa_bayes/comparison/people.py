@@ -16,7 +16,7 @@ from fssa_bayes.data import Preferences
 from fssa_bayes.data.folds import deal_into_folds
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import fit
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.sampling import check_draws, person_log_marginal_likelihood
 
 __all__ = [
@@ -76,12 +76,12 @@ def score_users(
     Raises:
         ValueError: If data, model and guide do not fit each other or there are too few proposals.
     """
-    check_data(model, data)
+    aligned = align(model, data)
     check_guide(model, guide)
     check_draws(model, num_samples, "psis")
     with seeded(seed), torch.no_grad():
         values, variance, _ = person_log_marginal_likelihood(
-            model, guide, data, num_samples, TARGET_ERROR, MAX_SAMPLES
+            model, guide, aligned, num_samples, TARGET_ERROR, MAX_SAMPLES
         )
     return _score_of_people(values.cpu().numpy(), variance.sum().sqrt().item(), data)
 

@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fssa_bayes.data.ids import canonical_names
+
 __all__ = [
     "check_choices",
     "check_covariates",
@@ -34,13 +36,12 @@ def check_offsets(offsets: np.ndarray) -> np.ndarray:
 
 def check_names(argument: str, names: Sequence | pd.Index | None, length: int) -> pd.Index:
     """Returns names as an index, positions if None; refuses a wrong number and repeated names."""
-    names = pd.RangeIndex(length) if names is None else pd.Index(names)
+    names = pd.RangeIndex(length) if names is None else canonical_names(argument, names)
     if len(names) != length:
         raise ValueError(f"{argument} must have {length} entries, got {len(names)}")
     if not names.is_unique:
-        raise ValueError(
-            f"{argument} must be unique, got {names[names.duplicated()][0]!r} more than once"
-        )
+        repeated = names[names.duplicated()].tolist()[0]
+        raise ValueError(f"{argument} must be unique, got {repeated!r} more than once")
     return names
 
 

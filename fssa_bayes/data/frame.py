@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data.ids import (
+    canonical_names,
+    explain_unknown,
+    factorise_names,
+    find_names,
+    join_names,
+)
 from fssa_bayes.data.ragged import offsets_of
 
 __all__ = [
@@ -54,9 +62,10 @@ def read_frame(
             f"{left!r} and {right!r} at row {df.index[same[0]]} ({len(same)} such rows)"
         )
     outcome = decode_choices(df, columns, choice_labels)
-    person, user_names = pd.factorize(df[columns["user"]])
-    covariates = None if users is None else read_covariates(users, pd.Index(user_names))
-    repeated = int(df.duplicated(list(columns.values())).sum())
+    person, user_names = factorise_names(_described(columns, "user"), df[columns["user"]])
+    covariates = None if users is None else read_covariates(users, user_names)
+    rows = {"person": person, "left": left_item, "right": right_item, "outcome": outcome}
+    repeated = int(pd.DataFrame(rows).duplicated().sum())
     if repeated:
         warnings.warn(
             f"{repeated} of {len(df)} rows repeat an earlier row (same person, left, right and "
@@ -88,7 +97,7 @@ def read_frame(
         "num_items": len(item_names),
         "item_names": item_names,
         "feature_names": None if items is None else items.columns,
-        "user_names": pd.Index(user_names)[present],
+        "user_names": user_names[present],
         "covariates": None if covariates is None else covariates[present],
         "covariate_names": None if users is None else users.columns,
         "ties": "half" if ties == "drop" else ties,
@@ -123,30 +132,36 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
 def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
     """Names the items: those of the features, or else all that are compared."""
     if items is None:
-        names = pd.unique(pd.concat([df[left], df[right]], ignore_index=True))
-        return pd.Index(names)
+        names = [factorise_names(f"column {column!r}", df[column])[1] for column in (left, right)]
+        return join_names(*names)
     if not isinstance(items, pd.DataFrame):
         raise TypeError(
             "items must be a pandas DataFrame of features indexed by item name, or None, "
             f"got {type(items).__name__}"
         )
     _check_numeric("items", items)
-    return items.index
+    return canonical_names("the index of items", items.index)
 
 
 def neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
     """Orders items by the choice set or by name, so that the order tells nothing of the ranks."""
     if choice_set is not None:
-        return pd.Index(choice_set)
+        return canonical_names("choice_set", choice_set)
     try:
         return names.sort_values()
     except TypeError:  # Names of different types have no order.
         return names
 
 
+def _described(columns: Mapping[str, str], argument: str) -> str:
+    """Names a column in a message by the argument that named it."""
+    return f"{argument}={columns[argument]!r}"
+
+
 def _check_numeric(argument: str, table: pd.DataFrame) -> None:
-    if not table.index.is_unique:
-        name = table.index[table.index.duplicated()][0]
+    index = canonical_names(f"the index of {argument}", table.index)
+    if not index.is_unique:
+        name = index[index.duplicated()].tolist()[0]
         raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
     if table.shape[1] == 0:
         raise ValueError(f"{argument} must have at least one column, got none")
@@ -166,16 +181,30 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
         )
 
 
-def lookup_items(df: pd.DataFrame, column: str, names: pd.Index) -> np.ndarray:
-    """Finds the positions of the items in a column, int32, or refuses unknown items."""
-    position = names.get_indexer(df[column])
+def lookup_items(
+    df: pd.DataFrame,
+    column: str,
+    names: pd.Index,
+    describe: Callable[[int], str] | None = None,
+) -> np.ndarray:
+    """Finds the positions of the items in a column, int32, or refuses unknown items.
+
+    Args:
+        df: A table.
+        column: Name of its column of items.
+        names: Names of all items.
+        describe: Says where a row, given by position, stands; None for column and index.
+    """
+    code, distinct = factorise_names(f"column {column!r}", df[column])
+    position = find_names(distinct, names)[code]
     unknown = np.flatnonzero(position < 0)
     if len(unknown):
-        name = df[column].iloc[unknown[0]]
+        row, name = unknown[0], distinct.tolist()[code[unknown[0]]]
+        where = f"in column {column!r} at row {df.index[row]}"
         raise ValueError(
-            f"unknown item {name!r} in column {column!r} at row {df.index[unknown[0]]} "
-            f"({len(unknown)} such rows): items has no row of that name; its index begins with "
-            f"{list(names[:3])}"
+            f"unknown item {name!r} {describe(row) if describe else where} ({len(unknown)} such "
+            f"rows): items has no row of that name; its index begins with {names[:3].tolist()}"
+            f"{explain_unknown(name, names)}"
         )
     return position.astype(np.int32)
 
@@ -219,7 +248,8 @@ def _decode_numbers(choice: pd.Series) -> np.ndarray:
         values = choice.to_numpy(dtype=np.float32)
     else:
         is_number = [
-            isinstance(value, bool | np.bool_ | int | float | np.number) for value in choice
+            isinstance(value, bool | np.bool_ | int | float | np.number | Decimal)
+            for value in choice
         ]
         values = np.full(len(choice), np.nan, dtype=np.float32)
         values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
@@ -232,7 +262,9 @@ def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
     if pd.api.types.is_bool_dtype(choice.dtype):
         return code
     numeric = [pd.api.types.is_numeric_dtype(column.dtype) for column in (choice, left, right)]
-    if not all(numeric):  # Strings, categories and mixtures compare as Python objects.
+    # Strings, categories and mixtures compare as Python objects, and so do numbers of two types,
+    # which NumPy would compare as floats.
+    if not all(numeric) or len({choice.dtype, left.dtype, right.dtype}) > 1:
         choice, left, right = (column.astype(object) for column in (choice, left, right))
     choice, left, right = (column.to_numpy() for column in (choice, left, right))
     if choice.dtype == object:
@@ -273,16 +305,18 @@ def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
             f"got {type(users).__name__}"
         )
     _check_numeric("users", users)
-    idle = users.index.difference(names, sort=False)
-    if len(idle):
+    index = canonical_names("the index of users", users.index)
+    idle = index[find_names(index, names) < 0].tolist()
+    if idle:
         raise ValueError(
             f"users must belong to people with comparisons, got {idle[0]!r} without any "
-            f"({len(idle)} such rows)"
+            f"({len(idle)} such rows){explain_unknown(idle[0], names)}"
         )
-    missing = names.difference(users.index, sort=False)
-    if len(missing):
+    row = find_names(names, index)
+    missing = names[row < 0].tolist()
+    if missing:
         raise ValueError(
             f"users must have a row for every person, got none for {missing[0]!r} "
             f"({len(missing)} such people)"
         )
-    return users.loc[names].to_numpy(dtype=np.float32)
+    return users.iloc[row].to_numpy(dtype=np.float32)

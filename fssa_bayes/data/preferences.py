@@ -24,6 +24,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from fssa_bayes.data.alignment import AlignedComparisons
+from fssa_bayes.data.answers import GrowingComparisons
 from fssa_bayes.data.arrays import (
     check_choices,
     check_covariates,
@@ -36,7 +38,6 @@ from fssa_bayes.data.arrays import (
 )
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import (
-    Comparisons,
     covariates_of,
     pad,
     replace,
@@ -44,7 +45,13 @@ from fssa_bayes.data.comparisons import (
     select,
     select_where,
 )
-from fssa_bayes.data.frame import name_items, neutral_order, read_covariates, read_frame
+from fssa_bayes.data.frame import (
+    lookup_items,
+    name_items,
+    neutral_order,
+    read_covariates,
+    read_frame,
+)
 from fssa_bayes.data.graph import find_components, warn_about_graph
 from fssa_bayes.data.imagined import imagine, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
@@ -58,7 +65,7 @@ _TIES = ("drop", "keep", "half")
 _METHODS = ("plackett_luce", "pairs")
 
 
-class Preferences(Comparisons):
+class Preferences(AlignedComparisons, GrowingComparisons):
     """Stores the paired comparisons of many people, ragged, in memory proportional to their number.
 
     Most users start from :meth:`from_dataframe`. Objects are immutable: splits and subsets return
@@ -287,15 +294,7 @@ class Preferences(Comparisons):
         names = name_items(frame, "item", "item", items)
         if items is None:
             names = neutral_order(names, choice_set)
-        position = names.get_indexer(ranked.item)
-        unknown = np.flatnonzero(position < 0)
-        if len(unknown):
-            person = ranked.users[ranked.person[ranked.group[unknown[0]]]]
-            raise ValueError(
-                f"unknown item {ranked.item.iloc[unknown[0]]!r} in a ranking of user {person!r} "
-                f"({len(unknown)} such rows): items has no row of that name; its index begins with "
-                f"{list(names[:3])}"
-            )
+        position = lookup_items(frame, "item", names, ranked.describe)
         left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
         covariates = None if users is None else read_covariates(users, ranked.users)
         counts = np.bincount(ranked.person[number], minlength=len(ranked.users))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
+
 __all__ = [
     "RankedItems",
     "add_unranked",
@@ -45,6 +47,10 @@ class RankedItems:
     group: np.ndarray
     item: pd.Series
     rank: np.ndarray
+
+    def describe(self, row: int) -> str:
+        """Says in a message where one of the L rows stands."""
+        return f"in a ranking of user {_name(self.users[self.person[self.group[row]]])}"
 
 
 def read_rankings(
@@ -80,7 +86,9 @@ def read_rankings(
         table = read_lists(rankings)
     if not len(table):
         raise ValueError("rankings must hold at least one ranking, got none")
-    person, users = pd.factorize(table["user"])
+    person, users = factorise_names("user", table["user"])
+    code, names = factorise_names("item", table["item"])
+    table = table.assign(user=users[person], item=names[code])
     group = table.groupby([person, table["ranking"]], sort=False).ngroup().to_numpy()
     # Rankings in order of appearance, those of a person together; items as they were listed.
     order = np.lexsort((group, person))
@@ -93,7 +101,7 @@ def read_rankings(
         table = add_unranked(table, choice_set)
     check_sizes(table)
     rank = table["rank"].to_numpy(dtype=np.float64)
-    return RankedItems(pd.Index(users), owner, table["group"].to_numpy(), table["item"], rank)
+    return RankedItems(users, owner, table["group"].to_numpy(), table["item"], rank)
 
 
 def read_table(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFrame:
@@ -160,7 +168,8 @@ def read_lists(rankings: Mapping | Sequence) -> pd.DataFrame:
             rows["ranking"] += [number] * len(items)
             rows["item"] += list(items)
             rows["rank"] += range(1, len(items) + 1)
-    return pd.DataFrame(rows)
+    # As objects: pandas would make floats of integers and floats together.
+    return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in rows.items()})
 
 
 def _check_names(items: Sequence, where: str) -> None:
@@ -214,12 +223,14 @@ def add_unranked(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     if not isinstance(choice_set, Sequence | np.ndarray | pd.Index | pd.Series):
         raise TypeError(f"choice_set must be a list of items, got {choice_set!r}")
     _check_names(choice_set, "choice_set")
-    items = pd.Index(choice_set)
+    items = canonical_names("choice_set", choice_set)
     if not items.is_unique:
         raise ValueError(
-            f"choice_set must name an item once, got {items[items.duplicated()][0]!r} again"
+            "choice_set must name an item once, "
+            f"got {items[items.duplicated()].tolist()[0]!r} again"
         )
-    outside = np.flatnonzero(~table["item"].isin(items))
+    code, names = factorise_names("item", table["item"])
+    outside = np.flatnonzero(find_names(names, items)[code] < 0)
     if len(outside):
         row = table.iloc[outside[0]]
         raise ValueError(
@@ -228,7 +239,8 @@ def add_unranked(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
         )
     first = table.drop_duplicates("group")
     every = first.loc[first.index.repeat(len(items)), ["user", "ranking", "group"]]
-    every = every.assign(item=np.tile(items.to_numpy(), len(first)), rank=np.nan)
+    every = every.assign(item=np.tile(items.astype(object), len(first)), rank=np.nan)
+    table = table.astype({"item": object})
     whole = pd.concat([table, every], ignore_index=True).drop_duplicates(["group", "item"])
     return whole.sort_values("group", kind="stable")
 

@@ -12,7 +12,6 @@ from fssa_bayes.inference.objectives import (
     Sleep,
     split_batch,
 )
-from fssa_bayes.model import check_data
 
 __all__ = [
     "ELBO",
@@ -23,7 +22,6 @@ __all__ = [
     "Objective",
     "PredictiveLikelihood",
     "Sleep",
-    "check_data",
     "check_guide",
     "fit",
     "split_batch",

@@ -25,7 +25,7 @@ from fssa_bayes.inference.readiness import (
 )
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
-from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people
+from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
 from fssa_bayes.population import (
     covariate_effects,
     describe_few_people,
@@ -96,7 +96,7 @@ class FitResult:
             UserWarning: If `max_samples` is reached before the standard error is.
         """
         data = self.data if data is None else data
-        check_data(self.model, data)
+        data = align(self.model, data)
         with seeded(seed), torch.no_grad():
             estimate = estimate_log_marginal_likelihood(
                 self.model, self.guide, data, num_samples, target_error, max_samples
@@ -239,7 +239,7 @@ class FitResult:
         model, guide, data = self.model, self.guide, self.data
         check_draws(model, num_samples, "psis")
         if target is not None:
-            check_data(model, target, needs_covariates=False)
+            target = align(model, target, needs_covariates=False)
             check_same_people(data, target)
 
         def draw() -> Draws:
@@ -343,7 +343,7 @@ def fit(
         >>> sorted(result.history["stage"].unique())
         ['ImportanceWeightedELBO', 'Sleep']
     """
-    check_data(model, data)
+    data = align(model, data)
     check_training_data(model, guide, data)
     stages = choose_stages(model, objective, steps, batch_size)
     validation = choose_validation(model, data, validation)

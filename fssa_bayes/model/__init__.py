@@ -1,10 +1,11 @@
 """How does a person choose? The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 
 from fssa_bayes.model.agreement import (
-    check_data,
+    align,
     check_same_people,
     positions,
     require_linear,
+    select_features,
 )
 from fssa_bayes.model.btl import HeterogeneousBTL
 from fssa_bayes.model.distributions import (
@@ -33,9 +34,10 @@ __all__ = [
     "Outcomes",
     "PreparedItems",
     "Utility",
-    "check_data",
+    "align",
     "check_same_people",
     "log_prob_of_choices",
     "positions",
     "require_linear",
+    "select_features",
 ]

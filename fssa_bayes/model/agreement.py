@@ -5,43 +5,67 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, first_names
+from fssa_bayes.data import (
+    Preferences,
+    canonical_names,
+    explain_unknown,
+    find_columns,
+    find_names,
+    first_names,
+)
 from fssa_bayes.model.btl import HeterogeneousBTL
 
 __all__ = [
+    "align",
     "check_covariates",
-    "check_data",
     "check_same_people",
     "check_ties",
     "positions",
     "require_linear",
+    "select_features",
 ]
 
 
-def check_data(
+def align(
     model: HeterogeneousBTL, data: Preferences, *, needs_covariates: bool = True
-) -> None:
-    """Raises an error unless `data` can be scored by `model`.
+) -> Preferences:
+    """Returns the data in the model's items, features and covariates, by name.
 
-    `needs_covariates` is False for comparisons that are predicted from a known z.
+    Every function that takes a model and data does this before any work, and goes on with the data
+    returned; see :meth:`Preferences.for_model`.
+
+    Args:
+        model: The model.
+        data: The data.
+        needs_covariates: False for comparisons that are predicted from a known z.
+
+    Returns:
+        The data, which are the same object where they agree with the model already.
+
+    Raises:
+        TypeError: If `data` are no Preferences.
+        ValueError: If the model cannot score them.
+
+    Warns:
+        UserWarning: If a feature or covariate seems to have another unit than in the fit.
     """
     if not isinstance(data, Preferences):
         raise TypeError(f"data must be Preferences, got {type(data).__name__}")
+    if model.is_standardised and data.items is None:
+        names = "" if model.feature_names is None else f", [{first_names(model.feature_names)}]"
+        raise ValueError(
+            f"data must have the features the model was fitted to{names}, got items without "
+            "features: read the data with items="
+        )
+    data = data.for_model(model)
     if data.num_features != model.num_features:
         raise ValueError(
             f"data must have the model's num_features={model.num_features} features, "
             f"got {data.num_features}"
-        )
-    if model.feature_names is not None and not model.feature_names.equals(data.feature_names):
-        kind = "items" if data.items is None else "features"
-        raise ValueError(
-            f"data must have the {kind} the model was fitted to, in the same order: "
-            f"[{first_names(model.feature_names)}], got [{first_names(data.feature_names)}]"
         )
     if model.is_standardised and data.items is not None:
         shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
@@ -56,6 +80,7 @@ def check_data(
     check_ties(model, data)
     if needs_covariates:
         check_covariates(model, data)
+    return data
 
 
 def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
@@ -63,12 +88,6 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
     if not model.num_covariates:
         return
     model.check_covariates(data.covariates)
-    names = model.covariate_names
-    if names is not None and not names.equals(data.covariate_names):
-        raise ValueError(
-            f"data must have the covariates the model was fitted to, in the same order: "
-            f"[{first_names(names)}], got [{first_names(data.covariate_names)}]"
-        )
     if model.covariates_are_standardised:
         shift = model.standardise_covariates(data.covariates).abs().amax(0).cpu()
         if shift.max() > 20:
@@ -78,6 +97,15 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
                 "the same?",
                 stacklevel=4,
             )
+
+
+def select_features(model: HeterogeneousBTL, items: pd.DataFrame) -> pd.DataFrame:
+    """Puts features of items in the model's order, by the names of the columns if they have any."""
+    if model.feature_names is None or isinstance(items.columns, pd.RangeIndex):
+        return items
+    rule = "items must have the features the model was fitted to"
+    order = find_columns(rule, items.columns, model.feature_names)
+    return items if order is None else items.iloc[:, order]
 
 
 def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
@@ -109,12 +137,14 @@ def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
     """Looks names up in an index, and raises a ValueError that names the first unknown one."""
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
-    position = index.get_indexer(list(names))
+    names = canonical_names(argument, names)
+    position = find_names(names, index)
     if len(position) == 0:
         raise ValueError(f"{argument} must have at least one name, got none")
     if (position < 0).any():
-        unknown = list(names)[int(np.flatnonzero(position < 0)[0])]
-        raise ValueError(f"{argument} must be known names, got {unknown!r}")
+        unknown = names[position < 0].tolist()[0]
+        hint = explain_unknown(unknown, index)
+        raise ValueError(f"{argument} must be known names, got {unknown!r}{hint}")
     return torch.from_numpy(position)
 
 
@@ -123,6 +153,6 @@ def check_same_people(context: Preferences, target: Preferences) -> None:
     if len(target) != len(context) or not target.user_names.equals(context.user_names):
         raise ValueError(
             f"target must hold the same people as the context in the same order: "
-            f"{len(context)} people beginning with {list(context.user_names[:3])}, "
-            f"got {len(target)} beginning with {list(target.user_names[:3])}"
+            f"{len(context)} people beginning with {context.user_names[:3].tolist()}, "
+            f"got {len(target)} beginning with {target.user_names[:3].tolist()}"
         )

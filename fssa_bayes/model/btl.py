@@ -414,7 +414,7 @@ class HeterogeneousBTL(LatentPrior):
         """
         with seeded(seed), torch.no_grad():
             choices, factors = [], []
-            for batch in data.batches(4096):
+            for batch in data.for_model(self).batches(4096):
                 moved = batch.to(self.device)
                 z = self.prior(batch.num_users, batch.covariates).sample()
                 choices.append(self.choice(moved, z).sample()[moved.mask].cpu())

@@ -25,7 +25,8 @@ class Contexts:
 
     Args:
         rows: The rows targets and contexts come from.
-        preferences: `rows.to_preferences(…)`, for the features.
+        preferences: `rows.to_preferences(…)`, for the features, in the order of those of the model
+            whose guide reads the contexts (`.for_model(model)`).
         max_context: Largest size of a context; sizes are uniform from `min_context` to it, or to
             the number of a person's rows with other prompts where that is smaller.
         min_context: Smallest size of a context. A policy learns the meaning of z from contexts that

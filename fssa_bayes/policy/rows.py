@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, factorise_names
 from fssa_bayes.policy.checks import check_positions
 from fssa_bayes.policy.conversations import Conversation, plain_text, read_row
 from fssa_bayes.policy.tokens import TokenisedPairs
@@ -69,8 +69,8 @@ class PreferenceRows:
         self.prompts, self.chosen, self.rejected = (
             list(column) for column in zip(*rows, strict=True)
         )
-        self.user, names = pd.factorize(pd.Series(list(users), dtype=object))
-        self.user_names = pd.Index(names)
+        names = pd.Series(list(users), dtype=object)
+        self.user, self.user_names = factorise_names("users", names)
         keys = [p if isinstance(p, str) else json.dumps(p) for p in self.prompts]
         self.prompt = pd.factorize(np.array(keys, object))[0]
 

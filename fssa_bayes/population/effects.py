@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences, identified_covariates
-from fssa_bayes.model import HeterogeneousBTL, positions
+from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.posterior import PopulationDraws
 
 __all__ = ["average_over_people", "choose_items", "covariate_effects", "effect_of_covariate"]
@@ -66,7 +66,7 @@ def covariate_effects(
     """
     if not model.num_covariates:
         raise ValueError("model must have covariates, got num_covariates=0")
-    model.check_covariates(data.covariates)
+    data = align(model, data)
     if not isinstance(num_draws, int) or num_draws < 1:
         raise ValueError(f"num_draws must be an integer of at least 1, got {num_draws!r}")
     members = [] if population is None else [member for member, _ in population.members]

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.data import Preferences, canonical_names, find_names
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population.information import population_information
 from fssa_bayes.population.parameters import check_num_parameters
 from fssa_bayes.population.standard_errors import find_unidentified, invert_information
@@ -62,10 +62,11 @@ def ranking_table(
             f"latent_dim={model.latent_dim}"
         )
     check_num_parameters("ranking()", model.num_features)
-    names = data.item_names if items is None else pd.Index(items)
-    position = data.item_names.get_indexer(names)
+    data = align(model, data)
+    names = data.item_names if items is None else canonical_names("items", items)
+    position = find_names(names, data.item_names)
     if len(names) == 0 or (position < 0).any():
-        unknown = list(names[position < 0][:1])
+        unknown = names[position < 0][:1].tolist()
         raise ValueError(f"items must be known names, at least one, got {unknown}")
     if groups is not None and len(groups) != len(names):
         raise ValueError(f"groups must have one label an item, {len(names)}, got {len(groups)}")

@@ -8,7 +8,7 @@ import torch
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population.parameters import estimate_parameters
 from fssa_bayes.population.standard_errors import invert_information
 from fssa_bayes.posterior import PopulationDraws
@@ -51,6 +51,7 @@ def population_draws(
     """
     if not isinstance(num, int) or num < 2:
         raise ValueError(f"num must be an integer of at least 2, got {num!r}")
+    data = align(model, data)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population_draws()")
     inverse = invert_information(estimate.information, estimate.expected_null, estimate.advice)
     eigenvalues, vectors = torch.linalg.eigh(inverse @ estimate.outer @ inverse)

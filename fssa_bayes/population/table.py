@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population.parameters import estimate_parameters, label_parameters
 from fssa_bayes.population.standard_errors import with_standard_errors
 
@@ -73,6 +73,7 @@ def population_table(
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
+    data = align(model, data)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
     rank = estimate.loading.shape[1]
     scale = model.feature_scale.double().cpu()

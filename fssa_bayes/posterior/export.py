@@ -258,7 +258,8 @@ def shown_items(
     if items is not None:
         return positions("items", items, context.item_names)
     small = 4 * count * len(context) * context.num_items <= max_utility_bytes
-    return torch.arange(context.num_items if small and context.items_are_shared else 0)
+    shared = context.items is None or context.items_are_shared
+    return torch.arange(context.num_items if small and shared else 0)
 
 
 def _has_coefficients(model: HeterogeneousBTL, data: Preferences) -> bool:

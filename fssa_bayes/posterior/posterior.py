@@ -16,7 +16,13 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL, check_data, check_same_people, positions
+from fssa_bayes.model import (
+    HeterogeneousBTL,
+    align,
+    check_same_people,
+    positions,
+    select_features,
+)
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
@@ -61,6 +67,8 @@ class Posterior:
         model: A fitted model.
         guide: Its guide; None for a model with `latent_dim=0`.
         context: The people and the choices that are known of them; empty contexts are allowed.
+            Items without features, features and covariates are found by name, in any order: see
+            :meth:`Preferences.for_model`.
         num_samples: Number of draws S of each person.
         seed: Seed of the draws.
         correct: `"psis"` weighs the draws, by Pareto-smoothed importance weights, so that they
@@ -77,6 +85,7 @@ class Posterior:
             population.
 
     Attributes:
+        context: The context in the items, features and covariates of the model.
         population: The draws of the population, or None where it is held fixed.
         method: How each person's draws were made, with shape (U,): `"guide"`, `"more draws"`,
             `"nuts"`; after :meth:`from_draws` also `"grid"`.
@@ -107,7 +116,7 @@ class Posterior:
         population: str | PopulationDraws = "fixed",
         fallback: str | None = "draws",
     ) -> None:
-        check_data(model, context)
+        context = align(model, context)
         check_guide(model, guide)
         check_draws(model, num_samples, correct)
         drawn = check_population(model, population, num_samples)
@@ -192,7 +201,7 @@ class Posterior:
         Raises:
             ValueError: If model, context, guide and draws do not belong together.
         """
-        check_data(model, context)
+        context = align(model, context)
         check_same_people(context, exact.context)
         if exact.context is not context and exact.context.digest() != context.digest():
             raise ValueError("exact must be of this context, got one of other choices or items")
@@ -336,7 +345,8 @@ class Posterior:
         Returns:
             Weighted posterior mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
         """
-        return describe_choices(self.likelihoods(self._check_target(target)), target)
+        target = self._check_target(target)
+        return describe_choices(self.likelihoods(target), target)
 
     @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
@@ -353,7 +363,7 @@ class Posterior:
         return score_choices(self.likelihoods(self._check_target(target)))
 
     def _check_target(self, target: Preferences) -> Preferences:
-        check_data(self.model, target, needs_covariates=False)
+        target = align(self.model, target, needs_covariates=False)
         check_same_people(self.context, target)
         return target
 
@@ -367,6 +377,7 @@ class Posterior:
             Which people, their comparisons, p(choices | z) under all draws with batch shape (S, U),
             and the draws' normalised log-weights (S, U), on the model's device.
         """
+        target = target.for_model(self.model)
         for people, batch in user_batches(target, self.num_samples, self.model.device):
             z = self._draws.z[:, people].to(self.model.device)
             log_weights = self._draws.log_weights[:, people].to(self.model.device)
@@ -378,8 +389,10 @@ class Posterior:
         """Draws the utilities of items to people.
 
         Args:
-            items: Names of items of the context's table, or features of new ones, as a tensor,
-                array or DataFrame with shape (M, D); all items of the table if None.
+            items: Names of items, or features of new ones, as a tensor, array or DataFrame with
+                shape (M, D), whose columns are taken by name if they have names. None for all items
+                of the context's table; for items without features these are all items of the model,
+                whether a person has judged them or not.
             users: Names of people; everybody if None.
 
         Returns:
@@ -506,7 +519,7 @@ class Posterior:
                 "population='fixed'"
             )
         if target is not None:
-            self._check_target(target)
+            target = self._check_target(target)
         return export_draws(
             self.model,
             self.guide,
@@ -529,8 +542,10 @@ class Posterior:
 
     def _items(self, items: Sequence | Tensor | None) -> Tensor:
         data = self.context
-        if isinstance(items, pd.DataFrame) or (isinstance(items, np.ndarray) and items.ndim == 2):
-            items = torch.tensor(np.asarray(items), dtype=torch.float32)
+        if isinstance(items, pd.DataFrame):
+            items = select_features(self.model, items).to_numpy()
+        if isinstance(items, np.ndarray) and items.ndim == 2:
+            items = torch.tensor(items, dtype=torch.float32)
         if isinstance(items, Tensor):
             expected = (self.model.num_features,)
             if data.items is None or items.shape[1:] != expected or len(items) == 0:
@@ -542,7 +557,7 @@ class Posterior:
                 raise ValueError("items must be finite, got NaN or infinity")
             return items.to(torch.float32)
         if items is None:
-            if not data.items_are_shared:
+            if data.items is not None and not data.items_are_shared:
                 raise ValueError(
                     "items must name a common set: every item of the table belongs to one person "
                     "only, so its utilities cannot be centred over a set common to people"

@@ -23,7 +23,7 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, Sleep, fit
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report import findings
 from fssa_bayes.report.page import Section
@@ -163,7 +163,7 @@ def _check_fitted(
         raise ValueError(
             "fitted must be a model of individual people, with latent_dim of at least 1, got 0"
         )
-    check_data(model, data)
+    align(model, data)
     check_guide(model, guide)
 
 

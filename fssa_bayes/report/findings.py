@@ -364,7 +364,7 @@ def describe_differences(
 
 def _disagreement(model: HeterogeneousBTL, data: Preferences, seed: int) -> tuple[float, float]:
     """Returns the probabilities that one person, and that two people, answer a pair differently."""
-    rng = np.random.default_rng(seed)
+    rng, data = np.random.default_rng(seed), data.for_model(model)
     pairs = data.resample_pairs(np.array([min(_MAX_PAIRS, data.num_comparisons)]), rng)
     with torch.no_grad(), seeded(seed):
         z = model.sample_population(2000, data).unsqueeze(1)
@@ -455,6 +455,7 @@ def describe_covariates(
     heading = "What do covariates do?"
     if not model.num_covariates:
         return Section(heading, ["The model does not use the covariates of the people."])
+    data = data.for_model(model)
     text = [
         "Covariates say where a person's tastes are to be expected before any choice: the gain at "
         "0 known choices, above, is what they predict."

@@ -21,7 +21,7 @@ import torch
 from fssa_bayes.checks import NotEnoughDataError, check_study
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.report import real, refit, simulated
 from fssa_bayes.report.page import Section
 from fssa_bayes.report.report import Report
@@ -128,7 +128,7 @@ def diagnose(
         ValueError: If the data do not fit the model, or an option is out of range.
         OSError: If the folder cannot be written, before any work is done.
     """
-    check_data(model, data)
+    data = align(model, data)
     check_guide(model, guide)
     if model.latent_dim == 0:
         raise ValueError(
@@ -136,7 +136,7 @@ def diagnose(
             "from a person's choices"
         )
     if train is not None:
-        check_data(model, train)
+        train = align(model, train)
     if not isinstance(budget, int | float) or not budget > 0:
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")
     for name, value, least in (("seed", seed, 0), ("refit_steps", refit_steps, 1)):

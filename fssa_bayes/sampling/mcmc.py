@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from fssa_bayes._arviz import chain_diagnostics
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.sampling.cache import (
     Chains,
     NutsOptions,
@@ -130,7 +130,7 @@ def nuts(
         Vehtari et al. (2021), Rank-normalization, folding, and localization: an improved R-hat
         for assessing convergence of MCMC, Bayesian Analysis 16(2).
     """
-    check_data(model, context)
+    context = align(model, context)
     options = NutsOptions(num_samples, warmup_steps, num_chains, seed, target_r_hat, max_attempts)
     _check_options(model, options, processes)
     check_size(model, context, num_chains * num_samples)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.model import HeterogeneousBTL, check_data
+from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.sampling.draws import Draws, check_finite
 from fssa_bayes.sampling.exact import ExactPosterior, check_size, judged, latent_of_noise
 
@@ -82,7 +82,7 @@ def grid(
         Trefethen & Weideman (2014), The exponentially convergent trapezoidal rule, SIAM Review
         56(3).
     """
-    check_data(model, context)
+    context = align(model, context)
     if model.latent_dim not in (1, 2):
         hint = ": use nuts" if model.latent_dim else ": a homogeneous model has no posterior of z"
         raise ValueError(

@@ -12,7 +12,16 @@ import pandas as pd
 import pytest
 from running import run
 
-from fssa_bayes import load
+from fssa_bayes import (
+    ELBO,
+    HeterogeneousBTL,
+    NeuralProcessGuide,
+    Posterior,
+    Preferences,
+    fit,
+    load,
+    save,
+)
 from fssa_bayes.cli.output import Writer
 
 pytestmark = pytest.mark.slow
@@ -181,3 +190,70 @@ def test_runs_that_are_killed_end_with_the_same_results(votes: Path, tmp_path: P
     ended = json.loads(out)
     assert ended["killed"] >= 6
     assert set(ended["ends"]) == {ended["expected"]}
+
+
+@pytest.fixture(scope="module")
+def drinks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of five drinks with ties of their own, and the folder for other files."""
+    folder = tmp_path_factory.mktemp("drinks")
+    names = np.array(["tea", "cola", "milk", "water", "juice"])
+    rng = np.random.default_rng(0)
+    left = rng.integers(5, size=200)
+    right = (left + rng.integers(1, 5, size=200)) % 5
+    choice = rng.choice([0, 0.5, 1], size=200, p=[0.4, 0.2, 0.4])
+    columns = {"u": np.arange(200) // 10, "l": names[left], "r": names[right], "c": choice}
+    table = pd.DataFrame(columns).drop_duplicates()
+    data = Preferences.from_dataframe(table, user="u", left="l", right="r", choice="c", ties="keep")
+    model = HeterogeneousBTL(5, 1, "linear", ties="davidson")
+    guide = NeuralProcessGuide(model, hidden_dim=8)
+    options = {"objective": ELBO(steps=5), "validation": None, "progress_bar": False}
+    fit(model, guide, data, **options)
+    save(folder / "model", model, guide)
+    table.to_csv(folder / "first.csv", index=False)
+    return folder
+
+
+def test_next_months_file_is_read_by_the_model_of_this_month(
+    command, drinks: Path, tmp_path: Path
+) -> None:
+    """New people judge four of the five drinks, in another order; ties are those of the model."""
+    columns = ("--user", "u", "--left", "l", "--right", "r", "--choice", "c", "--draws", "100")
+    rows = [
+        *[("ann", "juice", "milk", 1), ("ann", "tea", "juice", 0.5), ("bob", "milk", "tea", 0)],
+        *[("bob", "juice", "tea", 1), ("eve", "cola", "milk", 0), ("eve", "tea", "cola", 0.5)],
+    ]
+    table = pd.DataFrame(rows, columns=["u", "l", "r", "c"])
+    table.to_csv(tmp_path / "next.csv", index=False)
+    model = ("--model", drinks / "model")
+    out = tmp_path / "results"
+    ended = command("analyse", tmp_path / "next.csv", *columns, *model, "--out", out)
+    assert ended.code == 0, ended.err
+    people = pd.read_csv(out / "people.csv", index_col="user")
+    assert people.loc[["ann", "bob", "eve"], "comparisons"].tolist() == [2, 2, 2]
+    exported = arviz.from_netcdf(out / "posterior.nc")
+    assert sorted(exported.posterior["item"].values) == ["cola", "juice", "milk", "tea", "water"]
+    pair, guide = load(drinks / "model")
+    read = {"user": "u", "left": "l", "right": "r", "choice": "c", "ties": "keep"}
+    data = Preferences.from_dataframe(table, **read)
+    expected = Posterior(pair, guide, data, 100).utility(["milk", "water"]).mean(0)
+    found = exported.posterior["utility"].sel(item=["milk", "water"]).mean(("chain", "draw"))
+    found = found - found.mean("item")
+    np.testing.assert_allclose(found.sel(user=data.user_names.tolist()), expected, atol=1e-5)
+
+    # The file of the fit itself, its rows in another order.
+    first = pd.read_csv(drinks / "first.csv").sample(frac=1, random_state=0)
+    first.to_csv(tmp_path / "shuffled.csv", index=False)
+    again = command(
+        *("diagnose", tmp_path / "shuffled.csv", *columns[:8], *model, "--budget", "0.5"),
+        *("--out", f"{out}2", "--json"),
+    )
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["error"] == 0
+
+    table.assign(r=table["r"].replace("milk", "beer")).to_csv(tmp_path / "beer.csv", index=False)
+    for subcommand in ("analyse", "diagnose"):
+        arguments = (tmp_path / "beer.csv", *columns[:8], *model, "--out", f"{out}3")
+        refused = command(subcommand, *arguments)
+        assert refused.code == 2
+        assert "does not fit FILE" in refused.err
+        assert "got ['beer'] in 2 of 6 comparisons: fit again with them, or leave" in refused.err

@@ -115,14 +115,17 @@ def test_items_without_features_are_fitted_by_look_up() -> None:
     assert utility[1].argsort().tolist() == [2, 1, 0]
 
 
-def test_data_of_other_items_or_features_are_refused() -> None:
+def test_columns_are_known_by_their_names() -> None:
     """Positions and columns have a meaning that the width alone does not check."""
     data = simulate(people=12)
     model, guide = fresh(data, utility="linear")
     fit(model, guide, data, steps=1, progress_bar=False)
     swapped = with_features(data, data.items.flip(-1), ["price", "size"])
-    with pytest.raises(ValueError, match=r"features .* \['size', 'price'\], got \['price', 'size'"):
-        Posterior(model, guide, swapped)
+    one, other = (Posterior(model, guide, some, num_samples=50) for some in (data, swapped))
+    assert torch.equal(one.z, other.z)
+    unnamed = with_features(data, data.items, [0, 1])
+    with pytest.raises(ValueError, match=r"features .* \['size', 'price'\], got \[0, 1\] without"):
+        Posterior(model, guide, unnamed)
     far = with_features(data, 1000 * data.items, ["size", "price"])
     with pytest.warns(UserWarning, match="'price' lies .* standard deviations"):
         Posterior(model, guide, far, num_samples=50)

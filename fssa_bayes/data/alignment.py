@@ -1,0 +1,188 @@
+"""Data by name: in the items, features and covariates of a model, or about some items alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import numpy as np
+import pandas as pd
+
+from fssa_bayes.data.arrays import check_names
+from fssa_bayes.data.comparisons import Comparisons, Data, replace, select_where
+from fssa_bayes.data.ids import explain_unknown, find_names
+from fssa_bayes.data.judgements import find_judgements
+from fssa_bayes.data.names import first_names
+
+__all__ = ["AlignedComparisons", "Fitted", "align_features", "align_items", "find_columns"]
+
+
+class Fitted(Protocol):
+    """What a model remembers of the data that it was fitted to.
+
+    Attributes:
+        feature_names: Names of the features, those of the items where these have no features; None
+            before a fit.
+        covariate_names: Names of the covariates; None before a fit, or without any.
+    """
+
+    feature_names: pd.Index | None
+    covariate_names: pd.Index | None
+
+
+class AlignedComparisons(Comparisons):
+    """Holds comparisons that can be put in the terms of a model, by name."""
+
+    def for_model(self, model: Fitted) -> Self:
+        """Returns the same data in the items, features and covariates of a model, by name.
+
+        Whatever takes a model and data does this by itself.
+
+        Args:
+            model: A model. One that was never fitted leaves the data as they are.
+
+        Returns:
+            The same people and comparisons in the same order; the data themselves where they have
+            the model's names in the model's order already. Items without features are those of the
+            model, whether they were compared here or not; names that were never compared are left
+            out. Features and covariates are those of the model, in its order; further columns are
+            left out, unless the columns have no names but their positions.
+
+        Raises:
+            ValueError: If a comparison is about an item that the model does not know
+                (:meth:`select_items` leaves such comparisons out), or a feature or covariate of
+                the model is missing.
+        """
+        data = self
+        if model.feature_names is not None:
+            align = align_items if self.items is None else align_features
+            data = align(data, model.feature_names)
+        if model.covariate_names is not None and self.covariates is not None:
+            data = align_covariates(data, model.covariate_names)
+        return data
+
+    def select_items(self, items: Sequence | pd.Index) -> Self:
+        """Leaves out comparisons with other items than some.
+
+        Rankings lose their other items; what is left has the probability of a ranking of these
+        items, as by Plackett and Luce a choice among some items does not depend on others.
+
+        Args:
+            items: Names of the items, which become the item table in this order. Items without
+                features may be new: nobody has compared them.
+
+        Returns:
+            The same people, some of whom may be left without comparisons.
+
+        Raises:
+            ValueError: If items with features have no row of a name, a name stands twice, or no
+                comparison is left.
+        """
+        return select_items(self, check_names("items", items, len(items)))
+
+
+def align_items(data: Data, names: pd.Index) -> Data:
+    """Numbers items without features as `names` does.
+
+    Raises:
+        ValueError: If a comparison is about an item of another name.
+    """
+    if data.item_names.equals(names):
+        return data
+    left, right = number_items(data, names)
+    unknown = (left < 0) | (right < 0)
+    if unknown.any():
+        found = np.unique(np.concatenate([data.left[left < 0], data.right[right < 0]]))
+        others = data.item_names[found]
+        raise ValueError(
+            f"data must be about the items the model was fitted to, [{first_names(names)}], got "
+            f"[{first_names(others)}] in {int(unknown.sum())} of {data.num_comparisons} "
+            "comparisons: fit again with them, or leave these comparisons out, "
+            f"data.select_items(model.feature_names){explain_unknown(others[0], names)}"
+        )
+    return replace(data, left=left, right=right, **item_table(names))
+
+
+def align_features(data: Data, names: pd.Index) -> Data:
+    """Puts the columns of the item table in the order of `names`."""
+    rule = "data must have the features the model was fitted to"
+    order = find_columns(rule, data.feature_names, names)
+    if order is None:
+        return data
+    return replace(data, items=data.items[:, order], feature_names=names)
+
+
+def align_covariates(data: Data, names: pd.Index) -> Data:
+    """Puts the columns of people's covariates in the order of `names`."""
+    rule = "data must have the covariates the model was fitted to"
+    order = find_columns(rule, data.covariate_names, names)
+    if order is None:
+        return data
+    return replace(data, covariates=data.covariates[:, order], covariate_names=names)
+
+
+def find_columns(rule: str, own: pd.Index, names: pd.Index) -> np.ndarray | None:
+    """Finds the columns of a table that have given names, or returns None where it has no others.
+
+    Args:
+        rule: What must have which columns, for the message.
+        own: Names of the columns.
+        names: Names that are looked for.
+
+    Returns:
+        The position of each name. None also for another number of columns without names, none of
+        which can be told to be the one too many.
+
+    Raises:
+        ValueError: If a name is not among those of the columns.
+    """
+    if own.equals(names) or (isinstance(own, pd.RangeIndex) and len(own) != len(names)):
+        return None
+    order = find_names(names, own)
+    if (order < 0).any():
+        raise ValueError(
+            f"{rule}, [{first_names(names)}], got [{first_names(own)}] without "
+            f"[{first_names(names[order < 0])}]"
+        )
+    return order
+
+
+def select_items(data: Data, names: pd.Index) -> Data:
+    """Leaves out comparisons with items of other names; see `Preferences.select_items`."""
+    table, features = item_table(names), None
+    if data.items is not None:
+        rows = find_names(names, data.item_names)
+        if (rows < 0).any():
+            raise ValueError(
+                f"items must be known names, got [{first_names(names[rows < 0])}]: the features of "
+                f"these items are unknown, the item table begins with "
+                f"[{first_names(data.item_names)}]"
+            )
+        features = data.items[rows]
+        table["feature_names"] = data.feature_names
+    left, right = number_items(data, names)
+    keep = (left >= 0) & (right >= 0)
+    if data.ranking is not None:  # Of a ranking of which nothing is known any more, nothing stays.
+        tells = np.bincount(data.ranking, keep & (data.choice != 0.5)) > 0
+        keep &= ~data.judgements.inside | tells[data.ranking]
+    if data.num_comparisons and not keep.any():
+        raise ValueError(
+            f"items must leave a comparison, got [{first_names(names)}], no two of which are "
+            "compared with each other"
+        )
+    moved = replace(data, left=left, right=right, items=features, **table)
+    kept = select_where(moved, keep)
+    number = None if data.ranking is None else data.ranking[keep]
+    judgements = find_judgements(kept.left, kept.right, kept.choice, number, kept.person)
+    return replace(kept, judgements=judgements)
+
+
+def number_items(data: Comparisons, names: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the left and right items by their positions in `names`, int32, −1 if unknown."""
+    position = find_names(data.item_names, names).astype(np.int32)
+    return position[data.left], position[data.right]
+
+
+def item_table(names: pd.Index) -> dict[str, pd.Index | int]:
+    """Returns the parts of data that describe a table of items without features."""
+    return {"num_items": len(names), "item_names": names, "feature_names": names}
