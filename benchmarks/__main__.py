@@ -17,6 +17,7 @@ NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
     *("refinement", "calibration", "nuts", "population_uncertainty", "policy", "experiments"),
+    "few_people",
 )
 
 

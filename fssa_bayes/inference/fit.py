@@ -27,6 +27,7 @@ from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
 from fssa_bayes.population import (
+    cautious_population,
     covariate_effects,
     describe_few_people,
     population_draws,
@@ -161,10 +162,7 @@ class FitResult:
         Args:
             context: The people and the choices that are known of them; empty contexts are allowed.
             num_samples: Number of draws of each person.
-            population: `"auto"` draws the population, by :meth:`population_draws`, where the people
-                of the fit are fewer than 10 for each of its parameters
-                (:func:`fssa_bayes.population.describe_few_people`), and holds it fixed elsewhere;
-                or as for the posterior.
+            population: `"auto"` for that of :meth:`choose_population`; or as for the posterior.
             seed: Seed of the draws.
             **options: Other arguments of the posterior.
 
@@ -175,11 +173,27 @@ class FitResult:
             ValueError: As the posterior and :meth:`population_draws`.
         """
         if isinstance(population, str) and population == AUTO:
-            population = "fixed"
-            if describe_few_people(self.model, self.data) is not None:
-                population = self.population_draws(min(50, num_samples), seed=seed)
+            population = self.choose_population(min(50, num_samples), seed=seed)
         options |= {"population": population, "seed": seed}
         return Posterior(self.model, self.guide, context, num_samples, **options)
+
+    def choose_population(
+        self, num: int = 50, num_samples: int = 1000, *, seed: int = 0
+    ) -> str | PopulationDraws:
+        """Draws populations where people are few, for `Posterior(..., population=...)`.
+
+        People are few below 10 for each parameter of a linear utility's population. Then people
+        differ in some of the populations drawn and are alike in the others, see
+        :func:`fssa_bayes.population.cautious_population` for arguments, errors and sources.
+
+        Returns:
+            The populations, or `"fixed"` where people are enough or the population cannot be drawn.
+        """
+        if describe_few_people(self.model, self.data) is None:
+            return "fixed"
+        average = _fit_average(self.model, self.data, seed)
+        options = {"num": num, "num_samples": num_samples, "seed": seed}
+        return cautious_population(self.model, self.guide, self.data, average, **options)
 
     def bootstrap(self, num: int = 20, *, seed: int = 0, **options: object) -> PopulationDraws:
         """Refits the model to people drawn with replacement, for `Posterior(population=...)`.
@@ -366,14 +380,26 @@ def fit(
     if few := describe_few_people(model, data):
         warnings.warn(
             f"{few}: posteriors of individuals that hold the population at its estimate are too "
-            "sure of it; result.posterior(context), or population=result.population_draws(), "
-            "draws the population",
+            "sure of it; result.posterior(context) draws the population",
             stacklevel=2,
         )
     legs = plan(stages, data, validation, refit, seed)
     fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
     fitter.run()
     return FitResult(model, guide, data, pd.DataFrame(fitter.history), fitter.held_out())
+
+
+def _fit_average(model: HeterogeneousBTL, data: Preferences, seed: int) -> HeterogeneousBTL:
+    """Fits the homogeneous model with the utility, the answers and the units of another one."""
+    config = model.config | {"latent_dim": 0, "prior": "normal", "num_covariates": 0}
+    with seeded(seed):
+        average = HeterogeneousBTL(**config).to(model.device)
+    for name in ("feature_mean", "feature_scale", "is_standardised"):
+        getattr(average, name).copy_(getattr(model, name))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the model does not use the covariates")
+        fit(average, None, data, seed=seed, progress_bar=False)
+    return average
 
 
 def describe_fit(

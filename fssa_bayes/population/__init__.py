@@ -1,6 +1,7 @@
 """What is said of everybody: standard errors, tables, rankings, effects of covariates, draws."""
 
 from fssa_bayes.data import covariate_rank, identified_covariates
+from fssa_bayes.population.cautious import cautious_population
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.information import feature_differences
@@ -19,6 +20,7 @@ __all__ = [
     "PopulationDraws",
     "PopulationMixture",
     "answer_estimates",
+    "cautious_population",
     "check_num_parameters",
     "covariate_effects",
     "covariate_rank",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population.parameters import MAX_PARAMETERS
 
 __all__ = ["PEOPLE_PER_PARAMETER", "describe_few_people", "number_of_parameters"]
 
@@ -31,7 +32,7 @@ def describe_few_people(model: HeterogeneousBTL, data: Preferences) -> str | Non
     """Says that people are few for the parameters of their population; None where they are not.
 
     Also None for models whose populations cannot be drawn by `population_draws`: all but linear
-    utilities of individual people with a normal prior.
+    utilities of individual people with a normal prior and at most 2,000 parameters.
 
     Args:
         model: The model.
@@ -40,7 +41,7 @@ def describe_few_people(model: HeterogeneousBTL, data: Preferences) -> str | Non
     if not (model.latent_dim and model.utility.is_linear) or len(model.prior_flow):
         return None
     people, parameters = int((data.counts > 0).sum()), number_of_parameters(model, data)
-    if people >= PEOPLE_PER_PARAMETER * parameters:
+    if people >= PEOPLE_PER_PARAMETER * parameters or parameters > MAX_PARAMETERS:
         return None
     return (
         f"{people:,} people are few for the {parameters} parameters of their population, fewer "

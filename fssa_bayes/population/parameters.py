@@ -15,6 +15,7 @@ from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.population.information import population_information
 
 __all__ = [
+    "MAX_PARAMETERS",
     "ParameterEstimate",
     "answer_estimates",
     "check_num_parameters",
@@ -23,7 +24,8 @@ __all__ = [
     "rotate_to_triangle",
 ]
 
-_MAX_PARAMETERS = 2000
+MAX_PARAMETERS = 2000
+"""Most parameters whose information matrix is inverted."""
 
 # What a lack of rank may come from, with and without latent factors.
 _ADVICE_ON_COVARIANCE = (
@@ -163,9 +165,9 @@ def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_num_parameters(what: str, parameters: int) -> None:
     """Raises a ValueError if `what` would invert too large a dense information matrix."""
-    if parameters > _MAX_PARAMETERS:
+    if parameters > MAX_PARAMETERS:
         raise ValueError(
-            f"{what} inverts a dense information matrix of at most {_MAX_PARAMETERS} "
+            f"{what} inverts a dense information matrix of at most {MAX_PARAMETERS} "
             f"parameters, got {parameters}: reduce the features or latent_dim"
         )
 
