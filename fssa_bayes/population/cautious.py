@@ -18,6 +18,7 @@ from fssa_bayes.sampling import estimate_log_marginal_likelihood
 
 __all__ = ["akaike_gain", "cautious_population", "of_people_alike"]
 
+_CHOICES_PER_PARAMETER = 10  # Fewer, and a covariance is fitted to noise (Peduzzi et al. 1996).
 _TARGET_ERROR = 0.5  # Monte-Carlo error of a log-likelihood, in nats.
 _MAX_SAMPLES = 8_000
 
@@ -36,7 +37,7 @@ def cautious_population(
 
     Few people cannot tell whether they differ: a covariance that was fitted to their noise predicts
     worse than none. The share of populations in which people differ is the Akaike weight of the
-    individual model against the homogeneous one, with the correction for small samples.
+    individual model against the homogeneous one; 0 below 10 choices for each parameter.
 
     Args:
         model: A fitted model with linear utility and normal prior.
@@ -51,8 +52,9 @@ def cautious_population(
         The populations.
 
     References:
-        Hurvich & Tsai (1989), Regression and time series model selection in small samples.
         Burnham & Anderson (2002), Model selection and multimodel inference, chapters 2 and 4.
+        Peduzzi et al. (1996), A simulation study of the number of events per variable in logistic
+        regression analysis, J. Clin. Epidemiol. 49.
     """
     gain = akaike_gain(model, guide, data, average, num_samples=num_samples, seed=seed)
     differ = round(num / (1 + math.exp(min(-gain, 500.0))))
@@ -83,20 +85,18 @@ def akaike_gain(
 ) -> float:
     """Estimates the log-likelihood of new data under `model` less that under `average`, in nats.
 
-    Half the difference of Akaike's criterion, corrected for small samples; −∞ where the people are
-    no more than the parameters of `model` and one. Arguments are those of
-    :func:`cautious_population`.
+    Half the difference of Akaike's criterion; −∞ below 10 choices for each parameter of `model`.
+    Arguments are those of :func:`cautious_population`.
     """
+    if data.num_comparisons < _CHOICES_PER_PARAMETER * number_of_parameters(model, data):
+        return -math.inf
     values = []
     for one, its_guide in ((model, guide), (average, None)):
-        parameters, people = number_of_parameters(one, data), int((data.counts > 0).sum())
-        if people <= parameters + 1:
-            return -math.inf
         with seeded(seed):
             estimate = estimate_log_marginal_likelihood(
                 one, its_guide, data, num_samples, _TARGET_ERROR, _MAX_SAMPLES
             )
-        values.append(estimate.value - parameters * people / (people - parameters - 1))
+        values.append(estimate.value - number_of_parameters(one, data))
     return values[0] - values[1]
 
 
