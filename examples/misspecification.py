@@ -102,8 +102,8 @@ def unseen_types(truth: HeterogeneousBTL, args: argparse.Namespace) -> Preferenc
     """Gives some people coefficients that no z of the model stands for."""
     pairs = ask(args.test_users, args, seed=args.seed + 1)
     direction = torch.linalg.qr(truth.utility.loading.detach(), mode="complete")[0][:, -1]
-    margin = (pairs.items @ direction)[pairs.batch().left]
-    margin = 4 * (margin - (pairs.items @ direction)[pairs.batch().right])
+    strange, batch = pairs.items.to(direction) @ direction, pairs.batch()
+    margin = 4 * (strange[batch.left] - strange[batch.right])
     return choose(truth, pairs, args, strange=margin)
 
 

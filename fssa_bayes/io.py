@@ -37,10 +37,11 @@ __all__ = [
     "write_folder",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the files that this version of the library writes."""
 
-_READABLE = (1, FORMAT_VERSION)  # Version 1 has neither ties, bias nor lapses.
+# Version 1 has neither ties, bias nor lapses; 1 and 2 have means and scales in single precision.
+_READABLE = (1, 2, FORMAT_VERSION)
 _KEPT = 2  # States of a fit: the last one, and the one before in case a disk damages the last.
 
 _CONFIG = "config.json"
@@ -128,7 +129,7 @@ def load(
             "save the model again"
         ) from error
     for module in filter(None, (model, guide)):
-        module.to(device=device, dtype=tensors["model.feature_mean"].dtype).eval()
+        module.to(device=device, dtype=tensors["model._origin"].dtype).eval()
     try:
         unflatten(tensors, model, guide)
     except RuntimeError as error:

@@ -52,6 +52,7 @@ def _make_data(
     if num_features is not None:
         columns = np.arange(num_features)
         items = rng.normal(columns, 1 + columns, size=(num_items, num_features))
+        items = items.astype(np.float32)  # The models' precision: formulas of tests take both.
     offsets = np.concatenate([[0], np.cumsum(counts)])
     return Preferences(left, right, choice, offsets, items=items, num_items=num_items)
 

@@ -279,10 +279,11 @@ def test_information_is_that_of_the_marginal_likelihood() -> None:
 
     score = torch.autograd.functional.jacobian(evidence, theta)
     hessian = torch.autograd.functional.hessian(lambda t: evidence(t).sum(), theta)
-    scale = estimate.outer.abs().max().item()
-    torch.testing.assert_close(estimate.outer, score.T @ score, atol=0.03 * scale, rtol=0)
+    known = estimate.uncertainty
+    scale = known.outer.abs().max().item()
+    torch.testing.assert_close(known.outer, score.T @ score, atol=0.03 * scale, rtol=0)
     scale = hessian.abs().max().item()
-    torch.testing.assert_close(estimate.information, -hessian, atol=0.03 * scale, rtol=0)
+    torch.testing.assert_close(known.information, -hessian, atol=0.03 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 4])
@@ -562,6 +563,33 @@ def test_errors_of_effects_are_the_spread_over_populations() -> None:
     centred = (data.items[:3] - data.items[:3].mean(0)).double().numpy()
     every = [centred @ effects_of(member).reshape(2, 3)[0] for member, _ in draws.members]
     np.testing.assert_allclose(table.loc["age"]["utility_se"], np.std(every, 0, ddof=1), rtol=1e-3)
+
+
+def test_effects_of_a_linear_model_have_errors_without_being_asked() -> None:
+    data = ask(40, 8)
+    model = build(data, 1)
+    data, _ = model.simulate(data)
+    guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
+    result = FitResult(model, guide, data, pd.DataFrame())
+    drawn = result.population_draws(seed=3)
+    expected = result.covariate_effects([0, 1], population=drawn, num_draws=50, seed=3)
+    shown = result.covariate_effects([0, 1], num_draws=50, seed=3)
+    pd.testing.assert_frame_equal(shown, expected)
+    assert (shown["utility_se"] > 0).all()
+    bare = result.covariate_effects([0, 1], population=None, num_draws=50, seed=3)
+    assert bare["utility_se"].isna().all()
+    with pytest.raises(ValueError, match="population must be 'auto', draws or None, got 'all'"):
+        result.covariate_effects([0, 1], population="all")
+
+
+def test_effects_of_a_network_say_what_gives_errors() -> None:
+    data = ask(10, 4)
+    model = HeterogeneousBTL(3, 1, num_covariates=2, hidden_dim=8)
+    result = FitResult(model, NeuralProcessGuide(model, hidden_dim=8), data, pd.DataFrame())
+    with pytest.warns(UserWarning, match=r"pass population=result.bootstrap\(\) for errors"):
+        table = result.covariate_effects([0, 1], num_draws=50)
+    assert table["utility"].notna().all()
+    assert table["utility_se"].isna().all()
 
 
 # On disk.

@@ -115,7 +115,7 @@ def test_homogeneous_double_and_own_utilities_are_kept(data: Preferences, tmp_pa
 def test_files_are_json_and_safetensors_in_original_units(saved: Path, data: Preferences) -> None:
     assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
     config = json.loads((saved / "config.json").read_text())
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
     assert set(config["versions"]) == {"fssa_bayes", "torch", "pyro-ppl"}
     assert config["feature_names"] == [0, 1, 2]
     np.testing.assert_allclose(config["standardisation"]["mean"], data.items.mean(0), rtol=1e-6)
@@ -285,11 +285,11 @@ def test_one_changed_bit_is_refused(saved: Path) -> None:
         load(saved)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(0, "an older"), (3, "a newer")])
+@pytest.mark.parametrize(("version", "advice"), [(0, "an older"), (4, "a newer")])
 def test_other_format_versions_are_refused(version: int, advice: str, saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text()) | {"format_version": version}
     (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"must be one of .1, 2., got {version} .*{advice}"):
+    with pytest.raises(ValueError, match=f"must be one of .1, 2, 3., got {version} .*{advice}"):
         load(saved)
 
 
@@ -395,6 +395,30 @@ def test_a_model_saved_in_format_2_still_loads() -> None:
         loc = guide.posterior(batch).base_dist.mean
     np.testing.assert_allclose(log_prob, expected["log_prob"], rtol=1e-2)  # bf16 has 8 bits.
     np.testing.assert_allclose(loc, expected["loc"], rtol=1e-2, atol=1e-2)
+
+
+def data_of_format_3() -> Preferences:
+    return Preferences(
+        [0, 1, 2], [1, 2, 0], [1, 0, 1], [0, 2, 3],
+        items=[[1.7e9 + 7, 0.1], [1.7e9 - 20, 0.4], [1.7e9 + 33, -0.3]],
+        feature_names=["time", datetime.date(2024, 2, 29)],
+        covariates=[[1.6e9 + 1], [1.6e9 + 4]], covariate_names=[17],
+    )  # fmt: skip
+
+
+def test_a_model_saved_in_format_3_still_loads() -> None:
+    """With means and scales in double precision, covariates, and a date that names a feature."""
+    model, guide = load(KEPT / "format_3")
+    data = data_of_format_3()
+    align(model, data)
+    assert (model.dtype, model.feature_mean.dtype) == (torch.float32, torch.float64)
+    expected = json.loads((KEPT / "format_3" / "expected.json").read_text())
+    with torch.no_grad():
+        batch = data.batch()
+        log_prob = model.choice(batch, torch.tensor(expected["z"])).log_prob(batch.choice)
+        loc = guide.posterior(batch).base_dist.mean
+    np.testing.assert_allclose(log_prob, expected["log_prob"], rtol=1e-4)
+    np.testing.assert_allclose(loc, expected["loc"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_guide_remembers_its_objective(data: Preferences, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import Self
 
 import pandas as pd
@@ -117,21 +118,49 @@ class HomogeneousBTL(HomogeneousBaseline):
         """Returns a fresh model, see :meth:`HomogeneousBaseline.build`."""
         return HeterogeneousBTL(data.num_features, 0, **copy.deepcopy(self.options))
 
-    def coefficients(self) -> pd.DataFrame:
+    def coefficients(
+        self,
+        *,
+        reference: Hashable | None = None,
+        kind: str | None = None,
+        level: float | None = None,
+        p_values: bool = False,
+    ) -> pd.DataFrame:
         """Tabulates the coefficients of a linear utility with three standard errors.
+
+        Args:
+            reference: An item, where items have no features: the others are relative to the item.
+            kind: Errors of intervals and p-values: `"sandwich"`, the default, `"hessian"` or
+                `"outer_product"`.
+            level: Probability of an interval, in columns `lower` and `upper`; None for none.
+            p_values: Whether there are columns `df`, `statistic` and `p_value`, of tests against 0.
 
         Returns:
             One row a feature (index `term`), in nats per unit as given, and one for each parameter
             of the answers. Columns: `estimate`; `se_hessian`, the classical error, from the inverse
             Hessian, which takes a person's choices for independent; `se_outer_product`; and
-            `se_sandwich`, with people as clusters, which is right for dependent choices too.
+            `se_sandwich`, with people as clusters, which is right for dependent choices too, and
+            corrected where people are few (see :class:`fssa_bayes.population.Estimates`).
 
         Raises:
-            ValueError: If the utility is not linear.
+            ValueError: If the utility is not linear, or `reference` is no item.
 
         References:
             White (1982), Maximum likelihood estimation of misspecified models.
             Liang & Zeger (1986), Longitudinal data analysis using generalized linear models.
         """
         require_linear(self.fitted("model"), "coefficients()")
-        return self.result.population().droplevel("quantity")
+        table = self.result.population(
+            reference=reference, kind=kind, level=level, p_values=p_values
+        )
+        return table.droplevel("quantity")
+
+    def vcov(self, kind: str | None = None, **options: object) -> pd.DataFrame:
+        """Tabulates the covariance of the estimates, see :meth:`fssa_bayes.FitResult.vcov`."""
+        self.fitted("model")
+        return self.result.vcov(kind, **options)
+
+    def contrast(self, weights: object, **options: object) -> pd.DataFrame:
+        """Estimates differences of items or coefficients, see :meth:`FitResult.contrast`."""
+        self.fitted("model")
+        return self.result.contrast(weights, **options)

@@ -11,11 +11,12 @@ from torch import Tensor
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.population import (
+    Estimates,
+    Uncertainty,
     answer_estimates,
     check_num_parameters,
     feature_differences,
     label_parameters,
-    with_standard_errors,
 )
 
 __all__ = ["class_moments", "mixture_moments", "mixture_table"]
@@ -88,19 +89,19 @@ def mixture_table(
     logits = weights.double().clamp(min=1e-300).log()
     own = [part for pair in zip(means, answers, strict=True) for part in pair]
     theta = torch.cat([*own, logits[1:] - logits[0]])
-    expected_null = len(models) if data.items is None else 0
-    columns = with_standard_errors(
-        quantities,
-        theta,
-        outer,
+    uncertainty = Uncertainty(
         information,
-        expected_null,
+        outer,
         num_people=int((data.counts > 0).sum()),
+        people=None,
+        expected_null=len(models) if data.items is None else 0,
         advice=_ADVICE,
     )
     terms = [term for _, term in label_parameters(data, 0, [], answer_estimates(first))] + ["share"]
     index = [(number + 1, term) for number in range(len(models)) for term in terms]
-    return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index, names=["class", "term"]))
+    names = pd.MultiIndex.from_tuples(index, names=["class", "term"])
+    estimates = Estimates.of(names, quantities, theta, uncertainty)
+    return pd.DataFrame(estimates.three_errors(), index=names)
 
 
 @torch.no_grad()

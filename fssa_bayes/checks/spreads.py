@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.checks.selection import mark_at_most
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Batch, Preferences, column_moments
 from fssa_bayes.data.comparisons import replace, select_where
 from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.model import HeterogeneousBTL
@@ -78,7 +78,10 @@ def prepare_spreads(
     draws = marginal_draws if model.latent_dim else 1
     # The same draws for every comparison, shifted by the person's covariates.
     z = model.average_prior(draws).sample().unsqueeze(1)
-    scale = 1.0 if data.items is None else data.items.std(0).clamp(min=1e-12).to(model.device)
+    scale = 1.0
+    if data.items is not None:
+        scale = column_moments(data.items)[1].to(model.device)
+        scale = scale.where(scale > 0, 1.0)
     keep = mark_at_most(data.counts, _MAX_WIDTH, seed)
     # A part of a ranking is no ranking: every comparison stands alone.
     data = replace(data, judgements=Judgements(data.num_comparisons))
@@ -135,7 +138,7 @@ def spread_weights(
     if batch.items.dtype == torch.int64:
         similar = share_items(batch)
     else:
-        difference = (batch.items[batch.left] - batch.items[batch.right]) / scale
+        difference = ((batch.items[batch.left] - batch.items[batch.right]) / scale).to(mean)
         directions |= {name: difference[..., [d]] for d, name in enumerate(features)}
         similar = difference @ difference.mT
     weights = {name: values @ values.mT for name, values in directions.items()}

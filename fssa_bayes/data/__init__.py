@@ -13,6 +13,13 @@ from fssa_bayes.data.ids import (
     names_to_json,
 )
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.precision import (
+    coarse_columns,
+    column_moments,
+    constant_columns,
+    storage_type,
+    usable_numbers,
+)
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.summary import Summary
 
@@ -21,6 +28,9 @@ __all__ = [
     "Preferences",
     "Summary",
     "canonical_names",
+    "coarse_columns",
+    "column_moments",
+    "constant_columns",
     "covariate_rank",
     "explain_unknown",
     "factorise_names",
@@ -30,5 +40,7 @@ __all__ = [
     "identified_covariates",
     "names_from_json",
     "names_to_json",
+    "storage_type",
+    "usable_numbers",
     "user_batches",
 ]

@@ -23,6 +23,7 @@ from fssa_bayes.data.ids import (
 )
 from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_pairs, read_rankings
 
@@ -69,7 +70,7 @@ class GrowingComparisons(Comparisons):
         parts: dict[str, Any] = {"item_names": items, "num_items": len(items)}
         if isinstance(items, pd.DataFrame):
             parts = {"item_names": name_items(items, "", "", items), "feature_names": items.columns}
-            parts["items"] = items.to_numpy(dtype=np.float32)
+            parts["items"] = table_values(items)
         if isinstance(users, pd.DataFrame):
             parts["covariates"] = read_covariates(users, people)
             parts["covariate_names"] = users.columns

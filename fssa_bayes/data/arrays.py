@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data.ids import canonical_names
+from fssa_bayes.data.precision import LARGEST, storage_type, usable_numbers
 
 __all__ = [
     "check_choices",
@@ -46,20 +47,26 @@ def check_names(argument: str, names: Sequence | pd.Index | None, length: int) -
 
 
 def check_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
-    """Copies a table of finite numbers to single precision, or refuses another array."""
+    """Copies a table of finite numbers, or refuses another array.
+
+    Floats of single precision or less are stored in single precision, other numbers in double.
+    """
+    if isinstance(table, Tensor) and table.dtype == torch.bfloat16:  # NumPy has no such type.
+        table = table.float()
+    values = np.asarray(table)
     # A copy: a DataFrame may hand out memory that is not to be written to.
-    table = torch.tensor(np.asarray(table), dtype=torch.float32)
+    table = torch.from_numpy(np.array(values, dtype=storage_type([values.dtype])))
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(
             f"{argument} must be a table with at least one row and one column, "
             f"got shape {tuple(table.shape)}"
         )
-    bad = (~torch.isfinite(table)).nonzero()
+    bad = np.argwhere(~usable_numbers(table.numpy()))
     if len(bad):
         row, column = bad[0].tolist()
         raise ValueError(
-            f"{argument} must be finite, got {table[row, column].item()} in row {row}, "
-            f"column {column} ({len(bad)} such entries)"
+            f"{argument} must be finite, got {table[row, column].item()} in row {row}, column "
+            f"{column} ({len(bad)} such entries); the largest size is {LARGEST:g}"
         )
     return table
 

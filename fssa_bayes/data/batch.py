@@ -23,8 +23,9 @@ class Batch:
     Padding has left = right = 0 and mask False; whatever stands under the mask has no effect.
 
     Attributes:
-        items: Features of the items in the batch, in the units given, with shape (M, D); or, where
-            items have no features, their positions in the item table, int64 with shape (M,).
+        items: Features of the items in the batch, in the units and the precision given, with shape
+            (M, D); or, where items have no features, their positions in the item table, int64 with
+            shape (M,).
         left: Position in `items` of each comparison's left item, int64 with shape (U, N).
         right: The same for the right item.
         choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (U, N).

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fssa_bayes.data.precision import constant_columns
+
 __all__ = ["covariate_rank", "identified_covariates"]
 
 
@@ -23,8 +25,7 @@ def _varied_directions(covariates: Tensor) -> tuple[Tensor, Tensor]:
     """Returns eigenvectors (W, W) of the correlations, and which of them have any variance."""
     table = covariates.double().cpu()
     centred = table - table.mean(0)
-    # A constant differs from its mean by rounding alone.
-    centred[:, centred.abs().amax(0) <= 1e-6 * table.abs().amax(0)] = 0
+    centred[:, constant_columns(table)] = 0  # Rounding alone.
     centred = centred / centred.std(0, unbiased=False).clamp(min=1e-300)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     return values > 1e-9, vectors

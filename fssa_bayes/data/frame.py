@@ -17,6 +17,7 @@ from fssa_bayes.data.ids import (
     find_names,
     join_names,
 )
+from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.ragged import offsets_of
 
 __all__ = [
@@ -93,7 +94,7 @@ def read_frame(
         "right": right_item[order],
         "choice": outcome[order],
         "offsets": offsets_of(counts[present]),
-        "items": None if items is None else items.to_numpy(dtype=np.float32),
+        "items": None if items is None else table_values(items),
         "num_items": len(item_names),
         "item_names": item_names,
         "feature_names": None if items is None else items.columns,
@@ -171,13 +172,14 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
                 f"{argument} must be numeric, got column {column!r} of type {dtype}; encode it "
                 "first, for example with pandas.get_dummies"
             )
-    values = table.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))
+    values = table_values(table)
+    bad = np.argwhere(~usable_numbers(values))
     if len(bad):
         row, column = bad[0]
         raise ValueError(
             f"{argument} must be finite, got {values[row, column]} for {table.index[row]!r}, "
-            f"column {table.columns[column]!r} ({len(bad)} such entries)"
+            f"column {table.columns[column]!r} ({len(bad)} such entries); the largest size is "
+            f"{LARGEST:g}"
         )
 
 
@@ -298,7 +300,7 @@ def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
 
 
 def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
-    """Reads the covariates of people in the order of `names`, in single precision."""
+    """Reads the covariates of people in the order of `names`."""
     if not isinstance(users, pd.DataFrame):
         raise TypeError(
             "users must be a pandas DataFrame of covariates indexed by user, or None, "
@@ -319,4 +321,4 @@ def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
             f"users must have a row for every person, got none for {missing[0]!r} "
             f"({len(missing)} such people)"
         )
-    return users.iloc[row].to_numpy(dtype=np.float32)
+    return table_values(users.iloc[row])

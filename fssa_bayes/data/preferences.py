@@ -55,6 +55,7 @@ from fssa_bayes.data.frame import (
 from fssa_bayes.data.graph import find_components, warn_about_graph
 from fssa_bayes.data.imagined import imagine, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
+from fssa_bayes.data.precision import digest_parts, table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_pairs, read_rankings
 from fssa_bayes.data.summary import Summary, summarise
@@ -77,7 +78,9 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         right: The same for the right item.
         choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (R,).
         offsets: Person u owns comparisons `offsets[u]` to `offsets[u + 1] - 1`; shape (U + 1,).
-        items: Item features with shape (M, D), or None for one indicator per item.
+        items: Item features with shape (M, D), or None for one indicator per item. Floats of
+            single precision are stored as such, other numbers in double precision; the model
+            centres and scales them in double precision.
         num_items: Number of items M where `items` is None.
         item_names: Names of the items; positions if None.
         feature_names: Names of the features; positions if None.
@@ -173,6 +176,10 @@ class Preferences(AlignedComparisons, GrowingComparisons):
     ) -> Preferences:
         """Reads comparisons from a table with one row per comparison.
 
+        Names of people and items may be text, numbers, Booleans, dates, times, UUIDs or bytes, in
+        columns of any type. They are compared as Python compares values: 1 and 1.0 are one name,
+        "1" is another.
+
         Args:
             df: The comparisons.
             user: Column that names the person.
@@ -194,7 +201,8 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             The comparisons, people in order of first appearance.
 
         Raises:
-            TypeError: If `df`, `items` or `users` is not a DataFrame.
+            TypeError: If `df`, `items` or `users` is not a DataFrame, or a name is of another kind,
+                such as a tuple.
             ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
                 finite, a choice has no or more than one meaning, or an item meets itself.
 
@@ -303,7 +311,7 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             right,
             choice,
             offsets_of(counts),
-            items=None if items is None else items.to_numpy(dtype=np.float32),
+            items=None if items is None else table_values(items),
             num_items=len(names),
             item_names=names,
             feature_names=None if items is None else items.columns,
@@ -500,10 +508,15 @@ class Preferences(AlignedComparisons, GrowingComparisons):
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # The digest of data without rankings or covariates is that of format 1, so that old
-        # checkpoints are recognised.
+        # The digest of data without rankings or covariates, whose features single precision holds,
+        # is that of format 1, so that old checkpoints are recognised.
         comparisons = self.offsets, self.left, self.right, self.choice
-        tables = (*comparisons, self.items, self.covariates, self.ranking)
+        tables = (
+            *comparisons,
+            *digest_parts(self.items),
+            *digest_parts(self.covariates),
+            self.ranking,
+        )
         for table in tables:
             if table is not None:
                 digest.update(np.ascontiguousarray(table).tobytes())

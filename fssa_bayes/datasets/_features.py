@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data import storage_type, usable_numbers
 from fssa_bayes.datasets._tables import as_text, list_names, load_arrays, read_frame
 
 __all__ = ["check_unique", "read_features", "read_npz", "read_numbers"]
@@ -21,7 +22,7 @@ def read_features(
     likely: Sequence[str],
     delimiter: str | None,
 ) -> pd.DataFrame:
-    """Reads a table of one row a name, in single precision and indexed by the names.
+    """Reads a table of one row a name, indexed by the names.
 
     Args:
         path: A csv, tsv, parquet or npz file.
@@ -48,6 +49,7 @@ def read_features(
             f"{features.shape[0]} rows and {features.shape[1]} columns"
         )
     values = np.column_stack([read_numbers(path, features[name], index) for name in features])
+    values = values.astype(storage_type(features.dtypes), copy=False)
     return pd.DataFrame(values, index=index, columns=features.columns)
 
 
@@ -70,12 +72,12 @@ def check_unique(path: str | os.PathLike[str], column: pd.Series) -> pd.Index:
 
 
 def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Index) -> np.ndarray:
-    """Reads a feature as finite single-precision numbers, with shape (M,)."""
+    """Reads a feature as finite numbers in double precision, with shape (M,)."""
     numbers = column
     if not pd.api.types.is_numeric_dtype(column.dtype):
         numbers = pd.to_numeric(as_text(path, column), errors="coerce")
     values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))
+    bad = np.flatnonzero(~usable_numbers(values))
     if len(bad):
         cell = column.iloc[bad[0]]
         raise ValueError(
@@ -83,7 +85,7 @@ def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Inde
             f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); encode the "
             "column as numbers or leave it out"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def read_npz(path: str | os.PathLike[str], names: str | None) -> tuple[pd.DataFrame, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, first_names
 
 __all__ = [
     "check_known",
@@ -90,7 +90,7 @@ def posterior_of_types(context: Preferences, left_prob: np.ndarray) -> np.ndarra
     if (total == 0).any():
         raise ValueError(
             f"context must hold choices of type 0 or 1, user "
-            f"{context.user_names[np.flatnonzero(total == 0)[0]]!r} is of neither"
+            f"{first_names(context.user_names[np.flatnonzero(total == 0)[:1]])} is of neither"
         )
     return likelihood / total
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,14 @@ from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
 from fssa_bayes.population import (
+    Estimates,
     cautious_population,
     covariate_effects,
     describe_few_people,
+    has_population_estimates,
+    item_estimates,
     population_draws,
+    population_estimates,
     population_table,
     ranking_table,
 )
@@ -111,20 +115,106 @@ class FitResult:
             )
         return estimate
 
-    def population(self, num_samples: int = 1000, *, seed: int = 0) -> pd.DataFrame:
+    def population(
+        self,
+        num_samples: int = 1000,
+        *,
+        reference: Hashable | None = None,
+        kind: str | None = None,
+        level: float | None = None,
+        p_values: bool = False,
+        seed: int = 0,
+    ) -> pd.DataFrame:
         """Estimates mean, standard deviation and correlation of coefficients, covariates' effects.
 
-        See :func:`fssa_bayes.population.population_table` for columns, errors and sources.
+        See :func:`fssa_bayes.population.population_table` for arguments, columns, errors, sources.
         """
         return population_table(
-            self.model, self.guide, self.data, num_samples=num_samples, seed=seed
+            self.model,
+            self.guide,
+            self.data,
+            reference=reference,
+            kind=kind,
+            level=level,
+            p_values=p_values,
+            num_samples=num_samples,
+            seed=seed,
         )
+
+    def estimates(
+        self,
+        of: str = "population",
+        *,
+        reference: Hashable | None = None,
+        num_samples: int = 1000,
+        seed: int = 0,
+    ) -> Estimates:
+        """Returns estimates with their covariance, from which all tables have their errors.
+
+        Args:
+            of: `"population"` for the quantities of :meth:`population` that have a meaning, which
+                for a homogeneous model are named by their terms alone; `"items"` for the utilities
+                of all items in a homogeneous model.
+            reference: An item relative to which utilities stand, in place of the mean of all items.
+                Where items have features, of `"items"` alone.
+            num_samples: Draws of each person's z.
+            seed: Seed of the draws.
+
+        Raises:
+            ValueError: As :meth:`population` and :meth:`ranking`, or if `of` is neither.
+        """
+        if of == "items":
+            return item_estimates(self.model, self.data, reference=reference, seed=seed)[0]
+        if of != "population":
+            raise ValueError(f"of must be 'population' or 'items', got {of!r}")
+        return population_estimates(
+            self.model,
+            self.guide,
+            self.data,
+            reference=reference,
+            num_samples=num_samples,
+            seed=seed,
+        )
+
+    def vcov(self, kind: str | None = None, **options: object) -> pd.DataFrame:
+        """Tabulates the covariance of estimates, in nats squared for utilities.
+
+        Args:
+            kind: `"sandwich"`, `"hessian"` or `"outer_product"`, see
+                :class:`fssa_bayes.population.Estimates`, whose corrections for few people hold.
+            **options: Arguments of :meth:`estimates`, such as `of` and `reference`.
+
+        Returns:
+            One row and column a quantity: utilities of items that sum to zero, or are relative to
+            `reference`; or coefficients of features; and the parameters of the answers.
+        """
+        return self.estimates(**options).vcov(kind)
+
+    def contrast(
+        self, weights: object, *, kind: str | None = None, level: float = 0.9, **options: object
+    ) -> pd.DataFrame:
+        """Estimates differences and other linear combinations, with errors, intervals, p-values.
+
+        Args:
+            weights: A pair of names, a mapping from names to weights, a list of these or a
+                DataFrame, see :meth:`fssa_bayes.population.Estimates.contrast`.
+            kind: As in :meth:`vcov`.
+            level: Probability of the intervals.
+            **options: Arguments of :meth:`estimates`.
+
+        Example:
+            >>> data = Preferences([0, 0, 0, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 2, 4], num_items=2)
+            >>> result = fit(HeterogeneousBTL(2, 0, "linear"), None, data, progress_bar=False)
+            >>> result.contrast((0, 1), kind="hessian").round(3).iloc[0][:2].tolist()
+            [1.099, 1.155]
+        """
+        return self.estimates(**options).contrast(weights, kind=kind, level=level)
 
     def covariate_effects(
         self,
         items: Sequence | None = None,
         *,
-        population: PopulationDraws | None = None,
+        population: PopulationDraws | str | None = AUTO,
         num_draws: int = 4000,
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -132,10 +222,35 @@ class FitResult:
 
         For any utility; see :func:`fssa_bayes.population.covariate_effects` for arguments, columns
         and errors.
+
+        Args:
+            items: Names of the items, see there.
+            population: Draws of the population's parameters, for standard errors. `"auto"` is
+                :meth:`population_draws` where the utility is linear and the prior normal, and None
+                otherwise, with a warning that names :meth:`bootstrap`. None leaves errors out.
+            num_draws: Number of draws of a person.
+            seed: Seed of the draws.
         """
+        if isinstance(population, str):
+            population = self._choose_population(population, seed)
         return covariate_effects(
             self.model, self.data, items, population=population, num_draws=num_draws, seed=seed
         )
+
+    def _choose_population(self, population: str, seed: int) -> PopulationDraws | None:
+        """Draws the population for the errors of effects, where that is possible."""
+        if population != AUTO:
+            raise ValueError(f"population must be 'auto', draws or None, got {population!r}")
+        if not self.model.num_covariates:
+            return None  # Refused by covariate_effects().
+        if has_population_estimates(self.model):
+            return self.population_draws(seed=seed)
+        warnings.warn(
+            "effects of covariates have no standard errors, as the population of this model cannot "
+            "be drawn: pass population=result.bootstrap() for errors, or population=None",
+            stacklevel=3,
+        )
+        return None
 
     def population_draws(
         self, num: int = 50, num_samples: int = 1000, *, seed: int = 0
@@ -268,15 +383,28 @@ class FitResult:
         items: Sequence | None = None,
         *,
         groups: Sequence | None = None,
+        reference: Hashable | None = None,
+        kind: str | None = None,
+        level: float = 0.9,
+        p_values: bool = False,
         num_draws: int = 1000,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Ranks items by a homogeneous linear model, with standard errors clustered by person.
 
-        See :func:`fssa_bayes.population.ranking_table` for columns, errors and sources.
+        See :func:`fssa_bayes.population.ranking_table` for arguments, columns, errors and sources.
         """
         return ranking_table(
-            self.model, self.data, items, groups=groups, num_draws=num_draws, seed=seed
+            self.model,
+            self.data,
+            items,
+            groups=groups,
+            reference=reference,
+            kind=kind,
+            level=level,
+            p_values=p_values,
+            num_draws=num_draws,
+            seed=seed,
         )
 
 

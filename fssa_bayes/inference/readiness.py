@@ -7,8 +7,17 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
 
-from fssa_bayes.data import Preferences, covariate_rank, first_names
+from fssa_bayes.data import (
+    Preferences,
+    coarse_columns,
+    constant_columns,
+    covariate_rank,
+    first_names,
+)
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference.objectives import (
     ImportanceWeightedELBO,
@@ -45,7 +54,7 @@ def check_training_data(
     if len(empty):
         raise ValueError(
             f"every person must have comparisons, got none for user "
-            f"{data.user_names[empty[0]]!r} ({len(empty)} such people)"
+            f"{first_names(data.user_names[empty[:1]])} ({len(empty)} such people)"
         )
     if len(data) == 1 and model.latent_dim:
         raise ValueError(
@@ -58,14 +67,42 @@ def check_training_data(
             "data must have ties to fit a model with ties='davidson', got none in "
             f"{data.num_comparisons} comparisons{dropped}: read them with ties='keep'"
         )
-    constant = [] if data.items is None else data.feature_names[(data.items.std(0) == 0).numpy()]
-    if len(constant):
-        warnings.warn(
-            f"feature {constant[0]!r} is the same for all items ({len(constant)} such features): "
-            "the data say nothing about its effect",
-            stacklevel=3,
-        )
+    if data.items is not None:
+        check_columns("feature", "items", data.items, data.feature_names, stacklevel=4)
     check_training_covariates(model, data)
+
+
+def check_columns(
+    column: str, rows: str, table: Tensor, names: pd.Index, *, stacklevel: int
+) -> None:
+    """Warns of columns that are constant, or that vary by little more than their storage rounds.
+
+    Args:
+        column: What messages call a column.
+        rows: What messages call the rows.
+        table: The table.
+        names: Names of its columns.
+        stacklevel: As of `warnings.warn`, for a call from here.
+    """
+    kind = "single" if table.dtype == torch.float32 else "double"
+    constant = names[constant_columns(table).numpy()].tolist()
+    if constant:
+        stored = " in single precision" if kind == "single" else ""
+        warnings.warn(
+            f"{column} {constant[0]!r} is the same for all {rows}{stored} ({len(constant)} such "
+            f"{column}s): the data say nothing about its effect",
+            stacklevel=stacklevel,
+        )
+    coarse = coarse_columns(table).numpy()
+    if coarse.any():
+        first = int(np.flatnonzero(coarse)[0])
+        low, high = table[:, first].min().item(), table[:, first].max().item()
+        warnings.warn(
+            f"{column} {first_names(names[[first]])} varies by {high - low:.2g} around {low:.6g}, "
+            f"of which {kind} precision keeps few digits ({int(coarse.sum())} such {column}s): "
+            "subtract a constant from it before it is stored",
+            stacklevel=stacklevel,
+        )
 
 
 def check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
@@ -77,14 +114,8 @@ def check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> Non
         return
     table = data.covariates.double()
     centred = table - table.mean(0)
-    spread = centred.abs().amax(0) > 1e-6 * table.abs().amax(0)
-    if not spread.all():
-        constant = data.covariate_names[(~spread).numpy()]
-        warnings.warn(
-            f"covariate {constant[0]!r} is the same for all people ({len(constant)} such "
-            "covariates): the data say nothing about its effect",
-            stacklevel=4,
-        )
+    spread = ~constant_columns(table)
+    check_columns("covariate", "people", data.covariates, data.covariate_names, stacklevel=5)
     varied = centred[:, spread]
     rank = covariate_rank(varied)
     if rank < varied.shape[1]:

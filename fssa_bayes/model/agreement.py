@@ -68,11 +68,12 @@ def align(
             f"got {data.num_features}"
         )
     if model.is_standardised and data.items is not None:
-        shift = (data.items.mean(0) - model.feature_mean.cpu()) / model.feature_scale.cpu()
+        mean = data.items.mean(0, dtype=torch.float64)
+        shift = (mean - model.feature_mean.cpu()) / model.feature_scale.cpu()
         if shift.abs().max() > 20:
-            name = data.feature_names[int(shift.abs().argmax())]
+            name = first_names(data.feature_names[[int(shift.abs().argmax())]])
             warnings.warn(
-                f"feature {name!r} lies {shift.abs().max():.0f} standard deviations from the data "
+                f"feature {name} lies {shift.abs().max():.0f} standard deviations from the data "
                 "the model was first fitted to: are the units the same?",
                 stacklevel=3,
             )
@@ -91,8 +92,9 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
     if model.covariates_are_standardised:
         shift = model.standardise_covariates(data.covariates).abs().amax(0).cpu()
         if shift.max() > 20:
+            name = first_names(data.covariate_names[[int(shift.argmax())]])
             warnings.warn(
-                f"covariate {data.covariate_names[int(shift.argmax())]!r} lies {shift.max():.0f} "
+                f"covariate {name} lies {shift.max():.0f} "
                 "standard deviations from the people the model was first fitted to: are the units "
                 "the same?",
                 stacklevel=4,

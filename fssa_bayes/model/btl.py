@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Batch, Preferences, column_moments
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry
 from fssa_bayes.model.prior import LatentPrior
@@ -177,8 +177,8 @@ class HeterogeneousBTL(LatentPrior):
         ):
             value = None if start is None else nn.Parameter(torch.tensor(start))
             self.register_parameter(name, value)
-        self.register_buffer("feature_mean", torch.zeros(num_features))
-        self.register_buffer("feature_scale", torch.ones(num_features))
+        self.register_buffer("feature_mean", torch.zeros(num_features, dtype=torch.float64))
+        self.register_buffer("feature_scale", torch.ones(num_features, dtype=torch.float64))
         self.register_buffer("is_standardised", torch.tensor(False))
         self.feature_names: pd.Index | None = None
         self.build_prior(
@@ -333,10 +333,13 @@ class HeterogeneousBTL(LatentPrior):
         return self.prepare_items(batch.items)._replace(transforms=transforms)
 
     def standardise(self, items: Tensor) -> Tensor:
-        """Centres and scales features (M, D); positions (M,) pass unchanged."""
+        """Centres and scales features (M, D), in double precision before they get the model's.
+
+        Positions (M,) pass unchanged.
+        """
         if items.dtype == torch.int64:
             return items
-        return (items - self.feature_mean) / self.feature_scale
+        return (items - self.feature_mean).div_(self.feature_scale).to(self.dtype)
 
     def set_standardisation(self, items: Tensor | None) -> None:
         """Takes the features' mean and standard deviation from an item table, once.
@@ -345,15 +348,15 @@ class HeterogeneousBTL(LatentPrior):
         """
         if items is None or self.is_standardised:
             return
-        scale = items.std(0, unbiased=False)
-        self.feature_mean.copy_(items.mean(0))
-        self.feature_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        mean, scale = column_moments(items)
+        self.feature_mean.copy_(mean)
+        self.feature_scale.copy_(scale.where(scale > 0, 1.0))
         self.is_standardised.fill_(True)
 
     @torch.no_grad()
     def take_units(self, data: Preferences) -> None:
         """Takes names of features and covariates from the data of a fit, and their units once."""
-        self.set_standardisation(None if data.items is None else data.items.to(self.device))
+        self.set_standardisation(data.items)
         self.set_covariate_standardisation(data.covariates)
         self.take_names(data)
 

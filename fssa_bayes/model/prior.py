@@ -3,7 +3,9 @@ r"""The prior p(z | w) of the latent factor: normal or learned, and moved by cov
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 import pandas as pd
 import torch
@@ -12,11 +14,12 @@ from pyro.distributions import transforms as T
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, column_moments
 from fssa_bayes.model.nn import flip_between
 
 __all__ = ["LatentPrior", "build_flow"]
 
+_UNITS = ("feature_mean", "feature_scale", "covariate_mean", "covariate_scale")
 _SPLINE_BOUND = 5.0
 # Couplings depend on their passive half as far as this, and are constant beyond. Where shift and
 # log-scale grew with it without end, a draw 4 standard deviations out became one of 10,000, no
@@ -50,17 +53,30 @@ class LatentPrior(nn.Module):
         effect = nn.Parameter(torch.zeros(latent_dim, num_covariates)) if num_covariates else None
         self.register_parameter("covariate_effect", effect)
         for name, value in (
-            ("covariate_mean", torch.zeros(num_covariates)),
-            ("covariate_scale", torch.ones(num_covariates)),
+            ("covariate_mean", torch.zeros(num_covariates, dtype=torch.float64)),
+            ("covariate_scale", torch.ones(num_covariates, dtype=torch.float64)),
             ("covariates_are_standardised", torch.tensor(False)),
         ):
             self.register_buffer(name, value if num_covariates else None)
         self.covariate_names: pd.Index | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Converts the module, but keeps means and scales of what it is fitted to in double."""
+        exact = {name: value for name, value in self._buffers.items() if name in _UNITS}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            self._buffers[name] = None if value is None else value.to(self.device)
+        return self
+
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self._origin.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the parameters; means and scales are in double precision."""
+        return self._origin.dtype
 
     def prior(
         self,
@@ -141,7 +157,9 @@ class LatentPrior(nn.Module):
     @property
     def covariate_units(self) -> Tensor:
         """Standard deviations of the covariates, with shape (W,), where W may be 0."""
-        return self._origin.new_zeros(0) if self.covariate_scale is None else self.covariate_scale
+        if self.covariate_scale is None:
+            return self._origin.new_zeros(0, dtype=torch.float64)
+        return self.covariate_scale
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters of the covariates' effects: B, if there is one."""
@@ -164,18 +182,16 @@ class LatentPrior(nn.Module):
         """Centres and scales covariates (U, W); gives (1, 0) in a model without covariates."""
         if not self.num_covariates:
             return self._origin.new_zeros(1, 0)
-        return (covariates.to(self.covariate_mean) - self.covariate_mean) / self.covariate_scale
+        centred = covariates.to(self.device) - self.covariate_mean
+        return (centred / self.covariate_scale).to(self.dtype)
 
     def set_covariate_standardisation(self, covariates: Tensor | None) -> None:
         """Takes the covariates' mean and standard deviation from people (U, W), once."""
         if not self.num_covariates or self.covariates_are_standardised:
             return
-        wide = covariates.double()
-        # A constant's standard deviation is rounding, at most.
-        scale = wide.std(0, unbiased=False)
-        scale = torch.where(scale > 1e-6 * wide.abs().amax(0), scale, torch.ones_like(scale))
-        self.covariate_mean.copy_(wide.mean(0))
-        self.covariate_scale.copy_(scale)
+        mean, scale = column_moments(covariates)
+        self.covariate_mean.copy_(mean)
+        self.covariate_scale.copy_(scale.where(scale > 0, 1.0))
         self.covariates_are_standardised.fill_(True)
 
     def check_covariates(self, covariates: Tensor | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Batch, Preferences, first_names
 from fssa_bayes.policy.checks import check_positions
 from fssa_bayes.policy.conversations import plain_text
 from fssa_bayes.policy.rows import PreferenceRows
@@ -98,7 +98,7 @@ class Contexts:
             if num_context > len(available):
                 raise ValueError(
                     f"num_context={num_context} is more than the {len(available)} other rows of "
-                    f"user {self.rows.users[row]!r} with other prompts than row {row}"
+                    f"user {first_names(self.rows.users[[row]])} with other prompts than row {row}"
                 )
             size = num_context
         return rng.permutation(available)[:size]
@@ -168,7 +168,7 @@ class PairsInContext:
         prompt = rows.prompts[row]
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         text = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-        return f"row {row} of {self.name} (user {rows.users[row]!r}, prompt {text!r})"
+        return f"row {row} of {self.name} (user {first_names(rows.users[[row]])}, prompt {text!r})"
 
     def digest(self) -> str:
         """Returns a SHA-256 of tokens and contexts."""

@@ -236,7 +236,7 @@ class PreferenceRows:
         features = embed(list(items)) if callable(embed) else embed
         if len(features) != len(items):
             raise ValueError(f"embed must give {len(items)} rows of features, got {len(features)}")
-        features = torch.as_tensor(features).detach().cpu().float()
+        features = torch.as_tensor(features).detach().cpu()
         pairs = np.array(
             [
                 (items[plain_text(prompt, chosen)], items[plain_text(prompt, rejected)])

@@ -3,22 +3,26 @@
 from fssa_bayes.data import covariate_rank, identified_covariates
 from fssa_bayes.population.cautious import cautious_population
 from fssa_bayes.population.effects import covariate_effects
+from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.information import feature_differences
 from fssa_bayes.population.parameters import (
     answer_estimates,
     check_num_parameters,
+    has_population_estimates,
     label_parameters,
 )
-from fssa_bayes.population.ranking import ranking_table
+from fssa_bayes.population.ranking import item_estimates, ranking_table
 from fssa_bayes.population.sampled import population_draws
-from fssa_bayes.population.standard_errors import with_standard_errors
-from fssa_bayes.population.table import population_table
+from fssa_bayes.population.standard_errors import Uncertainty
+from fssa_bayes.population.table import population_estimates, population_table
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
+    "Estimates",
     "PopulationDraws",
     "PopulationMixture",
+    "Uncertainty",
     "answer_estimates",
     "cautious_population",
     "check_num_parameters",
@@ -26,10 +30,12 @@ __all__ = [
     "covariate_rank",
     "describe_few_people",
     "feature_differences",
+    "has_population_estimates",
     "identified_covariates",
+    "item_estimates",
     "label_parameters",
     "population_draws",
+    "population_estimates",
     "population_table",
     "ranking_table",
-    "with_standard_errors",
 ]

@@ -146,7 +146,7 @@ def effect_of_covariate(
     settings = values.unique()
     if len(settings) != 2:
         half = values.double().std(unbiased=False).clamp(min=1e-30) / 2
-        settings = (values - half).float(), (values + half).float()
+        settings = (values - half).to(values), (values + half).to(values)
     low, high = (value.expand_as(values) for value in settings)
     sides = []
     for value in (low, high):

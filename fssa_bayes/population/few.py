@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population.parameters import MAX_PARAMETERS
+from fssa_bayes.population.parameters import has_population_estimates
 
 __all__ = ["PEOPLE_PER_PARAMETER", "describe_few_people", "number_of_parameters"]
 
@@ -31,17 +31,17 @@ def number_of_parameters(model: HeterogeneousBTL, data: Preferences) -> int:
 def describe_few_people(model: HeterogeneousBTL, data: Preferences) -> str | None:
     """Says that people are few for the parameters of their population; None where they are not.
 
-    Also None for models whose populations cannot be drawn by `population_draws`: all but linear
-    utilities of individual people with a normal prior and at most 2,000 parameters.
+    Also None for models of everybody alike, and for those whose populations cannot be drawn by
+    `population_draws`: all but linear utilities with a normal prior and at most 2,000 parameters.
 
     Args:
         model: The model.
         data: The comparisons of the people that it is fitted to.
     """
-    if not (model.latent_dim and model.utility.is_linear) or len(model.prior_flow):
+    if not (model.latent_dim and has_population_estimates(model)):
         return None
     people, parameters = int((data.counts > 0).sum()), number_of_parameters(model, data)
-    if people >= PEOPLE_PER_PARAMETER * parameters or parameters > MAX_PARAMETERS:
+    if people >= PEOPLE_PER_PARAMETER * parameters:
         return None
     return (
         f"{people:,} people are few for the {parameters} parameters of their population, fewer "

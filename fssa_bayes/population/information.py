@@ -65,16 +65,21 @@ def population_information(
         for _, batch in user_batches(data, width, model.device):
             draws = propose(model, guide, batch, num_samples)
             weights = draws.log_weights.double().softmax(0)
-            batch_outer, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
-            outer += batch_outer.cpu()
+            scores, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
+            outer += (scores.T @ scores).cpu()
             information += batch_inform.cpu()
     return outer, information
 
 
 def batch_information(
-    model: HeterogeneousBTL, batch: Batch, z: Tensor, weights: Tensor, rotation: Tensor
+    model: HeterogeneousBTL,
+    batch: Batch,
+    z: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    difference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Does what :func:`population_information` does, for the people of a batch and given draws.
+    """Evaluates people's scores and their summed information, for given draws.
 
     Args:
         model: A model with linear utility and normal prior.
@@ -82,10 +87,18 @@ def batch_information(
         z: Draws with shape (S, U, K).
         weights: Their normalised weights, with shape (S, U).
         rotation: R with shape (K, R).
+        difference: Derivatives of the margins by the coefficients (U, N, D), such as those by a
+            part of them; by all of them if None.
+
+    Returns:
+        Scores with shape (U, P), and information with shape (P, P), over the parameters of
+        :func:`population_information`.
     """
     derivatives = model.choice(batch, z).differentiate(batch.choice)
     first, second = derivatives.first, derivatives.second
-    difference = feature_differences(model, batch).double()
+    if difference is None:
+        difference = feature_differences(model, batch)
+    difference = difference.double()
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
 
@@ -112,7 +125,7 @@ def batch_information(
         information[:size, i] += cross.flatten()
         for j, value in enumerate(row[1:], start):
             information[i, j] -= torch.einsum("su,sun->", weights, value)
-    return outer, information
+    return mean_score, information
 
 
 def effect_information(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -12,20 +14,21 @@ from torch import Tensor
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, require_linear
+from fssa_bayes.population.clusters import few_people_moments
 from fssa_bayes.population.information import population_information
+from fssa_bayes.population.standard_errors import Uncertainty
 
 __all__ = [
-    "MAX_PARAMETERS",
     "ParameterEstimate",
     "answer_estimates",
     "check_num_parameters",
     "estimate_parameters",
+    "has_population_estimates",
     "label_parameters",
     "rotate_to_triangle",
 ]
 
-MAX_PARAMETERS = 2000
-"""Most parameters whose information matrix is inverted."""
+_MAX_PARAMETERS = 2000
 
 # What a lack of rank may come from, with and without latent factors.
 _ADVICE_ON_COVARIANCE = (
@@ -48,10 +51,7 @@ class ParameterEstimate:
         rotation: L = Λ · rotation, with shape (K, R).
         entries: Rows and columns of the free entries of L, (2, ·).
         effect: RᵀB with shape (R, W), W = 0 without covariates.
-        outer: Sum of the outer products of people's scores, (P, P).
-        information: Observed information, (P, P).
-        expected_null: Number of directions that no data could identify.
-        advice: What to say where the information lacks rank in more directions.
+        uncertainty: What is known of the errors of θ.
         covariate_names: Names of the W covariates.
         covariate_scale: Their standard deviations in the first fit, (W,).
         has_own_effect: Whether a covariate varies where the others are held fixed, (W,).
@@ -62,10 +62,7 @@ class ParameterEstimate:
     rotation: Tensor
     entries: Tensor
     effect: Tensor
-    outer: Tensor
-    information: Tensor
-    expected_null: int
-    advice: str
+    uncertainty: Uncertainty
     covariate_names: pd.Index
     covariate_scale: Tensor
     has_own_effect: Tensor
@@ -96,6 +93,8 @@ def estimate_parameters(
     num_samples: int,
     seed: int,
     what: str,
+    *,
+    quiet: bool = False,
 ) -> ParameterEstimate:
     """Collects the estimates of a linear utility's population and the information on them.
 
@@ -106,6 +105,7 @@ def estimate_parameters(
         num_samples: Draws of each person's z.
         seed: Seed of the draws.
         what: Who asks, for messages.
+        quiet: Whether directions without information are no cause for a warning.
 
     Raises:
         ValueError: If the utility is not linear, the prior not normal, or there are too many
@@ -140,20 +140,37 @@ def estimate_parameters(
     )
     outer, information = population_information(model, guide, data, rotation, num_samples, seed)
     triangle = triangle.cpu()
+    people = None
+    if model.latent_dim == 0:  # Of a copy, as the model may be fitted again before they are needed.
+        people = partial(few_people_moments, copy.deepcopy(model), data)
     return ParameterEstimate(
         theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
         loading=triangle,
         rotation=rotation.cpu(),
         entries=entries,
         effect=effect,
-        outer=outer[free][:, free],
-        information=information[free][:, free],
-        expected_null=expected_null,
-        advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
+        uncertainty=Uncertainty(
+            information[free][:, free],
+            outer[free][:, free],
+            num_people=int((data.counts > 0).sum()),
+            people=people,
+            expected_null=None if quiet else expected_null,
+            advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
+        ),
         covariate_names=data.covariate_names[: model.num_covariates],
         covariate_scale=model.covariate_units.double().cpu(),
         has_own_effect=has_own_effect,
     )
+
+
+def has_population_estimates(model: HeterogeneousBTL) -> bool:
+    """Tells whether a model has what :func:`estimate_parameters` needs."""
+    if not model.utility.is_linear or len(model.prior_flow):
+        return False
+    rank = min(model.num_features, model.latent_dim)
+    free = torch.tril_indices(model.num_features, rank).shape[1]
+    size = model.num_features + free + rank * model.num_covariates
+    return size <= _MAX_PARAMETERS
 
 
 def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,9 +182,9 @@ def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_num_parameters(what: str, parameters: int) -> None:
     """Raises a ValueError if `what` would invert too large a dense information matrix."""
-    if parameters > MAX_PARAMETERS:
+    if parameters > _MAX_PARAMETERS:
         raise ValueError(
-            f"{what} inverts a dense information matrix of at most {MAX_PARAMETERS} "
+            f"{what} inverts a dense information matrix of at most {_MAX_PARAMETERS} "
             f"parameters, got {parameters}: reduce the features or latent_dim"
         )
 
@@ -183,12 +200,12 @@ def label_parameters(
     """Names the rows of a table of the population, (`quantity`, `term`).
 
     Args:
-        data: Names the features.
+        data: Names the features; a name that is an integer stays one.
         rank: Rank R of the covariance of coefficients; 0 leaves out its rows.
         covariates: Names of the covariates.
         answers: Names of the answers' parameters. A logit is followed by its rate.
     """
-    names = [str(name) for name in data.feature_names]
+    names = data.feature_names.tolist()
     rows = [("mean", name) for name in names]
     if rank:
         rows += [("sd", name) for name in names]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import special
 from torch import Tensor
 
 from fssa_bayes.data import Preferences, canonical_names, find_names
-from fssa_bayes.model import HeterogeneousBTL, align
-from fssa_bayes.population.information import population_information
-from fssa_bayes.population.parameters import check_num_parameters
-from fssa_bayes.population.standard_errors import find_unidentified, invert_information
+from fssa_bayes.model import HeterogeneousBTL, align, positions
+from fssa_bayes.population.estimates import Estimates
+from fssa_bayes.population.parameters import check_num_parameters, estimate_parameters
 
-__all__ = ["draw_ranks", "ranking_table"]
+__all__ = ["draw_ranks", "item_estimates", "ranking_table", "with_tails"]
 
-_NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal.
+_SHARE = 1e-6  # Of the derivative of a utility: more without information, and it is not identified.
 
 
 def ranking_table(
@@ -26,6 +27,10 @@ def ranking_table(
     items: Sequence | None = None,
     *,
     groups: Sequence | None = None,
+    reference: Hashable | None = None,
+    kind: str | None = None,
+    level: float = 0.9,
+    p_values: bool = False,
     num_draws: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -37,23 +42,72 @@ def ranking_table(
         items: Names of the items to rank; all if None.
         groups: A label for each of the items, which are then centred and ranked within their
             group, as where groups were never compared with each other.
-        num_draws: Draws of the coefficients from the estimate's normal approximation, for ranks.
+        reference: An item of the table relative to which utilities stand, in place of the mean of
+            the items ranked.
+        kind: `"sandwich"`, with people as clusters and corrected where people are few, the default;
+            `"hessian"`, the classical one; or `"outer_product"`: see :class:`Estimates`.
+        level: Probability of the intervals.
+        p_values: Whether there are columns `df`, `statistic` and `p_value`, of tests against 0.
+        num_draws: Draws of the utilities from the estimate's approximate distribution, for ranks.
         seed: Seed of the draws.
 
     Returns:
         One row an item (index `item`), the best first, group by group. Columns: `group` where there
-        are groups; `utility`, centred over the items ranked, in nats; `standard_error`, the
-        sandwich with people as clusters; `lower` and `upper`, a 90 % interval; `rank`, from 1;
-        `rank_lower` and `rank_upper`, the 5 % and 95 % quantiles of the rank. Errors and intervals
-        are NaN where the data do not identify an item's place among those ranked, as across
-        components of the comparison graph.
+        are groups; `utility`, in nats, centred over the items ranked or relative to the reference;
+        `standard_error`; `lower` and `upper`, an interval, normal or of Student's t where people
+        are few; `rank`, from 1; `rank_lower` and `rank_upper`, the quantiles of the rank of the
+        same level. Errors and intervals are NaN where the data do not identify an item's place
+        among those ranked, as across components of the comparison graph.
 
     Raises:
-        ValueError: If the model is heterogeneous or not linear, an item is unknown, or there are
-            too many coefficients for a dense information matrix.
+        ValueError: If the model is heterogeneous or not linear, an item is unknown, there are both
+            groups and a reference, or there are too many coefficients for a dense information
+            matrix.
+
+    Warns:
+        UserWarning: If errors rest on a single person's comparisons.
 
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
+    """
+    estimates, members = item_estimates(
+        model, data, items, groups=groups, reference=reference, seed=seed
+    )
+    columns = estimates.describe(kind, level=level, p_values=p_values)
+    rank, ranks = draw_ranks(estimates, members, kind, num_draws, seed)
+    tail = (1 - level) / 2
+    table = pd.DataFrame(
+        {
+            "utility": estimates.values,
+            **columns,
+            "rank": rank,
+            "rank_lower": ranks.quantile(tail, -1, interpolation="nearest"),
+            "rank_upper": ranks.quantile(1 - tail, -1, interpolation="nearest"),
+        },
+        index=estimates.names,
+    )
+    table.loc[~estimates.identified, ["rank_lower", "rank_upper"]] = np.nan
+    if groups is None:
+        return table.sort_values("rank")
+    table.insert(0, "group", np.asarray(groups))
+    return table.iloc[np.concatenate([rows[rank[rows].argsort()] for rows in members])]
+
+
+def item_estimates(
+    model: HeterogeneousBTL,
+    data: Preferences,
+    items: Sequence | None = None,
+    *,
+    groups: Sequence | None = None,
+    reference: Hashable | None = None,
+    seed: int = 0,
+) -> tuple[Estimates, list[np.ndarray]]:
+    """Estimates utilities of items by a homogeneous linear model.
+
+    Arguments are those of :func:`ranking_table`.
+
+    Returns:
+        The utilities, and the positions of the items of each group.
     """
     if not model.utility.is_linear or model.latent_dim:
         raise ValueError(
@@ -70,67 +124,81 @@ def ranking_table(
         raise ValueError(f"items must be known names, at least one, got {unknown}")
     if groups is not None and len(groups) != len(names):
         raise ValueError(f"groups must have one label an item, {len(names)}, got {len(groups)}")
-    rotation = torch.zeros(0, 0, dtype=torch.float64)
-    outer, information = population_information(model, None, data, rotation, 1, seed)
-    inverse = invert_information(information)  # Places that are not identified become NaN below.
-    covariance = inverse @ outer @ inverse
-
-    if data.items is None:
-        design = torch.eye(data.num_items, dtype=torch.float64)[position]
-    else:
-        design = model.standardise(data.items[position].to(model.device)).double().cpu()
+    if groups is not None and reference is not None:
+        raise ValueError(f"reference must be None where there are groups, got {reference!r}")
     members = [np.arange(len(names))]
     if groups is not None:
         members = list(pd.Series(groups).groupby(groups, sort=False).indices.values())
-    for rows in members:
-        design[rows] -= design[rows].mean(0)
-    utility = design @ model.utility.mean.detach().double().cpu()
-    design = torch.nn.functional.pad(design, (0, len(inverse) - design.shape[1]))
-    # A square root of the sandwich covariance, whatever its rank.
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    root = design @ (vectors * eigenvalues.clamp(min=0).sqrt())
-    error = root.square().sum(-1).sqrt()
-    rank, ranks = draw_ranks(utility, root, members, num_draws, seed)
-    table = pd.DataFrame(
-        {
-            "utility": utility,
-            "standard_error": error,
-            "lower": utility - _NORMAL_95 * error,
-            "upper": utility + _NORMAL_95 * error,
-            "rank": rank,
-            "rank_lower": ranks.quantile(0.05, -1, interpolation="nearest"),
-            "rank_upper": ranks.quantile(0.95, -1, interpolation="nearest"),
-        },
-        index=names.rename("item"),
-    )
-    unknown = find_unidentified(design, inverse, information, share=1e-6).numpy()
-    table.loc[unknown, ["standard_error", "lower", "upper", "rank_lower", "rank_upper"]] = np.nan
-    if groups is None:
-        return table.sort_values("rank")
-    table.insert(0, "group", np.asarray(groups))
-    return table.iloc[np.concatenate([rows[rank[rows].argsort()] for rows in members])]
+    design = _design(model, data, position)
+    if reference is not None:
+        design -= _design(model, data, positions("reference", [reference], data.item_names).numpy())
+    else:
+        for rows in members:
+            design[rows] -= design[rows].mean(0)
+    values = design @ model.utility.mean.detach().double().cpu()
+    estimate = estimate_parameters(model, None, data, 1, seed, "ranking()", quiet=True)
+    jacobian = torch.nn.functional.pad(design, (0, len(estimate.theta) - design.shape[1]))
+    uncertainty = replace(estimate.uncertainty, share=_SHARE)
+    return Estimates(names.rename("item"), values, jacobian, uncertainty), members
+
+
+def _design(model: HeterogeneousBTL, data: Preferences, position: np.ndarray) -> Tensor:
+    """Returns the derivatives of items' utilities by the coefficients of the model, (M, D)."""
+    if data.items is None:
+        return torch.eye(data.num_items, dtype=torch.float64)[position]
+    return model.standardise(data.items[position].to(model.device)).double().cpu()
 
 
 def draw_ranks(
-    utility: Tensor, root: Tensor, members: Sequence[np.ndarray], num_draws: int, seed: int
+    estimates: Estimates,
+    members: Sequence[np.ndarray],
+    kind: str | None,
+    num_draws: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks items by their utilities, and by normal draws of the utilities.
+    """Ranks items by their utilities, and by draws of the utilities.
+
+    Draws are normal; where people are few each utility is turned into one of Student's t, so that
+    the draws of an item have the quantiles of its interval.
 
     Args:
-        utility: Estimates with shape (M,).
-        root: A square root of their covariance, with shape (M, P).
+        estimates: Utilities of the items, M.
         members: Positions of the items of each group. Items are ranked within their group.
+        kind: Kind of the covariance, as :class:`Estimates` has it.
         num_draws: Number of draws.
         seed: Seed of the draws.
 
     Returns:
         Ranks by the estimates, from 1, with shape (M,), and by the draws, (M, num_draws).
     """
+    uncertainty = estimates.uncertainty
+    kind = uncertainty.choose(kind)
+    # A square root of the covariance, whatever its rank; zeros where there is none to be had.
+    eigenvalues, vectors = torch.linalg.eigh(uncertainty.covariance(kind).nan_to_num())
+    root = estimates.jacobian @ (vectors * eigenvalues.clamp(min=0).sqrt())
     noise = torch.randn(
         root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
     )
-    draws = torch.cat([utility.unsqueeze(-1), utility.unsqueeze(-1) + root @ noise], -1)
+    moved = with_tails(root @ noise, root.square().sum(-1).sqrt(), estimates, kind)
+    utility = estimates.values.unsqueeze(-1)
+    draws = torch.cat([utility, utility + moved], -1)
     ranks = torch.empty_like(draws)
     for rows in members:
         ranks[rows] = 1 + (-draws[rows]).argsort(0).argsort(0).double()
     return ranks[:, 0].long(), ranks[:, 1:]
+
+
+def with_tails(
+    moved: Tensor, error: Tensor, estimates: Estimates, kind: str | None = None
+) -> Tensor:
+    """Gives normal draws (M, S) with standard deviations (M,) the quantiles of Student's t."""
+    df = torch.from_numpy(estimates.degrees_of_freedom(kind))
+    few = torch.isfinite(df) & (error > 0)
+    if not few.any():
+        return moved
+    standard = (moved[few] / error[few, None]).numpy()
+    # Far out the quantile of a probability that rounds to 1 is infinite: take the other tail.
+    size = -special.stdtrit(df[few, None].numpy(), special.ndtr(-np.abs(standard)))
+    moved = moved.clone()
+    moved[few] = torch.from_numpy(np.sign(standard) * size) * error[few, None]
+    return moved

@@ -10,7 +10,6 @@ from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population.parameters import estimate_parameters
-from fssa_bayes.population.standard_errors import invert_information
 from fssa_bayes.posterior import PopulationDraws
 
 __all__ = ["population_draws"]
@@ -27,7 +26,9 @@ def population_draws(
 ) -> PopulationDraws:
     """Draws w0, Λ and B of the linear utility from the normal approximation of their estimates.
 
-    The covariance is the sandwich, with people as clusters. Only ΛΛᵀ is identified: its triangular
+    The covariance is the sandwich, with people as clusters, corrected where people are few as
+    :class:`fssa_bayes.population.Estimates` says; or the inverse of the observed information, where
+    people are no more than parameters. Only ΛΛᵀ is identified: its triangular
     factor is drawn and rotated back, so that z means in every draw what it means in the model.
     Directions that the data say nothing about stay at their estimates.
 
@@ -46,6 +47,9 @@ def population_draws(
         ValueError: If the utility is not linear, the prior not normal, or there are too many
             parameters for a dense information matrix.
 
+    Warns:
+        UserWarning: If people are no more than parameters, or the information lacks rank.
+
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
@@ -53,8 +57,10 @@ def population_draws(
         raise ValueError(f"num must be an integer of at least 2, got {num!r}")
     data = align(model, data)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population_draws()")
-    inverse = invert_information(estimate.information, estimate.expected_null, estimate.advice)
-    eigenvalues, vectors = torch.linalg.eigh(inverse @ estimate.outer @ inverse)
+    kind = estimate.uncertainty.choose(None)
+    if kind != "sandwich":
+        estimate.uncertainty.warn_of_few_people()
+    eigenvalues, vectors = torch.linalg.eigh(estimate.uncertainty.covariance(kind))
     root = vectors * eigenvalues.clamp(min=0).sqrt()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
@@ -63,4 +69,4 @@ def population_draws(
         twin, twin_guide = copy.deepcopy((model, guide))
         estimate.assign(twin, theta)
         members.append((twin, twin_guide))
-    return PopulationDraws(tuple(members), "normal approximation with the sandwich covariance")
+    return PopulationDraws(tuple(members), f"normal approximation with the {kind} covariance")

@@ -1,79 +1,142 @@
-"""Standard errors of what is computed from estimates, where information may lack full rank."""
+"""Covariances of estimates, where information may lack full rank and people may be few."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["find_unidentified", "invert_information", "too_few_people", "with_standard_errors"]
+from fssa_bayes.population.clusters import Factor, Leverage, PersonMoments
+
+__all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
+
+KINDS = ("hessian", "outer_product", "sandwich")
+"""Covariances: by the information, by the outer products of people's scores, by both."""
 
 
-def with_standard_errors(
-    quantities: Callable[[Tensor], Tensor],
-    theta: Tensor,
-    outer: Tensor,
-    information: Tensor,
-    expected_null: int,
-    *,
-    num_people: int,
-    advice: str,
-) -> dict[str, np.ndarray]:
-    """Evaluates functions of the estimates, with standard errors of three forms.
+@dataclass(frozen=True)
+class Uncertainty:
+    """Holds what is known of the errors of estimates θ, the one source of all their tables.
 
-    Args:
-        quantities: Maps parameters (P,) to quantities (Q,), differentiably.
-        theta: Estimates of the parameters, with shape (P,).
+    Attributes:
+        information: Observed information, with shape (P, P).
         outer: Sum of the outer products of people's scores, (P, P).
-        information: Observed information, (P, P).
-        expected_null: Number of directions that no data could identify.
-        num_people: Number of people with comparisons.
-        advice: Ends the warning of :func:`invert_information`.
-
-    Returns:
-        Arrays with shape (Q,): `estimate`; `se_hessian`, by the information; `se_outer_product`,
-        by the outer products; `se_sandwich`, by both. Errors of quantities that the data do not
-        identify are NaN, and those by outer products are NaN for too few people.
+        num_people: Number G of people with comparisons.
+        people: Returns the moments of the people whose scores :class:`Leverage` corrects, once they
+            are needed; None where the model is heterogeneous or a mixture, for :class:`Factor`.
+        expected_null: Number of directions that no data could identify; None for no warnings.
+        advice: What to say where the information lacks rank in more directions.
+        share: Share of the squared length of a quantity's derivative in directions without
+            information from which the quantity is not identified.
     """
-    jacobian = torch.autograd.functional.jacobian(quantities, theta)
-    inverse = invert_information(information, expected_null, advice)
-    if too_few_people(num_people, information):
-        outer, inverse_outer = outer * torch.nan, outer * torch.nan
-    else:
-        inverse_outer = invert_information(outer, expected_null, advice)
-    unidentified = find_unidentified(jacobian, inverse, information)
-    standard_error = {
-        "se_hessian": inverse,
-        "se_outer_product": inverse_outer,
-        "se_sandwich": inverse @ outer @ inverse,
-    }
-    columns = {"estimate": quantities(theta).numpy()}
-    for name, covariance in standard_error.items():
-        variance = torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
-        columns[name] = variance.clamp(min=0).masked_fill(unidentified, torch.nan).sqrt().numpy()
-    return columns
 
+    information: Tensor
+    outer: Tensor
+    num_people: int
+    people: Callable[[], Sequence[PersonMoments]] | None
+    expected_null: int | None
+    advice: str
+    share: float = 0.05
 
-def too_few_people(num_people: int, information: Tensor) -> bool:
-    """Tells whether people are too few for their scores to have a covariance.
+    @cached_property
+    def inverse(self) -> Tensor:
+        """Inverse of the information, without the directions of which nothing is known, (P, P)."""
+        return invert_information(self.information, self.expected_null, self.advice)
 
-    The scores of U people sum to zero, so that they span U − 1 directions at most. Warns from two
-    people a parameter downwards.
-    """
-    parameters = int(torch.linalg.matrix_rank(information, rtol=1e-9, hermitian=True))
-    if num_people >= 2 * parameters:
-        return False
-    few = num_people <= parameters
-    said = "cannot be had and are NaN" if few else "are rough (compare se_hessian)"
-    warnings.warn(
-        f"se_sandwich and se_outer_product, which take people for clusters, {said}: "
-        f"{num_people} people with comparisons for {parameters} parameters",
-        stacklevel=4,
-    )
-    return few
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of directions of which something is known."""
+        return int(torch.linalg.matrix_rank(self.information, rtol=1e-9, hermitian=True))
+
+    @cached_property
+    def correction(self) -> Factor | Leverage:
+        """What is made of the scores of few people."""
+        if self.people is None:
+            return Factor(self.num_people, self.outer)
+        return Leverage(self.people(), self.outer, self.inverse, self.num_people)
+
+    def has(self, kind: str) -> bool:
+        """Tells whether people are enough for a covariance.
+
+        The scores of G people sum to zero, so that they span G − 1 directions at most. Their outer
+        product can be inverted, and the sandwich of a heterogeneous model be believed, only where
+        these are no fewer than parameters; the sandwich of a homogeneous model holds for every
+        quantity by itself.
+        """
+        needs = kind == "outer_product" or (kind == "sandwich" and self.people is None)
+        return not needs or self.num_people > self.num_parameters
+
+    def choose(self, kind: str | None) -> str:
+        """Returns the kind of covariance asked for; if None, the sandwich where it can be had.
+
+        Raises:
+            ValueError: If there is no such kind.
+        """
+        if kind is None:
+            return "sandwich" if self.has("sandwich") else "hessian"
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)} or None, got {kind!r}")
+        return kind
+
+    def covariance(self, kind: str) -> Tensor:
+        """Returns the covariance of θ, (P, P); NaN where people are too few for it."""
+        if kind == "hessian":
+            return self.inverse
+        if not self.has(kind):
+            return torch.full_like(self.inverse, torch.nan)
+        if kind == "outer_product":
+            return invert_information(self.outer, self.expected_null, self.advice)
+        return self.inverse @ self.correction.meat @ self.inverse
+
+    def covariance_of(self, jacobian: Tensor, kind: str) -> Tensor:
+        """Returns the covariance of quantities (Q, Q), NaN where data do not identify them.
+
+        Args:
+            jacobian: Derivatives of the quantities by θ, with shape (Q, P).
+            kind: One of :data:`KINDS`.
+        """
+        covariance = jacobian @ self.covariance(kind) @ jacobian.T
+        unknown = ~self.identified(jacobian)
+        return covariance.masked_fill(unknown | unknown[:, None], torch.nan)
+
+    def standard_errors(self, jacobian: Tensor, kind: str) -> Tensor:
+        """Returns the standard errors of quantities (Q,), NaN where data do not identify them."""
+        variance = torch.einsum("pi,ij,pj->p", jacobian, self.covariance(kind), jacobian)
+        return variance.clamp(min=0).masked_fill(~self.identified(jacobian), torch.nan).sqrt()
+
+    def degrees_of_freedom(self, jacobian: Tensor, kind: str) -> Tensor:
+        """Returns the degrees of freedom of quantities' standard errors, (Q,)."""
+        if kind != "sandwich":
+            return torch.full((len(jacobian),), torch.inf, dtype=torch.float64)
+        return self.correction.degrees_of_freedom(jacobian)
+
+    def share_alone(self, jacobian: Tensor) -> Tensor:
+        """Returns the share of a sandwich variance that rests on single people, (Q,)."""
+        return self.correction.share_alone(jacobian)
+
+    def identified(self, jacobian: Tensor) -> Tensor:
+        """Tells which quantities the data identify, with shape (Q,)."""
+        return ~find_unidentified(jacobian, self.inverse, self.information, self.share)
+
+    def warn_of_few_people(self) -> None:
+        """Warns where errors from the scores of people cannot be had, or are rough."""
+        if self.num_people >= 2 * self.num_parameters:
+            return
+        errors, verb = "se_outer_product, which takes", "is"
+        if self.people is None:
+            errors, verb = "se_sandwich and se_outer_product, which take", "are"
+        few = f"{verb} rough (compare se_hessian)"
+        if self.num_people <= self.num_parameters:
+            few = f"cannot be had and {verb} NaN"
+        warnings.warn(
+            f"{errors} people for clusters, {few}: {self.num_people} people with comparisons for "
+            f"{self.num_parameters} parameters",
+            stacklevel=4,
+        )
 
 
 def invert_information(

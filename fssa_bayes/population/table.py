@@ -9,6 +9,8 @@ so that all standard errors include their uncertainty.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -16,11 +18,11 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, align
+from fssa_bayes.model import HeterogeneousBTL, align, positions
+from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.parameters import estimate_parameters, label_parameters
-from fssa_bayes.population.standard_errors import with_standard_errors
 
-__all__ = ["population_table"]
+__all__ = ["population_estimates", "population_table"]
 
 
 def population_table(
@@ -28,6 +30,10 @@ def population_table(
     guide: NeuralProcessGuide | None,
     data: Preferences,
     *,
+    reference: Hashable | None = None,
+    kind: str | None = None,
+    level: float | None = None,
+    p_values: bool = False,
     num_samples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -44,6 +50,11 @@ def population_table(
         model: A fitted model with linear utility and normal prior.
         guide: Its guide; None if `latent_dim` is 0.
         data: The comparisons the model was fitted to.
+        reference: An item, where items have no features: rows are relative to the item, which has
+            0, and not centred over all items.
+        kind: Errors of the intervals and p-values, as in :class:`Estimates`.
+        level: Probability of an interval, in columns `lower` and `upper`; None for none.
+        p_values: Whether there are columns `df`, `statistic` and `p_value`, of tests against 0.
         num_samples: Draws of each person's z.
         seed: Seed of the draws.
 
@@ -53,58 +64,113 @@ def population_table(
         are centred over all items. Columns:
         `estimate`; `se_hessian`, from the observed information; `se_outer_product`, from the
         outer product of the people's scores, which most software for mixed logits prints; and
-        `se_sandwich`, both together, robust to misspecification, with people as clusters and
-        without the factor U / (U − 1) by which some software enlarges it for U people; NaN, as the
-        one before, where people are no more than parameters. Terms
+        `se_sandwich`, both together, robust to misspecification, with people as clusters,
+        corrected where people are few as :class:`Estimates` says, and from 100 people on
+        without the factor U / (U − 1) by which some software enlarges it for U people. With people
+        no more than parameters `se_outer_product` is NaN, and of a heterogeneous model
+        `se_sandwich` too. Terms
         that the data do not identify (constant or collinear features) have NaN, effects of constant
         or collinear covariates in `estimate` too. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
         its logit, on which an interval is more nearly symmetric.
 
     Raises:
-        ValueError: If the utility is not linear, the prior not normal, or there are too many
-            parameters for a dense information matrix.
+        ValueError: If the utility is not linear, the prior not normal, `reference` is no item or
+            items have features, or there are too many parameters for a dense information matrix.
 
     Warns:
-        UserWarning: If there are fewer than two people a parameter, or directions without
-            information that are not expected.
+        UserWarning: If there are fewer than two people a parameter, if errors rest on a single
+            person, or if directions are without information that are not expected.
 
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         White (1982), Maximum likelihood estimation of misspecified models.
     """
+    estimates, known = _quantities(model, guide, data, reference, num_samples, seed)
+    columns = estimates.three_errors()
+    if level is not None or p_values:
+        columns |= estimates.describe(kind, level=level, p_values=p_values)
+        del columns["standard_error"]  # One of the three.
+    table = pd.DataFrame(columns, index=estimates.names)
+    table.iloc[np.flatnonzero(~known)] = np.nan
+    return table
+
+
+def population_estimates(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    *,
+    reference: Hashable | None = None,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> Estimates:
+    """Returns the quantities of :func:`population_table` that have a meaning, with covariance.
+
+    Arguments and errors are those of :func:`population_table`. Left out are effects of covariates
+    that are constant or collinear, and correlations with the reference. Names are (`quantity`,
+    `term`), or the terms alone where the model is homogeneous.
+    """
+    estimates, known = _quantities(model, guide, data, reference, num_samples, seed)
+    names = estimates.names if model.latent_dim else estimates.names.droplevel("quantity")
+    rows = torch.from_numpy(known)
+    return Estimates(
+        names[known], estimates.values[rows], estimates.jacobian[rows], estimates.uncertainty
+    )
+
+
+def _quantities(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    reference: Hashable | None,
+    num_samples: int,
+    seed: int,
+) -> tuple[Estimates, np.ndarray]:
+    """Returns the rows of :func:`population_table`, and which of them have a meaning."""
     data = align(model, data)
+    base = _position_of_reference(data, reference)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
     rank = estimate.loading.shape[1]
     scale = model.feature_scale.double().cpu()
+    at_base = torch.zeros_like(scale)  # The reference has no spread, whose root has no derivative.
+    if base is not None:
+        at_base[base] = 1.0
 
     def quantities(theta: Tensor) -> Tensor:
         location, loading, effect, of_answers = estimate.unpack(theta)
         location, loading = location / scale, loading / scale[:, None]
-        if data.items is None:
+        if base is not None:
+            location, loading = location - location[base], loading - loading[base]
+        elif data.items is None:
             location, loading = location - location.mean(), loading - loading.mean(0)
         if model.lapse_logit is not None:
             of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
         if rank == 0:
             return torch.cat([location, of_answers])
         covariance = loading @ loading.T
-        sd = covariance.diagonal().sqrt()
+        sd = (covariance.diagonal() + at_base).sqrt()
         pair = torch.tril_indices(len(sd), len(sd), -1)
         correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
         effect = (loading @ effect / estimate.covariate_scale).T.flatten()
-        return torch.cat([location, sd, correlation, effect, of_answers])
+        return torch.cat([location, sd - at_base, correlation, effect, of_answers])
 
-    columns = with_standard_errors(
-        quantities,
-        estimate.theta,
-        estimate.outer,
-        estimate.information,
-        estimate.expected_null,
-        num_people=int((data.counts > 0).sum()),
-        advice=estimate.advice,
-    )
     index = label_parameters(data, rank, estimate.covariate_names, model.answer_parameters())
-    table = pd.DataFrame(columns, index=index)
-    unknown = np.repeat(~estimate.has_own_effect.numpy(), model.num_features)
-    table.iloc[np.flatnonzero(index.get_level_values(0) == "effect")[unknown]] = np.nan
-    return table
+    known, quantity = np.ones(len(index), dtype=bool), index.get_level_values(0)
+    known[quantity == "effect"] = np.repeat(estimate.has_own_effect.numpy(), model.num_features)
+    if base is not None and rank:
+        row, column = np.tril_indices(model.num_features, -1)
+        known[quantity == "correlation"] = (row != base) & (column != base)
+    return Estimates.of(index, quantities, estimate.theta, estimate.uncertainty), known
+
+
+def _position_of_reference(data: Preferences, reference: Hashable | None) -> int | None:
+    """Looks up the item relative to which rows stand; raises a ValueError if it is none."""
+    if reference is None:
+        return None
+    if data.items is not None:
+        raise ValueError(
+            f"reference must be None where items have features, got {reference!r}: coefficients "
+            "are identified without; ranking(reference=) compares items"
+        )
+    return int(positions("reference", [reference], data.item_names)[0])

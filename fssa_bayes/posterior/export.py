@@ -216,7 +216,7 @@ class Exporter:
         variables = {"z": ((*_DRAW, "user", "latent"), z.numpy()[None])}
         if _has_coefficients(self.model, self.context):
             beta = self.model.utility.coefficients(z.to(self.model.device))
-            beta = (beta / self.model.feature_scale).cpu().numpy()
+            beta = (beta / self.model.feature_scale.to(beta)).cpu().numpy()
             variables["coefficient"] = (*_DRAW, "user", "feature"), beta[None]
         return variables
 

@@ -545,7 +545,7 @@ class Posterior:
         if isinstance(items, pd.DataFrame):
             items = select_features(self.model, items).to_numpy()
         if isinstance(items, np.ndarray) and items.ndim == 2:
-            items = torch.tensor(items, dtype=torch.float32)
+            items = torch.from_numpy(np.array(items, dtype=np.float64))
         if isinstance(items, Tensor):
             expected = (self.model.num_features,)
             if data.items is None or items.shape[1:] != expected or len(items) == 0:
@@ -555,7 +555,7 @@ class Posterior:
                 )
             if not torch.isfinite(items).all():
                 raise ValueError("items must be finite, got NaN or infinity")
-            return items.to(torch.float32)
+            return items if items.is_floating_point() else items.double()
         if items is None:
             if data.items is not None and not data.items_are_shared:
                 raise ValueError(

@@ -136,14 +136,24 @@ def analyse(
             )
         model, guide = fitted or (result.model, result.guide)
         average = fit_average(train, model, seed)
+        population = "fixed"
+        if result is not None:
+            population = result.choose_population(min(50, num_samples), seed=seed)
         comparison = findings.compare(
-            model, guide, average.model, test, num_samples, seed, seen_before=fitted is not None
+            model,
+            guide,
+            average.model,
+            test,
+            num_samples,
+            seed,
+            seen_before=fitted is not None,
+            population=population,
         )
     found.add(comparison.section, heard)
     ranking = found.make(lambda: findings.rank_items(data, seed))
     found.make(
         lambda: findings.describe_differences(
-            model, guide, data, comparison.certainty, num_samples, seed
+            model, guide, data, comparison.certainty, num_samples, seed, population
         )
     )
     if data.covariates is not None:

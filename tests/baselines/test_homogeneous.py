@@ -31,10 +31,12 @@ def test_classical_and_sandwich_errors_by_hand() -> None:
     share = choice.mean()
     information = total * share * (1 - share)
     score = np.add.reduceat(choice - share, offsets[:-1])
+    leverage = counts / total  # A person's share of the information, for which CR2 corrects.
     row = table.iloc[0]
     assert row["estimate"] == pytest.approx(special.logit(share), rel=1e-5)
     assert row["se_hessian"] == pytest.approx(information**-0.5, rel=1e-5)
-    assert row["se_sandwich"] == pytest.approx((score**2).sum() ** 0.5 / information, rel=1e-5)
+    meat = (score**2 / (1 - leverage)).sum()
+    assert row["se_sandwich"] == pytest.approx(meat**0.5 / information, rel=1e-5)
     assert row["se_sandwich"] > 1.15 * row["se_hessian"]
 
 

@@ -29,7 +29,7 @@ def test_em_recovers_classes_and_shares(
     truth = np.concatenate([[*CLASSES[c], SHARES[c]] for c in (0, 1)])
     for form in ("se_hessian", "se_outer_product", "se_sandwich"):
         assert (np.abs(table["estimate"] - truth) < 3 * table[form]).all()
-    assert table.index.get_level_values("term").tolist() == ["0", "1", "share"] * 2
+    assert table.index.get_level_values("term").tolist() == [0, 1, "share"] * 2
     posterior = mixture.class_posterior(data)
     np.testing.assert_allclose(posterior.sum(axis=1), 1, rtol=1e-9)
     assert (posterior[2].to_numpy() > 0.5).astype(int)[member == 1].mean() > 0.85
@@ -116,11 +116,11 @@ def test_class_probabilities_follow_from_what_is_known(mixture: MixtureBTL) -> N
     posterior = mixture.class_posterior(data).to_numpy()
     np.testing.assert_allclose(posterior[1], mixture.weights, rtol=1e-6)
     table = mixture.coefficients()["estimate"]
-    joint = mixture.weights.numpy() * special.expit([table[1, "0"], table[2, "0"]])
+    joint = mixture.weights.numpy() * special.expit([table[1, 0], table[2, 0]])
     np.testing.assert_allclose(posterior[0], joint / joint.sum(), rtol=1e-5)
     target = Preferences([1, 1], [0, 0], [0, 1], [0, 1, 2], items=items)
     prob = mixture.predict(data).choice_prob(target)
-    chances = special.expit([-table[1, "0"], -table[2, "0"]])
+    chances = special.expit([-table[1, 0], -table[2, 0]])
     np.testing.assert_allclose(prob.mean[:, 0], posterior @ chances, rtol=1e-5)
     np.testing.assert_allclose(prob.lower[:, 0], chances.min(), rtol=1e-5)
 
@@ -132,8 +132,10 @@ def test_a_mixture_with_other_answers(options: dict) -> None:
     data = data.with_choices(data.choice, ties="keep" if "ties" in options else "half")
     one = MixtureBTL(1, **options).fit(data, progress_bar=False)
     single = HomogeneousBTL(**options).fit(data, progress_bar=False)
-    shown = one.coefficients().loc[1].drop("share")
-    np.testing.assert_allclose(shown, single.coefficients(), rtol=1e-3)
+    shown, expected = one.coefficients().loc[1].drop("share"), single.coefficients()
+    sandwich = "se_sandwich"  # Of a mixture of few people by another correction.
+    np.testing.assert_allclose(shown[sandwich], expected[sandwich], rtol=0.02)
+    np.testing.assert_allclose(shown.drop(columns=sandwich), expected.drop(columns=sandwich), 1e-3)
     context, target = data.split_context(2, seed=0)
     tie = one.predict(context).choice_prob(target).tie
     expected = single.predict(context).choice_prob(target).tie

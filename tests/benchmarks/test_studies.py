@@ -13,6 +13,7 @@ NAMES = (
     "calibration",
     "nuts",
     "population_uncertainty",
+    "few_judges",
     "policy",
     "experiments",
 )

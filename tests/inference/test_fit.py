@@ -129,3 +129,23 @@ def test_columns_are_known_by_their_names() -> None:
     far = with_features(data, 1000 * data.items, ["size", "price"])
     with pytest.warns(UserWarning, match="'price' lies .* standard deviations"):
         Posterior(model, guide, far, num_samples=50)
+
+
+def test_covariances_of_coefficients_and_of_items() -> None:
+    """Utilities are linear in the coefficients, so one covariance follows from the other."""
+    data = simulate(people=30)
+    result = fit(HeterogeneousBTL(2, 0, "linear"), None, data, progress_bar=False)
+    of_features = result.vcov()
+    assert of_features.index.tolist() == ["size", "price"]
+    error = result.population().loc["mean", "se_sandwich"]
+    np.testing.assert_allclose(np.sqrt(np.diag(of_features)), error)
+    design = data.items.double().numpy()
+    for reference, base in ((None, design.mean(0)), (5, design[5])):
+        of_items = result.vcov(of="items", reference=reference)
+        away = design - base
+        np.testing.assert_allclose(of_items, away @ of_features @ away.T, rtol=1e-4, atol=1e-7)
+    pair = result.contrast((7, 3), of="items")["standard_error"].iloc[0]
+    variance = of_items.loc[7, 7] + of_items.loc[3, 3] - 2 * of_items.loc[7, 3]
+    assert pair == pytest.approx(variance**0.5)
+    with pytest.raises(ValueError, match="of must be 'population' or 'items', got 'users'"):
+        result.estimates("users")

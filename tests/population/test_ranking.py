@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from cluster_robust import bell_mccaffrey
+from scipy import stats
 from two_feature_people import simulate
 
 from fssa_bayes import HeterogeneousBTL, Preferences, fit
-from fssa_bayes.population import ranking_table
+from fssa_bayes.population import Estimates, Uncertainty, ranking_table
+from fssa_bayes.population.clusters import PersonMoments
+from fssa_bayes.population.ranking import with_tails
 
 
 def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarray]:
@@ -20,16 +25,14 @@ def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarr
     difference = features[data.left] - features[data.right]
     beta = (model.utility.mean / model.feature_scale).detach().double().numpy()
     prob = 1 / (1 + np.exp(-difference @ beta))
-    hessian = (difference * (prob * (1 - prob))[:, None]).T @ difference
-    score = ((data.choice - prob)[:, None] * difference).reshape(80, 9, 2).sum(1)
-    inverse = np.linalg.inv(hessian)
-    return data, model, beta, inverse @ (score.T @ score) @ inverse
+    covariance, _ = bell_mccaffrey(difference, prob * (1 - prob), data.choice - prob, data.offsets)
+    return data, model, beta, covariance
 
 
 def test_ranking_has_errors_clustered_by_person() -> None:
     data, model, beta, covariance = clustered_fit()
     items = [3, 7, 1, 20]
-    table = ranking_table(model, data, items, num_draws=20_000)
+    table = ranking_table(model, data, items, num_draws=20_000, p_values=True)
     design = data.items[items].double().numpy()
     design = design - design.mean(0)
     utility = design @ beta
@@ -39,7 +42,9 @@ def test_ranking_has_errors_clustered_by_person() -> None:
     table = table.loc[items]
     np.testing.assert_allclose(table["utility"], utility, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(table["standard_error"], error, rtol=1e-3)
-    np.testing.assert_allclose(table["upper"] - utility, 1.644854 * error, rtol=1e-3)
+    assert ((table["df"] > 40) & (table["df"] < 79)).all()  # 80 people are few: Student's t.
+    width = (table["upper"] - utility) / error
+    np.testing.assert_allclose(width, stats.t.ppf(0.95, table["df"]), rtol=1e-3)
     # Ranks of draws made another way, their quantiles on whole ranks.
     draws = utility + np.random.default_rng(1).multivariate_normal(beta * 0, covariance, 20_000) @ (
         design.T
@@ -106,3 +111,40 @@ def test_ranking_names_unknown_items() -> None:
         ranking_table(model, data, [1, "x"])
     with pytest.raises(ValueError, match=r"items must be known names, at least one, got \[\]"):
         ranking_table(model, data, [])
+
+
+def test_utilities_relative_to_an_item() -> None:
+    """Differences to the reference, with the errors of differences."""
+    data, model, beta, covariance = clustered_fit()
+    table = ranking_table(model, data, [3, 7, 1], reference=7, level=0.5, p_values=True)
+    design = (data.items[[3, 7, 1]] - data.items[7]).double().numpy()
+    error = np.sqrt(np.einsum("md,de,me->m", design, covariance, design))
+    table = table.loc[[3, 7, 1]]
+    np.testing.assert_allclose(table["utility"], design @ beta, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(table["standard_error"], error, rtol=1e-3, atol=1e-9)
+    other = table.loc[[3, 1]]
+    statistic = (design @ beta)[[0, 2]] / error[[0, 2]]
+    np.testing.assert_allclose(other["statistic"], statistic, rtol=1e-3)
+    p_value = 2 * stats.t.sf(other["statistic"].abs(), other["df"])
+    np.testing.assert_allclose(other["p_value"], p_value)
+    with pytest.raises(ValueError, match="reference must be known names, got 'x'"):
+        ranking_table(model, data, reference="x")
+    with pytest.raises(ValueError, match="reference must be None where there are groups, got 3"):
+        ranking_table(model, data, [3, 7], groups=["a", "b"], reference=3)
+
+
+def test_ranks_of_few_people_have_the_tails_of_their_intervals() -> None:
+    """Three people: an item's draws have the quantiles of t with two degrees, not the normal's."""
+    error = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    moments = [
+        PersonMoments(torch.arange(2), torch.zeros(2).double(), torch.eye(2).double() / 3)
+        for _ in range(3)
+    ]
+    few = Uncertainty(torch.eye(2).double(), error.square().diag(), 3, lambda: moments, 0, "")
+    estimates = Estimates(pd.Index([0, 1]), torch.zeros(2).double(), torch.eye(2).double(), few)
+    assert estimates.degrees_of_freedom() == pytest.approx([2, 2])
+    moved = with_tails(
+        error[:, None] * torch.tensor(stats.norm.ppf([[0.05, 0.95, 1e-20]])), error, estimates
+    )
+    expected = error[:, None] * torch.tensor(stats.t.ppf([[0.05, 0.95, 1e-20]], 2))
+    torch.testing.assert_close(moved, expected)

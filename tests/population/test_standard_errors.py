@@ -1,12 +1,14 @@
-"""Inverses of information without full rank, and errors of functions of the estimates."""
+"""Inverses of information without full rank, and covariances of functions of the estimates."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from fssa_bayes.population import with_standard_errors
+from fssa_bayes.population import Uncertainty
 from fssa_bayes.population.standard_errors import find_unidentified, invert_information
 
 ROOT = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
@@ -27,21 +29,31 @@ def test_quantities_without_information_are_found() -> None:
     assert found.tolist() == [False, False, True, False, True]
 
 
-def test_errors_are_those_of_the_delta_method() -> None:
-    theta = torch.tensor([0.5, -0.3, 0.0], dtype=torch.float64)
-    outer = 2 * INFORMATION
-    columns = with_standard_errors(
-        lambda x: torch.stack([x[0] * x[1], x[0].exp(), x[2]]),
-        theta,
-        outer,
-        INFORMATION,
-        1,
-        num_people=100,
-        advice="",
-    )
-    gradient = np.array([[-0.3, 0.5], [np.exp(0.5), 0.0]])
-    covariance = np.linalg.inv(INFORMATION[:2, :2].numpy())
-    expected = np.sqrt(np.einsum("pi,ij,pj->p", gradient, covariance, gradient))
-    np.testing.assert_allclose(columns["estimate"], [-0.15, np.exp(0.5), 0.0])
-    for name, factor in (("se_hessian", 1), ("se_outer_product", 0.5), ("se_sandwich", 2)):
-        np.testing.assert_allclose(columns[name], [*(factor**0.5 * expected), np.nan])
+@pytest.mark.parametrize("people", [2, 3, 30, 99, 100, 1000])
+def test_covariances_are_those_of_the_delta_method(people: int) -> None:
+    """Fewer than 100 people: enlarged by G / (G − 1), with G − 1 degrees of freedom."""
+    jacobian = torch.tensor([[-0.3, 0.5, 0.0], [1.6, 0.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    known = Uncertainty(INFORMATION, 2 * INFORMATION, people, None, 1, "")
+    covariance = torch.linalg.inv(INFORMATION[:2, :2])
+    expected = jacobian[:2, :2] @ covariance @ jacobian[:2, :2].T
+    factor = people / (people - 1) if people < 100 else 1
+    for kind, scale in (("hessian", 1), ("outer_product", 0.5), ("sandwich", 2 * factor)):
+        shown = known.covariance_of(jacobian, kind)
+        assert torch.cat([shown[2], shown[:, 2]]).isnan().all()
+        error = known.standard_errors(jacobian, kind).numpy()
+        if people == 2 and kind != "hessian":  # No more people than parameters.
+            assert np.isnan(error).all()
+            assert not known.has(kind)
+            continue
+        torch.testing.assert_close(shown[:2, :2], scale * expected)
+        np.testing.assert_allclose(error[:2], (scale * expected.diagonal()).sqrt())
+    df = people - 1 if people < 100 else math.inf
+    assert (known.degrees_of_freedom(jacobian, "sandwich") == df).all()
+    assert known.degrees_of_freedom(jacobian, "hessian").isinf().all()
+    assert known.choose(None) == ("hessian" if people == 2 else "sandwich")
+
+
+def test_an_unknown_kind_is_named() -> None:
+    known = Uncertainty(INFORMATION, INFORMATION, 9, None, 1, "")
+    with pytest.raises(ValueError, match="kind must be one of hessian, .* got 'robust'"):
+        known.choose("robust")

@@ -8,7 +8,9 @@ import torch
 from scipy import optimize
 from two_feature_people import simulate, with_features
 
-from fssa_bayes import HeterogeneousBTL, fit
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, fit
+from fssa_bayes.baselines import HomogeneousBTL
+from fssa_bayes.population import population_estimates, population_table
 
 
 def test_homogeneous_fit_is_maximum_likelihood_with_its_inverse_hessian() -> None:
@@ -53,15 +55,57 @@ def test_constant_and_collinear_features_have_no_standard_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("people", "said"), [(2, "are NaN: 2 people"), (3, "are rough .*: 3 people")]
+    ("people", "said"), [(2, "is NaN: 2 people"), (3, "is rough .*: 3 people")]
 )
-def test_errors_clustered_by_few_people_are_missing_or_doubted(people: int, said: str) -> None:
+def test_outer_products_of_few_people_are_missing_or_doubted(people: int, said: str) -> None:
     """Scores of U people sum to zero: for U parameters their covariance is singular."""
     data = simulate(people=people, comparisons=40)
     model = HeterogeneousBTL(2, 0, utility="linear")
     result = fit(model, None, data, validation=None, progress_bar=False)
     with pytest.warns(UserWarning, match=f"{said} with comparisons for 2 parameters"):
         table = result.population()
-    assert table["se_hessian"].notna().all()
-    for name in ("se_sandwich", "se_outer_product"):
-        assert table[name].isna().all() == (people == 2)
+    assert table["se_outer_product"].isna().all() == (people == 2)
+    assert table[["se_hessian", "se_sandwich"]].notna().all(axis=None)
+
+
+def test_integer_items_stay_integers() -> None:
+    """And columns relative to an item are those of the differences."""
+    data = Preferences([0, 1, 2, 0, 1, 2, 0], [1, 2, 0, 2, 0, 1, 1], [1, 1, 0, 0, 1, 1, 0],
+                       [0, 2, 5, 7], num_items=3)  # fmt: skip
+    baseline = HomogeneousBTL().fit(data, progress_bar=False)
+    with pytest.warns(UserWarning, match="se_outer_product"):
+        table = baseline.coefficients(reference=2, level=0.5, p_values=True, kind="hessian")
+    assert table.index.tolist() == [0, 1, 2]
+    contrast = baseline.contrast([(0, 2), (1, 2)], kind="hessian", level=0.5)
+    shown = table.loc[[0, 1], ["estimate", "se_hessian", "lower", "upper", "p_value"]]
+    columns = ["estimate", "standard_error", "lower", "upper", "p_value"]
+    np.testing.assert_allclose(shown, contrast[columns], rtol=1e-6)
+    assert table.loc[2, ["estimate", "se_hessian", "se_sandwich"]].tolist() == [0, 0, 0]
+
+
+def test_a_reference_of_people_who_differ() -> None:
+    """Standard deviations of differences; the reference has none, nor correlations."""
+    data = Preferences([0, 1, 2, 0] * 30, [1, 2, 0, 2] * 30, [1, 0, 1, 1] * 30,
+                       np.arange(0, 121, 4), num_items=3)  # fmt: skip
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(3, 1, "linear")
+    loading = torch.tensor([[1.0], [0.5], [-0.7]])
+    with torch.no_grad():
+        model.utility.loading.copy_(loading)
+    data, _ = model.simulate(data)
+    guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
+    table = population_table(model, guide, data, reference=1, num_samples=300)
+    assert table.loc["sd", "estimate"].tolist() == pytest.approx([0.5, 0.0, 1.2], abs=1e-6)
+    assert table.loc["correlation", "estimate"].isna().tolist() == [True, False, True]
+    assert table.loc[("mean", 1)].tolist() == [0, 0, 0, 0]
+    assert table.loc["sd"].drop(1).notna().all(axis=None)
+    names = population_estimates(model, guide, data, reference=1, num_samples=300).names
+    assert names.get_level_values("term").tolist() == [0, 1, 2, 0, 1, 2, "2, 0"]
+    with pytest.raises(ValueError, match="reference must be known names, got 9"):
+        population_table(model, guide, data, reference=9)
+
+
+def test_coefficients_of_features_have_no_reference() -> None:
+    data = simulate(people=5)
+    with pytest.raises(ValueError, match="reference must be None where items have features"):
+        population_table(HeterogeneousBTL(2, 0, "linear"), None, data, reference=3)

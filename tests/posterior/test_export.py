@@ -454,7 +454,7 @@ def test_items_of_one_person_each_have_no_common_utilities(pair) -> None:
     # Only the items that somebody compared are exported.
     constant = group(exported, "constant_data")
     assert constant["item"].values.tolist() == [0, 1, 2, 3, 4, 5]
-    assert np.array_equal(constant["item_features"], items[:6].astype(np.float32))
+    assert np.array_equal(constant["item_features"], items[:6])
 
 
 def test_items_without_features_have_utilities_for_coefficients(make_data) -> None:

@@ -144,8 +144,8 @@ def test_drawn_populations_have_the_sandwich_covariance(fitted) -> None:
     loading = torch.stack([m.utility.loading.detach() / scale[:, None] for m, _ in draws.members])
     # The first row of the triangular factor is the first standard deviation, but for its sign.
     sd = loading[:, 0].norm(dim=-1)
-    assert abs(sd.median().item() - table.loc[("sd", "0"), "estimate"]) < 0.05
-    assert sd.std().item() == pytest.approx(table.loc[("sd", "0"), "se_sandwich"], rel=0.15)
+    assert abs(sd.median().item() - table.loc[("sd", 0), "estimate"]) < 0.05
+    assert sd.std().item() == pytest.approx(table.loc[("sd", 0), "se_sandwich"], rel=0.15)
     # z keeps its meaning: no draw turns Λ, so their mean is near the estimate.
     estimate = fitted.model.utility.loading.detach() / scale[:, None]
     assert (loading.mean(0) - estimate).norm() < 0.3 * estimate.norm()

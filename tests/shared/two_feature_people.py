@@ -30,6 +30,16 @@ def with_features(data: Preferences, items: object, names: list[str]) -> Prefere
     return Preferences(*arrays, items=items, feature_names=names)
 
 
+def known(data: Preferences) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
+    """A linear model near the truth of people who differ in both features, and a guide of it."""
+    model, guide = fresh(data, utility="linear")
+    model.take_units(data)
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([1.0, -1.5]))
+        model.utility.loading.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.5]]))
+    return model, guide
+
+
 def fresh(data: Preferences, **options) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
     """A model of the data with K = 2 and its guide, not fitted yet."""
     torch.manual_seed(0)
