@@ -349,11 +349,15 @@ def build_people(
     model = HeterogeneousBTL(
         train.num_features,
         latent_dim,
-        utility=utility or ("linear" if train.items is None else "bilinear"),
+        utility=_name_utility(train, utility),
         ties=findings.model_of_ties(train),
         num_covariates=train.num_covariates,
     )
     return model, NeuralProcessGuide(model)
+
+
+def _name_utility(train: Preferences, utility: str | None) -> str:
+    return utility or ("linear" if train.items is None else "bilinear")
 
 
 def _fit_options(train: Preferences, steps: int) -> dict[str, object]:
@@ -381,12 +385,15 @@ def choose_dimensions(
         The number, and the part of the report that tells how it was chosen.
     """
     heading = "In how many dimensions do people differ?"
-    dims = [width for width in _LATENT_DIMS if width <= max(1, train.num_features - 1)]
+    most = max(_LATENT_DIMS)
+    if _name_utility(train, utility) == "linear":  # A covariance of more dimensions is no other.
+        most = max(1, train.num_features - (train.items is None))
+    dims = [width for width in _LATENT_DIMS if width <= most]
     if len(train) < _MIN_CHOOSERS or len(dims) < 2:
         why = (
             f"The model has {dims[0]} latent dimension: to choose among more takes "
-            f"{_MIN_CHOOSERS} people of the fit and three features or items, got {len(train)} "
-            f"people and {train.num_features}."
+            f"{_MIN_CHOOSERS} people of the fit, and two features or three items for a linear "
+            f"utility, got {len(train)} people and {train.num_features} features or items."
         )
         return dims[0], Section(heading, (why,))
     choice = choose_latent_dim(

@@ -347,8 +347,8 @@ def describe_differences(
         "largest group compared most often. Direction is the correlation of a person's utilities "
         "with the average person's, scale their standard deviation in nats: a small scale means "
         "that choices are hard to predict, from indifference or from carelessness. Medians and "
-        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The approximation is in doubt (k > .7) for "
-        f"{doubtful:.0%} of the people."
+        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The approximation is in doubt "
+        f"(k > .7) for {doubtful:.0%} of the people."
     )
     orders = (
         (
