@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -297,16 +298,14 @@ class FitResult:
     ) -> str | PopulationDraws:
         """Draws populations where people are few, for `Posterior(..., population=...)`.
 
-        People are few below 10 for each parameter of a linear utility's population. Then people
-        differ in some of the populations drawn and are alike in the others, see
+        Below 20 people for each parameter of a linear utility's population, people differ in some
+        of the populations and are alike in the others, as far as the data do not tell which; see
         :func:`fssa_bayes.population.cautious_population` for arguments, errors and sources.
 
         Returns:
             The populations, or `"fixed"` where people are enough or the population cannot be drawn.
         """
-        if describe_few_people(self.model, self.data) is None:
-            return "fixed"
-        average = _fit_average(self.model, self.data, seed)
+        average = partial(_fit_average, self.model, self.data, seed)
         options = {"num": num, "num_samples": num_samples, "seed": seed}
         return cautious_population(self.model, self.guide, self.data, average, **options)
 

@@ -200,8 +200,8 @@ def compare(
     ]
     if isinstance(population, PopulationDraws):
         text.append(
-            f"People are few for the parameters of their population, which is drawn here: "
-            f"{population.method}."
+            "People are few for the parameters of their population, which is not held at its "
+            f"estimate here: {population.method}."
         )
     if seen_before:
         text.append(

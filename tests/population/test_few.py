@@ -10,7 +10,7 @@ import torch
 from linear_people import linear, people
 
 from fssa_bayes import HeterogeneousBTL, MaximumLikelihood, Preferences, fit
-from fssa_bayes.population import cautious_population, describe_few_people
+from fssa_bayes.population import PopulationDraws, cautious_population, describe_few_people
 from fssa_bayes.population.cautious import akaike_gain, of_people_alike
 from fssa_bayes.population.few import number_of_parameters
 
@@ -68,16 +68,28 @@ def quadrature(model: HeterogeneousBTL, data: Preferences) -> float:
     return (log_prob + weights).logsumexp(0).sum().item()
 
 
-@pytest.mark.parametrize(("spread", "fewest", "most"), [(3.0, 8, 8), (0.0, 0, 3)])
-def test_people_differ_in_as_many_populations_as_the_data_say(
-    spread: float, fewest: int, most: int
-) -> None:
-    """A spread of 3 is plain in 40 people; without any, most populations are of people alike."""
-    model, guide, data, average = fitted(spread)
-    drawn = cautious_population(model, guide, data, average, num=8, num_samples=200)
+def blend(spread: float, num: int) -> tuple[HeterogeneousBTL, str | PopulationDraws]:
+    model, guide, data, average = fitted(spread, num)
+    options = {"num": 8, "num_samples": 200}
+    return model, cautious_population(model, guide, data, lambda: average, **options)
+
+
+def test_populations_of_few_people_who_differ_are_drawn() -> None:
+    _, drawn = blend(3.0, 18)  # Nine for each parameter.
+    assert len({one.utility.loading.item() for one, _ in drawn.members} - {0.0}) == len(drawn) == 8
+
+
+def test_people_differ_in_few_populations_if_the_data_do_not_show_that_they_do() -> None:
+    model, drawn = blend(0.0, 30)
+    loadings = [one.utility.loading.item() for one, _ in drawn.members]
+    assert sum(value == 0.0 for value in loadings) >= 5
+    assert set(loadings) <= {0.0, model.utility.loading.item()}  # Fifteen for each parameter.
     assert len(drawn) == 8
-    assert fewest <= sum(bool(one.utility.loading.any()) for one, _ in drawn.members) <= most
-    assert len({one.utility.mean.item() for one, _ in drawn.members}) == 8
+
+
+def test_the_estimate_is_left_alone_where_the_data_tell_enough() -> None:
+    assert blend(3.0, 30)[1] == "fixed"  # That they differ is plain.
+    assert blend(0.0, 40)[1] == "fixed"  # Twenty for each parameter.
 
 
 def test_people_alike_choose_as_the_homogeneous_model_says() -> None:
