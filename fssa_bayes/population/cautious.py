@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.special import expit
+from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
@@ -19,9 +21,11 @@ from fssa_bayes.population.few import (
 )
 from fssa_bayes.population.sampled import population_draws
 from fssa_bayes.posterior import PopulationDraws
-from fssa_bayes.sampling import estimate_log_marginal_likelihood
+from fssa_bayes.sampling import person_log_marginal_likelihood
 
-__all__ = ["akaike_gain", "cautious_population", "of_people_alike"]
+__all__ = ["akaike_gains", "cautious_population", "of_people_alike", "share_of_individuals"]
+
+_BOOTSTRAPS = 1000
 
 _ENOUGH = 20  # People for each parameter who can tell whether people differ.
 _CHOICES_PER_PARAMETER = 10  # Fewer, and a covariance is fitted to noise (Peduzzi et al. 1996).
@@ -43,7 +47,8 @@ def cautious_population(
 
     Few people cannot tell whether they differ: a covariance that was fitted to their noise predicts
     worse than none. The share of populations in which people differ is the Akaike weight of the
-    individual model against the homogeneous one; 0 below 10 choices for each parameter. With fewer
+    individual model against the homogeneous one, averaged over bootstraps of the people; 0 below 10
+    choices for each parameter. With fewer
     than 10 people for each parameter these populations are drawn, with 10 to 20 they are the
     estimate.
 
@@ -61,6 +66,8 @@ def cautious_population(
 
     References:
         Burnham & Anderson (2002), Model selection and multimodel inference, chapters 2 and 4.
+        Yao, Vehtari, Simpson & Gelman (2018), Using stacking to average Bayesian predictive
+        distributions, Bayesian Analysis 13, section 3.4, on bootstrapped weights.
         Peduzzi et al. (1996), A simulation study of the number of events per variable in logistic
         regression analysis, J. Clin. Epidemiol. 49.
     """
@@ -68,9 +75,11 @@ def cautious_population(
     if enough >= _ENOUGH:
         return "fixed"
     average = fit_average()
-    gain = akaike_gain(model, guide, data, average, num_samples=num_samples, seed=seed)
-    differ = round(num / (1 + math.exp(min(-gain, 500.0))))
     options = {"num_samples": num_samples, "seed": seed}
+    differ = 0
+    if data.num_comparisons >= _CHOICES_PER_PARAMETER * number_of_parameters(model, data):
+        gains = akaike_gains(model, guide, data, average, **options)
+        differ = round(num * share_of_individuals(gains, seed=seed))
     members = [(model, guide)] * differ
     if enough >= PEOPLE_PER_PARAMETER:
         if differ == num:
@@ -88,8 +97,24 @@ def cautious_population(
     )
 
 
+def share_of_individuals(gains: Tensor, *, seed: int = 0) -> float:
+    """Returns the weight of a model by its gains over another one, person by person.
+
+    The weight is that of Akaike, averaged over Bayesian bootstraps of the people: few people do not
+    tell the sum of their gains.
+
+    Args:
+        gains: Log-likelihood less that of the other model, less the share of a person in the
+            difference of Akaike's penalties, in nats, with shape (U,).
+        seed: Seed of the bootstraps.
+    """
+    rng = np.random.default_rng(seed)
+    people = rng.dirichlet(np.ones(len(gains)), size=_BOOTSTRAPS) * len(gains)
+    return float(expit(people @ gains.cpu().double().numpy()).mean())
+
+
 @torch.no_grad()
-def akaike_gain(
+def akaike_gains(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide,
     data: Preferences,
@@ -97,21 +122,22 @@ def akaike_gain(
     *,
     num_samples: int = 1000,
     seed: int = 0,
-) -> float:
-    """Estimates the log-likelihood of new data under `model` less that under `average`, in nats.
+) -> Tensor:
+    """Estimates log-likelihoods of new people under `model` less those under `average`, in nats.
 
-    Half the difference of Akaike's criterion; −∞ below 10 choices for each parameter of `model`.
-    `average` is the homogeneous model; other arguments are those of :func:`cautious_population`.
+    Their sum is half the difference of Akaike's criterion. `average` is the homogeneous model;
+    other arguments are those of :func:`cautious_population`.
+
+    Returns:
+        The differences of people, with shape (U,).
     """
-    if data.num_comparisons < _CHOICES_PER_PARAMETER * number_of_parameters(model, data):
-        return -math.inf
     values = []
     for one, its_guide in ((model, guide), (average, None)):
         with seeded(seed):
-            estimate = estimate_log_marginal_likelihood(
+            value, _, _ = person_log_marginal_likelihood(
                 one, its_guide, data, num_samples, _TARGET_ERROR, _MAX_SAMPLES
             )
-        values.append(estimate.value - number_of_parameters(one, data))
+        values.append(value - number_of_parameters(one, data) / len(data))
     return values[0] - values[1]
 
 

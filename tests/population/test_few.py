@@ -11,7 +11,7 @@ from linear_people import linear, people
 
 from fssa_bayes import HeterogeneousBTL, MaximumLikelihood, Preferences, fit
 from fssa_bayes.population import PopulationDraws, cautious_population, describe_few_people
-from fssa_bayes.population.cautious import akaike_gain, of_people_alike
+from fssa_bayes.population.cautious import akaike_gains, of_people_alike, share_of_individuals
 from fssa_bayes.population.few import number_of_parameters
 
 
@@ -52,9 +52,22 @@ def test_gain_is_that_of_akaike() -> None:
     model, guide, data, average = fitted(2.0)
     own = fit(*linear(0), data, progress_bar=False)
     expected = quadrature(model, data) - 2 - (own.log_marginal_likelihood().value - 1)
-    assert akaike_gain(model, guide, data, average) == pytest.approx(expected, abs=1.0)
+    gains = akaike_gains(model, guide, data, average)
+    assert gains.sum().item() == pytest.approx(expected, abs=1.0)
     # Twenty choices are needed for two parameters, and three people have made eighteen.
-    assert akaike_gain(model, guide, data.subset(range(3)), average) == -math.inf
+    few = cautious_population(model, guide, data.subset(range(3)), lambda: average, num=4)
+    assert not any(one.utility.loading.any() for one, _ in few.members)
+
+
+def test_weights_are_averaged_over_people() -> None:
+    """Equal gains give the Akaike weight; a gain that rests on one person of many is less sure."""
+    assert share_of_individuals(torch.full((50,), 0.04)) == pytest.approx(1 / (1 + math.exp(-2)))
+    alone = torch.full((50,), -0.1)
+    alone[0] = 6.9  # The sum is 2 again.
+    # The share of one person is Beta(1, 49): 7 of 50 such shares, less 5, by quadrature.
+    share = np.linspace(0, 1, 200_001)
+    exact = np.trapezoid(49 * (1 - share) ** 48 / (1 + np.exp(-(50 * (7 * share) - 5))), share)
+    assert share_of_individuals(alone) == pytest.approx(exact, abs=0.05)
 
 
 def quadrature(model: HeterogeneousBTL, data: Preferences) -> float:
