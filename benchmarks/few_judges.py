@@ -45,8 +45,7 @@ def cases(quick: bool) -> Iterator[tuple[str, np.ndarray, int]]:
             sizes[0] += VOTES - sizes.sum()
             yield f"{people} people, unbalanced", sizes, 6
     if not quick:
-        yield "150 people x 4, 40 items", np.full(150, 4), 40
-        yield "300 people x 4, 40 items", np.full(300, 4), 40
+        yield "150 people x 4, 20 items", np.full(150, 4), 20
 
 
 def coverage(sizes: np.ndarray, num_items: int, sets: int, seed: int) -> tuple[float, float]:

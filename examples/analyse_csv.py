@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     FitResult,
@@ -51,10 +52,10 @@ def main(args: argparse.Namespace) -> None:
     guide = NeuralProcessGuide(model)
     stages = [ImportanceWeightedELBO(16), Sleep()]
     fit(model, guide, train, objective=stages, steps=args.steps, seed=args.seed)
-    save(args.out, model, guide, overwrite=True)
+    save(args.out / "model", model, guide, overwrite=True)
 
     context, target = test.split_context(5, seed=args.seed)  # Five known choices of a person.
-    known = Posterior(*load(args.out), context, seed=args.seed)
+    known = Posterior(*load(args.out / "model"), context, seed=args.seed)
     average = Posterior(fit_average(train, args).model, None, context)
     gain = known.log_score(target) - average.log_score(target)
     error = gain.std() / len(gain) ** 0.5
@@ -65,16 +66,14 @@ def main(args: argparse.Namespace) -> None:
     print(fit_average(data, args).ranking(seed=args.seed).head(10).round(3))
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("path", type=Path, help="csv, tsv or parquet file of comparisons")
     for name in ("user", "left", "right", "choice"):
         parser.add_argument(f"--{name}", required=True, metavar="COLUMN")
-    parser.add_argument("--out", type=Path, default=Path("output/analyse_csv"))
-    parser.add_argument("--steps", type=int, default=600, help="steps of each stage of the fit")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    parser.add_argument("--steps", type=whole(), default=600, help="steps of each stage of the fit")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

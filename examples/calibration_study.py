@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, real, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -111,26 +111,28 @@ def coverage(study: CalibrationStudy) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(study.sizes, name="known choices"))
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--utility", choices=("linear", "bilinear", "mlp"), default="bilinear")
-    parser.add_argument("--latent-dim", type=int, default=2)
-    parser.add_argument("--users", type=int, default=2000, help="people, a fifth of them held out")
-    parser.add_argument("--comparisons", type=int, default=12, help="choices of each of them")
+    parser.add_argument("--latent-dim", type=whole(), default=2)
     parser.add_argument(
-        "--contexts", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16], help="known choices"
+        "--users", type=whole(50), default=2000, help="people, a fifth of them held out"
     )
-    parser.add_argument("--steps", type=int, default=600, help="steps of the fit")
-    parser.add_argument("--refine", type=int, default=1000, help="steps of the guide's refinement")
-    parser.add_argument("--study-users", type=int, default=2000, help="people simulated a size")
-    parser.add_argument("--draws", type=int, default=1000, help="posterior draws a person")
-    parser.add_argument("--budget", type=float, default=200.0, help="seconds for the diagnosis")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"))
-    return parser.parse_args(argv)
+    parser.add_argument("--comparisons", type=whole(), default=12, help="choices of each of them")
+    parser.add_argument(
+        "--contexts", type=whole(0), nargs="+", default=[0, 1, 2, 4, 8, 16], help="known choices"
+    )
+    parser.add_argument("--steps", type=whole(), default=600, help="steps of the fit")
+    parser.add_argument(
+        "--refine", type=whole(), default=1000, help="steps of the guide's refinement"
+    )
+    parser.add_argument(
+        "--study-users", type=whole(200), default=2000, help="people simulated a size"
+    )
+    parser.add_argument("--draws", type=whole(100), default=1000, help="posterior draws a person")
+    parser.add_argument("--budget", type=real(), default=200.0, help="seconds for the diagnosis")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -25,11 +25,11 @@ import argparse
 import math
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     ELBO,
@@ -51,7 +51,6 @@ NUM_CONTEXT = 5
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     start = time.perf_counter()
     people, test = simulate(args.users, args.seed), simulate(args.test_users, args.seed + 1)
@@ -149,18 +148,14 @@ def show(question: str, rows: dict[str, dict], args: argparse.Namespace) -> None
     print(f"\n{question}\n{frame.round(4).to_string()}", flush=True)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--users", type=int, default=2_000)
-    parser.add_argument("--test-users", type=int, default=1_000)
-    parser.add_argument("--steps", type=int, default=250, help="steps of each of two stages")
-    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the tables")
-    return parser.parse_args(argv)
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--users", type=whole(20), default=2_000)
+    parser.add_argument("--test-users", type=whole(2), default=1_000)
+    parser.add_argument("--steps", type=whole(), default=250, help="steps of each of two stages")
+    parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -51,7 +52,6 @@ STYLES = {  # Colours that differ in lightness, and marks that differ without co
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     start = time.perf_counter()
     model = make_model(args.seed)
@@ -224,25 +224,29 @@ def draw_figure(
     plt.close(figure)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--people", type=whole(), default=10, help="new people to be inferred")
+    parser.add_argument("--contexts", type=whole(), default=10, help="known choices of each")
+    parser.add_argument(
+        "--draws", type=whole(25), default=2_000, help="draws of the fast posteriors"
     )
-    parser.add_argument("--people", type=int, default=10, help="new people to be inferred")
-    parser.add_argument("--contexts", type=int, default=10, help="known choices of each")
-    parser.add_argument("--draws", type=int, default=2_000, help="draws of the fast posteriors")
-    parser.add_argument("--users", type=int, default=1_000, help="people whose pairs are resampled")
-    parser.add_argument("--steps", type=int, default=1_200, help="steps of Sleep")
-    parser.add_argument("--hidden-dim", type=int, default=64, help="width of the guide")
-    parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=400, help="NUTS draws kept of each chain")
-    parser.add_argument("--warmup", type=int, default=300, help="NUTS steps before them")
-    parser.add_argument("--processes", type=int, default=2, help="processes that share the chains")
+    parser.add_argument(
+        "--users", type=whole(2), default=1_000, help="people whose pairs are resampled"
+    )
+    parser.add_argument("--steps", type=whole(), default=1_200, help="steps of Sleep")
+    parser.add_argument("--hidden-dim", type=whole(), default=64, help="width of the guide")
+    parser.add_argument("--chains", type=whole(2), default=4)
+    parser.add_argument(
+        "--samples", type=whole(4), default=400, help="NUTS draws kept of each chain"
+    )
+    parser.add_argument("--warmup", type=whole(), default=300, help="NUTS steps before them")
+    parser.add_argument(
+        "--processes", type=whole(), default=2, help="processes that share the chains"
+    )
     parser.add_argument("--cache", type=Path, default=None, help="folder that keeps NUTS draws")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    return parser.parse_args(argv)
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 from scipy import stats
 
 from fssa_bayes import (
@@ -43,7 +43,6 @@ METRICS = {
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     model, guide = fit_model(args)
     print(f"fitted to {args.users:,} people in {time.perf_counter() - start:.0f} s")
@@ -186,18 +185,14 @@ def draw_figure(table: pd.DataFrame, args: argparse.Namespace) -> None:
     plt.close(figure)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--users", type=int, default=10_000, help="training people")
-    parser.add_argument("--test-users", type=int, default=500, help="fresh people to predict")
-    parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
-    parser.add_argument("--draws", type=int, default=400, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    return parser.parse_args(argv)
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--users", type=whole(10), default=10_000, help="training people")
+    parser.add_argument("--test-users", type=whole(2), default=500, help="fresh people to predict")
+    parser.add_argument("--steps", type=whole(), default=600, help="steps of the first stage")
+    parser.add_argument("--draws", type=whole(25), default=400, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

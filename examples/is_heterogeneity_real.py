@@ -34,6 +34,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -60,7 +61,6 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     torch.set_num_threads(1)
     matplotlib.use("Agg")
-    args.out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", message=".*(repeat an earlier row|standard error of the log)")
     data = simulated(args) if args.data is None else read(args)
     print(data.summary())
@@ -239,29 +239,27 @@ def _labels(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, help="file of comparisons; simulated if absent")
     for name in COLUMNS:
         parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column with the {name}")
     parser.add_argument("--choice-labels", type=_labels, help="a1=left,a2=right,equal=tie")
     parser.add_argument("--items", type=Path, help="item features: csv, parquet or npz")
     parser.add_argument("--ties", choices=("drop", "half"), default="drop")
-    parser.add_argument("--people", type=int, default=250, help="simulated people")
+    parser.add_argument("--people", type=whole(10), default=250, help="simulated people")
     parser.add_argument("--utility", choices=("linear", "bilinear", "mlp"), help="linear if absent")
-    parser.add_argument("--latent-dim", type=int, default=2)
-    parser.add_argument("--draws", type=int, default=1000, help="posterior draws a person")
-    parser.add_argument("--steps", type=int, default=250, help="steps of each stage of a fit")
+    parser.add_argument("--latent-dim", type=whole(), default=2)
+    parser.add_argument("--draws", type=whole(25), default=1000, help="posterior draws a person")
+    parser.add_argument("--steps", type=whole(), default=250, help="steps of each stage of a fit")
     parser.add_argument(
-        "--bootstrap", type=int, default=19, help="data sets simulated for the test"
+        "--bootstrap", type=whole(19), default=19, help="data sets simulated for the test"
     )
-    parser.add_argument("--replicates", type=int, default=400, help="data sets simulated to check")
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    parser.add_argument(
+        "--replicates", type=whole(20), default=400, help="data sets simulated to check"
+    )
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -77,7 +78,6 @@ def main(args: argparse.Namespace) -> None:
         print(f"\np-values, and the share of people who surprise; {args.test_users} people a row")
         print(table.map("{:.2g}".format).to_string())
     print(f"noticed: below {LEVEL:.3f}")
-    args.out.mkdir(parents=True, exist_ok=True)
     print(
         f"\n{draw(table, args.out / 'misspecification.png')}; {time.perf_counter() - start:.0f} s"
     )
@@ -226,19 +226,17 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--users", type=whole(10), default=1500, help="people of the fit")
+    parser.add_argument(
+        "--test-users", type=whole(100), default=600, help="people held out, each time"
     )
-    parser.add_argument("--users", type=int, default=1500, help="people of the fit")
-    parser.add_argument("--test-users", type=int, default=600, help="people held out, each time")
-    parser.add_argument("--comparisons", type=int, default=12, help="choices of each person")
-    parser.add_argument("--steps", type=int, default=600, help="steps of each objective")
-    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    return parser.parse_args(argv)
+    parser.add_argument("--comparisons", type=whole(), default=12, help="choices of each person")
+    parser.add_argument("--steps", type=whole(), default=600, help="steps of each objective")
+    parser.add_argument("--draws", type=whole(100), default=500, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

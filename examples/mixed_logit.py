@@ -20,9 +20,9 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -38,11 +38,9 @@ from fssa_bayes.inference import FitResult
 from fssa_bayes.plots import forest
 
 GUILDER = 1 / train_choice.PRICE_FACTOR  # Price is in guilders times 2.20371.
-MAX_POSITIVE = 0.05
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     torch.set_num_threads(1)
     data = train_choice.read(args.data)
@@ -103,19 +101,17 @@ def print_population(result: FitResult) -> None:
 
 def willingness_to_pay(result: FitResult, args: argparse.Namespace) -> pd.DataFrame:
     """Computes each person's willingness to pay for an hour and for a change, in guilders."""
-    model = result.model
-    posterior = Posterior(model, result.guide, result.data, num_samples=args.draws, seed=args.seed)
-    with torch.no_grad():
-        beta = model.utility.coefficients(posterior.z) / model.feature_scale
-    price, hour, change, _ = beta.double().unbind(-1)
-    columns = {"P(price coefficient > 0)": (price > 0).double().mean(0).numpy()}
-    for name, coefficient in (("hour", hour), ("change", change)):
-        quantiles = np.quantile((coefficient / price).numpy() * GUILDER, (0.05, 0.5, 0.95), axis=0)
-        quantiles[:, columns["P(price coefficient > 0)"] > MAX_POSITIVE] = np.nan
-        for level, values in zip(("5 %", "median", "95 %"), quantiles, strict=True):
-            columns[f"{name} {level}"] = values
+    model, data = result.model, result.data
+    posterior = Posterior(model, result.guide, data, num_samples=args.draws, seed=args.seed)
+    table = posterior.willingness_to_pay("price")
+    columns = {}
+    for name, feature in (("hour", "time"), ("change", "change")):
+        of_more = table.xs(feature, level="feature") * GUILDER  # What is saved has the other sign.
+        columns["P(price coefficient > 0)"] = of_more["price_positive"] / GUILDER
+        for level, column in (("5 %", "upper"), ("median", "median"), ("95 %", "lower")):
+            columns[f"{name} {level}"] = -of_more[column]
     columns["pareto k"] = posterior.pareto_k.numpy()
-    return pd.DataFrame(columns, index=pd.Index(result.data.user_names, name="person"))
+    return pd.DataFrame(columns).rename_axis("person")
 
 
 def print_willingness_to_pay(table: pd.DataFrame) -> None:
@@ -123,7 +119,7 @@ def print_willingness_to_pay(table: pd.DataFrame) -> None:
     print(
         f"\nWillingness to pay, guilders: {len(shown)} of {len(table)} people have a price "
         f"coefficient that is negative\nwith posterior probability of at least "
-        f"{1 - MAX_POSITIVE:.0%}; the others get that probability instead of an interval.\n"
+        "95 %; the others get that probability instead of an interval.\n"
         "Intervals are empirical-Bayes: the population is fixed at its estimate."
     )
     for name, what in (("hour", "an hour saved"), ("change", "a change avoided")):
@@ -167,17 +163,13 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the train-choice csv file")
-    parser.add_argument("--steps", type=int, default=None, help="steps of every stage")
-    parser.add_argument("--draws", type=int, default=2_000, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    return parser.parse_args(argv)
+    parser.add_argument("--steps", type=whole(), default=None, help="steps of every stage")
+    parser.add_argument("--draws", type=whole(25), default=2_000, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

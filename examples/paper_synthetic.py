@@ -26,11 +26,11 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -50,7 +50,6 @@ TARGETS = 5  # Unseen choices of a person.
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     # Two processes of one thread: networks this small do not gain from a second thread.
     with multiprocessing.get_context("spawn").Pool(
@@ -212,18 +211,16 @@ def draw_figure(table: pd.DataFrame, args: argparse.Namespace) -> None:
     plt.close(figure)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--users", type=whole(10), default=10_000, help="training people")
+    parser.add_argument(
+        "--test-users", type=whole(10), default=3_000, help="fresh people to predict"
     )
-    parser.add_argument("--users", type=int, default=10_000, help="training people")
-    parser.add_argument("--test-users", type=int, default=3_000, help="fresh people to predict")
-    parser.add_argument("--steps", type=int, default=600, help="steps of a neural process")
-    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the results")
-    return parser.parse_args(argv)
+    parser.add_argument("--steps", type=whole(), default=600, help="steps of a neural process")
+    parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

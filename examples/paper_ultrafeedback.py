@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, device, run, share, whole
 from torch import Tensor
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
@@ -50,7 +51,6 @@ Predict = Callable[[Preferences, Preferences, np.ndarray], tuple[np.ndarray, np.
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     objectives = dict.fromkeys(objective for name in args.sets for objective in SETS[name])
     source = ultrafeedback.read(args.data, objectives=tuple(objectives))
     print(f"{source}; {source.dropped}")
@@ -316,46 +316,42 @@ def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
     plt.close(figure)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--data", default=ultrafeedback.HUB_NAME, help="file, folder or hub name")
     parser.add_argument("--embedder", required=True, help="folder or hub name of a model")
     parser.add_argument("--pooling", default="last", choices=("mean", "last", "cls"))
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens kept of a text")
-    parser.add_argument("--batch-size", type=int, default=8, help="texts embedded at a time")
+    parser.add_argument("--max-length", type=whole(), default=1024, help="tokens kept of a text")
+    parser.add_argument("--batch-size", type=whole(), default=8, help="texts embedded at a time")
     parser.add_argument("--cache", type=Path, default=Path("output/embeddings"))
-    parser.add_argument("--device", default=None, help="cuda or cpu; a GPU if there is one")
+    parser.add_argument("--device", type=device, help="cuda or cpu; a GPU if there is one")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--conflict", type=float, default=1.0, help="share of dividing pairs")
+    parser.add_argument("--conflict", type=share, default=1.0, help="share of dividing pairs")
     parser.add_argument(
-        "--components", type=int, default=256, help="principal components kept; 0 for all"
+        "--components", type=whole(0), default=256, help="principal components kept; 0 for all"
     )
-    parser.add_argument("--users", type=int, default=2_000, help="simulated training people")
-    parser.add_argument("--comparisons", type=int, default=30, help="choices of each of them")
-    parser.add_argument("--test-users", type=int, default=600, help="people to predict")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[0, 1, 3, 5, 10])
-    parser.add_argument("--latent-dim", type=int, default=4)
+    parser.add_argument("--users", type=whole(10), default=2_000, help="simulated training people")
+    parser.add_argument("--comparisons", type=whole(2), default=30, help="choices of each of them")
+    parser.add_argument("--test-users", type=whole(2), default=600, help="people to predict")
+    parser.add_argument("--contexts", type=whole(0), nargs="+", default=[0, 1, 3, 5, 10])
+    parser.add_argument("--latent-dim", type=whole(), default=4)
     parser.add_argument(
         "--steps",
-        type=int,
+        type=whole(),
         nargs="+",
         default=[250, 500, 1000, 2000],
         help="steps of every stage to choose from, by people of prompts held out",
     )
     parser.add_argument(
         "--iterations",
-        type=int,
+        type=whole(),
         nargs="+",
         default=[10, 30, 100, 300],
         help="the same for the homogeneous models, which L-BFGS fits",
     )
-    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the results")
-    return parser.parse_args(argv)
+    parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -18,10 +18,10 @@ import argparse
 import multiprocessing
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -41,7 +41,6 @@ UTILITIES = ("bilinear", "mlp", "homogeneous")
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     train = two_mode.simulate(args.users, 20, seed=args.seed).data
     # Two processes of one thread: networks this small do not gain from a second thread.
@@ -172,18 +171,16 @@ def _standardise(curves: np.ndarray) -> np.ndarray:
     return centred / centred.std(-1, keepdims=True)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--users", type=whole(10), default=10_000, help="training people")
+    parser.add_argument(
+        "--test-users", type=whole(8), default=5_000, help="fresh people to predict"
     )
-    parser.add_argument("--users", type=int, default=10_000, help="training people")
-    parser.add_argument("--test-users", type=int, default=5_000, help="fresh people to predict")
-    parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
-    parser.add_argument("--draws", type=int, default=800, help="posterior draws a person")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    return parser.parse_args(argv)
+    parser.add_argument("--steps", type=whole(2), default=600, help="steps of the first stage")
+    parser.add_argument("--draws", type=whole(100), default=800, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -32,6 +32,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 from scipy.stats import norm
 
 from fssa_bayes import (
@@ -52,13 +53,14 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     torch.set_num_threads(1)
     matplotlib.use("Agg")
-    args.out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", message="the standard error of the log")
     # Dimensions that are not there: their eigenvalues tell.
     warnings.filterwarnings("ignore", message="the information on the population is not positive")
     data, truth = simulated(args) if args.data is None else (train_choice.read(args.data), None)
     print(data.summary())
     most = data.num_features if args.most is None else args.most
+    if most > data.num_features:
+        raise ValueError(f"--most must be at most {data.num_features}, as features are, got {most}")
     options = {
         "objective": [ImportanceWeightedELBO(16), Sleep()],
         "steps": args.steps,
@@ -219,22 +221,22 @@ def show(frame: pd.DataFrame, digits: int = 1) -> None:
     print(frame.reset_index().round(digits).to_string(index=False, na_rep="–"), flush=True)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, help="train-choice csv file; simulated if absent")
-    parser.add_argument("--rank", type=int, default=2, help="dimensions of simulated people")
-    parser.add_argument("--people", type=int, default=400, help="simulated people")
-    parser.add_argument("--comparisons", type=int, default=15, help="of each simulated person")
-    parser.add_argument("--most", type=int, help="largest K; the number of features if absent")
-    parser.add_argument("--folds", type=int, default=3, help="folds that people are dealt into")
-    parser.add_argument("--steps", type=int, default=250, help="steps of each stage of a fit")
-    parser.add_argument("--draws", type=int, default=500, help="posterior draws a person")
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    parser.add_argument(
+        "--rank", type=whole(1, 5), default=2, help="dimensions of simulated people"
+    )
+    parser.add_argument("--people", type=whole(10), default=400, help="simulated people")
+    parser.add_argument("--comparisons", type=whole(), default=15, help="of each simulated person")
+    parser.add_argument("--most", type=whole(), help="largest K; the number of features if absent")
+    parser.add_argument(
+        "--folds", type=whole(2), default=3, help="folds that people are dealt into"
+    )
+    parser.add_argument("--steps", type=whole(), default=250, help="steps of each stage of a fit")
+    parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -37,6 +37,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from arguments import Parser, run, whole
 
 from fssa_bayes import (
     HeterogeneousBTL,
@@ -91,7 +92,6 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     check(args)
     matplotlib.use("Agg")
-    args.out.mkdir(parents=True, exist_ok=True)
     quiet()
     tasks = [
         (name, number)
@@ -118,12 +118,10 @@ def main(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuses, before any fit, what would stop the last step."""
-    if args.replicates < 20:
-        raise SystemExit(f"--replicates must be at least 20, got {args.replicates}")
     for name in args.crowds:
         for file in CROWDS[name].files:
             if not (args.data / file).is_file():
-                raise SystemExit(f"--data must hold {file}, {str(args.data)!r} does not")
+                raise FileNotFoundError(f"--data must hold {file}, {str(args.data)!r} does not")
 
 
 def quiet() -> None:
@@ -259,22 +257,22 @@ def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
     plt.close(figure)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the files")
     parser.add_argument("--crowds", nargs="+", choices=tuple(CROWDS), default=tuple(CROWDS))
-    parser.add_argument("--folds", type=int, default=5, help="folds that people are dealt into")
-    parser.add_argument("--rounds", type=int, help="folds that are left out; 5 and 2 if absent")
-    parser.add_argument("--steps", type=int, default=150, help="steps of each stage of a fit")
-    parser.add_argument("--draws", type=int, default=300, help="posterior draws a person")
-    parser.add_argument("--replicates", type=int, default=200, help="data sets simulated to check")
-    parser.add_argument("--processes", type=int, default=2, help="folds fitted at a time")
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the figure")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    parser.add_argument(
+        "--folds", type=whole(2), default=5, help="folds that people are dealt into"
+    )
+    parser.add_argument("--rounds", type=whole(), help="folds that are left out; 5 and 2 if absent")
+    parser.add_argument("--steps", type=whole(), default=150, help="steps of each stage of a fit")
+    parser.add_argument("--draws", type=whole(25), default=300, help="posterior draws a person")
+    parser.add_argument(
+        "--replicates", type=whole(20), default=200, help="data sets simulated to check"
+    )
+    parser.add_argument("--processes", type=whole(), default=2, help="folds fitted at a time")
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

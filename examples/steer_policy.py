@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from arguments import Parser, device, real, run, whole
 from pyro import distributions as dist
 from scipy.stats import spearmanr
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -89,14 +90,16 @@ TEMPLATE = (
 
 
 def main(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.quick:
+        args.users, args.test_users, args.pretrain_steps, args.reward_steps = 16, 8, 30, 10
+        args.steps, args.draws, args.prompts, args.texts, args.batch_size = 4, 2, 2, 8, 8
     if args.model is None:  # Threads cost a network this small more than they bring.
         torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     clock = Clock()
     prompts, new_prompts = styles.prompts()[:1500], styles.prompts()[1500:]
-    path = args.model or pretrain(prompts, args)
+    path = pretrain(prompts, args) if args.model is None else args.model
     clock("language model")
     task = Task(path, prompts, args.users, args, seed=args.seed)
     test = Task(path, new_prompts, args.test_users, args, seed=args.seed + 1_000_000)
@@ -535,37 +538,31 @@ class Clock:
         print(f"[{stage}: {wall:.0f} s in all, {cpu:.0f} s of processors]", flush=True)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--model", type=Path, help="folder of an instruct model")
-    parser.add_argument("--device", default="cpu", help="where language models are")
-    parser.add_argument("--users", type=int, default=200, help="training people")
-    parser.add_argument("--test-users", type=int, default=40, help="people to follow")
-    parser.add_argument("--pretrain-steps", type=int, default=800)
-    parser.add_argument("--reward-steps", type=int, default=400)
+    parser.add_argument("--device", type=device, default="cpu", help="where language models are")
+    parser.add_argument("--users", type=whole(4), default=200, help="training people")
+    parser.add_argument("--test-users", type=whole(8), default=40, help="people to follow")
+    parser.add_argument("--pretrain-steps", type=whole(), default=800)
+    parser.add_argument("--reward-steps", type=whole(), default=400)
     parser.add_argument(
-        "--steps", type=int, default=300, help="of the policy; oracles take a third"
+        "--steps", type=whole(), default=300, help="of the policy; oracles take a third"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
-    parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the policy")
-    parser.add_argument("--beta", type=float, default=1.0, help="pull towards the base model")
-    parser.add_argument("--draws", type=int, default=4, help="of z for every pair")
-    parser.add_argument("--prompts", type=int, default=8, help="answers written for a person")
-    parser.add_argument("--texts", type=int, default=800, help="answers for a place on the line")
+    parser.add_argument("--batch-size", type=whole(), default=32, help="pairs a step")
+    parser.add_argument("--learning-rate", type=real(), default=5e-3, help="of the policy")
+    parser.add_argument("--beta", type=real(), default=1.0, help="pull towards the base model")
+    parser.add_argument("--draws", type=whole(), default=4, help="of z for every pair")
+    parser.add_argument("--prompts", type=whole(), default=8, help="answers written for a person")
+    parser.add_argument(
+        "--texts", type=whole(), default=800, help="answers for a place on the line"
+    )
     parser.add_argument(
         "--oracle", action=argparse.BooleanOptionalAction, default=True, help="train the oracles"
     )
     parser.add_argument("--quick", action="store_true", help="a tiny run, to see that it runs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for the results")
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.users, args.test_users, args.pretrain_steps, args.reward_steps = 16, 8, 30, 10
-        args.steps, args.draws, args.prompts, args.texts, args.batch_size = 4, 2, 2, 8, 8
-    return args
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run(main, make_parser())

@@ -63,7 +63,8 @@ def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     References:
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
-    log_weights = np.asarray(log_weights, dtype=np.float64)
+    # In rows, so that a person's sums are taken in one order however many people there are.
+    log_weights = np.asarray(log_weights, dtype=np.float64, order="C")
     draws = log_weights.shape[1]
     smoothed = log_weights - log_weights.max(-1, keepdims=True)
     order, tail = _largest(smoothed, min(int(np.ceil(min(draws / 5, 3 * draws**0.5))), draws - 1))

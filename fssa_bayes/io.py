@@ -12,13 +12,15 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from fssa_bayes._files import previous_folder, remove_folder, whole_folder
@@ -44,6 +46,7 @@ FORMAT_VERSION = 3
 _READABLE = (1, 2, FORMAT_VERSION)
 _KEPT = 2  # States of a fit: the last one, and the one before in case a disk damages the last.
 
+_LOCK = ".lock"
 _CONFIG = "config.json"
 _TENSORS = "model.safetensors"
 _PACKAGES = ("fssa_bayes", "torch", "pyro-ppl")
@@ -92,6 +95,10 @@ def save(
     }
     if model.covariate_names is not None:
         config["covariate_names"] = _written(model.covariate_names)
+    for entry in ("feature_levels", "covariate_levels"):
+        if levels := getattr(model, entry):
+            rows = [(name, *own) for name, own in levels.items()]
+            config[entry] = [names_to_json(pd.Index(row, dtype=object)) for row in rows]
     write_folder(path, config, flatten(model, guide))
 
 
@@ -170,6 +177,8 @@ def _build(
         guide.objectives = list(config["objectives"])
     model.feature_names = _read_names(config, "feature_names", model.num_features)
     model.covariate_names = _read_names(config, "covariate_names", model.num_covariates)
+    model.feature_levels = _read_levels(config, "feature_levels")
+    model.covariate_levels = _read_levels(config, "covariate_levels")
     return model, guide
 
 
@@ -185,6 +194,13 @@ def _read_names(config: Mapping[str, object], entry: str, number: int) -> pd.Ind
     if len(names) != number or not names.is_unique:
         raise ValueError(f"{entry} in {_CONFIG} must be {number} different names, got {len(names)}")
     return names
+
+
+def _read_levels(config: Mapping[str, Any], entry: str) -> dict[Hashable, tuple]:
+    """Reads the levels of categorical columns, none where none were saved."""
+    argument = f"{entry} in {_CONFIG}"
+    rows = [names_from_json(argument, row).tolist() for row in config.get(entry, ())]
+    return {name: tuple(levels) for name, *levels in rows}
 
 
 def flatten(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> dict[str, Tensor]:
@@ -206,7 +222,11 @@ def unflatten(
 
 
 class Checkpoints:
-    """Keeps the last states of one fit in a folder.
+    """Keeps the last states of one fit in a folder, which belongs to it within a `with` block.
+
+    The folder is locked by the operating system, which unlocks it when the process ends, however it
+    ends. A state that cannot be written, for example as the disk is full, is left out with a
+    warning: the states before it stay.
 
     Args:
         path: The folder to make. One fit at a time may use it.
@@ -218,25 +238,63 @@ class Checkpoints:
 
     Raises:
         ValueError: If the folder holds states of another fit.
-        FileExistsError: If the path is a file.
+        FileExistsError: If the path is a file, or another fit is using the folder.
+        OSError: If the folder cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike, about: Mapping[str, object]) -> None:
         self.path = Path(path)
         self.about = json.loads(json.dumps(about))
         self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.glob(".*.part"):  # Left by a process that was killed.
-            shutil.rmtree(stale, ignore_errors=True)
-        self.found = self._latest()
+        self._lock = FileLock(self.path / _LOCK, timeout=0)
+        self._acquire()
+        try:
+            for stale in self.path.glob(".*.part"):  # Left by a process that was killed.
+                shutil.rmtree(stale, ignore_errors=True)
+            self.found = self._latest()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
     def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
-        """Adds a state and removes states older than the one before it."""
+        """Adds a state and removes states older than the one before it.
+
+        Warns:
+            UserWarning: If the state cannot be written.
+        """
         states = self._states()
         number = 1 + (int(states[-1].name.removeprefix("state-")) if states else 0)
         config = {"about": self.about, "values": values}
-        write_folder(self.path / f"state-{number:08d}", config, tensors)
+        try:
+            write_folder(self.path / f"state-{number:08d}", config, tensors)
+        except OSError as error:
+            warnings.warn(
+                f"a checkpoint could not be written, and the fit goes on without it: {error}",
+                stacklevel=2,
+            )
+            return
         for old in states[: len(states) + 1 - _KEPT]:
             remove_folder(old)
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FileExistsError(
+                f"checkpoint must belong to one fit at a time, and another fit is using "
+                f"{str(self.path)!r}"
+            ) from None
+        except (OSError, NotImplementedError) as error:  # Read-only, or a system without locks.
+            warnings.warn(
+                f"checkpoint {str(self.path)!r} cannot be locked against other fits: {error}",
+                stacklevel=4,
+            )
 
     def _latest(self) -> tuple[dict[str, Tensor], dict] | None:
         for state in reversed(self._states()):

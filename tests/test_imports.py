@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "policy": {"data", "diagnostics"},
     "cli": {"report", "io", "datasets", "model", "data"},
 }
-BY_ALL = {"_random", "_arviz", "_files", "_weights"}
+BY_ALL = {"_random", "_arviz", "_files", "_threads", "_weights"}
 # Short modules that hand on names under an earlier or a shorter path.
 FACES = {
     "exact": "sampling",

@@ -64,6 +64,7 @@ def saved(data: Preferences, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.filterwarnings("ignore:choices are separated:UserWarning")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("featured", [True, False])
 def test_a_reloaded_model_draws_the_same(
@@ -172,7 +173,7 @@ def test_a_reloaded_model_reads_its_items_from_columns_of_every_type(
 
 
 EVERY_KIND = [
-    *(True, 3, -(2**70), 0.1, 1e300, Decimal("0.1"), "a", "3", "\ud800", b"\xff", UUID(int=5)),
+    *(True, 3, -(2**70), 0.1, 1e300, Decimal("0.1"), "a", "3", b"\xff", UUID(int=5)),
     *(pd.Timestamp("2024-02-29 12:00:00.000000001"), datetime.datetime(1, 1, 1, 12)),
     *(pd.Timestamp("2024-02-29 12:00", tz="Europe/Berlin"), datetime.date(2024, 2, 29)),
 ]
@@ -180,7 +181,7 @@ EVERY_KIND = [
 
 def test_whatever_names_an_item_can_be_saved(tmp_path: Path) -> None:
     table = pd.DataFrame({"l": EVERY_KIND, "r": EVERY_KIND[1:] + EVERY_KIND[:1]}, dtype=object)
-    table = table.assign(u=table["r"], y=1)
+    table = table.assign(u=table["r"], y=np.arange(len(table)) % 2)
     data = Preferences.from_dataframe(table, user="u", left="l", right="r", choice="y")
     assert data.item_names.tolist() == EVERY_KIND
     model = HeterogeneousBTL(len(EVERY_KIND), 0, utility="linear")
@@ -410,7 +411,7 @@ def test_a_model_saved_in_format_3_still_loads() -> None:
     """With means and scales in double precision, covariates, and a date that names a feature."""
     model, guide = load(KEPT / "format_3")
     data = data_of_format_3()
-    align(model, data)
+    assert align(model, data) is data
     assert (model.dtype, model.feature_mean.dtype) == (torch.float32, torch.float64)
     expected = json.loads((KEPT / "format_3" / "expected.json").read_text())
     with torch.no_grad():

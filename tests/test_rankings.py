@@ -486,6 +486,27 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(total, utility)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_transforms_agree_with_plain_derivatives() -> None:
+    data = Preferences.from_rankings(BALLOTS, choice_set=ITEMS)
+    batch = data.batch()
+
+    def total(utility: Tensor) -> Tensor:
+        return likelihood(batch, utility[batch.items].expand(3, -1)).log_prob(batch.choice.double())
+
+    jacobian = torch.autograd.functional.jacobian(total, UTILITY)
+    hessian = torch.autograd.functional.hessian(lambda utility: total(utility).sum(), UTILITY)
+    torch.testing.assert_close(torch.func.jacrev(total)(UTILITY), jacobian)
+    torch.testing.assert_close(torch.func.jacfwd(total)(UTILITY), jacobian)
+    tangent = torch.func.jvp(total, (UTILITY,), (torch.ones_like(UTILITY),))[1]
+    torch.testing.assert_close(tangent, jacobian.sum(1), atol=1e-12, rtol=1e-9)
+    found = torch.func.hessian(lambda utility: total(utility).sum())(UTILITY)
+    torch.testing.assert_close(found, hessian)
+    several = torch.stack([UTILITY, -UTILITY])
+    found = torch.func.vmap(total)(several)
+    torch.testing.assert_close(found, torch.stack([total(utility) for utility in several]))
+
+
 @pytest.mark.parametrize("scale", [20.0, 1e4])
 def test_edges_are_finite_and_exact(scale: float) -> None:
     batch = Preferences.from_rankings([("a", "b", "c"), ("c", "b", "a")]).batch()

@@ -41,7 +41,7 @@ class Baseline(ABC):
         Args:
             data: The comparisons.
             seed: Seed of initial weights and of all other random numbers.
-            progress_bar: Whether to show progress.
+            progress_bar: Whether to show progress, of a fit of more than a second.
         """
 
     @abstractmethod

@@ -176,6 +176,7 @@ class FlatComparisons:
         self.items = model.standardise(items)
         self.left, self.right = torch.from_numpy(pairs.reshape(2, -1))
         self.choice = torch.from_numpy(data.choice).double()
+        self.side = 1.0 if data.side is None else torch.from_numpy(data.side).double()
         self.person = torch.from_numpy(data.person)
         self.num_people = len(data)
         self.rankings = None
@@ -188,7 +189,9 @@ class FlatComparisons:
     def log_prob(self, model: HeterogeneousBTL) -> Tensor:
         """Evaluates log p(choices of a person), in nats, with shape (U,)."""
         utility = model.utility(self.items, self.choice.new_zeros(1, 0)).squeeze(0)
-        margin = utility[self.left] - utility[self.right] + model.position_bias
+        margin = utility[self.left] - utility[self.right]
+        if model.bias is not None:
+            margin = margin + model.bias * self.side
         parameters = {"log_tie": model.log_tie, "lapse_logit": model.lapse_logit}
         each = log_prob_of_choices(margin[None], self.choice[None], self.rankings, **parameters)
         return self.choice.new_zeros(self.num_people).index_add(0, self.person, each.squeeze(0))

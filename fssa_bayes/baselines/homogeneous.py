@@ -80,6 +80,8 @@ class HomogeneousBTL(HomogeneousBaseline):
         ties: As in :class:`HeterogeneousBTL`, like the next two.
         position_bias: Whether the item on the left may have an advantage.
         lapses: Whether answers may be careless.
+        penalty: Weight of a prior on the coefficients of the linear utility, as in
+            :class:`HeterogeneousBTL`: a remedy where an item won or lost everything.
 
     Attributes:
         model: The fitted model, `latent_dim=0`.
@@ -103,6 +105,7 @@ class HomogeneousBTL(HomogeneousBaseline):
         ties: str | None = None,
         position_bias: bool = False,
         lapses: bool = False,
+        penalty: float = 0.0,
     ) -> None:
         self.options = {
             "utility": utility,
@@ -110,6 +113,7 @@ class HomogeneousBTL(HomogeneousBaseline):
             "ties": ties,
             "position_bias": position_bias,
             "lapses": lapses,
+            "penalty": penalty,
         }
         with seeded(0):  # A wrong option is refused now, and not in a loop of fits.
             HeterogeneousBTL(1, 0, **self.options)

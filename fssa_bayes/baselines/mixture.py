@@ -131,7 +131,7 @@ class MixtureBTL(Baseline):
         em = EM(start, data, self.num_classes, seed)
         restarts = self.num_restarts if self.num_classes > 1 else 1
         runs, short = [], min(_SHORT_RUN, self.max_iterations)
-        for restart in tqdm(range(restarts), desc="EM starts", disable=not progress_bar):
+        for restart in tqdm(range(restarts), desc="EM starts", delay=1.0, disable=not progress_bar):
             runs.append(em.run(em.start(), restart, short, self.tolerance))
         best = max(range(restarts), key=lambda number: runs[number].log_likelihood)
         rest = self.max_iterations - len(runs[best].history)

@@ -12,6 +12,7 @@ from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.population import (
     Estimates,
+    Moments,
     Uncertainty,
     answer_estimates,
     check_num_parameters,
@@ -97,7 +98,9 @@ def mixture_table(
         expected_null=len(models) if data.items is None else 0,
         advice=_ADVICE,
     )
-    terms = [term for _, term in label_parameters(data, 0, [], answer_estimates(first))] + ["share"]
+    moments = Moments(first.utility.map, rank=0)
+    labels = label_parameters(data, moments, [], answer_estimates(first))
+    terms = [*labels.get_level_values("term"), "share"]
     index = [(number + 1, term) for number in range(len(models)) for term in terms]
     names = pd.MultiIndex.from_tuples(index, names=["class", "term"])
     estimates = Estimates.of(names, quantities, theta, uncertainty)

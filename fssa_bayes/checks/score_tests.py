@@ -49,8 +49,8 @@ def score_tests(
 
     Of a margin m the mean over the population, or over the people with the same covariates, is
     :math:`\bar m`. The directions δ are: people differ more (:math:`m - \bar m`), choices are more
-    consistent (m), left is preferred (1). For lapses the log-likelihood is differentiated by the
-    probability of a choice made at random.
+    consistent (m), left is preferred (1, or the `side` that data name). For lapses the
+    log-likelihood is differentiated by the probability of a choice made at random.
 
     Args:
         model: A fitted model.
@@ -95,7 +95,7 @@ def score_tests(
         slip = torch.exp(-log_prob) / (3 if model.has_ties else 2) - 1
         if not model.has_ties:  # A lapse never gives half a win each.
             slip = slip * (batch.choice != 0.5)
-        side = residual
+        side = residual if batch.side is None else residual * batch.side
         if data.has_rankings:  # A ranking has no left side, and no lapses.
             side, slip = side * torch.nan, slip * torch.nan
         terms = (residual * (margin - average), residual * margin, side, slip)

@@ -86,6 +86,7 @@ def analyse(
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
     dimensions = _read_latent_dim(latent_dim)
+    votes.require_people()
     check_model(model)
     with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load, save

@@ -43,6 +43,7 @@ def diagnose(
     """
     if not budget > 0:
         raise ValueError(f"--budget must be a positive number of seconds, got {budget}")
+    votes.require_people()
     check_model(model)
     with Writer(out, "diagnose", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load

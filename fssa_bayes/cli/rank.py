@@ -27,8 +27,8 @@ def rank(
     """Which item leads, by how much, how sure is that? Everybody alike, in seconds.
 
     The classical Bradley–Terry model: utilities in nats, standard errors clustered by person, 90 %
-    intervals of utilities and of ranks. With --out also a folder with ranking.csv, a picture, the
-    page report.html and summary.md.
+    intervals of utilities and of ranks. Rankings are scored by Plackett and Luce. With --out also
+    a folder with ranking.csv, a picture, the page report.html and summary.md.
     """
     with Writer(out, "rank", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.report import rank as run

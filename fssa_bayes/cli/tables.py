@@ -1,6 +1,7 @@
 """The table of comparisons that a subcommand reads, and the options that say how to read it.
 
-One place for all subcommands: a reader of another kind of table is one more option here.
+One place for all subcommands: another layout of a table is a few more options here, and a row of
+`_LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 __all__ = ["Ties", "Votes", "check_fitted", "check_model", "reads_votes"]
 
 _PANEL = "How to read the file"
+_OTHER_PANEL = "Other layouts of the file"
+# Options that a layout needs, and those that it takes besides; --user goes with each.
+_LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("left", "right", "choice"), ("side", "count", "choice_labels")),
+    (("winner", "loser"), ("side", "count")),
+    (("left", "right", "left_wins", "right_wins"), ("side", "tied")),
+    (("pair_columns",), ("choice_labels",)),
+    (("user", "item", "rank"), ("ranking", "choice_set")),
+    (("orderings",), ("choice_set",)),
+    (("ranks",), ("choice_set",)),
+)
+_ROWS_OF_PEOPLE = ("pair_columns", "orderings", "ranks")
+_LISTS = ("orderings", "ranks", "choice_set")
+_ROLES = (
+    *("user", "left", "right", "choice", "winner", "loser", "side", "count", "left_wins"),
+    *("right_wins", "tied", "pair_columns", "item", "rank", "ranking"),
+)
 
 
 class Ties(StrEnum):
@@ -33,12 +51,12 @@ class Ties(StrEnum):
     keep = "keep"
 
 
-def _option(metavar: str, help: str) -> Any:
-    return typer.Option(metavar=metavar, help=help, rich_help_panel=_PANEL, show_default=False)
+def _option(metavar: str, help: str, panel: str = _PANEL) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
 
 
-def _column(role: str) -> Any:
-    return _option("COLUMN", f"Column that {role}.")
+def _column(role: str, panel: str = _PANEL) -> Any:
+    return _option("COLUMN", f"Column that {role}.", panel)
 
 
 @dataclass(frozen=True)
@@ -52,17 +70,24 @@ class Votes:
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Comparisons, one row each: csv (compressed or not), tsv or parquet.",
+            help="Comparisons, one row each (other layouts below): csv (compressed or not), tsv "
+            "or parquet.",
             show_default=False,
         ),
     ]
-    user: Annotated[str, _column("names the person")]
-    left: Annotated[str, _column("names the first item")]
-    right: Annotated[str, _column("names the second item")]
+    user: Annotated[
+        str | None,
+        _column(
+            "names the person; without it every comparison has a judge of its own, and in layouts "
+            "with a row a person or a ranking every row"
+        ),
+    ] = None
+    left: Annotated[str | None, _column("names the first item")] = None
+    right: Annotated[str | None, _column("names the second item")] = None
     choice: Annotated[
-        str,
+        str | None,
         _column("holds 1 / 0 / 0.5, left / right / tie, or the preferred item's name"),
-    ]
+    ] = None
     choice_labels: Annotated[
         str | None,
         _option("WORD=MEANING,…", "The file's own words, such as a1=left,a2=right,equal=tie."),
@@ -92,13 +117,106 @@ class Votes:
             "What stands between two cells of a text file; by the file's name if absent.",
         ),
     ] = None
+    side: Annotated[
+        str | None,
+        _column(
+            "tells whose place is an advantage, such as a home: 1 left's (the winner's), 0 "
+            "nobody's, -1 right's (the loser's)"
+        ),
+    ] = None
+    count: Annotated[
+        str | None, _column("holds the number of equal comparisons that a row stands for")
+    ] = None
+    winner: Annotated[
+        str | None,
+        _column(
+            "names the preferred item, with --loser in place of --left to --choice", _OTHER_PANEL
+        ),
+    ] = None
+    loser: Annotated[str | None, _column("names the other item", _OTHER_PANEL)] = None
+    left_wins: Annotated[
+        str | None,
+        _column(
+            "holds how often left was preferred, with --right-wins in place of --choice",
+            _OTHER_PANEL,
+        ),
+    ] = None
+    right_wins: Annotated[
+        str | None, _column("holds how often right was preferred", _OTHER_PANEL)
+    ] = None
+    tied: Annotated[str | None, _column("holds how often neither was preferred", _OTHER_PANEL)] = (
+        None
+    )
+    pair_columns: Annotated[
+        str | None,
+        _option(
+            "TEXT",
+            "What stands between the items in the names of columns, such as a:b, that hold a "
+            "person's answers to one pair each.",
+            _OTHER_PANEL,
+        ),
+    ] = None
+    item: Annotated[
+        str | None, _column("names an item of a ranking, with --rank", _OTHER_PANEL)
+    ] = None
+    rank: Annotated[
+        str | None,
+        _column("holds the item's rank, 1 the best, empty below all ranked ones", _OTHER_PANEL),
+    ] = None
+    ranking: Annotated[
+        str | None, _column("tells the rankings of a person apart", _OTHER_PANEL)
+    ] = None
+    orderings: Annotated[
+        str | None,
+        _option(
+            "COLUMN,…", "Columns with the first, second, … item of a ranking a row.", _OTHER_PANEL
+        ),
+    ] = None
+    ranks: Annotated[
+        str | None,
+        _option(
+            "COLUMN,…", "Columns named by items with their ranks, a ranking a row.", _OTHER_PANEL
+        ),
+    ] = None
+    choice_set: Annotated[
+        str | None,
+        _option(
+            "ITEM,…",
+            "Items that every ranking was made from; those that it leaves out lie below.",
+            _OTHER_PANEL,
+        ),
+    ] = None
 
     def check(self) -> None:
         """Raises an error for what is wrong without a look into the files, before any import."""
+        self._check_layout()
         self.labels()
         for option, path in (("FILE", self.path), ("--items", self.items), ("--users", self.users)):
             if path is not None and not path.is_file():
                 raise FileNotFoundError(f"{option} must be an existing file, got {str(path)!r}")
+
+    def require_people(self) -> None:
+        """Raises a ValueError unless the file tells people apart."""
+        if self.user is None and not any(getattr(self, name) for name in _ROWS_OF_PEOPLE):
+            raise ValueError(
+                "--user must name the column of people, who are to be told apart, got none; rank "
+                "does without"
+            )
+
+    def _check_layout(self) -> None:
+        """Raises a ValueError unless the columns named make one of the layouts."""
+        named = {name for needed, also in _LAYOUTS for name in (*needed, *also)} - {"user"}
+        given = {name for name in named if getattr(self, name) is not None}
+        if self.user is None and self.users is not None:
+            raise ValueError("--users needs --user, got no column that names people")
+        for needed, also in _LAYOUTS:
+            if set(needed) - {"user"} <= given <= {*needed, *also}:
+                if "user" in needed and self.user is None:
+                    raise ValueError("--item and --rank need --user, got none")
+                return
+        layouts = "; ".join(", ".join(map(_flag, needed)) for needed, _ in _LAYOUTS)
+        found = ", ".join(map(_flag, sorted(given))) or "none"
+        raise ValueError(f"columns must be named for one layout of FILE ({layouts}), got {found}")
 
     def labels(self) -> dict[str, str] | None:
         """Reads `choice_labels`."""
@@ -134,10 +252,8 @@ class Votes:
         with hear_warnings() as heard:
             read = table.read(
                 self.path,
-                user=self.user,
-                left=self.left,
-                right=self.right,
-                choice=self.choice,
+                **{role: getattr(self, role) for role in _ROLES},
+                **{role: _listed(getattr(self, role)) for role in _LISTS},
                 choice_labels=self.labels(),
                 items=self.items,
                 users=self.users,
@@ -145,6 +261,14 @@ class Votes:
                 delimiter=self.delimiter,
             )
         return read.data, describe_data(read.data, read.rows, read.missing, tuple(heard))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _listed(names: str | None) -> list[str] | None:
+    return None if names is None else names.split(",")
 
 
 def check_model(model: Path | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams
 from fssa_bayes._weights import pareto_smooth
 from fssa_bayes.comparison.elpd import Elpd
 from fssa_bayes.data import Preferences, user_batches
@@ -61,22 +61,22 @@ def leave_comparisons_out(
     check_guide(model, guide)
     check_draws(model, num_samples, "psis")
     values, shapes, variances = [], [], []
-    with seeded(seed):
-        for _, batch in user_batches(data, 2 * num_samples, model.device):
-            draws = propose(model, guide, batch, num_samples)
-            likelihood, mask = model.choice(batch, draws.z), batch.judgement_mask
-            seen = likelihood.judgements(batch.choice)
-            seen = seen.map(lambda x, mask=mask: x[:, mask].double().cpu())
-            choice = batch.choice[mask].double().cpu()
-            log_prob = seen.log_prob(choice)
-            person = mask.nonzero()[:, 0]
-            rest = draws.log_weights[:, person].double().cpu() - log_prob
-            log_weights, pareto_k = pareto_smooth(rest.T.numpy())
-            log_weights = torch.from_numpy(log_weights).T
-            value = seen.average(log_weights).log_prob(choice)
-            values.append(value)
-            shapes.append(pareto_k)
-            variances.append(ratio_variance(log_prob, log_weights, value, person.cpu()))
+    streams = Streams(seed, "comparisons")
+    for _, batch in user_batches(data, 2 * num_samples, model.device):
+        draws = propose(model, guide, batch, num_samples, streams=streams)
+        likelihood, mask = model.choice(batch, draws.z), batch.judgement_mask
+        seen = likelihood.judgements(batch.choice)
+        seen = seen.map(lambda x, mask=mask: x[:, mask].double().cpu())
+        choice = batch.choice[mask].double().cpu()
+        log_prob = seen.log_prob(choice)
+        person = mask.nonzero()[:, 0]
+        rest = draws.log_weights[:, person].double().cpu() - log_prob
+        log_weights, pareto_k = pareto_smooth(rest.T.numpy())
+        log_weights = torch.from_numpy(log_weights).T
+        value = seen.average(log_weights).log_prob(choice)
+        values.append(value)
+        shapes.append(pareto_k)
+        variances.append(ratio_variance(log_prob, log_weights, value, person.cpu()))
     return Elpd(
         values=torch.cat(values).numpy(),
         person=np.repeat(np.arange(len(data)), data.judgement_counts),

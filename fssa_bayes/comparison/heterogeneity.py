@@ -175,7 +175,7 @@ def heterogeneity_test(
     draws = np.empty(0)
     if null == "bootstrap" or problem:
         method = "bootstrap"
-        draws = np.zeros(num_null or 19)
+        draws = np.zeros(19 if num_null is None else num_null)
         for position in range(len(draws)):
             number = seed + 1 + position
             choices = average.simulate(data, seed=number)[0].choice
@@ -185,7 +185,8 @@ def heterogeneity_test(
             draws[position] = 2 * (simulated[1] - simulated[0])
     elif data.num_features != 1:
         method = "simulated mixture"
-        draws = boundary_draws(average, data, model.latent_dim, num_null or 2000, seed=seed)
+        number = 2000 if num_null is None else num_null
+        draws = boundary_draws(average, data, model.latent_dim, number, seed=seed)
     else:
         method = "mixture"
     if len(draws):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fssa_bayes._random import seeded
@@ -79,10 +78,9 @@ def score_users(
     aligned = align(model, data)
     check_guide(model, guide)
     check_draws(model, num_samples, "psis")
-    with seeded(seed), torch.no_grad():
-        values, variance, _ = person_log_marginal_likelihood(
-            model, guide, aligned, num_samples, TARGET_ERROR, MAX_SAMPLES
-        )
+    values, variance, _ = person_log_marginal_likelihood(
+        model, guide, aligned, num_samples, TARGET_ERROR, MAX_SAMPLES, seed
+    )
     return _score_of_people(values.cpu().numpy(), variance.sum().sqrt().item(), data)
 
 

@@ -2,8 +2,9 @@
 
 from fssa_bayes.data.alignment import find_columns
 from fssa_bayes.data.batch import Batch
-from fssa_bayes.data.chunks import user_batches
+from fssa_bayes.data.chunks import user_batches, user_slices
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
+from fssa_bayes.data.graph import describe_separation, find_win_classes, list_wins, rank_classes
 from fssa_bayes.data.ids import (
     canonical_names,
     explain_unknown,
@@ -21,6 +22,7 @@ from fssa_bayes.data.precision import (
     usable_numbers,
 )
 from fssa_bayes.data.preferences import Preferences
+from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.summary import Summary
 
 __all__ = [
@@ -32,15 +34,21 @@ __all__ = [
     "column_moments",
     "constant_columns",
     "covariate_rank",
+    "describe_separation",
+    "expand_levels",
     "explain_unknown",
     "factorise_names",
     "find_columns",
     "find_names",
+    "find_win_classes",
     "first_names",
     "identified_covariates",
+    "list_wins",
     "names_from_json",
     "names_to_json",
+    "rank_classes",
     "storage_type",
     "usable_numbers",
     "user_batches",
+    "user_slices",
 ]

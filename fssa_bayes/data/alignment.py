@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from fssa_bayes.data.comparisons import Comparisons, Data, replace, select_where
 from fssa_bayes.data.ids import explain_unknown, find_names
 from fssa_bayes.data.judgements import find_judgements
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.readers.categories import Levels, recode_levels
 
 __all__ = ["AlignedComparisons", "Fitted", "align_features", "align_items", "find_columns"]
 
@@ -24,10 +25,14 @@ class Fitted(Protocol):
         feature_names: Names of the features, those of the items where these have no features; None
             before a fit.
         covariate_names: Names of the covariates; None before a fit, or without any.
+        feature_levels: Levels of categorical features by column, the reference level first.
+        covariate_levels: The same of categorical covariates.
     """
 
     feature_names: pd.Index | None
     covariate_names: pd.Index | None
+    feature_levels: Mapping[Hashable, tuple]
+    covariate_levels: Mapping[Hashable, tuple]
 
 
 class AlignedComparisons(Comparisons):
@@ -46,19 +51,22 @@ class AlignedComparisons(Comparisons):
             the model's names in the model's order already. Items without features are those of the
             model, whether they were compared here or not; names that were never compared are left
             out. Features and covariates are those of the model, in its order; further columns are
-            left out, unless the columns have no names but their positions.
+            left out, unless the columns have no names but their positions. Categories have the
+            model's reference level, and indicators of 0 for levels that these data lack.
 
         Raises:
             ValueError: If a comparison is about an item that the model does not know
-                (:meth:`select_items` leaves such comparisons out), or a feature or covariate of
-                the model is missing.
+                (:meth:`select_items` leaves such comparisons out), a feature or covariate of the
+                model is missing, or a category has a level that the model does not know.
         """
         data = self
         if model.feature_names is not None:
-            align = align_items if self.items is None else align_features
-            data = align(data, model.feature_names)
+            if self.items is None:
+                data = align_items(data, model.feature_names)
+            else:
+                data = align_features(data, model.feature_names, model.feature_levels)
         if model.covariate_names is not None and self.covariates is not None:
-            data = align_covariates(data, model.covariate_names)
+            data = align_covariates(data, model.covariate_names, model.covariate_levels)
         return data
 
     def select_items(self, items: Sequence | pd.Index) -> Self:
@@ -103,8 +111,11 @@ def align_items(data: Data, names: pd.Index) -> Data:
     return replace(data, left=left, right=right, **item_table(names))
 
 
-def align_features(data: Data, names: pd.Index) -> Data:
-    """Puts the columns of the item table in the order of `names`."""
+def align_features(data: Data, names: pd.Index, levels: Levels) -> Data:
+    """Puts the columns of the item table in the order of `names`, categories in given levels."""
+    table, own, now = recode_levels(data.items, data.feature_names, data.feature_levels, levels)
+    if now != data.feature_levels:
+        data = replace(data, items=table, feature_names=own, feature_levels=now)
     rule = "data must have the features the model was fitted to"
     order = find_columns(rule, data.feature_names, names)
     if order is None:
@@ -112,8 +123,12 @@ def align_features(data: Data, names: pd.Index) -> Data:
     return replace(data, items=data.items[:, order], feature_names=names)
 
 
-def align_covariates(data: Data, names: pd.Index) -> Data:
-    """Puts the columns of people's covariates in the order of `names`."""
+def align_covariates(data: Data, names: pd.Index, levels: Levels) -> Data:
+    """Puts the columns of people's covariates in the order of `names`, as for features."""
+    own = data.covariates, data.covariate_names, data.covariate_levels
+    table, columns, now = recode_levels(*own, levels)
+    if now != data.covariate_levels:
+        data = replace(data, covariates=table, covariate_names=columns, covariate_levels=now)
     rule = "data must have the covariates the model was fitted to"
     order = find_columns(rule, data.covariate_names, names)
     if order is None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data.alignment import find_columns
-from fssa_bayes.data.arrays import check_pairs
+from fssa_bayes.data.arrays import check_pairs, check_sides
 from fssa_bayes.data.comparisons import Comparisons, Data, replace
-from fssa_bayes.data.frame import check_frame, decode_choices, name_items, read_covariates
 from fssa_bayes.data.ids import (
     canonical_names,
     explain_unknown,
@@ -25,7 +24,10 @@ from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.rankings import break_into_pairs, read_rankings
+from fssa_bayes.data.rankings import break_into_pairs
+from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.pairs import check_frame, decode_choices, name_items, read_covariates
+from fssa_bayes.data.readers.rankings import read_rankings
 
 __all__ = ["GrowingComparisons", "find_items", "join_answers"]
 
@@ -69,9 +71,11 @@ class GrowingComparisons(Comparisons):
         people = canonical_names("users", people)
         parts: dict[str, Any] = {"item_names": items, "num_items": len(items)}
         if isinstance(items, pd.DataFrame):
+            items, levels = expand_levels("items", items)
             parts = {"item_names": name_items(items, "", "", items), "feature_names": items.columns}
-            parts["items"] = table_values(items)
+            parts |= {"items": table_values(items), "feature_levels": levels}
         if isinstance(users, pd.DataFrame):
+            users, parts["covariate_levels"] = expand_levels("users", users)
             parts["covariates"] = read_covariates(users, people)
             parts["covariate_names"] = users.columns
         none = np.zeros(0, dtype=np.int32)
@@ -85,6 +89,7 @@ class GrowingComparisons(Comparisons):
         right: Any,
         choice: Any,
         *,
+        side: Any = None,
         users: pd.DataFrame | None = None,
     ) -> Self:
         """Returns data with one more answer, or several, of known people or of new ones.
@@ -96,6 +101,8 @@ class GrowingComparisons(Comparisons):
             choice: The answer, as in `Preferences.from_dataframe`: a number 1 / 0 / 0.5 or a
                 Boolean, the word "left" / "right" / "tie", or the name of the preferred item. For
                 several answers each of the four may be a list or column of them, of one length.
+            side: Whose place is an advantage: 1 for left's, -1 for right's, 0 for neither's, or a
+                list of these; None for left's, or in data that do not tell it, not known.
             users: Covariates of new people, where people have covariates, one row a person,
                 indexed by name; rows of others are not looked at.
 
@@ -114,9 +121,8 @@ class GrowingComparisons(Comparisons):
         check_frame(table, same)
         sides = find_items(self, table["left"]), find_items(self, table["right"])
         check_pairs(*sides)
-        return join_answers(
-            self, table["user"], *sides, decode_choices(table, same, None), None, users
-        )
+        outcome = decode_choices(table, same, None)
+        return join_answers(self, table["user"], *sides, outcome, None, users, side)
 
     def append_ranking(
         self,
@@ -187,6 +193,7 @@ def join_answers(
     choice: np.ndarray,
     ranking: np.ndarray | None,
     users: pd.DataFrame | None,
+    side: float | Sequence | None = None,
 ) -> Data:
     """Adds checked answers, each after the other answers of its person.
 
@@ -198,6 +205,7 @@ def join_answers(
         choice: 1, 0 or ½, (Q,).
         ranking: Equal numbers for the pairs of one ranking, (Q,); None where all stand alone.
         users: Covariates of new people, or None.
+        side: Whose place is an advantage, one for all or (Q,); None as in the other answers.
     """
     code, distinct = factorise_names("user", user)
     new = distinct[find_names(distinct, data.user_names) < 0]
@@ -208,6 +216,12 @@ def join_answers(
     def joined(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         return np.concatenate([before, after.astype(before.dtype)])[order]
 
+    joined_side = None
+    if side is not None or data.side is not None:
+        before = np.ones(data.num_comparisons, np.float32) if data.side is None else data.side
+        usual = 1.0 if data.places_are_known else np.nan
+        after = np.full(len(left), 1.0) * (usual if side is None else np.asarray(side, float))
+        joined_side = joined(before, check_sides(after, len(left)))
     old = np.arange(data.num_comparisons) if data.ranking is None else data.ranking
     number = np.arange(len(left)) if ranking is None else ranking
     number = joined(old, data.num_comparisons + number)
@@ -224,6 +238,7 @@ def join_answers(
         user_names=names,
         covariates=join_covariates(data, new, users),
         judgements=judgements,
+        side=joined_side,
     )
 
 
@@ -240,11 +255,12 @@ def join_covariates(data: Comparisons, new: pd.Index, users: pd.DataFrame | None
                 f"people, got none for [{first_names(new)}]"
             )
         return data.covariates
+    users, _ = expand_levels("users", users, data.covariate_levels)
     own = find_names(canonical_names("the index of users", users.index), new) >= 0
     rows = read_covariates(users[own], new)
     rule = "users must have the covariates of the other people"
     order = find_columns(rule, users.columns, data.covariate_names)
     if users.shape[1] != data.num_covariates and order is None:
         raise ValueError(f"{rule}, {data.num_covariates} columns, got {users.shape[1]}")
-    rows = torch.from_numpy(rows if order is None else rows[:, order])
+    rows = torch.tensor(rows if order is None else rows[:, order])
     return torch.cat([data.covariates, rows.to(data.covariates)])

@@ -20,6 +20,7 @@ __all__ = [
     "check_pairs",
     "check_people",
     "check_positions",
+    "check_sides",
     "check_table",
 ]
 
@@ -46,7 +47,7 @@ def check_names(argument: str, names: Sequence | pd.Index | None, length: int) -
     return names
 
 
-def check_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
+def check_table(argument: str, table: np.ndarray | Tensor, least_columns: int = 1) -> Tensor:
     """Copies a table of finite numbers, or refuses another array.
 
     Floats of single precision or less are stored in single precision, other numbers in double.
@@ -56,7 +57,7 @@ def check_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
     values = np.asarray(table)
     # A copy: a DataFrame may hand out memory that is not to be written to.
     table = torch.from_numpy(np.array(values, dtype=storage_type([values.dtype])))
-    if table.ndim != 2 or 0 in table.shape:
+    if table.ndim != 2 or not len(table) or table.shape[1] < least_columns:
         raise ValueError(
             f"{argument} must be a table with at least one row and one column, "
             f"got shape {tuple(table.shape)}"
@@ -71,11 +72,13 @@ def check_table(argument: str, table: np.ndarray | Tensor) -> Tensor:
     return table
 
 
-def check_covariates(covariates: np.ndarray | Tensor | None, num_users: int) -> Tensor | None:
+def check_covariates(
+    covariates: np.ndarray | Tensor | None, num_users: int, least_columns: int = 1
+) -> Tensor | None:
     """Copies a table with a row of covariates a person, or refuses another number of rows."""
     if covariates is None:
         return None
-    table = check_table("covariates", covariates)
+    table = check_table("covariates", covariates, least_columns)
     if len(table) != num_users:
         raise ValueError(
             f"covariates must have one row per person: {num_users} people, {len(table)} rows"
@@ -123,6 +126,22 @@ def check_choices(choice: np.ndarray, length: int) -> np.ndarray:
             f"choice must be 0, 0.5 or 1, got {choice[wrong[0]]} in comparison {wrong[0]}"
         )
     return choice
+
+
+def check_sides(side: np.ndarray | None, length: int) -> np.ndarray | None:
+    """Returns sides in single precision, or refuses a wrong number and what is no side."""
+    if side is None:
+        return None
+    side = np.asarray(side, dtype=np.float32)
+    if side.shape != (length,):
+        raise ValueError(f"side must have shape ({length},), got {side.shape}")
+    wrong = np.flatnonzero(~(np.isin(side, (-1, 0, 1)) | np.isnan(side)))
+    if len(wrong):
+        raise ValueError(
+            f"side must be 1 (left), 0 (neither), -1 (right) or NaN (not known), got "
+            f"{side[wrong[0]]} in comparison {wrong[0]}"
+        )
+    return side
 
 
 def check_people(people: np.ndarray | Sequence[int], num_users: int) -> np.ndarray:

@@ -34,6 +34,11 @@ class Batch:
         people: Positions of the people in the data they come from, or None if simulated.
         ranking: Number of the judgement that a comparison belongs to, different for each judgement
             of a person, −1 in padding, int64 with shape (U, N); None where all stand alone.
+        side: Whose place is an advantage: 1 for left's, −1 for right's, 0 for neither's, NaN where
+            it is not known, (U, N); None where it is left's everywhere.
+        count: How many equal comparisons each stands for in a fit by maximum likelihood, which
+            alone merges them, (U, N); None for one each.
+        keys: Keys of the people's random streams, uint64 with shape (U,); None if simulated.
     """
 
     items: Tensor
@@ -44,6 +49,9 @@ class Batch:
     covariates: Tensor | None = None
     people: np.ndarray | None = None
     ranking: Tensor | None = None
+    side: Tensor | None = None
+    count: Tensor | None = None
+    keys: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -104,4 +112,5 @@ class Batch:
             right=self.right.masked_fill(~self.mask, 0),
             choice=self.choice.masked_fill(~self.mask, 0.0),
             ranking=None if self.ranking is None else self.ranking.masked_fill(~self.mask, -1),
+            side=None if self.side is None else self.side.masked_fill(~self.mask, 0.0),
         )

@@ -7,7 +7,8 @@ by :func:`replace` from these fields alone, so that no cached value of the old d
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,13 +17,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fssa_bayes._random import keys_of
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.ragged import list_ranges, offsets_of
 
-__all__ = ["Comparisons", "covariates_of", "pad", "replace", "rows_of", "select", "select_where"]
+__all__ = [
+    "TIES",
+    "Comparisons",
+    "covariates_of",
+    "pad",
+    "replace",
+    "rows_of",
+    "select",
+    "select_where",
+]
 
 Data = TypeVar("Data", bound="Comparisons")
+TIES = ("drop", "keep", "half")
+"""What becomes of ties that are read."""
 
 
 @dataclass(eq=False, repr=False)
@@ -45,6 +58,11 @@ class Comparisons:
         dropped_ties: Number of ties that were left out.
         judgements: Which comparisons belong together.
         broken: Numbers of rankings that were broken into pairs and of their stages.
+        side: Whose place is an advantage: 1 for left's, −1 for right's, 0 for neither's, NaN where
+            it is not known, (R,); None where it is left's everywhere.
+        people_are_named: Whether the data say who answered; else every row is a judge of its own.
+        feature_levels: Levels of categorical features by column, the reference level first.
+        covariate_levels: The same of categorical covariates.
     """
 
     left: np.ndarray
@@ -62,6 +80,10 @@ class Comparisons:
     dropped_ties: int
     judgements: Judgements
     broken: tuple[int, int] = (0, 0)
+    side: np.ndarray | None = None
+    people_are_named: bool = True
+    feature_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
+    covariate_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Returns the number of people U."""
@@ -81,6 +103,11 @@ class Comparisons:
     def person(self) -> np.ndarray:
         """Position of the person whom each comparison belongs to, with shape (R,)."""
         return np.repeat(np.arange(len(self)), self.counts)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Keys of the people's random streams, which follow from their names, uint64 (U,)."""
+        return keys_of(self.user_names)
 
     @property
     def num_judgements(self) -> int:
@@ -111,6 +138,11 @@ class Comparisons:
     def half_wins(self) -> np.ndarray:
         """Whether a comparison stands alone and has the choice ½, with shape (R,)."""
         return (self.choice == 0.5) & ~self.judgements.inside
+
+    @property
+    def places_are_known(self) -> bool:
+        """Whether the data say, for every comparison, whose place was an advantage."""
+        return self.side is None or not np.isnan(self.side).any()
 
     @property
     def num_features(self) -> int:
@@ -157,6 +189,7 @@ def select(data: Data, rows: np.ndarray, counts: np.ndarray, **parts: Any) -> Da
         choice=data.choice[rows],
         offsets=offsets_of(counts),
         judgements=data.judgements.select(rows),
+        side=None if data.side is None else data.side[rows],
         **parts,
     )
 
@@ -214,4 +247,5 @@ def pad(
         mask=torch.from_numpy(mask),
         covariates=covariates_of(data, people),
         ranking=ranking,
+        side=None if data.side is None else torch.from_numpy(padded(data.side[rows], np.float32)),
     )

@@ -1,14 +1,53 @@
-"""The graph whose nodes are items and whose edges are comparisons."""
+"""The graph whose nodes are items and whose edges are comparisons, or wins."""
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
 from fssa_bayes.data.comparisons import Comparisons
+from fssa_bayes.data.names import first_names
 
-__all__ = ["find_components", "warn_about_graph"]
+__all__ = [
+    "Wins",
+    "describe_separation",
+    "find_components",
+    "find_win_classes",
+    "list_wins",
+    "rank_classes",
+    "warn_about_graph",
+]
+
+
+class Wins(NamedTuple):
+    """Lists who won over whom: a half win is a win either way.
+
+    Attributes:
+        winner: Position of the winner of each of Q wins, with shape (Q,).
+        loser: Position of the loser, (Q,).
+        number: Number of the comparison that the win belongs to, (Q,).
+        on_left: Whether the winner stood on the left, (Q,).
+    """
+
+    winner: np.ndarray
+    loser: np.ndarray
+    number: np.ndarray
+    on_left: np.ndarray
+
+
+def list_wins(data: Comparisons) -> Wins:
+    """Lists the wins among comparisons, without the pairs that a ranking leaves open."""
+    known = (data.choice != 0.5) | ~data.judgements.inside
+    by_left = np.flatnonzero(known & (data.choice >= 0.5))
+    by_right = np.flatnonzero(known & (data.choice <= 0.5))
+    return Wins(
+        np.concatenate([data.left[by_left], data.right[by_right]]),
+        np.concatenate([data.right[by_left], data.left[by_right]]),
+        np.concatenate([by_left, by_right]),
+        np.arange(len(by_left) + len(by_right)) < len(by_left),
+    )
 
 
 def find_components(data: Comparisons) -> np.ndarray:
@@ -26,6 +65,90 @@ def find_components(data: Comparisons) -> np.ndarray:
     rank = np.empty_like(sizes)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
     return np.where(used, rank[labels], -1)
+
+
+def find_win_classes(winner: np.ndarray, loser: np.ndarray, num_items: int) -> np.ndarray:
+    """Labels the strongly connected component of each item in the graph of wins, with shape (M,).
+
+    Two items of a class lost to one another, directly or through others. The maximum of the
+    likelihood puts a finite distance between them, and none between items of different classes.
+
+    References:
+        Ford (1957), Solution of a ranking problem from binary comparisons, American Mathematical
+        Monthly 64.
+    """
+    from scipy import sparse
+
+    edges = sparse.coo_array(
+        (np.ones(len(winner), dtype=bool), (winner, loser)), shape=(num_items, num_items)
+    )
+    return sparse.csgraph.connected_components(edges, connection="strong")[1]
+
+
+def rank_classes(winner: np.ndarray, loser: np.ndarray, count: int) -> np.ndarray:
+    """Returns levels of classes (count,), such that each winner stands above each loser.
+
+    Args:
+        winner: The class that won each of Q edges of a graph without a cycle, with shape (Q,).
+        loser: The class that lost, (Q,).
+        count: Number of classes.
+    """
+    level = np.zeros(count, dtype=np.int64)
+    while True:
+        low = level[winner] <= level[loser]
+        if not low.any():
+            return level
+        np.maximum.at(level, winner[low], level[loser[low]] + 1)
+
+
+def describe_separation(data: Comparisons) -> str:
+    """Names the items without a finite utility, for items without features; `""` for none.
+
+    In every component of the comparison graph the largest class of :func:`find_win_classes` is
+    what the other items are compared with.
+    """
+    wins, components = list_wins(data), find_components(data)
+    labels = find_win_classes(wins.winner, wins.loser, data.num_items)
+    said = []
+    for component in range(components.max(initial=-1) + 1):
+        members = np.flatnonzero(components == component)
+        sizes = np.bincount(labels[members])
+        if np.count_nonzero(sizes) == 1:
+            continue
+        if sizes.max() == 1:
+            said.append(
+                f"no two of {len(members)} items ({first_names(data.item_names[members])}) have "
+                "utilities with a finite distance, as no item both lost to another and won "
+                "against it, directly or through others"
+            )
+            continue
+        reference = labels == sizes.argmax()
+        above = _reach(wins.loser, wins.winner, reference)
+        below = _reach(wins.winner, wins.loser, reference)
+        own = (components == component) & ~reference
+        for which, what in (
+            (own & above, "won every comparison with the other items"),
+            (own & below, "lost every comparison with the other items"),
+            (own & ~above & ~below, "won and lost in a way that gives no finite distance"),
+        ):
+            if which.any():
+                said.append(f"{first_names(data.item_names[which])} {what}")
+    return "; ".join(said)
+
+
+def _reach(start: np.ndarray, end: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Marks the items that some of the members (M,) reach along edges from start to end, (M,)."""
+    from scipy import sparse
+
+    size = len(members)
+    first = np.flatnonzero(members)[0]
+    # One node in place of the members, which reach one another.
+    start, end = (np.where(members[nodes], first, nodes) for nodes in (start, end))
+    edges = sparse.coo_array((np.ones(len(start), dtype=bool), (start, end)), shape=(size, size))
+    found = np.zeros(size, dtype=bool)
+    order = sparse.csgraph.breadth_first_order(edges.tocsr(), first, return_predecessors=False)
+    found[order] = True
+    return found
 
 
 def warn_about_graph(data: Comparisons, *, stacklevel: int) -> None:

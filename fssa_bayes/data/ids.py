@@ -4,7 +4,8 @@ Whatever the type of a column, its names are read as Python's own values: text, 
 Booleans, and dates, times (as `pandas.Timestamp`, in UTC where they have a time zone), UUIDs, bytes
 and decimal numbers. Names are compared as Python compares values: 1, 1.0 and `True` are one name,
 "1" is another. Names of another kind, such as tuples, intervals and periods, are refused when they
-are read: `.astype(str)` makes text of them.
+are read: `.astype(str)` makes text of them. So is text that netCDF or UTF-8 cannot hold: with a NUL
+character, or half a pair of surrogates.
 
 An index of names has one form: int64, float64 or bool where all names fit, the text type of pandas
 for text alone, and Python's values as objects otherwise.
@@ -54,7 +55,7 @@ def canonical_names(argument: str, names: Sequence | np.ndarray | pd.Series | pd
 
     Raises:
         TypeError: If a name is of a kind that cannot be saved.
-        ValueError: If a name is missing or not finite.
+        ValueError: If a name is missing, not finite or text that files cannot hold.
     """
     dtype = getattr(names, "dtype", None)
     label = getattr(names, "name", None)
@@ -63,7 +64,7 @@ def canonical_names(argument: str, names: Sequence | np.ndarray | pd.Series | pd
     # A NumPy array would list times as integers.
     values = list(names) if dtype is None else pd.Series(names, dtype=object).tolist()
     if set(map(type, values)) <= {str}:
-        return _text_index(values).rename(label)
+        return _text_index(_check_text(argument, values)).rename(label)
     return _index([_plain(argument, value) for value in values]).rename(label)
 
 
@@ -79,7 +80,7 @@ def factorise_names(argument: str, column: pd.Series) -> tuple[np.ndarray, pd.In
 
     Raises:
         TypeError: If a name is of a kind that cannot be saved.
-        ValueError: If a name is missing or not finite.
+        ValueError: If a name is missing, not finite or text that files cannot hold.
     """
     try:
         # An array, as pandas may make floats of the objects of a series.
@@ -159,6 +160,8 @@ def _plain(argument: str, value: object) -> object:
     for kind, convert in _KINDS:
         if isinstance(value, kind) and not isinstance(value, np.timedelta64):  # An integer too.
             plain = convert(value)
+            if isinstance(plain, str):
+                _check_text(argument, [plain])
             if isinstance(plain, float | Decimal) and not math.isfinite(plain):
                 raise ValueError(f"{argument} must have finite numbers as names, got {value!r}")
             return plain
@@ -167,6 +170,25 @@ def _plain(argument: str, value: object) -> object:
         f"saved, got {value!r} of type {type(value).__name__}: make text of them first, for "
         "example with astype(str)"
     )
+
+
+def _check_text(argument: str, values: list[str]) -> list[str]:
+    """Returns texts after a check that files can hold them."""
+    text = "".join(values)
+    if "\0" in text or not _is_utf8(text):
+        wrong = next(value for value in values if "\0" in value or not _is_utf8(value))
+        raise ValueError(
+            f"{argument} must be names that UTF-8 can hold, without NUL characters, got {wrong!r}"
+        )
+    return values
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Half a pair of surrogates.
+        return False
+    return True
 
 
 def _plain_float(value: float) -> int | float:
@@ -217,10 +239,7 @@ def _number_index(argument: str, values: np.ndarray, names: object) -> pd.Index:
 
 
 def _text_index(values: list[str]) -> pd.Index:
-    try:
-        return pd.Index(values, dtype=None if values else object)
-    except UnicodeEncodeError:  # A half of a pair of surrogates, which Arrow cannot store.
-        return pd.Index(values, dtype=object)
+    return pd.Index(values, dtype=None if values else object)
 
 
 def _index(values: list) -> pd.Index:

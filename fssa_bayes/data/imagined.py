@@ -13,7 +13,7 @@ from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import Data, covariates_of, pad, replace, select
 from fssa_bayes.data.judgements import Judgements
 
-__all__ = ["imagine", "pool", "resample"]
+__all__ = ["imagine", "merge", "pool", "resample"]
 
 
 def pool(data: Data, width: int) -> Data:
@@ -26,10 +26,35 @@ def pool(data: Data, width: int) -> Data:
         user_names=pd.RangeIndex(len(starts)),
         covariates=None,
         covariate_names=pd.RangeIndex(0),
+        covariate_levels={},
         dropped_ties=0,
         judgements=data.judgements if data.has_rankings else Judgements(data.num_comparisons),
         broken=(0, 0),
     )
+
+
+def merge(data: Data, width: int) -> tuple[Data, np.ndarray | None]:
+    """Pools comparisons, equal ones as one, where this halves their number at least.
+
+    Args:
+        data: The data.
+        width: Number of comparisons of a simulated person.
+
+    Returns:
+        Distinct comparisons in an order that depends on these alone, and how many equal ones each
+        stands for, (R,); or :func:`pool` and None.
+    """
+    if data.has_rankings or data.num_items > 2**29:
+        return pool(data, width), None
+    # A pair of positions below 2**29 and one of 12 answers make a number below 2**62.
+    answer = (2 * data.choice).astype(np.int64)
+    if data.side is not None:
+        answer = 4 * answer + np.nan_to_num(data.side + 1, nan=3.0).astype(np.int64)
+    pair = data.left.astype(np.int64) * data.num_items + data.right
+    _, rows, count = np.unique(12 * pair + answer, return_index=True, return_counts=True)
+    if 2 * len(rows) > data.num_comparisons:
+        return pool(data, width), None
+    return pool(select(data, rows, np.array([len(rows)])), width), count
 
 
 def resample(

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-__all__ = ["first_names"]
+__all__ = ["first_names", "show_cell", "show_value"]
 
 
 def first_names(names: pd.Index) -> str:
     """Lists at most five names for a message, and counts the others."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(repr(name) for name in names[:5].tolist()) + more
+
+
+def show_value(value: object) -> str:
+    """Shows the value of a cell without the type that a table gave it."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def show_cell(column: pd.Series, row: int) -> str:
+    """Shows the cell in a row, counted from 0, of a column."""
+    return show_value(column.iloc[row])

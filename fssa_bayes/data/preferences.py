@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -34,10 +33,12 @@ from fssa_bayes.data.arrays import (
     check_pairs,
     check_people,
     check_positions,
+    check_sides,
     check_table,
 )
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import (
+    TIES,
     covariates_of,
     pad,
     replace,
@@ -45,28 +46,18 @@ from fssa_bayes.data.comparisons import (
     select,
     select_where,
 )
-from fssa_bayes.data.frame import (
-    lookup_items,
-    name_items,
-    neutral_order,
-    read_covariates,
-    read_frame,
-)
-from fssa_bayes.data.graph import find_components, warn_about_graph
-from fssa_bayes.data.imagined import imagine, pool, resample
+from fssa_bayes.data.graph import find_components
+from fssa_bayes.data.imagined import imagine, merge, pool, resample
 from fssa_bayes.data.judgements import Judgements, find_judgements
-from fssa_bayes.data.precision import digest_parts, table_values
+from fssa_bayes.data.precision import digest_parts
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.rankings import break_into_pairs, read_rankings
+from fssa_bayes.data.reading import ReadComparisons
 from fssa_bayes.data.summary import Summary, summarise
 
 __all__ = ["Preferences"]
 
-_TIES = ("drop", "keep", "half")
-_METHODS = ("plackett_luce", "pairs")
 
-
-class Preferences(AlignedComparisons, GrowingComparisons):
+class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     """Stores the paired comparisons of many people, ragged, in memory proportional to their number.
 
     Most users start from :meth:`from_dataframe`. Objects are immutable: splits and subsets return
@@ -91,6 +82,14 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         dropped_ties: Number of ties that were left out, for :meth:`summary`.
         ranking: Equal numbers for the comparisons of a person that are the pairs of one ranking,
             with shape (R,); None where every comparison stands alone. See :meth:`from_rankings`.
+        side: Whose place is an advantage, which a position bias measures: 1 for left's, −1 for
+            right's, 0 for neither's, NaN where it is not known, with shape (R,); None where it is
+            left's everywhere.
+        people_are_named: Whether it is known who answered; else every comparison or ranking is a
+            person of its own.
+        feature_levels: Levels of categorical features by the name of their column, the reference
+            level first; the others have an indicator among the features.
+        covariate_levels: The same of categorical covariates.
 
     Attributes:
         judgements: Which comparisons belong together.
@@ -98,7 +97,7 @@ class Preferences(AlignedComparisons, GrowingComparisons):
 
     Raises:
         ValueError: If shapes disagree, an index is out of range, an item is compared with itself,
-            a choice lies outside {0, ½, 1}, a feature or covariate is not finite, or the
+            a choice or side is none, a feature or covariate is not finite, or the
             comparisons of a ranking are not its pairs.
     """
 
@@ -119,13 +118,19 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         ties: str = "half",
         dropped_ties: int = 0,
         ranking: np.ndarray | None = None,
+        side: np.ndarray | None = None,
+        people_are_named: bool = True,
+        feature_levels: Mapping[Hashable, tuple] | None = None,
+        covariate_levels: Mapping[Hashable, tuple] | None = None,
     ) -> None:
-        if ties not in _TIES:
-            raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
         offsets = check_offsets(offsets)
         if items is None and num_items is None:
             raise ValueError("one of items and num_items must be given, got neither")
-        items = None if items is None else check_table("items", items)
+        # A category of a single level, the reference level, has no indicator.
+        least = [0 if levels else 1 for levels in (feature_levels, covariate_levels)]
+        items = None if items is None else check_table("items", items, least[0])
         if items is not None and num_items not in (None, len(items)):
             raise ValueError(f"num_items must equal the {len(items)} rows of items")
         num_items = int(num_items if items is None else len(items))
@@ -140,7 +145,7 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             feature_names = item_names
         else:
             feature_names = check_names("feature_names", feature_names, items.shape[1])
-        covariates = check_covariates(covariates, num_users)
+        covariates = check_covariates(covariates, num_users, least[1])
         width = 0 if covariates is None else covariates.shape[1]
         person = np.repeat(np.arange(num_users), np.diff(offsets))
         super().__init__(
@@ -158,179 +163,11 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             ties=ties,
             dropped_ties=int(dropped_ties),
             judgements=find_judgements(left, right, choice, ranking, person),
+            side=check_sides(side, total),
+            people_are_named=bool(people_are_named),
+            feature_levels=dict(feature_levels or {}),
+            covariate_levels=dict(covariate_levels or {}),
         )
-
-    @classmethod
-    def from_dataframe(
-        cls,
-        df: pd.DataFrame,
-        *,
-        user: str,
-        left: str,
-        right: str,
-        choice: str,
-        items: pd.DataFrame | None = None,
-        users: pd.DataFrame | None = None,
-        choice_labels: Mapping[Any, str] | None = None,
-        ties: str = "drop",
-    ) -> Preferences:
-        """Reads comparisons from a table with one row per comparison.
-
-        Names of people and items may be text, numbers, Booleans, dates, times, UUIDs or bytes, in
-        columns of any type. They are compared as Python compares values: 1 and 1.0 are one name,
-        "1" is another.
-
-        Args:
-            df: The comparisons.
-            user: Column that names the person.
-            left: Column that names the left item.
-            right: Column that names the right item.
-            choice: Column with the answer, in one of three codings: numbers 1 / 0 / 0.5 or
-                booleans (True: left); the words "left" / "right" / "tie"; or the name of the
-                preferred item (and "tie").
-            items: Numeric features, one row per item, indexed by item name. None gives every item
-                an indicator of its own.
-            users: Numeric covariates, one row per person, indexed by user name. Every row must
-                belong to a person with comparisons.
-            choice_labels: Translation of the data's own words into "left", "right" and "tie", for
-                example `{"a1": "left", "a2": "right", "equal": "tie"}`.
-            ties: `"drop"` leaves ties out, `"half"` counts them as half a win each, `"keep"` keeps
-                them for a model with ties. A numeric 0.5 is a tie.
-
-        Returns:
-            The comparisons, people in order of first appearance.
-
-        Raises:
-            TypeError: If `df`, `items` or `users` is not a DataFrame, or a name is of another kind,
-                such as a tuple.
-            ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
-                finite, a choice has no or more than one meaning, or an item meets itself.
-
-        Warns:
-            UserWarning: For duplicate rows, for people left without comparisons by `ties="drop"`,
-                for items that are never compared, and, where items have no features, for a
-                comparison graph that is not connected.
-        """
-        if ties not in _TIES:
-            raise ValueError(f"ties must be one of {_TIES}, got {ties!r}")
-        columns = {"user": user, "left": left, "right": right, "choice": choice}
-        data = cls(**read_frame(df, columns, items, users, choice_labels, ties))
-        warn_about_graph(data, stacklevel=2)
-        return data
-
-    @classmethod
-    def from_rankings(
-        cls,
-        rankings: pd.DataFrame | Mapping[Any, Sequence[Sequence]] | Sequence[Sequence],
-        *,
-        user: str | None = None,
-        ranking: str | None = None,
-        item: str | None = None,
-        rank: str | None = None,
-        choice_set: Sequence | None = None,
-        items: pd.DataFrame | None = None,
-        users: pd.DataFrame | None = None,
-        method: str = "plackett_luce",
-    ) -> Preferences:
-        r"""Reads full and partial rankings, scored by Plackett–Luce or broken into pairs.
-
-        Plackett–Luce: the best item is chosen among all, the next among those left, and so on, each
-        with a probability in proportion to the exponential of its utility, so that a ranking of two
-        is a comparison. The likelihood is exact, the ranking one event.
-
-        `method="pairs"` scores every pair as a comparison of its own: a composite likelihood. Its
-        estimates are consistent, as each pair by itself has just that probability, and for items of
-        equal utility as good as those from 92 % (n = 5 items), 87 % (10) and in the limit 75 % of
-        the rankings by Plackett–Luce. But it takes pairs of one ranking for independent: it counts
-        (n + 1) / 3 times the information that it uses. So likelihoods, posteriors of a person and
-        standard errors from the information claim too much; those of the sandwich, with people as
-        clusters (`se_sandwich` of `population()`, `ranking()`), do not.
-
-        A *partial* ranking is of a part of the items, which says nothing about the others; or the
-        best k of a choice set, whose other items lie below in no order.
-
-        Args:
-            rankings: A table with one row an item of a ranking, whose columns are named below; or
-                a mapping from people to lists of rankings, each of which lists items from the best
-                on; or a list of such rankings, each of a person of its own. A table with one row a
-                ranking and one column an item is `melt`ed first.
-            user: Column that names the person.
-            ranking: Column that tells a person's rankings apart; None where each gave one.
-            item: Column that names the item.
-            rank: Column with the rank, a number from 1, the best; only the order matters. Missing
-                where an item was on offer and lies below all ranked ones.
-            choice_set: Items that every ranking was made from: those that it does not list lie
-                below the ones that it does. None for what the rankings list.
-            items: Numeric features, one row per item, indexed by item name. None gives every item
-                an indicator of its own.
-            users: Numeric covariates, one row per person, indexed by user name.
-            method: `"plackett_luce"` or `"pairs"`.
-
-        Returns:
-            The rankings, people in order of first appearance. A ranking of n items, whether it is
-            full or of the best k, takes n (n − 1) / 2 comparisons; broken into pairs, it has no
-            pairs that it says nothing about.
-
-        Raises:
-            TypeError: If `rankings`, `items` or `users` is of another type.
-            ValueError: If a column, item or person is unknown, a cell is missing, an item stands
-                twice in a ranking, two items share a rank, a ranking has a single item or none
-                that is ranked, or an item lies outside the choice set.
-
-        Warns:
-            UserWarning: For rankings broken into pairs, and as :meth:`from_dataframe` for items.
-
-        References:
-            Luce (1959), Individual choice behavior; Plackett (1975), The analysis of permutations.
-            Hunter (2004), MM algorithms for generalized Bradley-Terry models, Annals of Statistics
-            32(1).
-            Turner, van Etten, Firth & Kosmidis (2020), Modelling rankings in R: the PlackettLuce
-            package, Computational Statistics 35.
-            Varin, Reid & Firth (2011), An overview of composite likelihood methods.
-
-        Example:
-            >>> ballots = {"ann": [("tea", "cola", "milk")], "bob": [("milk", "tea")]}
-            >>> data = Preferences.from_rankings(ballots)
-            >>> data.num_judgements, data.num_comparisons
-            (2, 4)
-        """
-        if method not in _METHODS:
-            raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
-        columns = {"user": user, "ranking": ranking, "item": item, "rank": rank}
-        ranked = read_rankings(rankings, columns, choice_set)
-        frame = ranked.item.to_frame("item")
-        names = name_items(frame, "item", "item", items)
-        if items is None:
-            names = neutral_order(names, choice_set)
-        position = lookup_items(frame, "item", names, ranked.describe)
-        left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
-        covariates = None if users is None else read_covariates(users, ranked.users)
-        counts = np.bincount(ranked.person[number], minlength=len(ranked.users))
-        data = cls(
-            left,
-            right,
-            choice,
-            offsets_of(counts),
-            items=None if items is None else table_values(items),
-            num_items=len(names),
-            item_names=names,
-            feature_names=None if items is None else items.columns,
-            user_names=ranked.users,
-            covariates=covariates,
-            covariate_names=None if users is None else users.columns,
-            ranking=number,
-        )
-        warn_about_graph(data, stacklevel=2)
-        if method == "plackett_luce" or not data.has_rankings:
-            return data
-        pairs = data.as_pairs()
-        warnings.warn(
-            f"{pairs.broken[0]:,} rankings of {pairs.broken[1]:,} stages were broken into pairs, "
-            f"scored as {pairs.num_comparisons:,} independent comparisons, which they are not: use "
-            "standard errors of the sandwich, with people as clusters",
-            stacklevel=2,
-        )
-        return pairs
 
     def __repr__(self) -> str:
         return (
@@ -342,7 +179,7 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         """Pads the comparisons of some people (all by default) into one batch, on the CPU."""
         people = np.arange(len(self)) if people is None else check_people(people, len(self))
         rows, counts = rows_of(self, people)
-        return pad(self, rows, counts, people).replace(people=people)
+        return pad(self, rows, counts, people).replace(people=people, keys=self.keys[people])
 
     def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[Batch]:
         """Iterates once over all people, in order or shuffled, `batch_size` at a time."""
@@ -358,6 +195,15 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         So a batch is not padded to the person with the most comparisons.
         """
         return pool(self, width)
+
+    def merged(self, width: int = 64) -> tuple[Preferences, np.ndarray | None]:
+        """Deals distinct comparisons to imaginary people, and counts the equal ones of each.
+
+        For maximum likelihood of models without people. The counts are None, and the data those of
+        :meth:`pooled`, where less than half of the comparisons repeat another one, or there are
+        rankings.
+        """
+        return merge(self, width)
 
     def as_pairs(self) -> Preferences:
         """Breaks rankings into pairs, each a comparison of its own.
@@ -474,7 +320,11 @@ class Preferences(AlignedComparisons, GrowingComparisons):
         return select_where(self, in_context), select_where(self, ~in_context)
 
     def swap(self, which: np.ndarray | None = None) -> Preferences:
-        """Exchanges left and right, and the choice with them, in all or some comparisons (R,)."""
+        """Exchanges left and right, and the choice with them, in all or some comparisons (R,).
+
+        Where data have sides, the advantage of a place goes with its item: a side of 1 becomes −1.
+        Without sides it is left's, whichever item that is.
+        """
         which = np.ones(self.num_comparisons, dtype=bool) if which is None else np.asarray(which)
         if which.dtype != bool or which.shape != (self.num_comparisons,):
             raise ValueError(
@@ -486,6 +336,7 @@ class Preferences(AlignedComparisons, GrowingComparisons):
             left=np.where(which, self.right, self.left),
             right=np.where(which, self.left, self.right),
             choice=np.where(which, 1 - self.choice, self.choice),
+            side=None if self.side is None else np.where(which, 0 - self.side, self.side),
         )
 
     def with_choices(self, choice: np.ndarray, *, ties: str | None = None) -> Preferences:
@@ -508,14 +359,15 @@ class Preferences(AlignedComparisons, GrowingComparisons):
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # The digest of data without rankings or covariates, whose features single precision holds,
-        # is that of format 1, so that old checkpoints are recognised.
+        # The digest of data without rankings, covariates or sides, whose features single precision
+        # holds, is that of format 1, so that old checkpoints are recognised.
         comparisons = self.offsets, self.left, self.right, self.choice
         tables = (
             *comparisons,
             *digest_parts(self.items),
             *digest_parts(self.covariates),
             self.ranking,
+            self.side,
         )
         for table in tables:
             if table is not None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fssa_bayes.data.comparisons import Comparisons
-from fssa_bayes.data.graph import find_components
+from fssa_bayes.data.graph import describe_separation, find_components
 
-__all__ = ["Summary", "count_repetitions", "summarise"]
+__all__ = ["Summary", "count_repetitions", "count_sides", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Summary:
         open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
             says nothing about.
         broken: Rankings that were broken into pairs, and their stages.
+        sides: Comparisons whose places are an advantage for left, for neither and for right, and
+            those of which it is not known; None where they are for left everywhere.
+        reference_levels: Column and reference level of categorical features and covariates.
+        separated: Which items, by name, won or lost in a way that leaves them no finite utility,
+            for items without features; `""` for none.
     """
 
     users: int
@@ -53,6 +58,9 @@ class Summary:
     stages: int = 0
     open_pairs: int = 0
     broken: tuple[int, int] = (0, 0)
+    sides: tuple[int, int, int, int] | None = None
+    reference_levels: tuple[tuple[str, str], ...] = ()
+    separated: str = ""
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -81,6 +89,15 @@ class Summary:
         if self.broken[0]:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
+        if self.sides is not None:
+            where = ("left", "neither", "right", "not known")
+            shown = [f"{n:,} {place}" for n, place in zip(self.sides, where, strict=True) if n]
+            rows.append(("place of advantage", ", ".join(shown)))
+        if self.reference_levels:
+            shown = ", ".join(f"{column}: {level}" for column, level in self.reference_levels)
+            rows.append(("reference levels", shown))
+        if self.separated:
+            rows.append(("no finite utility", self.separated))
         return rows
 
 
@@ -107,7 +124,19 @@ def summarise(data: Comparisons) -> Summary:
         stages=judgements.count_stages(data.left, data.right, data.choice),
         open_pairs=int(((data.choice == 0.5) & judgements.inside).sum()),
         broken=data.broken,
+        sides=None if data.side is None else count_sides(data.side),
+        reference_levels=tuple(
+            (str(column), str(levels[0]))
+            for column, levels in [*data.feature_levels.items(), *data.covariate_levels.items()]
+        ),
+        separated=describe_separation(data) if data.items is None else "",
     )
+
+
+def count_sides(side: np.ndarray) -> tuple[int, int, int, int]:
+    """Counts comparisons whose place is an advantage for left, neither, right, or not known."""
+    left, neither, right = (int((side == value).sum()) for value in (1, 0, -1))
+    return left, neither, right, len(side) - left - neither - right
 
 
 def count_repetitions(data: Comparisons) -> tuple[int, int]:

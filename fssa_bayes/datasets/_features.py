@@ -1,4 +1,4 @@
-"""Features of items and covariates of people in files: one row a name, numbers besides."""
+"""Features of items and covariates of people in files: one row a name, numbers or words besides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pandas as pd
 from fssa_bayes.data import storage_type, usable_numbers
 from fssa_bayes.datasets._tables import as_text, list_names, load_arrays, read_frame
 
-__all__ = ["check_unique", "read_features", "read_npz", "read_numbers"]
+__all__ = ["check_unique", "read_column", "read_features", "read_npz", "read_numbers"]
+
+_MISSING = ("", "na", "n/a", "<na>", "nan", "null")
 
 
 def read_features(
@@ -22,7 +24,7 @@ def read_features(
     likely: Sequence[str],
     delimiter: str | None,
 ) -> pd.DataFrame:
-    """Reads a table of one row a name, indexed by the names.
+    """Reads a table of one row a name, indexed by the names: numbers, or text.
 
     Args:
         path: A csv, tsv, parquet or npz file.
@@ -48,9 +50,10 @@ def read_features(
             f"{path} must have at least one row and one column besides the names {column!r}, got "
             f"{features.shape[0]} rows and {features.shape[1]} columns"
         )
-    values = np.column_stack([read_numbers(path, features[name], index) for name in features])
-    values = values.astype(storage_type(features.dtypes), copy=False)
-    return pd.DataFrame(values, index=index, columns=features.columns)
+    precision = storage_type(features.dtypes)
+    columns = [read_column(path, features[name], index) for name in features]
+    columns = [own if own.dtype == object else own.astype(precision) for own in columns]
+    return pd.DataFrame(dict(enumerate(columns)), index=index).set_axis(features.columns, axis=1)
 
 
 def check_unique(path: str | os.PathLike[str], column: pd.Series) -> pd.Index:
@@ -71,6 +74,25 @@ def check_unique(path: str | os.PathLike[str], column: pd.Series) -> pd.Index:
     return pd.Index(names.to_numpy(), name=column.name)
 
 
+def read_column(path: str | os.PathLike[str], column: pd.Series, names: pd.Index) -> np.ndarray:
+    """Reads a feature: text where no cell is a number, for the levels of a category, else numbers.
+
+    Args:
+        path: The file.
+        column: The cells.
+        names: Names of the rows, (M,).
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column):
+        text = as_text(path, column)
+        if pd.to_numeric(text, errors="coerce").isna().all() and not _is_missing(text).any():
+            return text.to_numpy(dtype=object)
+    return read_numbers(path, column, names)
+
+
+def _is_missing(text: pd.Series) -> pd.Series:
+    return text.str.lower().isin(_MISSING)
+
+
 def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Index) -> np.ndarray:
     """Reads a feature as finite numbers in double precision, with shape (M,)."""
     numbers = column
@@ -82,8 +104,8 @@ def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Inde
         cell = column.iloc[bad[0]]
         raise ValueError(
             f"{path} must hold finite numbers besides the names, got {str(cell)!r} for "
-            f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); encode the "
-            "column as numbers or leave it out"
+            f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); a "
+            "column of categories has a word in every cell"
         )
     return values
 

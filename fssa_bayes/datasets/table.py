@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,10 @@ import pandas as pd
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.datasets._features import read_features
+from fssa_bayes.datasets._layouts import choose_layout
 from fssa_bayes.datasets._tables import as_text, list_names, read_frame
 
 __all__ = ["Table", "read", "read_items", "read_users"]
-
-_MISSING_CHOICES = ("na", "n/a", "<na>", "nan", "null", "none")
-_BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Table:
         data: The comparisons.
         rows: Number of rows read, those left out included.
         missing: Number of rows left out because a cell was empty, by column; a row counts once,
-            for the first such column in the order user, left, right, choice.
+            for the first such column in the order of the arguments.
     """
 
     data: Preferences
@@ -46,29 +44,65 @@ class Table:
 def read(
     path: str | os.PathLike[str],
     *,
-    user: str,
-    left: str,
-    right: str,
-    choice: str,
+    user: str | None = None,
+    left: str | None = None,
+    right: str | None = None,
+    choice: str | None = None,
+    winner: str | None = None,
+    loser: str | None = None,
+    side: str | None = None,
+    count: str | None = None,
+    left_wins: str | None = None,
+    right_wins: str | None = None,
+    tied: str | None = None,
+    pair_columns: str | None = None,
+    item: str | None = None,
+    rank: str | None = None,
+    ranking: str | None = None,
+    orderings: Sequence[str] | None = None,
+    ranks: Sequence[str] | None = None,
+    choice_set: Sequence[str] | None = None,
     choice_labels: Mapping[Any, str] | None = None,
     items: str | os.PathLike[str] | pd.DataFrame | None = None,
     users: str | os.PathLike[str] | pd.DataFrame | None = None,
     ties: str = "drop",
     delimiter: str | None = None,
 ) -> Table:
-    """Reads comparisons from a file with one row per comparison and a header.
+    """Reads comparisons from a file with a header, laid out in one of seven ways.
 
-    Rows with an empty cell in one of the four columns are left out and counted. In the choice
-    column NA, NaN, null and None are empty too, unless `choice_labels` or an item of the row has
+    One row per comparison: `left`, `right` and `choice`, or `winner` and `loser`. One row per pair:
+    `left`, `right`, `left_wins` and `right_wins`. One row per person: `pair_columns`. One row per
+    item of a ranking: `item` and `rank`. One row per ranking: `orderings` or `ranks`.
+
+    Rows with an empty cell in a column that is named are left out and counted; empty may be a rank,
+    and cells of the columns that `pair_columns`, `orderings` and `ranks` stand for. In columns of
+    choices NA, NaN, null and None are empty too, unless `choice_labels` or an item of the row has
     that name. Messages number the rows of a text file by its lines, those of parquet from 0.
 
     Args:
         path: A csv or tsv file, which may be compressed, or a parquet file.
-        user: Column that names the person.
+        user: Column that names the person. None: every comparison has a judge of its own, or where
+            a row is a person or a ranking, every row.
         left: Column that names the left item.
         right: Column that names the right item.
         choice: Column with the answer: 1 / 0 / 0.5, true / false (true: left), "left" / "right" /
             "tie", or the name of the preferred item.
+        winner: Column that names the preferred item.
+        loser: Column that names the other item.
+        side: Column that tells whose place is an advantage, as for
+            :meth:`Preferences.from_dataframe`.
+        count: Column with the number of equal comparisons that a row stands for.
+        left_wins: Column with the number of comparisons in which left was preferred.
+        right_wins: The same for the right item.
+        tied: The same for ties.
+        pair_columns: What stands between two items in the name of a column of answers, as for
+            :meth:`Preferences.from_pair_columns`, ":" say.
+        item: Column that names an item of a ranking.
+        rank: Column with its rank, as for :meth:`Preferences.from_rankings`, like the next four.
+        ranking: Column that tells a person's rankings apart.
+        orderings: Columns with the names of the first, second, … item.
+        ranks: Columns named by items that hold the ranks of these items.
+        choice_set: Items that every ranking was made from.
         choice_labels: Translation of the file's own words into "left", "right" and "tie". Its keys
             are compared as text.
         items: File for :func:`read_items`, or what it returns; None gives every item an indicator.
@@ -83,52 +117,61 @@ def read(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If the file is parquet and pyarrow is not installed.
-        ValueError: If a file is no table, a column is unknown or given twice, no row is complete,
-            an item or person has no row in `items` or `users`, or a choice has no or two meanings.
+        ValueError: If a file is no table, the columns named make no layout, a column is unknown or
+            given twice, no row is complete, an item or person has no row in `items` or `users`, or
+            a choice has no or two meanings.
 
     Warns:
         UserWarning: For rows left out, for rows of `users` without comparisons, and what
-            :meth:`Preferences.from_dataframe` warns of.
+            :class:`Preferences` warns of.
     """
-    columns = {"user": user, "left": left, "right": right, "choice": choice}
-    for role, column in columns.items():
-        first = next(other for other in columns if columns[other] == column)
-        if first != role:
-            raise ValueError(
-                f"user, left, right and choice must be four columns, got {column!r} for {first} "
-                f"and for {role}"
-            )
-    labels = choice_labels
-    if labels is not None:
-        if not isinstance(labels, Mapping):
-            raise TypeError(
-                "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
-                f"got {type(labels).__name__}"
-            )
-        labels = {str(label): word for label, word in labels.items()}
+    roles = {"user": user, "left": left, "right": right, "choice": choice, "winner": winner}
+    roles |= {"loser": loser, "side": side, "count": count, "left_wins": left_wins}
+    roles |= {"right_wins": right_wins, "tied": tied, "item": item, "rank": rank}
+    roles = {role: column for role, column in (roles | {"ranking": ranking}).items() if column}
+    layout = choose_layout(roles, pair_columns, orderings, ranks)
+    _check_distinct(roles)
+    if user is None and users is not None:
+        raise ValueError("users must be None without user=: nobody is named")
+    labels = _text_labels(choice_labels)
     features = _features("items", items, ("item",), delimiter)
     covariates = _features("users", users, (user, "user"), delimiter)
-    frame = _select(path, read_frame(path, delimiter), columns)
-    complete, missing = _complete(path, frame, labels or ())
-    if labels is None:
-        complete = complete.assign(**{choice: _decode_choices(path, complete)})
-    if features is not None:
-        _check_rows(_source("items", items), features, "item", complete[[left, right]])
+    frame = read_frame(path, delimiter)
+    options = {"pair_columns": pair_columns, "orderings": orderings, "ranks": ranks}
+    part = layout(path, frame, roles, labels, ties, options)
+    if features is not None and part.compared is not None:
+        _check_rows(_source("items", items), features, "item", part.compared)
     if covariates is not None:
-        _check_rows(_source("users", users), covariates, "person", complete[[user]])
-        covariates = _without_idle(_source("users", users), covariates, complete[user])
+        _check_rows(_source("users", users), covariates, "person", part.people.to_frame())
+        covariates = _without_idle(_source("users", users), covariates, part.people)
+    more = {} if choice_set is None else {"choice_set": list(choice_set)}
     try:
-        data = Preferences.from_dataframe(
-            complete,
-            **columns,
-            items=features,
-            users=covariates,
-            choice_labels=labels,
-            ties=ties,
-        )
+        data = part.read(items=features, users=covariates, **more)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Table(data=data, rows=len(frame), missing=missing)
+    return Table(data=data, rows=len(frame), missing=part.missing)
+
+
+def _check_distinct(roles: Mapping[str, str]) -> None:
+    for role, column in roles.items():
+        first = next(other for other in roles if roles[other] == column)
+        if first != role:
+            *others, last = roles
+            raise ValueError(
+                f"{', '.join(others)} and {last} must be different columns, got {column!r} for "
+                f"{first} and for {role}"
+            )
+
+
+def _text_labels(labels: Mapping[Any, str] | None) -> dict[str, str] | None:
+    if labels is None:
+        return None
+    if not isinstance(labels, Mapping):
+        raise TypeError(
+            "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
+            f"got {type(labels).__name__}"
+        )
+    return {str(label): word for label, word in labels.items()}
 
 
 def read_items(
@@ -173,92 +216,6 @@ def read_users(
         ValueError: As for :func:`read_items`.
     """
     return read_features(path, names=names, likely=("user",), delimiter=delimiter)
-
-
-def _select(
-    path: str | os.PathLike[str], frame: pd.DataFrame, columns: Mapping[str, str]
-) -> pd.DataFrame:
-    """Takes the columns of the four roles, in this order, as text."""
-    for role, column in columns.items():
-        if column not in frame.columns:
-            raise ValueError(
-                f"{role}={column!r} is not a column of {path}; its columns are "
-                f"{list_names(frame.columns)}"
-            )
-    if len(frame) == 0:
-        raise ValueError(f"{path} must have at least one row, got a header alone")
-    return pd.DataFrame({column: as_text(path, frame[column]) for column in columns.values()})
-
-
-def _complete(
-    path: str | os.PathLike[str], frame: pd.DataFrame, labels: Iterable[str]
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Leaves out rows with an empty cell, and counts them by the first such column."""
-    empty = frame == ""
-    _, left, right, choice = (frame[column] for column in frame.columns)
-    nothing = choice.str.lower().isin(_MISSING_CHOICES) & ~choice.isin(list(labels))
-    empty[choice.name] |= nothing & (choice != left) & (choice != right)
-    lost = empty.any(axis=1)
-    if not lost.any():
-        return frame, {}
-    first = frame.columns[empty[lost].to_numpy().argmax(1)]
-    missing = {column: int((first == column).sum()) for column in frame.columns if column in first}
-    shown = ", ".join(f"{count} in {column!r}" for column, count in missing.items())
-    if lost.all():
-        raise ValueError(
-            f"{path} must have a row without empty cells, got {len(frame)} rows with one ({shown})"
-        )
-    warnings.warn(
-        f"{path}: {lost.sum()} of {len(frame)} rows have an empty cell and were left out ({shown})",
-        stacklevel=3,
-    )
-    return frame[~lost], missing
-
-
-def _decode_choices(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.Series:
-    """Turns numbers and Booleans in the choice column into floats, unless they are item names.
-
-    A column with some of them is turned as well, so that the message of what refuses it points at
-    the cell that is none.
-    """
-    choice = frame.iloc[:, 3]
-    named = _preferred_side(frame)
-    words = choice.unique()
-    for coding in (_number, lambda word: _BOOLEANS.get(word.lower(), np.nan)):
-        meaning = {word: coding(word) for word in words if coding(word) in (0.0, 0.5, 1.0)}
-        if len(meaning) == len(words):
-            _check_unambiguous(path, choice, named, choice.map(meaning).to_numpy(dtype=float))
-        if len(meaning) == len(words) or (meaning and np.isnan(named).any()):
-            return choice.map(lambda word, meaning=meaning: meaning.get(word, word))
-    return choice
-
-
-def _preferred_side(frame: pd.DataFrame) -> np.ndarray:
-    """Reads the choice column as the preferred item's name: 1, 0 or ½, NaN where it is none."""
-    _, left, right, choice = (frame[column].to_numpy() for column in frame.columns)
-    return np.select([choice == left, choice == right, choice == "tie"], [1.0, 0.0, 0.5], np.nan)
-
-
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return np.nan
-
-
-def _check_unambiguous(
-    path: str | os.PathLike[str], choice: pd.Series, named: np.ndarray, code: np.ndarray
-) -> None:
-    if np.isnan(named).any() or (named == code).all():
-        return
-    row = np.flatnonzero(named != code)[0]
-    words = {1.0: "left", 0.0: "right", 0.5: "a tie"}
-    raise ValueError(
-        f"{path}: choice is ambiguous, {choice.iloc[row]!r} at row {choice.index[row]} says "
-        f"{words[code[row]]} as a number or Boolean and {words[named[row]]} as the name of the "
-        "preferred item; choice_labels={'1': 'left', '0': 'right'} settles it for numbers, other "
-        "item names for names"
-    )
 
 
 def _source(argument: str, table: str | os.PathLike[str] | pd.DataFrame | None) -> str:

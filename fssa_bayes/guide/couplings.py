@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ _LARGEST_LOG_SCALE = 3.0
 # k-hat most, and cost .002 to .007 nats.
 _WIDE_SHARE = 0.1
 _WIDE_SCALE = 1.5
+_WIDE_QUANTILE = NormalDist().inv_cdf(_WIDE_SHARE)
 _NO_SHAPE = Size()
 
 
@@ -53,6 +55,16 @@ class HeavyNoise(TorchDistribution):
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.share.dtype, device=self.share.device)
         wide = torch.rand(shape[:-1], dtype=noise.dtype, device=noise.device) < self.share
+        return self.widen(noise, wide)
+
+    def from_normal(self, noise: Tensor) -> Tensor:
+        """Makes noise (*, U, K) of standard normal numbers (*, U, K + 1)."""
+        wide = (noise[..., -1] < _WIDE_QUANTILE) & (self.share > 0)
+        return self.widen(noise[..., :-1], wide)
+
+    @staticmethod
+    def widen(noise: Tensor, wide: Tensor) -> Tensor:
+        """Scales the standard normal noise (*, K) of the wider part, `wide` (*)."""
         return noise * torch.where(wide, _WIDE_SCALE, 1.0).to(noise.dtype).unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -158,5 +170,5 @@ class Whitening(Transform):
 
 
 def _apply(matrix: Tensor, x: Tensor) -> Tensor:
-    """Multiplies vectors (*, U, K) by their person's matrix (U, K, K)."""
-    return torch.einsum("uij,...uj->...ui", matrix, x)
+    """Multiplies vectors (*, K) by matrices (*, K, K)."""
+    return torch.einsum("...ij,...j->...i", matrix, x)

@@ -14,10 +14,19 @@ from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
 from fssa_bayes.data import Batch
-from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
+from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise
+from fssa_bayes.guide.density import Encoding, NoiseDensity
 from fssa_bayes.guide.pairs import Pairs
 from fssa_bayes.model import HeterogeneousBTL, PreparedItems
-from fssa_bayes.model.nn import MLP, DeepSet, GatedHypernet, ItemLinear, flip_between
+from fssa_bayes.model.nn import (
+    MLP,
+    DeepSet,
+    GatedHypernet,
+    ItemLinear,
+    flip_between,
+    row_product,
+    steady_softplus,
+)
 
 __all__ = ["GatedSpline", "ItemEmbedding", "NeuralProcessGuide", "check_guide"]
 
@@ -25,6 +34,7 @@ _POSTERIORS = ("normal", "multivariate_normal", "flow")
 _COUPLINGS = {"affine": 2, "bent": 3}  # Parameters of each transformed dimension.
 _NUM_COUPLINGS = 4
 _SPLINE_BINS = 8
+_LEAST_DRAWS = 64
 
 
 class NeuralProcessGuide(nn.Module):
@@ -43,8 +53,8 @@ class NeuralProcessGuide(nn.Module):
 
     A tie proper is both orders too. A ranking is its pairs, with weight 2 / s where the winner was
     chosen among s items: between equals such a choice tells as much as that many independent
-    comparisons. The encoder sees which item stood on the left if the model has a position bias, and
-    not otherwise.
+    comparisons. The encoder sees which item had the advantage of its place if the model has a
+    position bias, and not otherwise.
 
     The encoder sees the items' features and what the model makes of them (its item factors,
     without gradient), so it need not learn the utility a second time. With covariates, q(z | ∅) is
@@ -141,6 +151,36 @@ class NeuralProcessGuide(nn.Module):
             prepared: The result of the model's `prepare` for the batch, or of its `prepare_items`
                 for the batch's items; None to prepare the items here.
         """
+        encoding = self.encode(batch, prepared)
+        loc, tril = encoding.loc, encoding.scale_tril
+        if self._has_independent_dimensions:
+            base = dist.Normal(loc, tril.diagonal(dim1=-2, dim2=-1)).to_event(1)
+        else:
+            base = dist.MultivariateNormal(loc, scale_tril=tril)
+        if self.posterior_family == "flow":
+            transforms = self.conditional_flow(encoding)
+            if self.config["coupling"] == "bent":  # In whitened coordinates; then scale and shift.
+                transforms.append(encoding.whitening())
+                base = HeavyNoise(encoding.is_known, loc.shape[-1], loc.dtype)
+            base = dist.TransformedDistribution(base, transforms)
+        shared = None if prepared is None else prepared.transforms
+        return self.model.push_forward(base, batch.covariates, shared)
+
+    def noise_density(
+        self, batch: Batch, prepared: PreparedItems | None = None, num_users: int | None = None
+    ) -> NoiseDensity:
+        """Returns q(ε | context) of the first people of a batch, all if `num_users` is None.
+
+        Other arguments are those of :meth:`posterior`, whose z is a function of ε.
+        """
+        encoding = self.encode(batch, prepared).for_draws(num_users)
+        transforms, is_heavy = self.conditional_flow(encoding), self.config["coupling"] == "bent"
+        # Bent couplings act in whitened coordinates, affine ones after scale and shift.
+        transforms.insert(len(transforms) if is_heavy else 0, encoding.whitening())
+        return NoiseDensity(transforms, encoding.loc, encoding.is_known if is_heavy else None)
+
+    def encode(self, batch: Batch, prepared: PreparedItems | None = None) -> Encoding:
+        """Encodes contexts to the parameters of q(ε | context); see :meth:`posterior`."""
         prepared = prepared or self.model.prepare_items(batch.items)
         pairs = Pairs(batch, self.direction.weight.dtype)
         items, factors = prepared.items, prepared.factors.detach()
@@ -148,15 +188,17 @@ class NeuralProcessGuide(nn.Module):
         if self.of_location is not None:
             elements = elements + self.embed_covariates(batch, PreparedItems(items, factors), pairs)
         summary = self.encoder(elements, pairs.weight, pairs.mask, pairs.count)
-        base, loc, tril, inverse = self.add_potentials(elements, summary, factors, pairs)
-        if self.posterior_family == "flow":
-            count = pairs.count.unsqueeze(-1)
-            transforms = self.conditional_flow(summary, count / (count + 1.0))
-            if self.config["coupling"] == "bent":  # In whitened coordinates; then scale and shift.
-                transforms.append(Whitening(loc, tril, inverse))
-                base = HeavyNoise(batch.num_comparisons > 0, loc.shape[-1], loc.dtype)
-            base = dist.TransformedDistribution(base, transforms)
-        return self.model.push_forward(base, batch.covariates, prepared.transforms)
+        if self.spline is not None:
+            conditions = (self.spline(summary),)
+        else:
+            conditions = tuple(net.context(summary) for net in self.couplings)
+        count = pairs.count.unsqueeze(-1)
+        return Encoding(
+            *self.add_potentials(elements, summary, factors, pairs),
+            gate=count / (count + 1.0),
+            is_known=batch.num_comparisons > 0,
+            conditions=conditions,
+        )
 
     def location(self, batch: Batch, prepared: PreparedItems | None = None) -> Tensor:
         """Returns one point z for each person, with shape (U, K): the centre of q(z | context).
@@ -197,35 +239,36 @@ class NeuralProcessGuide(nn.Module):
 
     def embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
         """Embeds the shifts of z and of each pair's margin by the covariates, with shape (R, H)."""
+        # Products of few draws round differently, depending on the number of comparisons.
+        draws, backend = (2, None) if torch.is_grad_enabled() else (_LEAST_DRAWS, "chunked")
         with torch.no_grad():
             location = self.model.location(batch.covariates)
-            z = torch.stack([location, torch.zeros_like(location)])
-            moved, average = self.model.choice(batch.clean(), z, prepared).margin
+            z = location.new_zeros(len(location), draws, location.shape[-1]).transpose(0, 1)
+            z[0] = location
+            moved, average = self.model.choice(batch.clean(), z, prepared, backend).margin[:2]
         expected = pairs.of_chosen(moved - average) * self.expected
         return expected + self.of_location(location)[pairs.person]
 
     def add_potentials(
         self, elements: Tensor, summary: Tensor, factors: Tensor, pairs: Pairs
-    ) -> tuple[dist.TorchDistribution, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Adds up the pairs' potentials to a normal distribution of ε.
 
         Returns:
-            The distribution, its mean (U, K), its triangular scale and the inverse of that scale,
-            both (U, K, K).
+            Its mean (U, K), its triangular scale and the inverse of that scale, both (U, K, K).
         """
         width = self.model.latent_dim
         seen = torch.cat([elements, summary[pairs.person]], -1)
         bend, precision, shift = self.potential(F.relu(seen)).split([width, 1, 1], -1)
-        direction = bend + self.direction(factors[pairs.winner] - factors[pairs.loser])
+        difference = factors[pairs.winner] - factors[pairs.loser]
+        direction = bend + row_product(difference, self.direction.weight)
         weight = pairs.weight[pairs.mask].unsqueeze(-1)
-        precision, shift = weight * F.softplus(precision), weight * shift
+        precision, shift = weight * steady_softplus(precision), weight * shift
         zero = summary.new_zeros(len(summary), width)
         total_shift = zero.index_add(0, pairs.person, shift * direction)
-        if self.posterior_family == "normal" or width == 1:
+        if self._has_independent_dimensions:
             total = 1.0 + zero.index_add(0, pairs.person, precision * direction.square())
-            loc, scale = total_shift / total, total.rsqrt()
-            normal = dist.Normal(loc, scale).to_event(1)
-            return normal, loc, scale.diag_embed(), total.sqrt().diag_embed()
+            return total_shift / total, total.rsqrt().diag_embed(), total.sqrt().diag_embed()
         outer = (precision * direction).unsqueeze(-1) * direction.unsqueeze(-2)
         eye = torch.eye(width, device=zero.device, dtype=zero.dtype)
         total = eye.expand(len(summary), width, width).index_add(0, pairs.person, outer)
@@ -235,23 +278,29 @@ class NeuralProcessGuide(nn.Module):
         factor = factor.masked_fill(failed.bool()[:, None, None], torch.nan).flip(-2, -1)
         tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
         loc = (tril @ (tril.mT @ total_shift.unsqueeze(-1))).squeeze(-1)
-        return dist.MultivariateNormal(loc, scale_tril=tril), loc, tril, factor.mT
+        return loc, tril, factor.mT
 
-    def conditional_flow(self, summary: Tensor, gate: Tensor) -> list:
-        """Lists the transforms of a flow given summaries (U, H) and gates n / (n + 1), (U, 1)."""
+    @property
+    def _has_independent_dimensions(self) -> bool:
+        return self.posterior_family == "normal" or self.model.latent_dim == 1
+
+    def conditional_flow(self, encoding: Encoding) -> list:
+        """Lists the transforms of a flow given an encoding; none where there is no flow."""
+        gate, conditions = encoding.gate, encoding.conditions
         if self.spline is not None:
-            # Numbers (U, 3 B − 1): widths, heights and slopes (U, 1, ·), the identity at 0.
+            # Numbers (*, 3 B − 1): widths, heights and slopes (*, 1, ·), the identity at 0.
             bins = [_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1]
-            parts = (gate * self.spline(summary)).split(bins, -1)
+            parts = (gate * conditions[0]).split(bins, -1)
             widths, heights, slopes = (part.unsqueeze(-2) for part in parts)
-            slopes = F.softplus(slopes + math.log(math.expm1(1.0)))
+            slopes = steady_softplus(slopes + math.log(math.expm1(1.0)))
             parameters = widths.softmax(-1), heights.softmax(-1), slopes, None
             return [GatedSpline(lambda: parameters, bound=5.0, order="quadratic")]
         coupling = BentCoupling if self.config["coupling"] == "bent" else T.AffineCoupling
         couplings = [
-            coupling(net.split_dim, partial(net, context=(summary, gate))) for net in self.couplings
+            coupling(net.split_dim, partial(net, context=(condition, gate)))
+            for net, condition in zip(self.couplings, conditions, strict=True)
         ]
-        return flip_between(couplings, self.model.latent_dim, summary.device)
+        return flip_between(couplings, self.model.latent_dim, gate.device)
 
 
 class ItemEmbedding(nn.Module):

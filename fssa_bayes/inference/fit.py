@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,15 +16,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference.average import fit_average
 from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.readiness import (
     AUTO,
     check_training_data,
     choose_stages,
     choose_validation,
+    explain_validation,
+    warn_of_busy_people,
+    warn_of_separation,
 )
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints, flatten
@@ -38,6 +43,7 @@ from fssa_bayes.population import (
     population_estimates,
     population_table,
     ranking_table,
+    willingness_to_pay,
 )
 from fssa_bayes.posterior import PopulationDraws, Posterior, export_draws
 from fssa_bayes.sampling import (
@@ -67,7 +73,8 @@ class FitResult:
             own objective).
         held_out: Log-loss of held-out people's unseen choices after each stage (nats per
             comparison, contexts of random size), for the raw guide and the importance-corrected
-            posterior, with standard errors by person; None without `validation`.
+            posterior, with standard errors by person; None where nobody was held out.
+        held_out_note: Why `held_out` is None; empty where it is not.
     """
 
     model: HeterogeneousBTL = field(repr=False)
@@ -75,6 +82,7 @@ class FitResult:
     data: Preferences
     history: pd.DataFrame = field(repr=False)
     held_out: pd.DataFrame | None = None
+    held_out_note: str = "nobody was held out"
 
     def log_marginal_likelihood(
         self,
@@ -103,10 +111,9 @@ class FitResult:
         """
         data = self.data if data is None else data
         data = align(self.model, data)
-        with seeded(seed), torch.no_grad():
-            estimate = estimate_log_marginal_likelihood(
-                self.model, self.guide, data, num_samples, target_error, max_samples
-            )
+        estimate = estimate_log_marginal_likelihood(
+            self.model, self.guide, data, num_samples, target_error, max_samples, seed
+        )
         if estimate.standard_error > target_error:
             warnings.warn(
                 f"the standard error of the log marginal likelihood is "
@@ -253,6 +260,30 @@ class FitResult:
         )
         return None
 
+    def willingness_to_pay(
+        self,
+        price: Hashable,
+        *,
+        level: float = 0.9,
+        num_populations: int = 100,
+        num_samples: int = 1000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Tabulates what people pay for a unit of each feature, with standard errors.
+
+        See :func:`fssa_bayes.population.willingness_to_pay` for arguments, columns and errors.
+        """
+        return willingness_to_pay(
+            self.model,
+            self.guide,
+            self.data,
+            price,
+            level=level,
+            num_populations=num_populations,
+            num_samples=num_samples,
+            seed=seed,
+        )
+
     def population_draws(
         self, num: int = 50, num_samples: int = 1000, *, seed: int = 0
     ) -> PopulationDraws:
@@ -305,7 +336,7 @@ class FitResult:
         Returns:
             The populations, or `"fixed"` where people are enough or the population cannot be drawn.
         """
-        average = partial(_fit_average, self.model, self.data, seed)
+        average = partial(fit_average, self.model, self.data, fit, seed=seed)
         options = {"num": num, "num_samples": num_samples, "seed": seed}
         return cautious_population(self.model, self.guide, self.data, average, **options)
 
@@ -372,7 +403,7 @@ class FitResult:
 
         def draw() -> Draws:
             draws = draw_posterior(model, guide, data, num_samples, seed=seed, correct="psis")
-            return draws.resample(seed)
+            return draws.resample(seed, data.keys)
 
         options = {"num_samples": num_samples, "seed": seed, "correct": "psis"}
         return export_draws(model, guide, data, draw, target=target, items=items, **options)
@@ -452,11 +483,12 @@ def fit(
             guide are built: call `torch.manual_seed` there. The global random state and the
             parameter store of Pyro are left as they were.
         device: Where to fit, for example `"cuda"`; where the model is if None.
-        progress_bar: Whether to show progress.
+        progress_bar: Whether to show progress, of a fit of more than a second.
         checkpoint: A folder that keeps the last states of this fit, or None. A fit that finds its
             own checkpoint there goes on from it and ends with the same parameters (bitwise on a
             CPU) as one that was never interrupted; a finished one returns at once. L-BFGS, which
-            takes seconds, begins its stage again.
+            takes seconds, begins its stage again. One fit at a time uses a folder; a state that
+            cannot be written is left out with a warning.
         checkpoint_interval: Steps from one checkpoint to the next.
 
     Returns:
@@ -465,15 +497,19 @@ def fit(
     Raises:
         ValueError: If data, model and guide do not fit each other, an option is out of range, or
             `checkpoint` holds a fit of another model, other data or other options.
+        FileExistsError: If `checkpoint` is a file, or another fit is using it.
         FloatingPointError: If the loss or its gradient is not finite, or the loss is negative
             beyond chance where it bounds −log of the probability of choices; the message names
             objective and step, and the parameters are those before the step.
 
     Warns:
         UserWarning: If people are few for the parameters of a linear utility's population, so that
-            :meth:`FitResult.posterior` draws the population; if the model does not use the
-            covariates of the people, if these are constant or collinear, if a homogeneous fit did
-            not converge or runs away (separation), or if `Sleep` costs held-out accuracy.
+            :meth:`FitResult.posterior` draws the population, if a person has so many comparisons
+            that contexts of `Sleep` must be shorter, if a checkpoint cannot be written, if the
+            model does not use the covariates of the people, if these are constant or collinear, if
+            choices are separated, so that some estimates of a linear utility are infinite (by name,
+            before the fit), if a homogeneous fit did not converge, or if `Sleep` costs held-out
+            accuracy.
 
     Example:
         >>> from fssa_bayes.datasets import two_mode
@@ -487,46 +523,40 @@ def fit(
     data = align(model, data)
     check_training_data(model, guide, data)
     stages = choose_stages(model, objective, steps, batch_size)
-    validation = choose_validation(model, data, validation)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    asked, validation = validation, choose_validation(model, data, validation)
+    warn_of_busy_people(stages, data)
+    if population_learning_rate is None:
+        population_learning_rate = 10 * learning_rate
+    rates = learning_rate, population_learning_rate
+    for argument, rate in zip(("learning_rate", "population_learning_rate"), rates, strict=True):
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{argument} must be positive, got {rate}")
     if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
         raise ValueError(
             f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
         )
-    rates = learning_rate, population_learning_rate or 10 * learning_rate
-    checkpoints = None
-    if checkpoint is not None:
-        about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
-        checkpoints = Checkpoints(checkpoint, about)
-    if device is not None:
-        model.to(device)
-        if guide is not None:
-            guide.to(device)
-    model.take_units(data)
-    if few := describe_few_people(model, data):
-        warnings.warn(
-            f"{few}: posteriors of individuals that hold the population at its estimate are too "
-            "sure of it; result.posterior(context) draws the population",
-            stacklevel=2,
+    about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
+    kept = nullcontext() if checkpoint is None else Checkpoints(checkpoint, about)
+    with kept as checkpoints:
+        if device is not None:
+            model.to(device)
+            if guide is not None:
+                guide.to(device)
+        model.take_units(data)
+        warn_of_separation(model, data)
+        if few := describe_few_people(model, data):
+            warnings.warn(
+                f"{few}: posteriors of individuals that hold the population at its estimate are "
+                "too sure of it; result.posterior(context) draws the population",
+                stacklevel=2,
+            )
+        legs = plan(stages, data, validation, refit, seed)
+        fitter = Fitter(
+            model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval
         )
-    legs = plan(stages, data, validation, refit, seed)
-    fitter = Fitter(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval)
-    fitter.run()
-    return FitResult(model, guide, data, pd.DataFrame(fitter.history), fitter.held_out())
-
-
-def _fit_average(model: HeterogeneousBTL, data: Preferences, seed: int) -> HeterogeneousBTL:
-    """Fits the homogeneous model with the utility, the answers and the units of another one."""
-    config = model.config | {"latent_dim": 0, "prior": "normal", "num_covariates": 0}
-    with seeded(seed):
-        average = HeterogeneousBTL(**config).to(model.device)
-    for name in ("feature_mean", "feature_scale", "is_standardised"):
-        getattr(average, name).copy_(getattr(model, name))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the model does not use the covariates")
-        fit(average, None, data, seed=seed, progress_bar=False)
-    return average
+        fitter.run()
+    history, note = pd.DataFrame(fitter.history), explain_validation(asked, validation)
+    return FitResult(model, guide, data, history, fitter.held_out(), note)
 
 
 def describe_fit(

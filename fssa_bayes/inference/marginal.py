@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes.data import Batch, Preferences, user_batches
+from fssa_bayes.inference.maximum import pooled_batches
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
 
@@ -117,9 +118,9 @@ def widen(batch: Batch) -> Batch:
 def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
     """Maximises the marginal likelihood of a linear utility by L-BFGS in double precision.
 
-    A coarse search with few draws comes first. With moving proposals the gradient is not exactly
-    that of the value, so that a search ends where iterations gain no more than Monte-Carlo noise,
-    at the best parameters that it has seen.
+    The search starts from the average person and with few draws. With moving proposals the
+    gradient is not exactly that of the value, so that a search ends where iterations gain no more
+    than Monte-Carlo noise, at the best parameters that it has seen.
 
     Args:
         fitter: The fit that the leg is part of; its model is changed in place.
@@ -147,6 +148,8 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         progress.update(leg.name, loss)
 
     try:
+        if not model.utility.mean.count_nonzero():
+            start_from_average(model, leg.training)
         for num_draws, most in ((_COARSE_DRAWS, steps // 2), (leg.stage.num_draws, steps)):
             if step < most:
                 likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
@@ -155,6 +158,25 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         model.to(dtype)
     progress.skip(leg.stage.steps - step)
     return max(step, 1)
+
+
+def start_from_average(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Sets w0 to its maximum likelihood estimate where nobody differs, in place."""
+    batches = pooled_batches(data, model)
+    optimiser = torch.optim.LBFGS([model.utility.mean], line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        model.zero_grad()
+        total = sum(
+            -model.choice(batch, batch.choice.new_zeros(batch.num_users, model.latent_dim))
+            .log_prob(batch.choice)
+            .sum()
+            for batch in batches
+        )
+        total.backward()
+        return total.detach()
+
+    optimiser.step(loss)
 
 
 def _climb(

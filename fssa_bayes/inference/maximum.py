@@ -41,7 +41,7 @@ def maximise(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
         FloatingPointError: If the loss is not finite; the parameters are those before.
 
     Warns:
-        UserWarning: If L-BFGS did not converge, or a coefficient suggests separation.
+        UserWarning: If L-BFGS did not converge.
     """
     from scipy.optimize import minimize  # A tenth of the time to import the package.
 
@@ -63,6 +63,10 @@ def maximise(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
         for batch in batches:
             # The loss is a mean over the people of the batch, among whom choices are pooled.
             loss = stage.loss(model, None, batch) * (batch.num_users / len(leg.training))
+            loss.backward()
+            total += loss.item()
+        if model.penalty:
+            loss = -model.log_prior() / len(leg.training)
             loss.backward()
             total += loss.item()
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -113,7 +117,7 @@ def maximise(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
 
 
 def check_maximum(model: HeterogeneousBTL, result: OptimizeResult) -> None:
-    """Warns if L-BFGS did not converge, or if a large coefficient suggests separated choices."""
+    """Warns if L-BFGS did not converge."""
     slope = float(np.abs(result.jac).max(initial=0.0))
     if slope > 1e-2 or (slope > 1e-5 and model.utility.is_linear):
         warnings.warn(
@@ -121,21 +125,23 @@ def check_maximum(model: HeterogeneousBTL, result: OptimizeResult) -> None:
             f"gradient is {slope:.1e} nats per person",
             stacklevel=5,
         )
-    if model.utility.is_linear:
-        largest = model.utility.mean.abs().max().item()
-        if largest > 15:
-            warnings.warn(
-                f"a coefficient of {largest:.0f} nats per standard deviation suggests that "
-                "choices are separated (an item that never lost, say): the maximum of the "
-                "likelihood may lie at infinity",
-                stacklevel=5,
-            )
 
 
 def pooled_batches(data: Preferences, model: HeterogeneousBTL) -> list[Batch]:
-    """Lists the comparisons without their people, in double precision, on the model's device."""
-    batches = []
-    for batch in data.pooled().batches(16_384):
+    """Lists the comparisons without their people, in double precision, on the model's device.
+
+    Where many are equal, each of these stands there once, with its number.
+    """
+    batches, start = [], 0
+    data, count = data.merged()
+    for batch in data.batches(16_384):
+        if count is not None:
+            table, stop = (
+                batch.choice.new_zeros(batch.mask.shape).double(),
+                start + batch.mask.sum(),
+            )
+            table[batch.mask] = torch.from_numpy(count[start:stop]).double()
+            batch, start = batch.replace(count=table), stop
         batch = batch.to(model.device)
         items = batch.items if batch.items.dtype == torch.int64 else batch.items.double()
         batches.append(batch.replace(items=items, choice=batch.choice.double()))

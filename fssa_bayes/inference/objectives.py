@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 
+_MOST_CONTEXT = 2**19  # Comparisons of a step of Sleep with their padding: about half a gigabyte.
 _LEAST_DRAWS = 16  # Of maximum likelihood: a few for each part of its proposals.
 
 
@@ -50,14 +51,11 @@ class Objective(ABC):
             draws, the probability of some of that person's choices, or less. A fit stops where
             losses contradict it.
         num_particles: Number of draws of each person's z in the loss.
-        context_reach: Largest context that the guide learns from, in units of the largest number
-            of comparisons of a training person.
     """
 
     learns_model: ClassVar[bool] = True
     bounds_choices: ClassVar[bool] = False
     num_particles: int = 1
-    context_reach: ClassVar[int] = 1
     default_steps: ClassVar[int] = 2500
     default_batch_size: ClassVar[int] = 64
 
@@ -80,6 +78,10 @@ class Objective(ABC):
         loss = self.loss(model, guide, batch)
         loss.backward()
         return loss.item()
+
+    def largest_context(self, data: Preferences) -> int:
+        """Returns the largest number of comparisons in a context that the guide learns from."""
+        return int(data.counts.max())
 
     @abstractmethod
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
@@ -132,7 +134,10 @@ class MaximumLikelihood(Objective):
     ) -> Tensor:
         """Returns the loss per person, in nats, of a model without latent factor."""
         z = batch.choice.new_zeros(batch.num_users, 0)
-        return -model.choice(batch, z).log_prob(batch.choice).mean()
+        likelihood = model.choice(batch, z)
+        if batch.count is None:
+            return -likelihood.log_prob(batch.choice).mean()
+        return -(batch.count * likelihood.log_prob_each(batch.choice)).sum(-1).mean()
 
 
 class ImportanceWeightedELBO(Objective):
@@ -311,6 +316,10 @@ class Sleep(Objective):
     minimises KL(p(z|C) ‖ q(z|C)) on average, so the guide comes to cover the model's posterior.
     Only the guide is updated: p(z) and the utility are left bitwise as they were.
 
+    Padded contexts of a step have at most about 2¹⁹ comparisons, as memory is proportional to them
+    (about half a gigabyte with networks of the default width): at most 4,096 a person with a batch
+    of 128. A warning names the people who have more than half of that.
+
     With `num_particles` S > 1 the simulated person's z, an exact draw of p(z|C), is joined by
     S − 1 draws of m = .8 q(z|C) + .2 p(z), all weighted by p(z, C) / m(z). As a choice of one of
     them by weight is again an exact draw of p(z|C), the weighted mean of log q(z|C) estimates the
@@ -330,7 +339,6 @@ class Sleep(Objective):
     """
 
     learns_model = False
-    context_reach = 2
     default_batch_size = 128
 
     def __init__(
@@ -350,12 +358,22 @@ class Sleep(Objective):
         # Sizes are drawn from each person's own number: one person with thousands of comparisons
         # among many with four must not set the scale of every step. Covariates are the person's.
         people = rng.integers(len(data), size=self.batch_size)
-        largest = 2 * data.judgement_counts[people]
+        largest = np.minimum(2 * data.judgement_counts[people], self.most_judgements(data))
         # Half the sizes are uniform, half log-uniform: every person begins with a small context.
         uniform = rng.integers(0, largest + 1)
         log_uniform = np.floor(np.exp(rng.uniform(0, np.log(largest + 2)))) - 1
         sizes = np.where(rng.random(self.batch_size) < 0.5, uniform, log_uniform).astype(np.int64)
         return data.resample_pairs(sizes, rng, people).to(model.device)
+
+    def most_judgements(self, data: Preferences) -> int:
+        """Returns the largest number of judgements in a context that memory allows."""
+        each = data.num_comparisons / data.num_judgements
+        return max(1, int(_MOST_CONTEXT / (each * self.batch_size)))
+
+    def largest_context(self, data: Preferences) -> int:
+        """Returns the largest number of comparisons in a context that the guide learns from."""
+        each = data.num_comparisons / data.num_judgements
+        return min(2 * int(data.counts.max()), int(each * self.most_judgements(data)))
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of −E log q(z | C) per person, in nats."""

@@ -12,7 +12,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Shows a progress bar whose failure does not end the fit.
+    """Shows a progress bar whose failure does not end the fit; nothing in the first second.
 
     Args:
         total: Number of steps of the fit.
@@ -24,7 +24,7 @@ class Progress:
         self._bar: tqdm | None = None
         if enabled:
             with contextlib.suppress(Exception):
-                self._bar = tqdm(total=total, initial=initial, mininterval=0.5)
+                self._bar = tqdm(total=total, initial=initial, mininterval=0.5, delay=1.0)
 
     def update(self, stage: str, loss: float) -> None:
         """Counts a step and shows its loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ from fssa_bayes.inference.objectives import (
     Sleep,
 )
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import find_separation
 
 __all__ = [
     "check_training_covariates",
@@ -33,6 +35,9 @@ __all__ = [
     "choose_stages",
     "choose_validation",
     "default_stages",
+    "explain_validation",
+    "warn_of_busy_people",
+    "warn_of_separation",
 ]
 
 AUTO = "auto"
@@ -67,9 +72,63 @@ def check_training_data(
             "data must have ties to fit a model with ties='davidson', got none in "
             f"{data.num_comparisons} comparisons{dropped}: read them with ties='keep'"
         )
+    if model.latent_dim and not data.people_are_named:
+        warnings.warn(
+            "data name no people (user=None), so every row is taken for the only comparison of a "
+            "person, which says next to nothing about how people differ: name them by user=, or "
+            "use latent_dim=0",
+            stacklevel=3,
+        )
     if data.items is not None:
         check_columns("feature", "items", data.items, data.feature_names, stacklevel=4)
+    if model.bias is not None:
+        check_sides(data)
     check_training_covariates(model, data)
+
+
+def check_sides(data: Preferences) -> None:
+    """Raises a ValueError unless either place won a comparison, so that a bias has an estimate."""
+    won, names = data.choice, ("left", "right")
+    alone = ~data.judgements.inside
+    if data.side is not None:
+        alone &= data.side != 0
+        won = np.where(data.side == 1, won, 1 - won)
+        names = "place of advantage", "other place"
+        if not alone.any():
+            raise ValueError(
+                "position_bias=True needs comparisons with a side of 1 or -1, got 0 in all "
+                f"{data.num_comparisons}: fit without position_bias"
+            )
+    won = won[alone]
+    for value, place in zip((1, 0), names, strict=True):
+        if len(won) and (won == value).all():
+            hint = (
+                ". Left and right are probably columns of winners and losers: read them by winner= "
+                "and loser=, and"
+            )
+            raise ValueError(
+                f"position_bias=True needs comparisons that either side won, got the {place} as "
+                f"winner of all {len(won)}, which say nothing about a bias"
+                f"{hint if data.side is None else ':'} fit without position_bias"
+            )
+
+
+def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns by name of estimates that separated choices put at infinity."""
+    if not model.utility.is_linear or model.penalty:
+        return
+    separation = find_separation(model, data)
+    if not separation:
+        return
+    remedy = "leave them out, or ask for more comparisons"
+    if model.latent_dim == 0:
+        remedy = "penalty=0.5 of HomogeneousBTL and HeterogeneousBTL keeps all estimates finite"
+    warnings.warn(
+        f"choices are separated, so that the likelihood has no maximum: {separation.message}. "
+        "What the fit gives for these says where it stopped; estimates and errors of the others "
+        f"stand. A remedy: {remedy}",
+        stacklevel=3,
+    )
 
 
 def check_columns(
@@ -175,6 +234,21 @@ def choose_stages(
     return stages
 
 
+def warn_of_busy_people(stages: Sequence[Objective], data: Preferences) -> None:
+    """Names the people who have more comparisons than contexts of a stage's steps are made for."""
+    for stage in stages:
+        most = stage.most_judgements(data) if isinstance(stage, Sleep) else math.inf
+        busy = data.user_names[2 * data.judgement_counts > most]
+        if len(busy):
+            warnings.warn(
+                f"{stage.name} simulates contexts of at most {most:,} {data.judgements.noun}, as "
+                "memory is proportional to the largest. More than half of that (up to "
+                f"{data.judgement_counts.max():,}) have the people {first_names(busy)}. A smaller "
+                "batch_size allows larger contexts",
+                stacklevel=3,
+            )
+
+
 def default_stages(model: HeterogeneousBTL) -> list[Objective]:
     """Lists the stages of a heterogeneous model: maximum likelihood where there is one."""
     if not _is_mixed_logit(model):
@@ -211,3 +285,20 @@ def choose_validation(
             f"people, got {len(data)}: pass validation=None"
         )
     return validation
+
+
+def explain_validation(asked: float | str | None, chosen: float | None) -> str:
+    """Says why nobody was held out; nothing if somebody was.
+
+    Args:
+        asked: The argument `validation` of a fit.
+        chosen: What :func:`choose_validation` made of it.
+    """
+    if chosen is not None:
+        return ""
+    if asked == AUTO:
+        return (
+            "nobody was held out: validation='auto' fits everybody where the utility is linear; "
+            "pass a share, such as validation=0.1"
+        )
+    return "nobody was held out: validation=None fits everybody; pass a share, such as 0.1"

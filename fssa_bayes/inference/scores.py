@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams, seeded
 from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import Objective, split_batch
@@ -59,10 +59,12 @@ def held_out_scores(
     """
     shown = held_out.subset(range(min(len(held_out), _MAX_HELD_OUT)))
     losses: dict[str, list[Tensor]] = {"raw": [], "corrected": []}
-    with seeded(0), torch.no_grad():
+    streams = Streams(0, "held out")
+    with torch.no_grad():
         for _, batch in user_batches(shown, _HELD_OUT_DRAWS, model.device):
             context_mask, target_mask = split_batch(batch)
-            draws = propose(model, guide, batch.replace(mask=context_mask), _HELD_OUT_DRAWS)
+            known = batch.replace(mask=context_mask)
+            draws = propose(model, guide, known, _HELD_OUT_DRAWS, streams=streams)
             target = batch.replace(mask=target_mask)
             likelihood, scored = model.choice(target, draws.z), target.judgement_mask
             for name, log_weights in (

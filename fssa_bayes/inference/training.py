@@ -115,8 +115,7 @@ class Fitter:
                 saved = None
             last = self.legs[-1]
             if self.guide is not None:
-                reach = last.stage.context_reach * int(last.training.counts.max())
-                self.guide.largest_context.fill_(reach)
+                self.guide.largest_context.fill_(last.stage.largest_context(last.training))
                 self.guide.objectives = [leg.stage.name for leg in self.legs if not leg.refit]
             if len(self.best_steps) > 1 and not last.stage.learns_model:
                 warn_if_costly(self.held_out())

@@ -1,7 +1,7 @@
 r"""Pairwise log-likelihoods of many people's comparisons under many posterior draws.
 
 Three operations, one for each form of the utility. Each takes positions `left` and `right`
-(U, N) into an item table, choices in {0, ½, 1} and a mask, and returns log-likelihoods in nats:
+(U, N) into an item table, choices from 0 to 1 and a mask, and returns log-likelihoods in nats:
 
 =====================  ==============================================  =========================
 operation              inputs                                          utility of item i
@@ -25,22 +25,26 @@ any         float16, bfloat16           `"reference"`: plain PyTorch, differenti
                                         whose memory is not bounded; there is no warning
 ==========  ==========================  =======================================================
 
-The reference computes a gradient that is itself to be differentiated (`create_graph=True`), and
-everything where the choices require a gradient, in memory that is not bounded. `torch.func.vmap`
-and forward-mode derivatives need `backend="reference"`; other backends raise an error of PyTorch.
+The reference computes what no other backend offers, whichever backend is named, in memory that is
+not bounded: everything under a transform of `torch.func` (`vmap`, `grad`, `vjp`, `jacrev`, `jvp`,
+`jacfwd`, `hessian`) or with forward-mode derivatives, a gradient that is itself to be
+differentiated (`create_graph=True`) and many gradients at once (`is_grads_batched=True`). It also
+computes everything where the choices require a gradient, unless another backend is named.
 
 `"triton"` takes float64 too, but is not tuned for it. On a CPU it needs Triton's interpreter
 (`TRITON_INTERPRET=1`), which is slow and meant for tests.
 
 Values under the mask, NaN included, have no effect; a NaN elsewhere makes the user's result NaN. A
-position outside the item table raises an error on a CPU. On a GPU, where a check would wait for the
-device, such a position makes the user's result NaN (`"triton"`) or stops the device (the others).
+position outside the item table and a choice outside of [0, 1] raise a ValueError on a CPU. On a
+GPU, where a check would wait for the device, and under a transform such a choice makes the user's
+result NaN. So does such a position with `"triton"`; with other backends it stops the GPU, and under
+a transform it raises PyTorch's IndexError.
 
 The fused forms. With m the margin of a comparison and y its choice, the log-probability is
-:math:`y\,m - \log(1 + e^m)`. For y of 0 or 1 turn the comparison so that
+:math:`y\,m - \log(1 + e^m)`, for every y from 0 to 1. For y of 0 or 1 turn the comparison so that
 :math:`\tilde m = (1 - 2y)\,m` is the utility of the item not preferred less that of the preferred;
-then the log-probability is :math:`-\log(1 + e^{\tilde m})`; that of a half win is
-:math:`\tilde m / 2` more. Sums of
+then the log-probability is :math:`-\log(1 + e^{\tilde m})`. For any other y let
+:math:`\tilde m = -m`; the log-probability is :math:`(1 - y)\,\tilde m` more. Sums of
 :math:`\log(1 + e^{-|\tilde m|})` are logarithms of products of a few factors. The margin itself is
 
 - bilinear: :math:`(φ_l - φ_r) \cdot ψ`, the difference taken once for all draws;
@@ -95,8 +99,9 @@ def pairwise_gather(
         utility: Utilities in nats with shape (S, U, M), or (S, 1, M) if shared by all users.
         left: Position of the left item in the table, int64 with shape (U, N).
         right: The same for the right item.
-        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, with shape
-            (U, N). Not needed for `output="margin"`.
+        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, or any
+            number between as the probability of left (a soft label), with shape (U, N). Not
+            needed for `output="margin"`.
         mask: True where there is a comparison, with shape (U, N); None if there is one everywhere.
         position_bias: A scalar added to every margin, in nats.
         reduce: Whether to sum over a user's comparisons.
@@ -108,7 +113,7 @@ def pairwise_gather(
         Masked entries are 0.
 
     Raises:
-        ValueError: If shapes, devices, positions or options do not fit.
+        ValueError: If shapes, devices, positions, choices or options do not fit.
         TypeError: If an index is not int64, a mask not Boolean, or the utility's inputs are not
             of one floating-point dtype.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fssa_bayes.kernels import reference
-from fssa_bayes.kernels.comparisons import Comparisons
+from fssa_bayes.kernels.comparisons import Comparisons, is_batched
 
 __all__ = [
     "Eager",
@@ -81,7 +81,7 @@ class Operation:
         """Evaluates the operation for the inputs of a utility; see :mod:`fssa_bayes.kernels`."""
         variables = (item, user, weight, comparisons.bias)
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in variables)
-        inputs = (item, user, weight, *comparisons, save)
+        inputs = (item, user, weight, *comparisons[:-1], save)
         if torch.compiler.is_compiling():
             return self.forward_op(*inputs)[0]
         return Eager.apply(self, *inputs)[0]
@@ -126,7 +126,7 @@ def pull_back(
     if grad is None or not any(needs):
         return (None,) * 10
     residual, *inputs = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_batched(grad):
         grads = differentiable_gradients(grad, inputs, ctx.form, needs)
     else:
         grads = backward(grad, residual, *inputs, ctx.form, needs)
@@ -137,13 +137,14 @@ def pull_back(
 def differentiable_gradients(
     grad: Tensor, inputs: list[Tensor | None], form: str, needs: list[bool]
 ) -> list[Tensor | None]:
-    """Computes gradients by the reference, of which autograd knows the derivatives."""
+    """Computes gradients by the reference, of which PyTorch knows every derivative."""
     item, user, weight, *rest = inputs
     bias = rest[-1]
-    result = reference.run(item, user, weight, Comparisons(*rest, form))
+    with torch.enable_grad():
+        result = reference.run(item, user, weight, Comparisons(*rest, form))
     variables = (item, user, weight, bias)
     wanted = [tensor for tensor, need in zip(variables, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=torch.is_grad_enabled()))
     return [next(found) if need else None for need in needs]
 
 

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.kernels import chunked, reference
-from fssa_bayes.kernels.comparisons import Comparisons, can_wait, check_positions
+from fssa_bayes.kernels.comparisons import (
+    Comparisons,
+    can_wait,
+    check_positions,
+    is_transformed,
+)
 
 __all__ = ["BACKENDS", "HAS_TRITON", "fastest", "named", "run", "triton_operation"]
 
@@ -35,6 +40,8 @@ def run(
         operation = fastest(user, weight, comparisons)
     else:
         operation = named(backend, item, user, comparisons)
+    if is_transformed(item, user, weight, comparisons.choice, comparisons.bias):
+        operation = reference.run
     try:
         return operation(item, user, weight, comparisons)
     except (IndexError, RuntimeError):

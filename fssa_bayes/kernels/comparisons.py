@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "Comparisons",
@@ -15,6 +16,8 @@ __all__ = [
     "check_positions",
     "check_users",
     "check_width",
+    "is_batched",
+    "is_transformed",
 ]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,10 +30,11 @@ class Comparisons(NamedTuple):
     Attributes:
         left: Position of the left item, int64 with shape (U, N); 0 if masked.
         right: The same for the right item.
-        choice: Choices with shape (U, N), in the utilities' dtype; None for margins.
+        choice: Choices with shape (U, N), in the utilities' dtype, 0 if masked; None for margins.
         mask: True where there is a comparison, (U, N); None if there is one everywhere.
         bias: Scalar added to every margin, in the utilities' dtype; None for 0.
         form: `"sum"` for log-likelihoods (S, U), `"each"` or `"margin"` for (S, U, N).
+        is_certain: Whether every choice is known to be 0 or 1.
     """
 
     left: Tensor
@@ -39,6 +43,7 @@ class Comparisons(NamedTuple):
     mask: Tensor | None
     bias: Tensor | None
     form: str
+    is_certain: bool = False
 
 
 def check_comparisons(
@@ -65,22 +70,24 @@ def check_comparisons(
             raise TypeError(f"{argument} must be int64, got {index.dtype}")
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask must be Boolean, got {mask.dtype}")
+    shape, device = left.shape, like.device
     for argument, tensor in (("left", left), ("right", right), ("choice", choice), ("mask", mask)):
         if tensor is None:
             continue
-        if tensor.shape != left.shape:
+        if tensor.shape != shape:
             raise ValueError(
-                f"{argument} must have the shape {tuple(left.shape)} of left, "
-                f"got {tuple(tensor.shape)}"
+                f"{argument} must have the shape {tuple(shape)} of left, got {tuple(tensor.shape)}"
             )
-        if tensor.device != like.device:
+        if tensor.device != device:
             raise ValueError(
-                f"{argument} must be on {like.device} as the utilities are, got {tensor.device}"
+                f"{argument} must be on {device} as the utilities are, got {tensor.device}"
             )
-    if mask is not None and can_wait(mask) and bool(mask.all()):
+    wait = can_wait(like)
+    if mask is not None and wait and bool(mask.all()):
         mask = None
-    if mask is not None:
-        left, right = left.masked_fill(~mask, 0), right.masked_fill(~mask, 0)
+    hidden = None if mask is None else ~mask
+    if hidden is not None:
+        left, right = left.masked_fill(hidden, 0), right.masked_fill(hidden, 0)
     if isinstance(position_bias, Tensor):
         if position_bias.ndim:
             raise ValueError(
@@ -92,7 +99,17 @@ def check_comparisons(
     if output == "margin":
         return Comparisons(left, right, None, mask, bias, "margin")
     form = "sum" if reduce else "each"
-    return Comparisons(left, right, choice.to(like.dtype), mask, bias, form)
+    choice = choice.to(like.dtype)
+    choice = choice if hidden is None else choice.masked_fill(hidden, 0.0)
+    if not wait:  # The check of a choice would wait for a device, or be lost in a trace.
+        choice = choice.where((choice >= 0) & (choice <= 1), torch.nan)
+        return Comparisons(left, right, choice, mask, bias, form)
+    is_certain = torch.equal(choice.square(), choice)
+    if not is_certain:
+        wrong = choice[(choice < 0) | (choice > 1)]
+        if len(wrong):
+            raise ValueError(f"choice must be from 0 to 1, got {wrong[0].item():g}")
+    return Comparisons(left, right, choice, mask, bias, form, is_certain)
 
 
 def check_inputs(inputs: dict[str, tuple[Tensor, int, str]]) -> None:
@@ -127,8 +144,26 @@ def check_positions(comparisons: Comparisons, num_items: int) -> None:
 
 
 def can_wait(tensor: Tensor) -> bool:
-    """Says whether looking at values is cheap: on a CPU, and not while a program is traced."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Says whether looking at values is possible and cheap: on a CPU, outside of transforms."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Says whether a gradient stands for many, by `torch.func.vmap` or `is_grads_batched=True`."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    # torch.autograd.grad uses an older vmap, which has no other sign.
+    return torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Says whether a `torch.func` transform is at work, or a tensor has a forward derivative."""
+    # The question that torch.autograd.Function asks before it looks for the rule of a transform.
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def check_users(argument: str, tensor: Tensor, left: Tensor) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fssa_bayes.kernels.sums import log_add
+
 __all__ = ["Rankings", "find_anchors"]
 
 
@@ -139,7 +141,7 @@ class Rankings:
         for value in others:
             # log σ keeps every digit of a probability near 0 and of one near 1.
             stages.append(F.logsigmoid(value - total))
-            total = torch.logaddexp(total, value)
+            total = log_add(total, value)
         stage = torch.cat(stages, -1).gather(-1, cell)
         return stage.masked_fill(order < self.num_below, 0.0)
 
@@ -178,7 +180,23 @@ class Rankings:
         of ranked items stays the same; comparisons outside of rankings are 0.
         """
         utility = self.utility(margin)
-        value = utility - torch.empty_like(utility).exponential_().log()
+        return self._ordered(utility - torch.empty_like(utility).exponential_().log(), margin)
+
+    def decide(self, margin: Tensor, uniform: Tensor) -> Tensor:
+        """Makes rankings of uniform numbers from [0, 1), one for each comparison, (*, U, N).
+
+        A ranking of three items or more has as many comparisons as items, at least: each item takes
+        the number of one of them.
+        """
+        number = torch.arange(len(self.start), device=self.start.device) - self.start
+        ranking, order = self.owner[self.pair[0]].sort(stable=True)
+        taken = order[torch.searchsorted(ranking, self.owner) + number]
+        own = uniform.flatten(-2)[..., self.place[taken]]
+        # −log E of an exponential E = −log(1 − uniform) is Gumbel noise.
+        return self._ordered(self.utility(margin) - (-torch.log1p(-own)).log(), margin)
+
+    def _ordered(self, value: Tensor, margin: Tensor) -> Tensor:
+        """Ranks items by their values (*, P), and returns the choices (*, U, N)."""
         left, right = value[..., self.pair[0]], value[..., self.pair[1]]
         left_wins = left > right
         winner = torch.where(left_wins, *self.pair)

@@ -99,13 +99,12 @@ def _take(table: Tensor, comparisons: Comparisons) -> Tensor:
 
 
 def _finish(margin: Tensor, comparisons: Comparisons) -> Tensor:
-    _, _, choice, mask, bias, form = comparisons
+    _, _, choice, mask, bias, form, _ = comparisons
     margin = margin if bias is None else margin + bias
     # Masked before the log-sigmoid, so that the gradient of a NaN under the mask is 0 too.
     margin = margin if mask is None else margin.masked_fill(~mask, 0.0)
     if form == "margin":
         return margin
-    choice = choice if mask is None else choice.masked_fill(~mask, 0.0)
     return _sum(pairwise_log_prob(margin, choice), mask, form)
 
 
@@ -117,13 +116,12 @@ def _sum(log_prob: Tensor, mask: Tensor | None, form: str) -> Tensor:
 def run_small(
     item: Tensor | None, user: Tensor, weight: Tensor | None, comparisons: Comparisons
 ) -> Tensor:
-    """Evaluates a small problem with one log-sigmoid, if no choice is ½ and nothing is masked.
+    """Evaluates a small problem with one log-sigmoid, if choices are 0 or 1 and none is masked.
 
     The time of a small problem is that of the calls of PyTorch.
     """
-    _, _, choice, mask, _, form = comparisons
-    sign = None if choice is None else choice.mul(2).sub_(1)
-    if sign is None or mask is not None or not bool(sign.all()):
+    _, _, choice, mask, _, form, is_certain = comparisons
+    if mask is not None or not is_certain:
         return run(item, user, weight, comparisons)
     margin = run(item, user, weight, comparisons._replace(form="margin"))
-    return _sum(F.logsigmoid(sign * margin), mask, form)
+    return _sum(F.logsigmoid(choice.mul(2).sub_(1) * margin), None, form)

@@ -8,6 +8,7 @@ from fssa_bayes.model.agreement import (
     select_features,
 )
 from fssa_bayes.model.btl import HeterogeneousBTL
+from fssa_bayes.model.coefficients import CoefficientMap
 from fssa_bayes.model.distributions import (
     BradleyTerry,
     Derivatives,
@@ -26,6 +27,7 @@ from fssa_bayes.model.utilities import (
 __all__ = [
     "BilinearUtility",
     "BradleyTerry",
+    "CoefficientMap",
     "Derivatives",
     "HeterogeneousBTL",
     "LinearUtility",

@@ -12,6 +12,7 @@ from torch import Tensor
 from fssa_bayes.data import (
     Preferences,
     canonical_names,
+    expand_levels,
     explain_unknown,
     find_columns,
     find_names,
@@ -22,6 +23,7 @@ from fssa_bayes.model.btl import HeterogeneousBTL
 __all__ = [
     "align",
     "check_covariates",
+    "check_places",
     "check_same_people",
     "check_ties",
     "positions",
@@ -79,6 +81,7 @@ def align(
             )
     model.check_rankings(data.has_rankings)
     check_ties(model, data)
+    check_places(model, data)
     if needs_covariates:
         check_covariates(model, data)
     return data
@@ -103,6 +106,7 @@ def check_covariates(model: HeterogeneousBTL, data: Preferences) -> None:
 
 def select_features(model: HeterogeneousBTL, items: pd.DataFrame) -> pd.DataFrame:
     """Puts features of items in the model's order, by the names of the columns if they have any."""
+    items, _ = expand_levels("items", items, model.feature_levels)
     if model.feature_names is None or isinstance(items.columns, pd.RangeIndex):
         return items
     rule = "items must have the features the model was fitted to"
@@ -123,6 +127,16 @@ def check_ties(model: HeterogeneousBTL, data: Preferences) -> None:
             f"data counts ties as half a win each ({number} of {data.num_comparisons} "
             "comparisons), and the model has ties proper: read the data with ties='keep', or build "
             "the model with ties=None"
+        )
+
+
+def check_places(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Raises a ValueError where the model has a position bias, and data do not tell the places."""
+    if model.bias is not None and not data.places_are_known:
+        raise ValueError(
+            "data tell the winner and the loser of a comparison, not which of them stood on the "
+            "left (or was at home), and the model has a position bias: build it with "
+            "position_bias=False, or read the data with left=, right= and choice=, or with side="
         )
 
 

@@ -3,17 +3,20 @@ r"""The heterogeneous Bradley–Terry–Luce model as a Pyro program."""
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Self
 
 import pandas as pd
 import pyro
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Batch, Preferences, column_moments
+from fssa_bayes.data import Batch, Preferences, canonical_names, column_moments
+from fssa_bayes.model.coefficients import check_taste, count_random, describe_taste
 from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
-from fssa_bayes.model.distributions import BradleyTerry
+from fssa_bayes.model.distributions import BradleyTerry, bind_margin
 from fssa_bayes.model.prior import LatentPrior
 from fssa_bayes.model.utilities import (
     BilinearUtility,
@@ -46,7 +49,8 @@ class HeterogeneousBTL(LatentPrior):
         \mathrm{BradleyTerry}(y_{un} \mid r(x_{un}^{l}, z_u) - r(x_{un}^{r}, z_u)).
 
     What an answer depends on beside the utilities is the same for everybody: with m the margin, to
-    which `position_bias` adds b, `ties="davidson"` makes P(left) : P(right) : P(tie) as
+    which `position_bias` adds b (or s b with the `side` s of a comparison, 1, 0 or −1, where data
+    have sides), `ties="davidson"` makes P(left) : P(right) : P(tie) as
     :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ, uniform over
     the possible ones. log ν, b and logit λ are parameters, estimated with the rest. A ranking has
     the probability of Plackett and Luce, and none of these.
@@ -67,6 +71,7 @@ class HeterogeneousBTL(LatentPrior):
     Args:
         num_features: Number of item features D; the number of items where these have no features.
         latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
+            None, for the linear utility, is the number of coefficients that are not fixed.
         utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
             `"mlp"`, one network whose first layer adds item and user; a module that maps items
@@ -88,14 +93,32 @@ class HeterogeneousBTL(LatentPrior):
             to posterior means.
         num_covariates: Number of user covariates W that the prior depends on; 0 for none. Data
             come with them by `Preferences.from_dataframe(users=...)`.
+        coefficients: Distributions over people of the linear utility's coefficients, by feature
+            name or position: `"normal"`, as all that are not named; `"lognormal"`, always positive;
+            `"-lognormal"`, always negative; `"fixed"`, the same for everybody. Log-normal
+            coefficients are exp(w0 + Λz), where w0 + Λz is normal.
+        correlation: Whether coefficients are correlated: `"full"`, or `"none"`.
+        price: Feature, by name or position, of a linear utility in willingness-to-pay space: the
+            other coefficients are −β_price ω, and `coefficients` are the distributions of ω, what a
+            person pays for one unit more, and of β_price. None for preference space.
+        feature_names: Names of the features, for a model that is told of features by name before
+            it has seen data.
+        penalty: Weight p of a prior on the coefficients of a linear utility with `latent_dim=0`; 0
+            for none. Where items have no features, each item wins and loses p comparisons against
+            a hypothetical item of utility 0, as the pseudo-rankings of the R package PlackettLuce
+            with `npseudo=p`. Coefficients of features, per standard deviation, and a position bias
+            have the same prior, which is log-F(2p, 2p): normal around 0, nearly, with tails that
+            are wider. All estimates are then finite. ½ is a usual choice.
 
     Attributes:
         config: The arguments it was built with; `"module"` stands for a module that was given, and
-            `num_covariates` is there where it is not 0.
+            `num_covariates` and `penalty` are there where they are not 0.
         log_tie: Davidson's log ν, or None.
         bias: Advantage of the left in nats, or None.
         lapse_logit: Logit of the lapse rate, or None.
         feature_names: Names of the features it was fitted to, or None.
+        feature_levels: Levels of the categorical ones by column, the reference level first.
+        covariate_levels: The same of the covariates.
         covariate_effect: B with shape (K, W), per standard deviation of the covariates, or None.
         covariate_names: Names of the covariates it was fitted to, or None.
 
@@ -107,6 +130,12 @@ class HeterogeneousBTL(LatentPrior):
         McFadden & Train (2000), Mixed MNL models for discrete response.
         Davidson (1970), On extending the Bradley-Terry model to accommodate ties in paired
         comparison experiments, JASA 65.
+        Train & Weeks (2005), Discrete choice models in preference space and willingness-to-pay
+        space.
+        Greenland & Mansournia (2015), Penalization, bias reduction, and default priors in logistic
+        and related categorical and survival regressions, Statistics in Medicine 34.
+        Turner, van Etten, Firth & Kosmidis (2020), Modelling rankings in R: the PlackettLuce
+        package, Computational Statistics 35.
 
     Example:
         >>> model = HeterogeneousBTL(num_features=4, latent_dim=2, utility="linear")
@@ -117,7 +146,7 @@ class HeterogeneousBTL(LatentPrior):
     def __init__(
         self,
         num_features: int,
-        latent_dim: int,
+        latent_dim: int | None,
         utility: str | nn.Module = "bilinear",
         prior: str = "normal",
         hidden_dim: int = 64,
@@ -128,8 +157,18 @@ class HeterogeneousBTL(LatentPrior):
         lapses: bool = False,
         matmul_precision: str = "highest",
         num_covariates: int = 0,
+        coefficients: Mapping[str | int, str] | Sequence[str] | None = None,
+        correlation: str = "full",
+        price: str | int | None = None,
+        feature_names: Sequence | None = None,
+        penalty: float = 0.0,
     ) -> None:
         super().__init__()
+        taste = describe_taste(
+            num_features, utility, coefficients, correlation, price, feature_names
+        )
+        if latent_dim is None and utility == "linear":
+            latent_dim = count_random(taste, num_features)
         for argument, value, least in (
             ("num_features", num_features, 1),
             ("latent_dim", latent_dim, 0),
@@ -153,7 +192,15 @@ class HeterogeneousBTL(LatentPrior):
                 f"latent_dim must be at least 1 with num_covariates={num_covariates}, got 0: "
                 "covariates move the latent factor, which a homogeneous model does not have"
             )
+        if not isinstance(penalty, int | float) or not 0 <= penalty < math.inf:
+            raise ValueError(f"penalty must be a number of at least 0, got {penalty!r}")
+        if penalty and (latent_dim or utility != "linear"):
+            raise ValueError(
+                f"penalty={penalty} needs utility='linear' and latent_dim=0, got "
+                f"utility={utility!r} and latent_dim={latent_dim}"
+            )
         self.num_features = num_features
+        self.penalty = float(penalty)
         self.config = {
             "num_features": num_features,
             "latent_dim": latent_dim,
@@ -166,8 +213,12 @@ class HeterogeneousBTL(LatentPrior):
             "lapses": lapses,
             "matmul_precision": matmul_precision,
         }
+        check_taste(taste, latent_dim, num_features)
+        self.config |= taste
         if num_covariates:  # Older files and caches do not have this entry.
             self.config["num_covariates"] = num_covariates
+        if penalty:
+            self.config["penalty"] = self.penalty
         self.utility = build_utility(utility, num_features, latent_dim, self.config)
         self.utility.set_precision(matmul_precision)
         for name, start in (
@@ -181,6 +232,10 @@ class HeterogeneousBTL(LatentPrior):
         self.register_buffer("feature_scale", torch.ones(num_features, dtype=torch.float64))
         self.register_buffer("is_standardised", torch.tensor(False))
         self.feature_names: pd.Index | None = None
+        self.feature_levels: dict[Hashable, tuple] = {}
+        self.covariate_levels: dict[Hashable, tuple] = {}
+        if feature_names is not None:
+            self.feature_names = canonical_names("feature_names", feature_names)
         self.build_prior(
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
@@ -215,7 +270,11 @@ class HeterogeneousBTL(LatentPrior):
         return model
 
     def choice(
-        self, batch: Batch, z: Tensor, prepared: PreparedItems | None = None
+        self,
+        batch: Batch,
+        z: Tensor,
+        prepared: PreparedItems | None = None,
+        backend: str | None = None,
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
@@ -224,6 +283,7 @@ class HeterogeneousBTL(LatentPrior):
             z: Latent factors with shape (*, U, K).
             prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
+            backend: Backend of :mod:`fssa_bayes.kernels`; None for the fastest at this size.
         """
         prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
@@ -231,15 +291,18 @@ class HeterogeneousBTL(LatentPrior):
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
         pairwise = self.utility.pairwise(prepared.items, prepared.factors, flat)
 
+        has_sides = batch.side is not None and self.bias is not None
+        bias = 0.0 if has_sides else self.position_bias
+
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
-            value = pairwise(
-                batch.left,
-                batch.right,
-                choice,
-                batch.mask,
-                position_bias=self.position_bias,
-                **options,
-            )
+            pairs = batch.left, batch.right
+            options = {"backend": backend} | options
+            if has_sides:  # The kernels have one bias for all comparisons.
+                margin = pairwise(*pairs, None, batch.mask, output="margin", backend=backend)
+                margin = margin + self.bias * batch.side.masked_fill(~batch.mask, 0.0).to(margin)
+                value = bind_margin(margin, batch.mask)(choice, **options)
+            else:
+                value = pairwise(*pairs, choice, batch.mask, position_bias=bias, **options)
             return value.reshape(lead + value.shape[1:])
 
         self.check_rankings(batch.rankings is not None)
@@ -251,6 +314,7 @@ class HeterogeneousBTL(LatentPrior):
             position_bias=self.bias,
             lapse_logit=self.lapse_logit,
             rankings=batch.rankings,
+            side=batch.side,
         )
 
     def forward(
@@ -294,6 +358,18 @@ class HeterogeneousBTL(LatentPrior):
         }
         return {name: value for name, value in names.items() if value is not None}
 
+    def log_prior(self) -> Tensor:
+        r"""Evaluates the log-density of the prior that `penalty` p puts on utilities, but for a
+        constant: :math:`p \sum_k \log σ(w_k) + \log σ(−w_k)`.
+
+        The sum is over coefficients, of standardised features, and the position bias.
+        """
+        parameters = [] if not self.penalty else [self.utility.mean]
+        if self.penalty and self.bias is not None:
+            parameters.append(self.bias.reshape(1))
+        total = sum(((F.logsigmoid(w) + F.logsigmoid(-w)).sum() for w in parameters), self._origin)
+        return self.penalty * total
+
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population and learn faster than networks."""
         return [
@@ -315,6 +391,25 @@ class HeterogeneousBTL(LatentPrior):
         self.check_items(items)
         self.check_z(z)
         return self.utility(self.standardise(items), z)
+
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Returns the coefficients (*, U, D) of a linear utility, in units of the features given.
+
+        Args:
+            z: Latent factors with shape (*, U, K).
+        """
+        beta = self.utility.coefficients(z)
+        return beta / self.feature_scale.to(beta.dtype)
+
+    def average_coefficients(self, noise: Tensor) -> Tensor:
+        """Returns coefficients (S, D) of people with average covariates, in double precision.
+
+        Args:
+            noise: Draws of the prior's standard normal variable, with shape (S, K).
+        """
+        utility = self.utility
+        eta = utility.mean.double() + noise.to(self.device) @ utility.directions.double().T
+        return utility.map(eta) / self.feature_scale
 
     def prepare_items(self, items: Tensor) -> PreparedItems:
         """Standardises items (M, D) or (M,), and computes the utility's factors of them (M, F).
@@ -363,8 +458,10 @@ class HeterogeneousBTL(LatentPrior):
     def take_names(self, data: Preferences) -> None:
         """Takes the names of features and covariates from data."""
         self.feature_names = data.feature_names
+        self.feature_levels = dict(data.feature_levels)
         if self.num_covariates:
             self.covariate_names = data.covariate_names
+            self.covariate_levels = dict(data.covariate_levels)
 
     def check_items(self, items: Tensor) -> None:
         """Raises a ValueError unless the item table has the model's number of features."""
@@ -437,4 +534,5 @@ def build_utility(
         *names, last = map(repr, UTILITIES)
         raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
     build = UTILITIES[utility]
-    return build(num_features, latent_dim, **{name: config[name] for name in build.options})
+    options = {name: config[name] for name in build.options if name in config}
+    return build(num_features, latent_dim, **options)

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from fssa_bayes import kernels
 from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.kernels.reference import outcome_log_probs
+from fssa_bayes.kernels.sums import steady_sum
 
 __all__ = ["BradleyTerry", "Derivatives", "Outcomes", "bind_margin", "log_prob_of_choices"]
 
@@ -91,7 +92,8 @@ class Outcomes(NamedTuple):
 
     def average(self, log_weights: Tensor) -> Outcomes:
         """Averages probabilities over draws, the first dimension, with normalised log-weights."""
-        return self.map(lambda x: (log_weights + x).logsumexp(0))
+        # Draws side by side, so that they are added in one order wherever a comparison stands.
+        return self.map(lambda x: (log_weights + x).movedim(0, -1).contiguous().logsumexp(-1))
 
     def entropy(self) -> Tensor:
         """Returns −Σ p log p, in nats, exact also where one outcome is all but certain."""
@@ -149,6 +151,7 @@ class BradleyTerry(TorchDistribution):
         position_bias: Position bias, a scalar, that the margins hold already; None for none.
         lapse_logit: Logit of λ, a scalar; None for no lapses.
         rankings: Which comparisons make up rankings; None where all stand alone.
+        side: Factor of the position bias in each margin, 1, 0 or −1, with shape (U, N); None for 1.
 
     Raises:
         ValueError: If there are rankings together with ties, lapses or a position bias.
@@ -177,6 +180,7 @@ class BradleyTerry(TorchDistribution):
         position_bias: Tensor | None = None,
         lapse_logit: Tensor | None = None,
         rankings: Rankings | None = None,
+        side: Tensor | None = None,
     ) -> None:
         answers = {"log_tie": log_tie, "position_bias": position_bias, "lapse_logit": lapse_logit}
         self.answers = {name: value for name, value in answers.items() if value is not None}
@@ -185,6 +189,7 @@ class BradleyTerry(TorchDistribution):
                 f"rankings must be without ties, position bias and lapses, got {list(self.answers)}"
             )
         self.rankings = rankings
+        self.side = side
         self.pairwise = pairwise
         self.mask_ = mask
         self.log_tie = log_tie
@@ -203,8 +208,8 @@ class BradleyTerry(TorchDistribution):
         Args:
             margin: The margins.
             mask: True where there is a comparison, with shape (U, N); everywhere if None.
-            parameters: `log_tie`, `position_bias`, `lapse_logit` and `rankings`, as the class has
-                them.
+            parameters: `log_tie`, `position_bias`, `lapse_logit`, `rankings` and `side`, as the
+                class has them.
         """
         if mask is None:
             mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
@@ -234,7 +239,7 @@ class BradleyTerry(TorchDistribution):
         if value.ndim == 2 and self._is_plain and self.rankings is None:
             # The same choices for every draw: one operation.
             return self.pairwise(choice=value).expand(self.batch_shape)
-        return self.log_prob_each(value).sum(-1)
+        return steady_sum(self.log_prob_each(value))
 
     def log_prob_each(self, value: Tensor) -> Tensor:
         """Evaluates the log-probability of each choice, (*, U, N), in nats; 0 if masked.
@@ -284,7 +289,9 @@ class BradleyTerry(TorchDistribution):
 
     def at(self, margin: Tensor) -> BradleyTerry:
         """Returns the distribution of the same comparisons at other margins (*, U, N)."""
-        return self.from_margin(margin, self.mask_, rankings=self.rankings, **self.answers)
+        return self.from_margin(
+            margin, self.mask_, rankings=self.rankings, side=self.side, **self.answers
+        )
 
     @torch.enable_grad()
     def differentiate(self, choice: Tensor) -> Derivatives:
@@ -310,17 +317,20 @@ class BradleyTerry(TorchDistribution):
             )
             for value in first
         ]
-        # The bias is added to the margin, so derivatives by either are the same.
+        # The bias is added to the margin, so derivatives by either are the same, but for its sign.
         column = {name: i for i, name in enumerate(variables)} | {"position_bias": 0}
         index = [column[name] for name in ("margin", *self.answers)]
+        first = [first[i].detach() for i in index]
+        second = [[second[i][j] for j in index] for i in index]
+        if self.side is not None and "position_bias" in self.answers:
+            side = self.side.double().masked_fill(~self.mask_, 0.0)
+            bias = 1 + list(self.answers).index("position_bias")
+            first[bias] = first[bias] * side
+            second[bias] = [value * side for value in second[bias]]
+            for row in second:
+                row[bias] = row[bias] * side
         nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
-        return Derivatives(
-            [first[i].detach() for i in index],
-            [[second[i][j] for j in index] for i in index],
-            nothing,
-            nothing,
-            nothing,
-        )
+        return Derivatives(first, second, nothing, nothing, nothing)
 
     def _differentiate_margins(self, margin: Tensor, choice: Tensor) -> Derivatives:
         prob = torch.sigmoid(margin)
@@ -356,6 +366,24 @@ class BradleyTerry(TorchDistribution):
                 choice = torch.where(is_tie.bool(), 0.5, choice)
             return choice * self.mask_
 
+    def decide(self, uniform: Tensor) -> Tensor:
+        """Makes choices of uniform numbers from [0, 1), one for each comparison, (*, U, N).
+
+        The choices are distributed as those of :meth:`sample`, and those of a person follow from
+        the person's own numbers.
+        """
+        with torch.no_grad():
+            left, _, tie = self.outcomes
+            choice = (uniform < left.exp()).to(left.dtype)
+            if tie is not None:
+                is_tie = (choice == 0) & (uniform < left.exp() + tie.exp())
+                choice = choice.masked_fill(is_tie, 0.5)
+            choice = choice * self.mask_
+            if self.rankings is None:
+                return choice
+            ranked = self.rankings.decide(self.margin, uniform)
+            return torch.where(self.rankings.inside, ranked, choice)
+
     def expand(self, batch_shape: Size, _instance: BradleyTerry | None = None) -> BradleyTerry:
         """Expands the people and draws to `batch_shape`, which ends in U."""
         return BradleyTerry(
@@ -364,6 +392,7 @@ class BradleyTerry(TorchDistribution):
             Size(batch_shape),
             self._validate_args,
             rankings=self.rankings,
+            side=self.side,
             **self.answers,
         )
 

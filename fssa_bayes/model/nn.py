@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from fssa_bayes.kernels.sums import steady_sum
+
 __all__ = [
     "MLP",
     "PRECISIONS",
@@ -27,9 +29,14 @@ __all__ = [
     "linear_layer",
     "pool_sets",
     "product",
+    "row_product",
     "shed_denormals",
+    "steady_softplus",
     "tower",
 ]
+
+_LANES = 64  # Numbers in the vectors of a processor, or a multiple of it.
+_LEAST_COLUMNS = 16
 
 PRECISIONS = ("highest", "tf32", "bf16")
 """Precisions of a matrix product in float32."""
@@ -99,7 +106,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Returns x Wᵀ + b with shape (*, H)."""
         if self.precision == "highest":
-            return super().forward(x)
+            return row_product(x, self.weight, self.bias)
         return product(x, self.weight, self.precision) + self.bias
 
 
@@ -126,6 +133,29 @@ class MLP(nn.Sequential):
             layers += [nn.ReLU(inplace=True)] if index else []
             layers.append(linear_layer(width_in, width_out))
         super().__init__(*layers)
+
+
+def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes x Wᵀ + b so that a row of the result does not depend on the row's place.
+
+    Products with few columns are computed in blocks of four rows and add up in an order that
+    depends on the place in the block; so columns of zeros are added.
+    """
+    count = len(weight)
+    if count >= _LEAST_COLUMNS:
+        return F.linear(x, weight, bias)
+    missing = _LEAST_COLUMNS - count
+    bias = None if bias is None else F.pad(bias, (0, missing))
+    return F.linear(x, F.pad(weight, (0, 0, 0, missing)), bias)[..., :count]
+
+
+def steady_softplus(x: Tensor) -> Tensor:
+    """Computes log(1 + eˣ) so that a result does not depend on its place.
+
+    PyTorch computes what is left of the last vector of a tensor by another function.
+    """
+    padded = F.pad(x.flatten(), (0, -x.numel() % _LANES))
+    return F.softplus(padded)[: x.numel()].view(x.shape)
 
 
 def tower(num_features: int, *widths: int) -> nn.Sequential:
@@ -189,7 +219,7 @@ class DeepSet(nn.Module):
 def pool_sets(elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     """Pools padded elements (U, N, H) to mean, maximum, log(1 + n), n / (n + 1): (U, 2 H + 2)."""
     count = count.unsqueeze(-1).to(elements.dtype)
-    mean = (elements * weight.unsqueeze(-1)).sum(-2) / count.clamp(min=1)
+    mean = steady_sum(elements * weight.unsqueeze(-1), -2) / count.clamp(min=1)
     if elements.shape[-2]:
         maximum = elements.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(-2)
         maximum = maximum.masked_fill(count == 0, 0.0)
@@ -230,10 +260,15 @@ class GatedHypernet(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, passive: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Returns parameters (*, U, transformed_dim) for a context ((U, C), (U, 1))."""
-        summary, gate = context
+        """Returns parameters (*, U, transformed_dim).
+
+        Args:
+            passive: The passive half of z, with shape (*, U, split_dim).
+            context: The layer `context` of the context, (U, H), and the gate, (U, 1).
+        """
+        of_context, gate = context
         # In place: with many draws, passes over (S, U, H) are what a coupling costs.
-        hidden = self.passive(passive).add_(self.context(summary)).relu_()
+        hidden = self.passive(passive).add_(of_context).relu_()
         return (gate * self.output(hidden)).chunk(self.num_outputs, -1)
 
 

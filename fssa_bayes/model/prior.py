@@ -15,7 +15,7 @@ from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
 from fssa_bayes.data import Preferences, column_moments
-from fssa_bayes.model.nn import flip_between
+from fssa_bayes.model.nn import flip_between, row_product
 
 __all__ = ["LatentPrior", "build_flow"]
 
@@ -120,8 +120,13 @@ class LatentPrior(nn.Module):
     def prior_transforms(self, covariates: Tensor | None = None) -> list:
         """Lists the maps that take the prior's standard normal variable to z, in order.
 
-        They remember their last draws, and are made afresh so that the model remembers none.
+        They remember their last draws, and are made afresh so that the model remembers none, and
+        no thread sees the draws of another one.
         """
+        return self.transforms_around(self.location(covariates))
+
+    def transforms_around(self, location: Tensor) -> list:
+        """Lists the same maps for people whose :meth:`location` (*, K) is known."""
         transforms = []
         if len(self.prior_flow):
             spline, *couplings = self.prior_flow
@@ -136,7 +141,6 @@ class LatentPrior(nn.Module):
         if self.num_covariates:
             # Covariates shift a learned prior and leave its shape. With the cache, scoring the last
             # draws does not invert the flow.
-            location = self.location(covariates)
             transforms.append(T.AffineTransform(location, 1.0, event_dim=1, cache_size=1))
         return transforms
 
@@ -145,7 +149,7 @@ class LatentPrior(nn.Module):
         if not self.num_covariates:
             return self._origin
         self.check_covariates(covariates)
-        return self.standardise_covariates(covariates) @ self.covariate_effect.T
+        return row_product(self.standardise_covariates(covariates), self.covariate_effect)
 
     @property
     def effects(self) -> Tensor:

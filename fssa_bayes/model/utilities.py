@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fssa_bayes import kernels
-from fssa_bayes.model.nn import MLP, PRECISIONS, product, shed_denormals, tower
+from fssa_bayes.model.coefficients import CoefficientMap
+from fssa_bayes.model.nn import (
+    MLP,
+    PRECISIONS,
+    product,
+    row_product,
+    shed_denormals,
+    tower,
+)
 
 __all__ = [
     "BilinearUtility",
@@ -20,6 +28,7 @@ __all__ = [
     "ModuleUtility",
     "PreparedItems",
     "Utility",
+    "of_latents",
 ]
 
 
@@ -47,7 +56,7 @@ class Utility(nn.Module, ABC):
     Attributes:
         options: The arguments of :class:`HeterogeneousBTL` that it takes beside the number of
             features and of latent dimensions.
-        is_linear: Whether r(x, z) = x·(w0 + Λz), whose coefficients are identified.
+        is_linear: Whether r(x, z) = x·g(w0 + Λz), whose coefficients are identified.
         is_random: Whether a person draws the utilities of items anew for each judgement;
             :meth:`forward` then gives their means, and rankings have no likelihood.
         has_precision: Whether `matmul_precision` concerns it.
@@ -114,20 +123,50 @@ class Utility(nn.Module, ABC):
 
 
 class LinearUtility(Utility):
-    r"""Computes r(x, z) = x·(w0 + Λz): random coefficients, or a correlated mixed logit.
+    r"""Computes r(x, z) = x·g(w0 + Λz): random coefficients, or a mixed logit.
+
+    g is the identity, unless some coefficients are log-normal or in willingness-to-pay space.
 
     Args:
         num_features: Number of item features D.
         latent_dim: Number of latent dimensions K.
+        coefficients: The distribution of each coefficient, as in
+            :mod:`fssa_bayes.model.coefficients`; all normal if None.
+        correlation: `"full"`, or `"none"` for a latent dimension for each random coefficient.
+        price: Position of the price in willingness-to-pay space; None in preference space.
+
+    Attributes:
+        map: g.
+        is_uncorrelated: Whether every random coefficient has a latent dimension of its own.
+        is_restricted: Whether some entries of Λ are 0 by definition.
+        free: Which entries of Λ are parameters, Boolean with shape (D, K); the others are 0.
     """
 
+    options = ("coefficients", "correlation", "price")
     is_linear = True
 
-    def __init__(self, num_features: int, latent_dim: int) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        latent_dim: int,
+        coefficients: Sequence[str] | None = None,
+        correlation: str = "full",
+        price: int | None = None,
+    ) -> None:
         super().__init__()
         self.num_item_factors = 1 + latent_dim
+        self.map = CoefficientMap(coefficients or ["normal"] * num_features, price)
+        self.is_uncorrelated = correlation == "none"
+        self.is_restricted = self.is_uncorrelated or not all(self.map.is_random)
+        free = torch.tensor(self.map.is_random).unsqueeze(-1).expand(-1, latent_dim).clone()
+        loading = 0.3 * torch.randn(num_features, latent_dim)
+        if self.is_uncorrelated:
+            # Its gradient vanishes at 0: a start near 0 would stay there for long.
+            free[free.clone()] = torch.eye(latent_dim, dtype=torch.bool).flatten()
+            loading.fill_(0.5)
+        self.register_buffer("free", free, persistent=False)
         self.mean = nn.Parameter(torch.zeros(num_features))
-        self.loading = nn.Parameter(0.3 * torch.randn(num_features, latent_dim))
+        self.loading = nn.Parameter(loading * free)
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Lists the parameters that describe the population: w0 and Λ."""
@@ -137,34 +176,59 @@ class LinearUtility(Utility):
         """Multiplies Λ in place."""
         self.loading.mul_(factor)
 
+    @property
+    def directions(self) -> Tensor:
+        """Λ with shape (D, K), whose entries that are not free are 0 and stay so."""
+        return self.loading * self.free if self.is_restricted else self.loading
+
     def item_factors(self, items: Tensor) -> Tensor:
-        """Returns x·w0 and xΛ with shape (M, 1 + K)."""
-        table = torch.cat([self.mean.unsqueeze(-1), self.loading], -1)
-        return table[items] if items.dtype == torch.int64 else items @ table
+        """Returns x·g(w0) and its derivatives by z where z is 0, with shape (M, 1 + K)."""
+        mean, slope = self.mean, self.directions
+        if not self.map.is_identity:
+            mean, slope = self.map(mean), self.map.jacobian(mean) @ slope
+        table = torch.cat([mean.unsqueeze(-1), slope], -1)
+        if items.dtype == torch.int64:
+            return table[items]
+        return row_product(items, table.T.contiguous())
 
     def coefficients(self, z: Tensor) -> Tensor:
-        """Returns w0 + Λz with shape (*, U, D) for z with shape (*, U, K)."""
-        return self.mean + z @ self.loading.T
+        """Returns g(w0 + Λz) with shape (*, U, D) for z with shape (*, U, K)."""
+        return self.map(self.mean + z @ self.directions.T)
 
-    def margin_jacobian(self, items: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Returns the derivatives of the margins (U, N) by z, with shape (U, N, K)."""
-        table = self.loading[items] if items.dtype == torch.int64 else items @ self.loading
+    def margin_jacobian(self, items: Tensor, left: Tensor, right: Tensor, z: Tensor) -> Tensor:
+        """Returns the derivatives of the margins (U, N) by z (U, K), with shape (U, N, K)."""
+        if not self.map.is_identity:
+            slope = self.map.jacobian(self.mean + z @ self.directions.T) @ self.directions
+            return (items[left] - items[right]) @ slope
+        table = self.directions
+        table = table[items] if items.dtype == torch.int64 else items @ table
         return table[left] - table[right]
+
+    def margin_curvature(self, weighted: Tensor, z: Tensor) -> Tensor:
+        """Returns the second derivatives by z of x·g(w0 + Λz), with shape (U, K, K).
+
+        Args:
+            weighted: x with shape (U, D), a sum of differences of items with weights.
+            z: Latent factors with shape (U, K).
+        """
+        curvature = self.map.curvature(self.mean + z @ self.directions.T, weighted)
+        return self.directions.T @ curvature @ self.directions
 
     def forward(self, items: Tensor, z: Tensor) -> Tensor:
         """Returns utilities (*, U, M) of items (M, D) or (M,) for z with shape (*, U, K)."""
-        if items.dtype == torch.int64:
-            return self.mean[items] + z @ self.loading[items].T
-        return self.coefficients(z) @ items.T
+        if items.dtype == torch.int64 and self.map.is_identity:
+            return self.mean[items] + z @ self.directions[items].T
+        beta = self.coefficients(z)
+        return beta[..., items] if items.dtype == torch.int64 else beta @ items.T
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the product of coefficients or factors, whichever has fewer terms."""
-        if items.dtype == torch.int64:
-            return super().bind(items, factors, z)
-        if z.shape[-1] + 1 < items.shape[-1]:  # x·w0 + (xΛ)·z has fewer products than x·β.
+        # x·w0 + (xΛ)·z has fewer products than x·β.
+        is_short = items.dtype == torch.int64 or z.shape[-1] + 1 < items.shape[-1]
+        if self.map.is_identity and is_short:
             user_factors = torch.cat([torch.ones_like(z[..., :1]), z], -1)
             return partial(kernels.pairwise_bilinear, factors, user_factors)
-        return partial(kernels.pairwise_bilinear, items, self.coefficients(z))
+        return partial(kernels.pairwise_bilinear, items, of_latents(self.coefficients, z))
 
 
 class BilinearUtility(Utility):
@@ -206,7 +270,7 @@ class BilinearUtility(Utility):
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the product of both towers' factors."""
-        users = shed_denormals(self.user_tower(shed_denormals(z)))
+        users = shed_denormals(of_latents(self.user_tower, shed_denormals(z)))
         return partial(kernels.pairwise_bilinear, shed_denormals(factors), users)
 
 
@@ -245,7 +309,8 @@ class MLPUtility(Utility):
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the network's last layer on the hidden layers of items and people."""
-        user = shed_denormals(product(shed_denormals(z), self.user_layer, self.precision))
+        layer = partial(product, weight=self.user_layer, precision=self.precision)
+        user = shed_denormals(of_latents(layer, shed_denormals(z)))
         return partial(kernels.pairwise_mlp, shed_denormals(factors), user, self.weight)
 
 
@@ -278,3 +343,13 @@ class ModuleUtility(Utility):
         position = torch.arange(index.shape[1], device=index.device).expand_as(index)
         left, right = position.chunk(2, -1)
         return kernels.pairwise_gather(utility, left, right, *args, **kwargs)
+
+
+def of_latents(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Applies a function of the last axis to z (S, U, K), in the order of its memory.
+
+    Where the draws of a person lie side by side they are multiplied side by side, at the same
+    place within a block of rows whoever the other people are.
+    """
+    by_person = z.transpose(0, 1)
+    return function(by_person).transpose(0, 1) if by_person.is_contiguous() else function(z)

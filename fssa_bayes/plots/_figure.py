@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_increasing",
     "check_names",
     "curve_names",
+    "literal",
     "new_axes",
     "require",
     "shorten",
@@ -40,6 +42,7 @@ MAX_NAME = 40  # Characters of a name: at 7 points a third of a 7-inch figure.
 _GREYS = ("0", "0.4", "0.6")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _TWO_COLUMNS = 4.0  # Inches of width that a legend of two columns needs.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # All but the end of a line.
 
 
 def new_axes(ax: Axes | None, rows: int | None = None, least: float = 2.0) -> Axes:
@@ -55,7 +58,12 @@ def new_axes(ax: Axes | None, rows: int | None = None, least: float = 2.0) -> Ax
 
 
 def as_array(
-    name: str, values: ArrayLike, shape: tuple[int | str, ...], *, missing: bool = False
+    name: str,
+    values: ArrayLike,
+    shape: tuple[int | str, ...],
+    *,
+    missing: bool = False,
+    infinite: bool = False,
 ) -> np.ndarray:
     """Converts to float64 and checks the shape, letters standing for any positive size."""
     values = as_float(name, values)
@@ -66,7 +74,7 @@ def as_array(
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} must have shape ({wanted}) and not be empty, got {values.shape}")
-    finite = np.isfinite(values) | (np.isnan(values) if missing else False)
+    finite = np.isfinite(values) | (missing & np.isnan(values)) | (infinite & np.isinf(values))
     require(name, values, finite, "be finite" + (" or NaN" if missing else ""))
     return values
 
@@ -110,7 +118,12 @@ def check_names(argument: str, names: Sequence, size: int) -> list[str]:
 def shorten(name: object, length: int) -> str:
     """Writes a name on one line, cut to a length."""
     text = " ".join(str(name).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return literal(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def literal(text: object) -> str:
+    """Writes a text so that a figure shows it as it is: a dollar sign starts no formula."""
+    return _CONTROL.sub("\ufffd", str(text)).replace("$", r"\$")
 
 
 def add_legend(ax: Axes, place: str) -> None:

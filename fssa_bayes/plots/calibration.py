@@ -25,6 +25,7 @@ from fssa_bayes.plots._figure import (
     as_float,
     check_increasing,
     curve_names,
+    literal,
     new_axes,
     require,
     styles,
@@ -98,7 +99,7 @@ def reliability(
     band = as_band("grid", grid, lower, upper)
     ax = new_axes(ax)
     if band is not None:
-        ax.fill_between(*band, color=_BAND, linewidth=0, label=band_name)
+        ax.fill_between(*band, color=_BAND, linewidth=0, label=literal(band_name))
     ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.8)
     marker = "o" if len(prob) <= _HISTOGRAM_BINS else ""
     style = {"marker": marker, "markersize": 4, "linewidth": 1.5}
@@ -161,7 +162,7 @@ def sbc_ecdf_difference(
     points, lower, upper = as_band("points", points, lower, upper)
     names = curve_names(names, pit.shape[1])
     ax = new_axes(ax)
-    ax.fill_between(points, lower, upper, color=_BAND, linewidth=0, label=band_name)
+    ax.fill_between(points, lower, upper, color=_BAND, linewidth=0, label=literal(band_name))
     ax.axhline(0, color="black", linewidth=0.6)
     for column, (name, line) in enumerate(zip(names, itertools.cycle(LINES), strict=False)):
         ecdf = np.searchsorted(np.sort(pit[:, column]), points, side="right") / len(pit)
@@ -218,7 +219,7 @@ def coverage_curve(
     names = curve_names(names, covered.shape[1])
     ax = new_axes(ax)
     if band is not None:
-        ax.fill_between(*band, color=_BAND, linewidth=0, label=band_name)
+        ax.fill_between(*band, color=_BAND, linewidth=0, label=literal(band_name))
     ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.8, label="as stated")
     for column, (name, color, line, marker) in enumerate(styles(names)):
         shown = marker if len(level) <= _HISTOGRAM_BINS else ""
@@ -336,8 +337,8 @@ def agreement(
     ax.set_xlim(*ends)
     ax.set_ylim(*ends)
     ax.set_aspect("equal", adjustable="box")
-    ax.set_xlabel(f"{label}: {reference_name}")
-    ax.set_ylabel(f"{label}: estimate")
+    ax.set_xlabel(literal(f"{label}: {reference_name}"))
+    ax.set_ylabel(literal(f"{label}: estimate"))
     add_legend(ax, "best")
     return ax
 

@@ -18,6 +18,7 @@ from fssa_bayes.plots._figure import (
     as_array,
     check_increasing,
     check_names,
+    literal,
     new_axes,
     require,
     shorten,
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_aligned",
+    "as_intervals",
     "axes_height",
     "choice_intervals",
+    "draw_arrows",
     "draw_dots",
     "draw_intervals",
     "forest",
@@ -89,7 +92,7 @@ def utility_bands(
     ax.plot(feature, median, color="black", label="median")
     if truth is not None:
         ax.plot(feature, truth, color="tab:red", linestyle="--", label="truth")
-    ax.set_xlabel(feature_name)
+    ax.set_xlabel(literal(feature_name))
     ax.set_ylabel("utility (nats)")
     return ax
 
@@ -211,8 +214,9 @@ def forest(
     """Draws one interval a person, the largest median at the top.
 
     Args:
-        median: Posterior medians with shape (U,); NaN, in all three, leaves a person's line empty.
-        lower: Lower ends of the intervals with shape (U,).
+        median: Posterior medians with shape (U,). NaN leaves a person's line empty; infinity draws
+            an arrow in place of a dot.
+        lower: Lower ends of the intervals with shape (U,); NaN, in both, for no interval.
         upper: Upper ends with shape (U,).
         names: Names of the people, with length U.
         label: Label of the horizontal axis, with its unit.
@@ -225,10 +229,10 @@ def forest(
         The axes.
 
     Raises:
-        ValueError: If a shape does not fit, a value is infinite or NaN alone, or a median lies
-            outside of its interval.
+        ValueError: If a shape does not fit, a value is NaN alone, the interval of a finite median
+            is infinite, or a median lies outside of its interval.
     """
-    median, lower, upper = as_aligned(True, median=median, lower=lower, upper=upper)
+    median, lower, upper = as_intervals(median, lower, upper)
     return sorted_intervals(median, lower, upper, names, label, "person", reference, ax, sort)
 
 
@@ -247,8 +251,9 @@ def ranking(
 
     Args:
         median: Posterior medians with shape (M,), of utilities centred over the items, or of
-            coefficients.
-        lower: Lower ends of the intervals with shape (M,).
+            coefficients. NaN leaves an item's line empty; infinity, the estimate of an item that
+            won everything, draws an arrow in place of a dot, which begins at the bound in `lower`.
+        lower: Lower ends of the intervals with shape (M,); NaN, in both, for no interval.
         upper: Upper ends with shape (M,).
         names: Names of the items or features, with length M.
         label: Label of the horizontal axis, with its unit.
@@ -260,10 +265,10 @@ def ranking(
         The axes.
 
     Raises:
-        ValueError: If a shape does not fit, a value is not finite or a median lies outside of its
-            interval.
+        ValueError: If a shape does not fit, a value is NaN alone, the interval of a finite median
+            is infinite, or a median lies outside of its interval.
     """
-    median, lower, upper = as_aligned(median=median, lower=lower, upper=upper)
+    median, lower, upper = as_intervals(median, lower, upper)
     return sorted_intervals(median, lower, upper, names, label, what, reference, ax)
 
 
@@ -280,18 +285,23 @@ def sorted_intervals(
 ) -> Axes:
     """Draws intervals with a dot at the median, the largest median, or the first, at the top."""
     # Quantiles of equal draws that were interpolated in different ways differ in the last digits.
-    slack = 1e-6 * (1 + np.abs(median))
-    inside = (median >= lower - slack) & (median <= upper + slack)
-    require("median", median, inside | np.isnan(median), "lie between lower and upper")
+    slack = 1e-6 * (1 + np.abs(np.where(np.isfinite(median), median, 0)))
+    outside = (median < lower - slack) | (median > upper + slack)
+    require("median", median, ~outside, "lie between lower and upper")
     names = None if names is None else check_names("names", names, len(median))
     if reference is not None and not math.isfinite(reference):
         raise ValueError(f"reference must be finite or None, got {reference}")
     ax = new_axes(ax, len(median))
     order = np.argsort(-median, kind="stable") if sort else np.arange(len(median))
-    draw_intervals(ax, median[order], lower[order], upper[order], "median", "interval")
+    infinite = np.isinf(median[order])
+    point, left, right = (np.where(infinite, np.nan, x[order]) for x in (median, lower, upper))
+    draw_intervals(ax, point, left, right, "median", "interval")
+    if infinite.any():
+        draw_arrows(ax, median[order], lower[order], upper[order], reference)
+        label += "\narrow: no finite estimate"
     if reference is not None:
         ax.axvline(reference, color="tab:red", linestyle="--", linewidth=1)
-    ax.set_xlabel(label)
+    ax.set_xlabel(literal(label))
     name_rows(ax, names, order, what)
     return ax
 
@@ -313,6 +323,25 @@ def draw_intervals(
     ax.set_ylim(rows - 1 + margin, -margin)
 
 
+def draw_arrows(
+    ax: Axes, point: np.ndarray, lower: np.ndarray, upper: np.ndarray, reference: float | None
+) -> None:
+    """Draws an arrow in each row whose point is infinite, beyond all that is finite."""
+    values = np.concatenate([point, lower, upper, [0.0 if reference is None else reference]])
+    values = values[np.isfinite(values)]
+    low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
+    reach = 0.1 * (high - low) if high > low else 1.0
+    size = np.clip(0.5 * row_pitch(ax, len(point)), 2.5, 6)
+    for sign, bound, end, marker in (
+        (1, lower, high + reach, ">"),
+        (-1, upper, low - reach, "<"),
+    ):
+        rows = np.flatnonzero(point == sign * np.inf)
+        start = np.where(np.isfinite(bound[rows]), bound[rows], end)
+        ax.hlines(rows, start, end, color="0.6", linewidth=1)
+        ax.plot(np.full(len(rows), end), rows, marker, color="black", markersize=size)
+
+
 def draw_dots(ax: Axes, point: np.ndarray, label: str) -> None:
     """Draws a dot in each row."""
     size = np.clip(0.35 * row_pitch(ax, len(point)), 1.5, 4)
@@ -323,13 +352,11 @@ def name_rows(ax: Axes, names: list[str] | None, order: np.ndarray, what: str) -
     """Writes as many names as fit, from the top down."""
     if names is None:
         ax.set_yticks([])
-        ax.set_ylabel(what)
+        ax.set_ylabel(literal(what))
         return
-    step = math.ceil(len(order) * _NAME_HEIGHT / axes_height(ax))
+    what, step = literal(what), math.ceil(len(order) * _NAME_HEIGHT / axes_height(ax))
     shown = range(0, len(order), step)
-    # Names are data: a dollar sign in one does not start a formula.
-    labels = [names[order[row]] for row in shown]
-    ax.set_yticks(shown, labels, fontsize=FONT_SIZE, parse_math=False)
+    ax.set_yticks(shown, [names[order[row]] for row in shown], fontsize=FONT_SIZE)
     ax.set_ylabel(what if step == 1 else f"{what} (1 in {step} of {len(order):,} named)")
 
 
@@ -406,17 +433,28 @@ def rank_quantile(rank_prob: np.ndarray, level: float) -> np.ndarray:
     return 1 + (rank_prob.cumsum(-1) >= level - 1e-6).argmax(-1)
 
 
-def as_aligned(missing: bool = False, **arrays: ArrayLike) -> list[np.ndarray]:
-    """Converts vectors of equal length; where `missing`, they may be NaN together."""
+def as_aligned(**arrays: ArrayLike) -> list[np.ndarray]:
+    """Converts vectors of equal length."""
     size, out = "N", []
     for name, values in arrays.items():
-        out.append(as_array(name, values, (size,), missing=missing))
+        out.append(as_array(name, values, (size,)))
         size = len(out[0])
-    first = next(iter(arrays))
-    for name, values in zip(arrays, out, strict=True):
-        same = np.isnan(values) == np.isnan(out[0])
-        require(name, values, same, f"be NaN exactly where {first} is")
     return out
+
+
+def as_intervals(median: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> list[np.ndarray]:
+    """Converts medians, which may be NaN or infinite, and the ends of their intervals."""
+    median = as_array("median", median, ("N",), missing=True, infinite=True)
+    missing, finite = np.isnan(median), np.isfinite(median)
+    ends = {}
+    for name, values in (("lower", lower), ("upper", upper)):
+        ends[name] = as_array(name, values, (len(median),), missing=True, infinite=True)
+        good = np.isnan(ends[name]) | ~missing
+        require(name, ends[name], good, "be NaN exactly where median is")
+        require(name, ends[name], ~(finite & np.isinf(ends[name])), "be finite or NaN")
+    alone = finite & (np.isnan(ends["lower"]) != np.isnan(ends["upper"]))
+    require("lower", ends["lower"], ~alone, "be NaN exactly where upper is")
+    return [median, *ends.values()]
 
 
 def pair_names(pairs: Iterable[tuple], size: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fssa_bayes._files import write_file
@@ -77,7 +78,8 @@ def save_weights(folder: Path, policy: SteerablePolicy, guide: nn.Module | None)
     if guide is not None:
         state = guide.state_dict()
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        write_file(folder / _GUIDE, safetensors.torch.save(tensors))
+        content = safetensors.torch.save(tensors, {"sha256": _digest_values(guide)})
+        write_file(folder / _GUIDE, content)
 
 
 def load_weights(folder: Path, policy: SteerablePolicy, guide: nn.Module | None) -> None:
@@ -92,7 +94,21 @@ def load_weights(folder: Path, policy: SteerablePolicy, guide: nn.Module | None)
     set_peft_model_state_dict(policy.model, adapter)
     load_film(policy.film, folder / "policy")
     if guide is not None:
-        guide.load_state_dict(safetensors.torch.load_file(folder / _GUIDE))
+        _load_guide(guide, folder / _GUIDE)
+
+
+def _load_guide(guide: nn.Module, path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get("sha256")
+        guide.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{str(path)!r} is damaged, or of another guide: {error}") from error
+    if expected not in (None, _digest_values(guide)):  # Earlier versions wrote none.
+        raise ValueError(
+            f"{str(path)!r} is damaged: its values are not those that were written; resume from an "
+            "earlier checkpoint"
+        )
 
 
 def digest_guide(posterior: Callable, guide: nn.Module | None) -> str | None:
@@ -107,9 +123,13 @@ def digest_guide(posterior: Callable, guide: nn.Module | None) -> str | None:
     owner = getattr(posterior, "__self__", posterior) if guide is None else guide
     if not isinstance(owner, nn.Module):
         return None
+    return _digest_values(owner, names_alone=guide is not None)
+
+
+def _digest_values(module: nn.Module, *, names_alone: bool = False) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(owner.state_dict().items()):
+    for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        if guide is None:
+        if not names_alone:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -127,6 +127,9 @@ class Contexts:
         choice = np.zeros(mask.shape, dtype=np.float32)
         left[mask], right[mask] = position.reshape(pairs.shape)
         choice[mask] = data.choice[seen]
+        side = None if data.side is None else np.zeros(mask.shape, dtype=np.float32)
+        if side is not None:
+            side[mask] = data.side[seen]
         used = torch.from_numpy(used.astype(np.int64))
         return Batch(
             items=used if data.items is None else data.items[used],
@@ -136,6 +139,7 @@ class Contexts:
             mask=torch.from_numpy(mask),
             covariates=None if data.covariates is None else data.covariates[people],
             people=people,
+            side=None if side is None else torch.from_numpy(side),
         )
 
 

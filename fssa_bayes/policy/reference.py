@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
@@ -111,8 +111,9 @@ class ReferenceCache:
     """Keeps reference log-probabilities in a folder that belongs to one model.
 
     Files appear whole, and their names are digests of their content: a killed run loses only what
-    was not yet written, and several processes may share a folder. The end of a `with` block writes
-    the values that are left.
+    was not yet written, several processes may share a folder, and a file whose content is not that
+    of its name is passed over with a warning: its values are computed again. The end of a `with`
+    block writes the values that are left.
 
     Args:
         folder: Where to keep the values; made if it does not exist.
@@ -122,7 +123,7 @@ class ReferenceCache:
 
     Raises:
         ValueError: If the folder is the cache of another model or of another format version, or
-            a file in it is damaged; nothing is changed.
+            does not say of which; nothing is changed.
     """
 
     def __init__(self, folder: str | os.PathLike, fingerprint: str, *, exact: bool = True) -> None:
@@ -198,8 +199,7 @@ class ReferenceCache:
             "single": torch.tensor([value.dtype == torch.float32 for value in values]),
         }
         content = safetensors.torch.save(tensors)
-        name = _PATTERN.replace("*", hashlib.sha256(content).hexdigest()[:16])
-        write_file(self.folder / name, content)
+        write_file(self.folder / _name(content), content)
         self._new = []
 
     def _find(self, key: bytes, rows: list[bytes]) -> Tensor | None:
@@ -250,21 +250,28 @@ class ReferenceCache:
             self._read(file)
 
     def _read(self, file: Path) -> None:
-        try:
-            tensors = safetensors.torch.load_file(file)
-            rows = [bytes(row) for row in tensors["row"].numpy()]
-            sizes = tensors["size"].tolist()
-            groups = tensors["log_prob"].split(sizes)
-            records = zip(tensors["batch"].numpy(), groups, tensors["single"], strict=True)
-        except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{str(file)!r} is damaged ({error}): delete it, its values are computed again"
-            ) from error
+        content = file.read_bytes()
+        if file.name != _name(content):
+            warnings.warn(
+                f"{str(file)!r} is damaged (its {len(content)} bytes are not those of its name) "
+                "and passed over: delete it, its values are computed again",
+                stacklevel=4,
+            )
+            return
+        tensors = safetensors.torch.load(content)
+        rows = [bytes(row) for row in tensors["row"].numpy()]
+        groups = tensors["log_prob"].split(tensors["size"].tolist())
+        records = zip(tensors["batch"].numpy(), groups, tensors["single"], strict=True)
         start = 0
         for key, values, single in records:
             stop = start + len(values)
             self._remember(bytes(key), rows[start:stop], values.float() if single else values)
             start = stop
+
+
+def _name(content: bytes) -> str:
+    """Names the file that holds this content."""
+    return _PATTERN.replace("*", hashlib.sha256(content).hexdigest()[:16])
 
 
 def _check(path: Path, fingerprint: str) -> None:

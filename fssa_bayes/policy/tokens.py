@@ -110,7 +110,8 @@ class ResponseBatch:
         lengths = table.lengths[prompt_rows] + table.lengths[response_rows]
         for rule, wrong in {
             "have at least one token": table.lengths[response_rows] == 0,
-            f"fit into max_length={max_length}": lengths > (max_length or np.inf),
+            f"fit into max_length={max_length}": lengths
+            > (np.inf if max_length is None else max_length),
         }.items():
             if wrong.any():
                 row = int(wrong.argmax())

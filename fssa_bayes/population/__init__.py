@@ -6,6 +6,7 @@ from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.information import feature_differences
+from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.parameters import (
     answer_estimates,
     check_num_parameters,
@@ -14,14 +15,18 @@ from fssa_bayes.population.parameters import (
 )
 from fssa_bayes.population.ranking import item_estimates, ranking_table
 from fssa_bayes.population.sampled import population_draws
+from fssa_bayes.population.separation import Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
 from fssa_bayes.population.table import population_estimates, population_table
+from fssa_bayes.population.willingness import willingness_to_pay
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
     "Estimates",
+    "Moments",
     "PopulationDraws",
     "PopulationMixture",
+    "Separation",
     "Uncertainty",
     "answer_estimates",
     "cautious_population",
@@ -30,6 +35,7 @@ __all__ = [
     "covariate_rank",
     "describe_few_people",
     "feature_differences",
+    "find_separation",
     "has_population_estimates",
     "identified_covariates",
     "item_estimates",
@@ -38,4 +44,5 @@ __all__ = [
     "population_estimates",
     "population_table",
     "ranking_table",
+    "willingness_to_pay",
 ]

@@ -10,7 +10,6 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
-from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
@@ -133,10 +132,9 @@ def akaike_gains(
     """
     values = []
     for one, its_guide in ((model, guide), (average, None)):
-        with seeded(seed):
-            value, _, _ = person_log_marginal_likelihood(
-                one, its_guide, data, num_samples, _TARGET_ERROR, _MAX_SAMPLES
-            )
+        value, _, _ = person_log_marginal_likelihood(
+            one, its_guide, data, num_samples, _TARGET_ERROR, _MAX_SAMPLES, seed
+        )
         values.append(value - number_of_parameters(one, data) / len(data))
     return values[0] - values[1]
 

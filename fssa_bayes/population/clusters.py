@@ -63,7 +63,7 @@ def few_people_moments(model: HeterogeneousBTL, data: Preferences) -> list[Perso
     found = []
     for user in _touching_few(data):
         batch = data.subset([user]).batch().to(model.device)
-        z = torch.zeros(1, 1, 0, device=model.device)
+        z = torch.zeros(1, 1, 0, device=model.device, dtype=model.dtype)
         support, difference = torch.arange(model.num_features), feature_differences(model, batch)
         if data.items is None:
             support = batch.items.cpu()

@@ -37,12 +37,19 @@ class Estimates:
     * for a heterogeneous model or a mixture the factor G / (G − 1) of fewer than 100 people, and
       G − 1 degrees. It is NaN where people are no more than parameters.
 
+    Where choices are separated (:func:`fssa_bayes.population.find_separation`), quantities without
+    a finite estimate have no error. An interval of one that goes to infinity has a lower end by the
+    profile likelihood, which takes comparisons for independent; for minus infinity, an upper end.
+    Where a prior (`penalty`) keeps them finite, they have the classical error, with the prior's
+    information, and no other; it is the default of the table then.
+
     With more people nothing is corrected and degrees of freedom are infinite. What a single person
     alone informs has the classical error, with a warning; with one person that is everything.
 
     Attributes:
         names: Names of the quantities, Q.
-        values: Their estimates, with shape (Q,).
+        values: Their estimates, with shape (Q,), all of them finite; :attr:`limits` says which are
+            not.
         jacobian: Their derivatives by the parameters of the model, (Q, P).
         uncertainty: What is known of the errors of these parameters.
 
@@ -76,6 +83,12 @@ class Estimates:
     def num_people(self) -> int:
         """Number of people with comparisons, the clusters."""
         return self.uncertainty.num_people
+
+    @property
+    def limits(self) -> Tensor:
+        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite."""
+        limit = self.uncertainty.limit
+        return self.values if limit is None else limit.values(self.jacobian, self.values)
 
     @property
     def identified(self) -> np.ndarray:
@@ -138,7 +151,7 @@ class Estimates:
         rows, names = self._read_weights(weights)
         chosen = Estimates(names, rows @ self.values, rows @ self.jacobian, self.uncertainty)
         columns = chosen.describe(kind, level=level, p_values=True)
-        return pd.DataFrame({"estimate": chosen.values.numpy()} | columns, index=names)
+        return pd.DataFrame({"estimate": chosen.limits.numpy()} | columns, index=names)
 
     def describe(
         self, kind: str | None = None, *, level: float | None, p_values: bool
@@ -160,6 +173,7 @@ class Estimates:
         if level is not None:
             width = special.stdtrit(df, (1 + level) / 2) * error
             columns |= {"lower": values - width, "upper": values + width}
+            columns |= self._one_sided(columns, level)
         if p_values:
             with np.errstate(divide="ignore", invalid="ignore"):
                 statistic = values / error
@@ -170,7 +184,19 @@ class Estimates:
         """Returns the estimates and errors of all three kinds, as columns of a table."""
         self.uncertainty.warn_of_few_people()
         errors = {f"se_{kind}": self.standard_errors(kind) for kind in KINDS}
-        return {"estimate": self.values.numpy()} | errors
+        return {"estimate": self.limits.numpy()} | errors
+
+    def _one_sided(self, columns: dict[str, np.ndarray], level: float) -> dict[str, np.ndarray]:
+        """Returns `lower` and `upper` with the bounds of quantities that are at infinity."""
+        limit = self.uncertainty.limit
+        if limit is None:
+            return {}
+        ends = limit.bounds(self.jacobian, self.limits.numpy(), level)
+        names = ("lower", "upper")
+        return {
+            name: np.where(np.isnan(end), columns[name], end)
+            for name, end in zip(names, ends, strict=True)
+        }
 
     def _read_weights(self, weights: object) -> tuple[Tensor, pd.Index]:
         """Returns weights (R, Q) and names of the combinations, as :meth:`contrast` takes them."""

@@ -10,14 +10,16 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import Derivatives, HeterogeneousBTL
+from fssa_bayes.model import CoefficientMap, Derivatives, HeterogeneousBTL
 from fssa_bayes.sampling import propose
 
 __all__ = [
@@ -61,13 +63,13 @@ def population_information(
     data = data.subset(np.argsort(data.counts, kind="stable"))
     # A comparison has features, and a margin for each draw: one without a latent factor.
     width = max(4 * num_samples if model.latent_dim else 4, size)
-    with seeded(seed):
-        for _, batch in user_batches(data, width, model.device):
-            draws = propose(model, guide, batch, num_samples)
-            weights = draws.log_weights.double().softmax(0)
-            scores, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
-            outer += (scores.T @ scores).cpu()
-            information += batch_inform.cpu()
+    streams = Streams(seed, "information")
+    for _, batch in user_batches(data, width, model.device):
+        draws = propose(model, guide, batch, num_samples, streams=streams)
+        weights = draws.log_weights.double().softmax(0)
+        scores, batch_inform = batch_information(model, batch, draws.z, weights, rotation)
+        outer += (scores.T @ scores).cpu()
+        information += batch_inform.cpu()
     return outer, information
 
 
@@ -101,31 +103,80 @@ def batch_information(
     difference = difference.double()
     rotated = z.double() @ rotation
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
+    taste = Taste.at(model, z)
 
-    gradient = torch.einsum("sun,und->sud", first[0], difference)
-    score = torch.einsum("sud,suk->sudk", gradient, factors).flatten(-2)
+    of_coefficients = torch.einsum("sun,und->sud", first[0], difference)
+    score = torch.einsum("sud,suk->sudk", taste.pull(of_coefficients), factors).flatten(-2)
     score_of_effect, complete_of_effect = effect_information(model, batch, z, rotation)
     of_answers = [value.sum(-1, keepdim=True) for value in first[1:]]
     score = torch.cat([score, score_of_effect, *of_answers], -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
     outer = mean_score.T @ mean_score
     weighted = (score * weights.sqrt().unsqueeze(-1)).flatten(0, 1)
-    # Complete-data information Σ d dᵀ ⊗ E[curvature · u uᵀ], as a product over comparisons.
-    factor_moment = torch.einsum("su,sun,suk,sul->unkl", weights, -second[0][0], factors, factors)
-    complete = torch.einsum("und,une,unkl->dkel", difference, difference, factor_moment)
+    if taste.jacobian is None:
+        # Σ d dᵀ ⊗ E[curvature · u uᵀ], as a product over comparisons.
+        factor_moment = torch.einsum(
+            "su,sun,suk,sul->unkl", weights, -second[0][0], factors, factors
+        )
+        complete = torch.einsum("und,une,unkl->dkel", difference, difference, factor_moment)
+    else:
+        complete = taste.complete_information(of_coefficients, -second[0][0], difference)
+        complete = torch.einsum("su,sude,suk,sul->dkel", weights, complete, factors, factors)
     size = difference.shape[-1] * factors.shape[-1]
     information = outer - weighted.T @ weighted
     information[:size, :size] += complete.reshape(size, size)
     start = size + len(complete_of_effect)
     information[size:start, size:start] += complete_of_effect
-    information[:size, :size] -= stage_products(derivatives, difference, factors, weights)
+    information[:size, :size] -= stage_products(derivatives, difference, factors, weights, taste)
     for i, row in enumerate(second[1:], start):
-        cross = torch.einsum("su,sun,und,suk->dk", weights, -row[0], difference, factors)
+        pulled = taste.pull(torch.einsum("sun,und->sud", -row[0], difference))
+        cross = torch.einsum("su,sud,suk->dk", weights, pulled, factors)
         information[i, :size] += cross.flatten()
         information[:size, i] += cross.flatten()
         for j, value in enumerate(row[1:], start):
             information[i, j] -= torch.einsum("su,sun->", weights, value)
     return mean_score, information
+
+
+@dataclass(frozen=True)
+class Taste:
+    """Holds how coefficients β = g(η) depend on η = w0 + Λz at some draws.
+
+    Attributes:
+        map: g.
+        eta: η with shape (S, U, D).
+        jacobian: Derivatives of β by η, with shape (S, U, D, D); None where β is η.
+    """
+
+    map: CoefficientMap
+    eta: Tensor
+    jacobian: Tensor | None
+
+    @classmethod
+    def at(cls, model: HeterogeneousBTL, z: Tensor) -> Taste:
+        """Evaluates the coefficients of draws (S, U, K)."""
+        utility = model.utility
+        eta = (utility.mean + z @ utility.directions.T).double()
+        is_plain = utility.map.is_identity
+        return cls(utility.map, eta, None if is_plain else utility.map.jacobian(eta))
+
+    def pull(self, score: Tensor) -> Tensor:
+        """Turns derivatives by β into derivatives by η, both with shape (S, U, D)."""
+        if self.jacobian is None:
+            return score
+        return torch.einsum("sued,sue->sud", self.jacobian, score)
+
+    def complete_information(self, score: Tensor, weight: Tensor, difference: Tensor) -> Tensor:
+        """Returns the complete-data information on η of each draw, with shape (S, U, D, D).
+
+        Args:
+            score: Derivatives by β, with shape (S, U, D).
+            weight: Negative second derivatives by the margins, with shape (S, U, N).
+            difference: Differences of features, with shape (U, N, D).
+        """
+        of_beta = torch.einsum("sun,und,une->sude", weight, difference, difference)
+        of_eta = torch.einsum("sude,sudf,sueg->sufg", of_beta, self.jacobian, self.jacobian)
+        return of_eta - self.map.curvature(self.eta, score)
 
 
 def effect_information(
@@ -146,7 +197,11 @@ def effect_information(
 
 
 def stage_products(
-    derivatives: Derivatives, difference: Tensor, factors: Tensor, weights: Tensor
+    derivatives: Derivatives,
+    difference: Tensor,
+    factors: Tensor,
+    weights: Tensor,
+    taste: Taste,
 ) -> Tensor:
     """Sums E[g gᵀ] over stages of rankings, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P).
 
@@ -155,12 +210,15 @@ def stage_products(
         difference: Differences of features, with shape (U, N, D).
         factors: u = (1, Rᵀz) with shape (S, U, 1 + R).
         weights: Normalised weights of the draws, with shape (S, U).
+        taste: How coefficients depend on η.
     """
     place, person = derivatives.place, derivatives.person
     terms = derivatives.first[0].flatten(1)[:, place].unsqueeze(-1)
     terms = terms * difference.flatten(0, 1)[place]
     stage = terms.new_zeros(len(terms), len(person), terms.shape[-1])
     stage = stage.index_add(1, derivatives.stage, terms)
+    if taste.jacobian is not None:
+        stage = torch.einsum("sped,spe->spd", taste.jacobian[:, person], stage)
     products = torch.einsum("spd,spk->spdk", stage, factors[:, person]).flatten(2)
     scaled = (products * weights[:, person].sqrt().unsqueeze(-1)).flatten(0, 1)
     return scaled.T @ scaled

@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, require_linear
+from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
 from fssa_bayes.population.information import population_information
+from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.separation import Limit, Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "check_num_parameters",
     "estimate_parameters",
     "has_population_estimates",
+    "identify_loading",
     "label_parameters",
     "rotate_to_triangle",
 ]
@@ -117,10 +121,13 @@ def estimate_parameters(
             f"{what} needs prior='normal', under which mean and covariance describe the "
             "coefficients, got prior='flow'"
         )
+    check_num_parameters(what, model.num_features)
+    separation = find_separation(model, data)
+    if separation and model.latent_dim == 0 and not model.penalty:
+        model = separation.at_limit(model)
     mean = model.utility.mean.detach().double()
-    triangle, rotation = rotate_to_triangle(model.utility.loading.detach().double())
+    triangle, rotation, entries = identify_loading(model.utility)
     rank = triangle.shape[1]
-    entries = torch.tril_indices(len(mean), rank)
     expected_null = 0 if data.items is not None else 1 + rank
     effect = (rotation.T @ model.effects.detach().double()).cpu()
     has_own_effect = torch.ones(0, dtype=torch.bool)
@@ -139,12 +146,14 @@ def estimate_parameters(
         ]
     )
     outer, information = population_information(model, guide, data, rotation, num_samples, seed)
+    information.diagonal().add_(_prior_information(model, len(information)))
     triangle = triangle.cpu()
     people = None
     if model.latent_dim == 0:  # Of a copy, as the model may be fitted again before they are needed.
         people = partial(few_people_moments, copy.deepcopy(model), data)
+    theta = torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers])
     return ParameterEstimate(
-        theta=torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers]),
+        theta=theta,
         loading=triangle,
         rotation=rotation.cpu(),
         entries=entries,
@@ -154,8 +163,9 @@ def estimate_parameters(
             outer[free][:, free],
             num_people=int((data.counts > 0).sum()),
             people=people,
-            expected_null=None if quiet else expected_null,
+            expected_null=None if quiet or separation else expected_null,
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
+            limit=_limit(model, separation, theta) if separation else None,
         ),
         covariate_names=data.covariate_names[: model.num_covariates],
         covariate_scale=model.covariate_units.double().cpu(),
@@ -163,14 +173,54 @@ def estimate_parameters(
     )
 
 
+def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:
+    """Returns the prior's part of the information of a homogeneous model's parameters, (P,)."""
+    information = torch.zeros(size, dtype=torch.float64)
+    if model.penalty:
+        coefficients = model.utility.mean.detach().double().cpu()
+        information[: len(coefficients)] = coefficients.sigmoid() * (-coefficients).sigmoid()
+        for place, (name, value) in enumerate(model.answer_parameters().items(), len(coefficients)):
+            if name == "position bias":
+                information[place] = value.detach().double().sigmoid() * (-value).sigmoid()
+    return 2 * model.penalty * information
+
+
+def _limit(model: HeterogeneousBTL, separation: Separation, theta: Tensor) -> Limit:
+    """Finds the parameters of a separation among θ (P,): w0 first, those of the answers last."""
+    names = list(model.answer_parameters())
+    answers = [i for i, name in enumerate(names, len(theta) - len(names)) if name != "lapse logit"]
+    columns = np.concatenate([np.arange(model.num_features), np.array(answers, dtype=np.int64)])
+    known = model.latent_dim == 0 and model.lapse_logit is None
+    point = theta[columns].numpy() if known else None
+    return Limit(separation, columns, point, is_penalised=model.penalty > 0)
+
+
 def has_population_estimates(model: HeterogeneousBTL) -> bool:
     """Tells whether a model has what :func:`estimate_parameters` needs."""
     if not model.utility.is_linear or len(model.prior_flow):
         return False
-    rank = min(model.num_features, model.latent_dim)
-    free = torch.tril_indices(model.num_features, rank).shape[1]
-    size = model.num_features + free + rank * model.num_covariates
+    triangle, _, entries = identify_loading(model.utility)
+    size = model.num_features + entries.shape[1] + triangle.shape[1] * model.num_covariates
     return size <= _MAX_PARAMETERS
+
+
+def identify_loading(utility: LinearUtility) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns Λ into the form in which it is identified.
+
+    Returns:
+        L = Λ · rotation with shape (D, R): diagonal signs positive, and lower triangular among the
+        coefficients that are not fixed, unless they are uncorrelated; the rotation (K, R); and rows
+        and columns of the free entries of L, (2, ·).
+    """
+    loading = utility.directions.detach().double()
+    rows = torch.tensor(utility.map.is_random, device=loading.device).nonzero().squeeze(-1)
+    if utility.is_uncorrelated:
+        sign = torch.where(loading.sum(0) < 0, -1.0, 1.0).double()
+        return loading * sign, torch.diag(sign), utility.free.nonzero().T.cpu()
+    triangle, rotation = rotate_to_triangle(loading[rows])
+    table = loading.new_zeros(len(loading), triangle.shape[1]).index_copy(0, rows, triangle)
+    row, column = torch.tril_indices(*triangle.shape)
+    return table, rotation, torch.stack([rows.cpu()[row], column])
 
 
 def rotate_to_triangle(loading: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,24 +245,24 @@ def answer_estimates(model: HeterogeneousBTL) -> dict[str, float]:
 
 
 def label_parameters(
-    data: Preferences, rank: int, covariates: Iterable, answers: Iterable[str]
+    data: Preferences, moments: Moments, covariates: Iterable, answers: Iterable[str]
 ) -> pd.MultiIndex:
     """Names the rows of a table of the population, (`quantity`, `term`).
 
+    Names of correlations and effects are strings; others are those of the data.
+
     Args:
         data: Names the features; a name that is an integer stays one.
-        rank: Rank R of the covariance of coefficients; 0 leaves out its rows.
+        moments: What is said of the coefficients.
         covariates: Names of the covariates.
         answers: Names of the answers' parameters. A logit is followed by its rate.
     """
-    names = data.feature_names.tolist()
-    rows = [("mean", name) for name in names]
-    if rank:
-        rows += [("sd", name) for name in names]
-        rows += [
-            ("correlation", f"{names[i]}, {names[j]}") for i in range(len(names)) for j in range(i)
-        ]
-    rows += [("effect", f"{covariate} on {name}") for covariate in covariates for name in names]
+    rows = moments.labels(data.feature_names.tolist())
+    rows += [
+        ("effect", f"{covariate} on {name}")
+        for covariate in covariates
+        for name in data.feature_names
+    ]
     rows += [("answer", name) for name in answers]
     if "lapse logit" in answers:
         rows.append(("answer", "lapse rate"))

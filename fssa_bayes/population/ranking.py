@@ -59,6 +59,12 @@ def ranking_table(
         same level. Errors and intervals are NaN where the data do not identify an item's place
         among those ranked, as across components of the comparison graph.
 
+        Where choices are separated (:func:`fssa_bayes.population.find_separation`), an item that
+        won everything has an infinite utility, and one that lost everything minus infinity, with
+        an interval of one end and no rank; what has neither has NaN. Utilities and ranks of the
+        others are those among the largest class of items with finite distances, as if the
+        separated choices had not been made.
+
     Raises:
         ValueError: If the model is heterogeneous or not linear, an item is unknown, there are both
             groups and a reference, or there are too many coefficients for a dense information
@@ -74,11 +80,13 @@ def ranking_table(
         model, data, items, groups=groups, reference=reference, seed=seed
     )
     columns = estimates.describe(kind, level=level, p_values=p_values)
-    rank, ranks = draw_ranks(estimates, members, kind, num_draws, seed)
+    utility = estimates.limits
+    finite = [rows[np.isfinite(utility[rows].numpy())] for rows in members]
+    rank, ranks = draw_ranks(estimates, finite, kind, num_draws, seed)
     tail = (1 - level) / 2
     table = pd.DataFrame(
         {
-            "utility": estimates.values,
+            "utility": utility,
             **columns,
             "rank": rank,
             "rank_lower": ranks.quantile(tail, -1, interpolation="nearest"),
@@ -87,10 +95,13 @@ def ranking_table(
         index=estimates.names,
     )
     table.loc[~estimates.identified, ["rank_lower", "rank_upper"]] = np.nan
-    if groups is None:
-        return table.sort_values("rank")
-    table.insert(0, "group", np.asarray(groups))
-    return table.iloc[np.concatenate([rows[rank[rows].argsort()] for rows in members])]
+    place = rank.numpy()
+    if not np.isfinite(table["utility"]).all():  # Without an estimate there is no rank.
+        place = np.where(np.isfinite(table["utility"]), place, -table["utility"])
+        table["rank"] = table["rank"].where(np.isfinite(table["utility"]))
+    if groups is not None:
+        table.insert(0, "group", np.asarray(groups))
+    return table.iloc[np.concatenate([rows[place[rows].argsort()] for rows in members])]
 
 
 def item_estimates(
@@ -130,14 +141,19 @@ def item_estimates(
     if groups is not None:
         members = list(pd.Series(groups).groupby(groups, sort=False).indices.values())
     design = _design(model, data, position)
+    estimate = estimate_parameters(model, None, data, 1, seed, "ranking()", quiet=True)
+    width = len(estimate.theta) - design.shape[1]
     if reference is not None:
         design -= _design(model, data, positions("reference", [reference], data.item_names).numpy())
     else:
+        limit = estimate.uncertainty.limit
         for rows in members:
-            design[rows] -= design[rows].mean(0)
-    values = design @ model.utility.mean.detach().double().cpu()
-    estimate = estimate_parameters(model, None, data, 1, seed, "ranking()", quiet=True)
-    jacobian = torch.nn.functional.pad(design, (0, len(estimate.theta) - design.shape[1]))
+            base = design[rows]
+            if limit is not None:  # Those that are at infinity are no part of the mean.
+                base = base[limit.reference(torch.nn.functional.pad(base, (0, width)))]
+            design[rows] -= base.mean(0)
+    values = design @ estimate.theta[: design.shape[1]]
+    jacobian = torch.nn.functional.pad(design, (0, width))
     uncertainty = replace(estimate.uncertainty, share=_SHARE)
     return Estimates(names.rename("item"), values, jacobian, uncertainty), members
 
@@ -163,7 +179,8 @@ def draw_ranks(
 
     Args:
         estimates: Utilities of the items, M.
-        members: Positions of the items of each group. Items are ranked within their group.
+        members: Positions of the items of each group, those without a finite utility left out.
+            Items are ranked within their group.
         kind: Kind of the covariance, as :class:`Estimates` has it.
         num_draws: Number of draws.
         seed: Seed of the draws.
@@ -182,7 +199,7 @@ def draw_ranks(
     moved = with_tails(root @ noise, root.square().sum(-1).sqrt(), estimates, kind)
     utility = estimates.values.unsqueeze(-1)
     draws = torch.cat([utility, utility + moved], -1)
-    ranks = torch.empty_like(draws)
+    ranks = torch.zeros_like(draws)
     for rows in members:
         ranks[rows] = 1 + (-draws[rows]).argsort(0).argsort(0).double()
     return ranks[:, 0].long(), ranks[:, 1:]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.population.clusters import Factor, Leverage, PersonMoments
+from fssa_bayes.population.separation import Limit
 
 __all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
 
@@ -32,6 +33,7 @@ class Uncertainty:
         advice: What to say where the information lacks rank in more directions.
         share: Share of the squared length of a quantity's derivative in directions without
             information from which the quantity is not identified.
+        limit: Which quantities are at infinity, where choices are separated; else None.
     """
 
     information: Tensor
@@ -41,6 +43,7 @@ class Uncertainty:
     expected_null: int | None
     advice: str
     share: float = 0.05
+    limit: Limit | None = None
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -73,11 +76,14 @@ class Uncertainty:
     def choose(self, kind: str | None) -> str:
         """Returns the kind of covariance asked for; if None, the sandwich where it can be had.
 
+        Where a prior alone keeps some estimates finite, it cannot, and None is `"hessian"`.
+
         Raises:
             ValueError: If there is no such kind.
         """
         if kind is None:
-            return "sandwich" if self.has("sandwich") else "hessian"
+            by_prior = self.limit is not None and self.limit.is_penalised
+            return "sandwich" if self.has("sandwich") and not by_prior else "hessian"
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)} or None, got {kind!r}")
         return kind
@@ -100,13 +106,13 @@ class Uncertainty:
             kind: One of :data:`KINDS`.
         """
         covariance = jacobian @ self.covariance(kind) @ jacobian.T
-        unknown = ~self.identified(jacobian)
+        unknown = ~self.known_by(jacobian, kind)
         return covariance.masked_fill(unknown | unknown[:, None], torch.nan)
 
     def standard_errors(self, jacobian: Tensor, kind: str) -> Tensor:
         """Returns the standard errors of quantities (Q,), NaN where data do not identify them."""
         variance = torch.einsum("pi,ij,pj->p", jacobian, self.covariance(kind), jacobian)
-        return variance.clamp(min=0).masked_fill(~self.identified(jacobian), torch.nan).sqrt()
+        return variance.clamp(min=0).masked_fill(~self.known_by(jacobian, kind), torch.nan).sqrt()
 
     def degrees_of_freedom(self, jacobian: Tensor, kind: str) -> Tensor:
         """Returns the degrees of freedom of quantities' standard errors, (Q,)."""
@@ -116,11 +122,24 @@ class Uncertainty:
 
     def share_alone(self, jacobian: Tensor) -> Tensor:
         """Returns the share of a sandwich variance that rests on single people, (Q,)."""
-        return self.correction.share_alone(jacobian)
+        share = self.correction.share_alone(jacobian)
+        if self.limit is None:
+            return share
+        return share.masked_fill(~self.limit.estimable(jacobian), 0.0)
 
     def identified(self, jacobian: Tensor) -> Tensor:
         """Tells which quantities the data identify, with shape (Q,)."""
-        return ~find_unidentified(jacobian, self.inverse, self.information, self.share)
+        known = ~find_unidentified(jacobian, self.inverse, self.information, self.share)
+        if self.limit is None or self.limit.is_penalised:
+            return known
+        return known & self.limit.estimable(jacobian)
+
+    def known_by(self, jacobian: Tensor, kind: str) -> Tensor:
+        """Tells which quantities have an error of a kind, with shape (Q,)."""
+        known = self.identified(jacobian)
+        if kind == "hessian" or self.limit is None:
+            return known
+        return known & self.limit.estimable(jacobian)
 
     def warn_of_few_people(self) -> None:
         """Warns where errors from the scores of people cannot be had, or are rough."""

@@ -20,7 +20,12 @@ from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.population.estimates import Estimates
-from fssa_bayes.population.parameters import estimate_parameters, label_parameters
+from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.parameters import (
+    ParameterEstimate,
+    estimate_parameters,
+    label_parameters,
+)
 
 __all__ = ["population_estimates", "population_table"]
 
@@ -44,7 +49,7 @@ def population_table(
     price"`, says by how much a unit of the covariate changes the mean coefficient, the others held
     fixed: ΛB. With fewer latent dimensions than features these effects lie in the span of Λ, so
     that a covariate which acts in another direction is seen in part; `latent_dim=num_features`
-    leaves them free.
+    leaves them free. For a log-normal coefficient the effect is the change of its logarithm.
 
     Args:
         model: A fitted model with linear utility and normal prior.
@@ -61,7 +66,11 @@ def population_table(
     Returns:
         One row for each mean, standard deviation, correlation and effect of a covariate (index
         `quantity`, `term`), in units of the features and covariates given; items without features
-        are centred over all items. Columns:
+        are centred over all items. Of a log-normal coefficient there are rows for the median, and
+        for location and standard deviation of its logarithm too; of a normal coefficient of a
+        feature, for the share of people in whom it is positive. In willingness-to-pay space rows
+        are those of the willingness to pay, in units of the price for a unit of the feature.
+        Columns:
         `estimate`; `se_hessian`, from the observed information; `se_outer_product`, from the
         outer product of the people's scores, which most software for mixed logits prints; and
         `se_sandwich`, both together, robust to misspecification, with people as clusters,
@@ -72,7 +81,9 @@ def population_table(
         that the data do not identify (constant or collinear features) have NaN, effects of constant
         or collinear covariates in `estimate` too. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
-        its logit, on which an interval is more nearly symmetric.
+        its logit, on which an interval is more nearly symmetric. Where choices are separated
+        (:func:`fssa_bayes.population.find_separation`), rows without a finite estimate are ±inf,
+        or NaN, without errors; items without features are centred over the others.
 
     Raises:
         ValueError: If the utility is not linear, the prior not normal, `reference` is no item or
@@ -132,36 +143,52 @@ def _quantities(
     base = _position_of_reference(data, reference)
     estimate = estimate_parameters(model, guide, data, num_samples, seed, "population()")
     rank = estimate.loading.shape[1]
+    coefficients = model.utility.map
+    moments = Moments.of(model, rank, has_features=data.items is not None)
     scale = model.feature_scale.double().cpu()
+    centre = _items_of_mean(data, estimate)
     at_base = torch.zeros_like(scale)  # The reference has no spread, whose root has no derivative.
     if base is not None:
         at_base[base] = 1.0
 
     def quantities(theta: Tensor) -> Tensor:
         location, loading, effect, of_answers = estimate.unpack(theta)
-        location, loading = location / scale, loading / scale[:, None]
+        location, loading = coefficients.in_units(location, loading, scale)
         if base is not None:
             location, loading = location - location[base], loading - loading[base]
         elif data.items is None:
-            location, loading = location - location.mean(), loading - loading.mean(0)
+            location, loading = (
+                location - location[centre].mean(),
+                loading - loading[centre].mean(0),
+            )
         if model.lapse_logit is not None:
             of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
-        if rank == 0:
-            return torch.cat([location, of_answers])
-        covariance = loading @ loading.T
-        sd = (covariance.diagonal() + at_base).sqrt()
-        pair = torch.tril_indices(len(sd), len(sd), -1)
-        correlation = (covariance / sd[:, None] / sd[None, :])[pair[0], pair[1]]
         effect = (loading @ effect / estimate.covariate_scale).T.flatten()
-        return torch.cat([location, sd - at_base, correlation, effect, of_answers])
+        return torch.cat([moments.values(location, loading, at_base), effect, of_answers])
 
-    index = label_parameters(data, rank, estimate.covariate_names, model.answer_parameters())
+    index = label_parameters(data, moments, estimate.covariate_names, model.answer_parameters())
     known, quantity = np.ones(len(index), dtype=bool), index.get_level_values(0)
     known[quantity == "effect"] = np.repeat(estimate.has_own_effect.numpy(), model.num_features)
     if base is not None and rank:
         row, column = np.tril_indices(model.num_features, -1)
         known[quantity == "correlation"] = (row != base) & (column != base)
-    return Estimates.of(index, quantities, estimate.theta, estimate.uncertainty), known
+    estimates = Estimates.of(index, quantities, estimate.theta, estimate.uncertainty)
+    limit = estimate.uncertainty.limit
+    if limit is not None and rank:  # Of a coefficient at infinity nothing else is known.
+        finite = limit.estimable(estimates.jacobian[: model.num_features]).numpy()
+        row, column = np.tril_indices(model.num_features, -1)
+        known[quantity == "sd"] &= finite
+        known[quantity == "correlation"] &= finite[row] & finite[column]
+        known[quantity == "effect"] &= np.tile(finite, len(estimate.covariate_names))
+    return estimates, known
+
+
+def _items_of_mean(data: Preferences, estimate: ParameterEstimate) -> Tensor | slice:
+    """Selects the items that others are centred over: those with finite distances."""
+    limit = estimate.uncertainty.limit
+    if limit is None:
+        return slice(None)
+    return limit.reference(torch.eye(data.num_features, len(estimate.theta), dtype=torch.float64))
 
 
 def _position_of_reference(data: Preferences, reference: Hashable | None) -> int | None:

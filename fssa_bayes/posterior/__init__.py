@@ -10,6 +10,7 @@ from fssa_bayes.posterior.choices import (
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.posterior import Posterior
+from fssa_bayes.posterior.willingness import find_price, payments
 
 __all__ = [
     "ChoiceProbability",
@@ -20,5 +21,7 @@ __all__ = [
     "Predictor",
     "describe_choices",
     "export_draws",
+    "find_price",
+    "payments",
     "score_choices",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences
@@ -18,7 +20,11 @@ __all__ = [
     "Likelihoods",
     "Predictor",
     "describe_choices",
+    "describe_part",
+    "join_choices",
     "score_choices",
+    "score_part",
+    "weighted_mean",
     "weighted_quantiles",
 ]
 
@@ -58,7 +64,6 @@ class ChoiceProbability:
     tie: Tensor
 
 
-@torch.no_grad()
 def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> ChoiceProbability:
     """Averages the probabilities of choices over weighted draws of z.
 
@@ -69,43 +74,69 @@ def describe_choices(parts: Iterable[Likelihoods], target: Preferences) -> Choic
     Returns:
         Weighted mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
     """
-    width = int(target.counts.max(initial=0))
-    out = [torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability)]
-    for people, batch, likelihood, log_weights in parts:
-        weights = log_weights.exp().unsqueeze(-1)
-        prob, outcomes = likelihood.mean, likelihood.outcomes
-        mean = (weights * prob).sum(0).clamp(0, 1)
-        tie = torch.zeros_like(mean)
-        if outcomes.tie is not None:
-            tie = torch.minimum((weights * outcomes.tie.exp()).sum(0), 1 - mean)
-        aleatoric = (weights * outcomes.entropy()).sum(0)
-        total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
-        values = (
-            mean,
-            *weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
-            (total - aleatoric).clamp(min=0),
-            aleatoric,
-            tie,
-        )
-        for table, value in zip(out, values, strict=True):
-            columns = batch.mask.shape[1]
-            table[people, :columns] = value.masked_fill(~batch.mask, math.nan).cpu()
-    return ChoiceProbability(*out)
+    return join_choices([describe_part(part) for part in parts], target)
 
 
 @torch.no_grad()
+def describe_part(part: Likelihoods) -> tuple[slice, ChoiceProbability]:
+    """Does what :func:`describe_choices` does for some people, with fields (u, N)."""
+    people, batch, likelihood, log_weights = part
+    prob, outcomes = likelihood.mean, likelihood.outcomes
+    average = partial(weighted_mean, weights=log_weights.exp())
+    mean = average(prob).clamp(0, 1)
+    tie = torch.zeros_like(mean)
+    if outcomes.tie is not None:
+        tie = torch.minimum(average(outcomes.tie.exp()), 1 - mean)
+    aleatoric = average(outcomes.entropy())
+    total = sum(torch.special.entr(p) for p in (mean, tie, 1 - mean - tie))
+    values = (
+        mean,
+        *weighted_quantiles(prob, log_weights.exp(), (0.05, 0.95)),
+        (total - aleatoric).clamp(min=0),
+        aleatoric,
+        tie,
+    )
+    return people, ChoiceProbability(*(v.masked_fill(~batch.mask, math.nan).cpu() for v in values))
+
+
+def join_choices(
+    parts: Iterable[tuple[slice, ChoiceProbability]], target: Preferences
+) -> ChoiceProbability:
+    """Joins what :func:`describe_part` says of all people, with fields (U, N)."""
+    width = int(target.counts.max(initial=0))
+    out = ChoiceProbability(
+        *(torch.full((len(target), width), math.nan) for _ in fields(ChoiceProbability))
+    )
+    for people, part in parts:
+        for field in fields(ChoiceProbability):
+            value = getattr(part, field.name)
+            getattr(out, field.name)[people, : value.shape[1]] = value
+    return out
+
+
 def score_choices(parts: Iterable[Likelihoods]) -> Tensor:
     """Averages log mean_z p(y | z) over each person's judgements, in nats, with shape (U,).
 
     Args:
         parts: The people in order, a few at a time, as :meth:`Posterior.likelihoods` yields them.
     """
-    scores = [
-        (likelihood.log_predictive(log_weights, batch.choice) * batch.judgement_mask).sum(-1)
-        / batch.judgement_mask.sum(-1)
-        for _, batch, likelihood, log_weights in parts
-    ]
-    return torch.cat(scores).cpu()
+    return torch.cat([score_part(part) for part in parts])
+
+
+@torch.no_grad()
+def score_part(part: Likelihoods) -> Tensor:
+    """Does what :func:`score_choices` does for some people, (u,)."""
+    _, batch, likelihood, log_weights = part
+    score = likelihood.log_predictive(log_weights, batch.choice) * batch.judgement_mask
+    # A running sum is taken in order, so that padding at the end changes no digit.
+    total = F.pad(score, (1, 0)).cumsum(-1)[:, -1]
+    return (total / batch.judgement_mask.sum(-1)).cpu()
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Averages draws (S, U, N) with normalised weights (S, U), to (U, N)."""
+    # Draws come last, so that they are added in one order wherever a comparison stands.
+    return (values.permute(1, 2, 0).contiguous() * weights.T.unsqueeze(1)).sum(-1)
 
 
 def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float]) -> list[Tensor]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._arviz import Group, build, coordinate
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.guide import NeuralProcessGuide, push
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, positions
 from fssa_bayes.posterior.utilities import centred_utilities
 from fssa_bayes.sampling import Draws
@@ -109,7 +109,7 @@ class Exporter:
         self.context = context
         self.draws = draws
         self.shown = shown
-        self.seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+        self.seed = seed
         self.coords = {
             "chain": (("chain",), np.zeros(1, dtype=np.int64)),
             "draw": (("draw",), np.arange(len(draws.z))),
@@ -131,10 +131,16 @@ class Exporter:
 
     def prior(self) -> Group:
         """Returns draws of z from the prior, as many as from the posterior."""
-        with seeded(self.seeds[0]), torch.no_grad():
-            prior = self.model.prior(len(self.context), self.context.covariates)
-            z = prior.sample((len(self.draws.z),)).cpu()
-        return Group(self._latent(z), self.coords)
+        with torch.no_grad():
+            noise = self._numbers("prior").normal(
+                self.context.keys, len(self.draws.z), self.model.latent_dim, like=self.draws.z
+            )
+            moves = self.model.prior_transforms(self.context.covariates)
+            z, _ = push(moves, noise.transpose(0, 1).to(self.model.device))
+        return Group(self._latent(z.cpu()), self.coords)
+
+    def _numbers(self, purpose: str) -> Streams:
+        return Streams(self.seed, "export", purpose)
 
     @torch.no_grad()
     def observed(self) -> tuple[Group, Group, Group]:
@@ -143,12 +149,12 @@ class Exporter:
         log_prob = np.empty((1, count, data.num_comparisons), dtype=np.float32)
         total = np.empty((1, count, len(data)), dtype=np.float32)
         simulated = np.empty(log_prob.shape, dtype=_choice_dtype(self.model, data))
-        with seeded(self.seeds[1]):
-            for people, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, data):
-                value = likelihood.log_prob_each(batch.choice)
-                total[0, :, people] = value.sum(-1).cpu()
-                log_prob[0, :, columns] = value[:, batch.mask].cpu()
-                simulated[0, :, columns] = likelihood.sample()[:, batch.mask].cpu()
+        numbers = self._numbers("posterior_predictive")
+        for people, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, data):
+            value = likelihood.log_prob_each(batch.choice)
+            total[0, :, people] = value.sum(-1).cpu()
+            log_prob[0, :, columns] = value[:, batch.mask].cpu()
+            simulated[0, :, columns] = _simulate(likelihood, batch, numbers).cpu()
         dims, coords = (*_DRAW, "comparison"), self._coords(data)
         likelihood = {"choice": (dims, log_prob), "per_user": ((*_DRAW, "user"), total)}
         observed = Group({"choice": (("comparison",), data.choice)}, coords)
@@ -197,13 +203,13 @@ class Exporter:
         variables = {"prob": (dims, prob), "choice": (dims, simulated)}
         if self.model.has_ties:
             variables["prob_tie"] = dims, np.empty_like(prob)
-        with seeded(self.seeds[2]):
-            for _, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, target):
-                prob[0, :, columns] = likelihood.mean[:, batch.mask].cpu()
-                simulated[0, :, columns] = likelihood.sample()[:, batch.mask].cpu()
-                if self.model.has_ties:
-                    prob_tie = likelihood.outcomes.tie.exp()
-                    variables["prob_tie"][1][0, :, columns] = prob_tie[:, batch.mask].cpu()
+        numbers = self._numbers("predictions")
+        for _, columns, batch, likelihood in _likelihoods(self.model, self.draws.z, target):
+            prob[0, :, columns] = likelihood.mean[:, batch.mask].cpu()
+            simulated[0, :, columns] = _simulate(likelihood, batch, numbers).cpu()
+            if self.model.has_ties:
+                prob_tie = likelihood.outcomes.tie.exp()
+                variables["prob_tie"][1][0, :, columns] = prob_tie[:, batch.mask].cpu()
         pairs, used = self._pairs(target)
         return {
             "predictions": Group(variables, self._coords(target)),
@@ -301,6 +307,14 @@ def _likelihoods(
         likelihood = model.choice(batch, z[:, people].to(model.device))
         columns = slice(data.offsets[people.start], data.offsets[people.stop])
         yield people, columns, batch, likelihood
+
+
+def _simulate(likelihood: BradleyTerry, batch: Batch, numbers: Streams) -> Tensor:
+    """Simulates the choices of a batch's comparisons under every draw, (S, R)."""
+    draws, comparisons = likelihood.batch_shape[0], batch.mask.shape[1]
+    # Comparison by comparison, so that a person's numbers do not depend on the padding.
+    uniform = numbers.uniform(batch.keys, comparisons, draws, like=batch.choice)
+    return likelihood.decide(uniform.permute(2, 0, 1))[:, batch.mask]
 
 
 def _choice_dtype(model: HeterogeneousBTL, data: Preferences) -> type:

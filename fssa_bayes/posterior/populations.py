@@ -11,6 +11,7 @@ from torch import Tensor
 from fssa_bayes.data import Batch
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL
+from fssa_bayes.sampling import pad_draws
 
 __all__ = ["PopulationDraws", "PopulationMixture", "check_population"]
 
@@ -70,9 +71,11 @@ class PopulationMixture:
         """The device of the parameters."""
         return self.models[0].device
 
-    def choice(self, batch: Batch, z: Tensor) -> BradleyTerry:
+    def choice(self, batch: Batch, z: Tensor, *, backend: str | None = None) -> BradleyTerry:
         """Returns p(choices | z) of draws (S, U, K + 1), with batch shape (S, U)."""
-        margin = self._mix(z, lambda model, draws: model.choice(batch, draws).margin)
+        margin = self._mix(
+            z, lambda model, draws: model.choice(batch, draws, backend=backend).margin
+        )
         parameters = {name: self._parameter(name, z) for name in ("log_tie", "lapse_logit")}
         return BradleyTerry.from_margin(margin, batch.mask, rankings=batch.rankings, **parameters)
 
@@ -86,6 +89,10 @@ class PopulationMixture:
         """Returns the utilities (S, U, M), in nats, of items (M, D) or (M,)."""
         return self._mix(z, lambda model, draws: model.item_utility(items, draws))
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        """Returns the coefficients (S, U, D) of linear utilities, in units of the features."""
+        return self._mix(z, lambda model, draws: model.coefficients(draws))
+
     def _mix(self, z: Tensor, evaluate: Callable[[HeterogeneousBTL, Tensor], Tensor]) -> Tensor:
         factors, label = z[..., :-1], z[..., -1]
         out = None
@@ -95,7 +102,8 @@ class PopulationMixture:
             rows = own.any(-1)
             if not rows.any():
                 continue
-            value = evaluate(model, factors[rows])
-            out = value.new_zeros(len(z), *value.shape[1:]) if out is None else out
+            value = evaluate(model, pad_draws(factors[rows], 0))[: int(rows.sum())]
+            if out is None:  # A person's draws lie side by side.
+                out = value.new_zeros(*value.shape[1:], len(z)).movedim(-1, 0)
             out[rows] = torch.where(own[rows].unsqueeze(-1), value, out[rows])
         return out

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, user_slices
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.model import (
     HeterogeneousBTL,
     align,
     check_same_people,
     positions,
-    select_features,
 )
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
-    describe_choices,
-    score_choices,
+    describe_part,
+    join_choices,
+    score_part,
 )
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import (
@@ -36,7 +36,8 @@ from fssa_bayes.posterior.populations import (
     check_population,
 )
 from fssa_bayes.posterior.surprise import context_surprise
-from fssa_bayes.posterior.utilities import centred_utilities
+from fssa_bayes.posterior.utilities import centred_utilities, check_size, read_items
+from fssa_bayes.posterior.willingness import find_price, payment_table
 from fssa_bayes.sampling import (
     FALLBACKS,
     MOST_PARETO_K,
@@ -46,15 +47,17 @@ from fssa_bayes.sampling import (
     draw_posterior,
     fall_back,
     log_joint,
+    map_people,
+    pad_items,
+    padded_draws,
     score_draws,
+    steady_backend,
 )
 
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
 __all__ = ["Posterior"]
-
-_MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 
 
 class Posterior:
@@ -70,7 +73,9 @@ class Posterior:
             Items without features, features and covariates are found by name, in any order: see
             :meth:`Preferences.for_model`.
         num_samples: Number of draws S of each person.
-        seed: Seed of the draws.
+        seed: Seed of the draws. They follow from the seed, the person's name and context and the
+            model, and not from other people or threads; on a CPU to the last bit, but for NUTS and
+            for a `utility=` of your own.
         correct: `"psis"` weighs the draws, by Pareto-smoothed importance weights, so that they
             represent the model's posterior; None takes the guide's draws as they are.
         population: `"fixed"` holds the population's parameters at their estimates. Draws of the
@@ -245,7 +250,7 @@ class Posterior:
 
     @cached_property
     def _resampled(self) -> Draws:
-        return self._draws.resample(self.seed)
+        return self._draws.resample(self.seed, self.context.keys)
 
     @property
     def z(self) -> Tensor:
@@ -332,7 +337,6 @@ class Posterior:
             seed=seed,
         )
 
-    @torch.no_grad()
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         """Describes each person's probability of preferring left.
 
@@ -346,9 +350,8 @@ class Posterior:
             Weighted posterior mean, 5 % and 95 % quantiles, and both parts of the uncertainty.
         """
         target = self._check_target(target)
-        return describe_choices(self.likelihoods(target), target)
+        return join_choices(self._over_people(describe_part, target), target)
 
-    @torch.no_grad()
     def log_score(self, target: Preferences) -> Tensor:
         """Scores each person's unseen choices by the log of the mean probability.
 
@@ -360,7 +363,7 @@ class Posterior:
             marginal for each choice, not joint. A ranking is one judgement, with the probability of
             the whole ranking. Higher is better; NaN without comparisons.
         """
-        return score_choices(self.likelihoods(self._check_target(target)))
+        return torch.cat(self._over_people(score_part, self._check_target(target)))
 
     def _check_target(self, target: Preferences) -> Preferences:
         target = align(self.model, target, needs_covariates=False)
@@ -375,13 +378,25 @@ class Posterior:
 
         Yields:
             Which people, their comparisons, p(choices | z) under all draws with batch shape (S, U),
-            and the draws' normalised log-weights (S, U), on the model's device.
+            and the draws' normalised log-weights (S, U), on the model's device. Draws of weight 0
+            may follow the posterior's own.
         """
         target = target.for_model(self.model)
-        for people, batch in user_batches(target, self.num_samples, self.model.device):
-            z = self._draws.z[:, people].to(self.model.device)
-            log_weights = self._draws.log_weights[:, people].to(self.model.device)
-            yield people, batch, self._model.choice(batch, z), log_weights
+        for people in user_slices(target, self.num_samples):
+            yield self._likelihood(target, people)
+
+    @torch.no_grad()
+    def _likelihood(self, target: Preferences, people: slice) -> Likelihoods:
+        device = self.model.device
+        batch = pad_items(target.batch(range(people.start, people.stop)).to(device))
+        z, log_weights = padded_draws(self._draws, people, device)
+        likelihood = self._model.choice(batch, z, backend=steady_backend(device))
+        return people, batch, likelihood, log_weights
+
+    def _over_people(self, evaluate: Callable[[Likelihoods], Any], target: Preferences) -> list:
+        """Evaluates the likelihoods of a few people at a time, in order."""
+        parts = list(user_slices(target, self.num_samples))
+        return map_people(self.model.device, lambda u: evaluate(self._likelihood(target, u)), parts)
 
     def utility(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None
@@ -403,8 +418,8 @@ class Posterior:
             ValueError: If a name is unknown, if items are unique to a person and no common set is
                 named, or if the table would not fit in memory.
         """
-        table, people = self._items(items), self._people(users)
-        _check_size("utility", (len(self.z), len(people), len(table)))
+        table, people = read_items(self.model, self.context, items), self._people(users)
+        check_size("utility", (len(self.z), len(people), len(table)))
         draws = centred_utilities(self._model, self._resampled.z, table, people)
         chunks = [utility for _, utility in draws]
         return torch.cat(chunks, 1).cpu()
@@ -426,9 +441,9 @@ class Posterior:
             ValueError: As in :meth:`utility`.
         """
         self._check_utilities("rank_prob()")
-        table, people = self._items(items), self._people(users)
+        table, people = read_items(self.model, self.context, items), self._people(users)
         count = len(table)
-        _check_size("rank_prob", (len(people), count, count))
+        check_size("rank_prob", (len(people), count, count))
         out = torch.zeros(len(people), count, count)
         z, weights = self._draws.z, self._draws.log_weights.exp()
         for where, utility in centred_utilities(self._model, z, table, people):
@@ -459,7 +474,7 @@ class Posterior:
             ValueError: As in :meth:`utility`, or if there are fewer than 3 items.
         """
         self._check_utilities("differences()")
-        table, people = self._items(items), self._people(users)
+        table, people = read_items(self.model, self.context, items), self._people(users)
         if len(table) < 3:
             raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
         total = torch.zeros(len(table), device=self.model.device)
@@ -477,6 +492,30 @@ class Posterior:
             quantiles = torch.cat(values, 1).quantile(level, 0).numpy()
             columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
         return pd.DataFrame(columns, index=self.context.user_names[people.numpy()].rename("user"))
+
+    def willingness_to_pay(self, price: Hashable, *, level: float = 0.9) -> pd.DataFrame:
+        """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
+
+        Args:
+            price: Name of the feature that is the price.
+            level: Probability of the intervals.
+
+        Returns:
+            One row a person and feature other than the price (index `user`, `feature`), in units of
+            the price for a unit of the feature. Columns: `median`; `lower` and `upper`, NaN where
+            the price coefficient may well be positive; `price_positive`, the probability that it
+            is, which must be below 5 % for an interval.
+
+        Raises:
+            ValueError: If the utility is not linear, the price is no feature of the items, or
+                `level` is not between 0 and 1.
+        """
+        context = self.context
+        place = find_price(self.model, context, price, level, "willingness_to_pay()")
+        z, log_weights = self._draws.z.to(self.model.device), self._draws.log_weights
+        beta = self._model.coefficients(z).detach().cpu()
+        names = context.user_names, context.feature_names
+        return payment_table(beta, log_weights, place, level, *names)
 
     def to_inference_data(
         self, target: Preferences | None = None, items: Sequence | None = None
@@ -540,43 +579,7 @@ class Posterior:
                 "choice_prob(target) for pairs"
             )
 
-    def _items(self, items: Sequence | Tensor | None) -> Tensor:
-        data = self.context
-        if isinstance(items, pd.DataFrame):
-            items = select_features(self.model, items).to_numpy()
-        if isinstance(items, np.ndarray) and items.ndim == 2:
-            items = torch.from_numpy(np.array(items, dtype=np.float64))
-        if isinstance(items, Tensor):
-            expected = (self.model.num_features,)
-            if data.items is None or items.shape[1:] != expected or len(items) == 0:
-                raise ValueError(
-                    f"items must be names, or features with shape (M, {expected[0]}) where items "
-                    f"have features, got shape {tuple(items.shape)}"
-                )
-            if not torch.isfinite(items).all():
-                raise ValueError("items must be finite, got NaN or infinity")
-            return items if items.is_floating_point() else items.double()
-        if items is None:
-            if data.items is not None and not data.items_are_shared:
-                raise ValueError(
-                    "items must name a common set: every item of the table belongs to one person "
-                    "only, so its utilities cannot be centred over a set common to people"
-                )
-            index = torch.arange(data.num_items)
-        else:
-            index = positions("items", items, data.item_names)
-        return index if data.items is None else data.items[index]
-
     def _people(self, users: Sequence | None) -> Tensor:
         if users is None:
             return torch.arange(len(self.context))
         return positions("users", users, self.context.user_names)
-
-
-def _check_size(what: str, shape: tuple[int, int, int]) -> None:
-    size = 4 * math.prod(shape)
-    if size > _MAX_BYTES:
-        raise ValueError(
-            f"{what} would need {size / 2**30:.1f} GiB for a table of shape {shape}, more than "
-            f"{_MAX_BYTES / 2**30:.0f} GiB: name fewer items= or users=, or take fewer draws"
-        )

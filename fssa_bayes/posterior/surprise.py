@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.guide import NeuralProcessGuide, push
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import propose
 
@@ -31,7 +30,6 @@ _MOST_A_ROUND = 400  # Most simulations a person in one round.
 
 
 @torch.no_grad()
-@pyro.validation_enabled(False)
 def context_surprise(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
@@ -59,14 +57,14 @@ def context_surprise(
             raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    with seeded(seed):
-        observed = torch.cat(
-            [
-                log_evidence(model, guide, batch, num_samples)
-                for batch in _countable(context, num_samples, model.device)
-            ]
-        )
-        rounds = simulate_rounds(model, guide, context, observed, num_simulations, num_samples)
+    streams = Streams(seed, "surprise")
+    observed = torch.cat(
+        [
+            log_evidence(model, guide, batch, num_samples, streams.part("observed"))
+            for batch in _countable(context, num_samples, model.device)
+        ]
+    )
+    rounds = simulate_rounds(model, guide, context, observed, num_simulations, num_samples, streams)
     from scipy.stats import false_discovery_control
 
     simulated, tail = zip(*rounds, strict=True)
@@ -93,6 +91,7 @@ def simulate_rounds(
     observed: Tensor,
     num_simulations: int,
     num_samples: int,
+    streams: Streams,
 ) -> list[tuple[np.ndarray, float]]:
     """Simulates contexts of each person, round after round, until the tail probability is known.
 
@@ -103,6 +102,7 @@ def simulate_rounds(
         observed: Log evidence of their contexts, with shape (U,).
         num_simulations: Simulated contexts a person at most.
         num_samples: Draws of z by which the evidence of a context is estimated.
+        streams: The people's random numbers.
 
     Returns:
         The log evidence of each person's simulated contexts, and the tail probability of the
@@ -114,8 +114,12 @@ def simulate_rounds(
     while len(people) and done < num_simulations:
         size = min(size, num_simulations - done)
         batches = _countable(context.subset(people), size * num_samples, model.device)
+        numbers = streams.part("round", done)
         new = torch.cat(
-            [simulate_evidence(model, guide, batch, size, num_samples) for batch in batches]
+            [
+                simulate_evidence(model, guide, batch, size, num_samples, numbers)
+                for batch in batches
+            ]
         )
         for user, evidence in zip(people, new.numpy(), strict=True):
             values[user] = np.append(values[user], evidence)
@@ -162,25 +166,35 @@ def simulate_evidence(
     batch: Batch,
     size: int,
     num_samples: int,
+    streams: Streams,
 ) -> Tensor:
     """Simulates `size` people who are asked about the pairs of each person of a batch.
 
     Returns:
         The log evidence of their contexts, with shape (U, size).
     """
-    names = ("left", "right", "choice", "mask", "covariates", "ranking")
+    names = ("left", "right", "choice", "mask", "covariates", "ranking", "side")
     tables = {name: getattr(batch, name) for name in names}
     wide = batch.replace(
         **{n: t.repeat_interleave(size, 0) for n, t in tables.items() if t is not None}
     )
-    z = model.prior(wide.num_users, wide.covariates).sample()
-    wide = wide.replace(choice=model.choice(wide, z).sample())
-    return log_evidence(model, guide, wide, num_samples).reshape(-1, size)
+    # Each simulated person has a key of their own, drawn from the stream of the person they mimic.
+    keys = [streams.part("keys").of(k).integers(2**63, size=size) for k in batch.keys]
+    wide = wide.replace(keys=np.concatenate(keys))
+    noise = streams.part("z").normal(wide.keys, model.latent_dim, like=batch.choice)
+    z, _ = push(model.prior_transforms(wide.covariates), noise)
+    uniform = streams.part("choices").uniform(wide.keys, wide.mask.shape[1], like=batch.choice)
+    wide = wide.replace(choice=model.choice(wide, z).decide(uniform))
+    return log_evidence(model, guide, wide, num_samples, streams).reshape(-1, size)
 
 
 def log_evidence(
-    model: HeterogeneousBTL, guide: NeuralProcessGuide | None, batch: Batch, num_samples: int
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    batch: Batch,
+    num_samples: int,
+    streams: Streams,
 ) -> Tensor:
     """Estimates log p(C), in nats, with shape (U,), by draws from the mixture."""
-    log_weights = propose(model, guide, batch, num_samples).log_weights.double()
+    log_weights = propose(model, guide, batch, num_samples, streams=streams).log_weights.double()
     return (log_weights.logsumexp(0) - math.log(len(log_weights))).cpu()

@@ -1,17 +1,21 @@
-"""Utilities of items to people, centred over the items."""
+"""Utilities of items to people, centred over the items, and the items that a caller names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.data import Preferences
+from fssa_bayes.model import HeterogeneousBTL, positions, select_features
 
-__all__ = ["centred_utilities"]
+__all__ = ["centred_utilities", "check_size", "read_items"]
 
-
+_MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 _CHUNK = 2**24  # 64 MB in float32.
 
 
@@ -39,3 +43,53 @@ def centred_utilities(
         where = slice(start, start + size)
         utility = model.item_utility(table, z[:, people[where]].to(model.device))
         yield where, utility - utility.mean(-1, keepdim=True)
+
+
+def read_items(
+    model: HeterogeneousBTL, data: Preferences, items: Sequence | Tensor | None
+) -> Tensor:
+    """Finds the items that a caller means: features with shape (M, D), or positions (M,).
+
+    Args:
+        model: The model.
+        data: The comparisons, with the items' names and features.
+        items: Names of items, or features of new ones; None for all items of the data.
+
+    Raises:
+        ValueError: If a name is unknown, features have another shape or are not finite, or items
+            are unique to a person and no common set is named.
+    """
+    if isinstance(items, pd.DataFrame):
+        items = select_features(model, items).to_numpy()
+    if isinstance(items, np.ndarray) and items.ndim == 2:
+        items = torch.from_numpy(np.array(items, dtype=np.float64))
+    if isinstance(items, Tensor):
+        expected = (model.num_features,)
+        if data.items is None or items.shape[1:] != expected or len(items) == 0:
+            raise ValueError(
+                f"items must be names, or features with shape (M, {expected[0]}) where items "
+                f"have features, got shape {tuple(items.shape)}"
+            )
+        if not torch.isfinite(items).all():
+            raise ValueError("items must be finite, got NaN or infinity")
+        return items if items.is_floating_point() else items.double()
+    if items is None:
+        if data.items is not None and not data.items_are_shared:
+            raise ValueError(
+                "items must name a common set: every item of the table belongs to one person "
+                "only, so its utilities cannot be centred over a set common to people"
+            )
+        index = torch.arange(data.num_items)
+    else:
+        index = positions("items", items, data.item_names)
+    return index if data.items is None else data.items[index]
+
+
+def check_size(what: str, shape: tuple[int, int, int]) -> None:
+    """Raises a ValueError if a table of this shape would take more memory than is allowed."""
+    size = 4 * math.prod(shape)
+    if size > _MAX_BYTES:
+        raise ValueError(
+            f"{what} would need {size / 2**30:.1f} GiB for a table of shape {shape}, more than "
+            f"{_MAX_BYTES / 2**30:.0f} GiB: name fewer items= or users=, or take fewer draws"
+        )

@@ -3,7 +3,7 @@
 from fssa_bayes.report.analysis import Analysis, analyse, hear_warnings, rank
 from fssa_bayes.report.findings import describe_data
 from fssa_bayes.report.page import Figure, Section
-from fssa_bayes.report.plain import to_markdown, to_text
+from fssa_bayes.report.plain import to_csv, to_markdown, to_text
 from fssa_bayes.report.report import Report
 from fssa_bayes.report.run import diagnose
 from fssa_bayes.report.verdicts import VERDICTS, Check
@@ -20,6 +20,7 @@ __all__ = [
     "diagnose",
     "hear_warnings",
     "rank",
+    "to_csv",
     "to_markdown",
     "to_text",
 ]

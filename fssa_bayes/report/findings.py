@@ -72,12 +72,21 @@ def numbers_of(data: Preferences) -> dict[str, object]:
 
 
 def numbers_of_ranking(section: Section) -> dict[str, object]:
-    """Names the leading item of a ranking, with utility and standard error."""
-    leader = section.files["ranking.csv"].iloc[0]
+    """Names the leader of a ranking, with utility and standard error, and who is not ranked.
+
+    The leader is the first of the items with a finite utility, None where there is no such item.
+    """
+    table = section.files["ranking.csv"]
+    finite = np.isfinite(table["utility"])
+    name, utility, error = None, math.nan, math.nan
+    if finite.any():
+        leader = table[finite].iloc[0]
+        name, utility, error = str(leader.name), leader["utility"], leader["standard_error"]
     return {
-        "leader": str(leader.name),
-        "leader_utility": float(leader["utility"]),
-        "leader_standard_error": float(leader["standard_error"]),
+        "leader": name,
+        "leader_utility": float(utility),
+        "leader_standard_error": float(error),
+        "no_finite_utility": [str(item) for item in table.index[~finite]],
     }
 
 
@@ -278,15 +287,23 @@ def rank_items(data: Preferences, seed: int) -> Section:
         )
     shown = order[order["group"] == 0]
     columns = ["utility", "standard_error", "lower", "upper", "rank", "rank_lower", "rank_upper"]
-    known = order["standard_error"].notna()
+    finite = np.isfinite(order["utility"])
+    if not finite.all():
+        text.append(
+            f"Without a finite utility, {int((~finite).sum())} of {len(order)} items: "
+            f"{first_names(order.index[~finite])}. All that the choices say of these points one "
+            "way. The others are centred and ranked without them. An interval with one end is by "
+            "the profile likelihood, which takes comparisons for independent."
+        )
+    known = order["standard_error"].notna() | ~finite
     if not known.all():
         names = first_names(order.index[~known.to_numpy()])
         text.append(
             f"{int((~known).sum())} of {len(order)} items have no standard error, since these data "
-            f"do not tell it: {names}. Of people too few, or where an item won or lost everything, "
-            "an estimate by itself says little."
+            f"do not tell it: {names}. An estimate by itself says little."
         )
-    top = shown[shown["standard_error"].notna()].head(_MAX_DRAWN)
+    drawn = shown["standard_error"].notna() | np.isinf(shown["utility"])
+    top = shown[drawn].head(_MAX_DRAWN)
     figures = []
     if len(top):
         axes = plots.ranking(top["utility"], top["lower"], top["upper"], list(top.index))

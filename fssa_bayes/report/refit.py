@@ -114,8 +114,7 @@ def spread_between_people(model: HeterogeneousBTL, study: Study) -> float:
 def log_evidence(model: HeterogeneousBTL, guide: NeuralProcessGuide, study: Study) -> torch.Tensor:
     """Estimates the log marginal likelihood of every person held out, in nats, (U,)."""
     draws = study.num_samples  # One round: draws are not doubled until an error is reached.
-    with seeded(study.seed):
-        values, *_ = person_log_marginal_likelihood(
-            model, guide, study.data, draws, target_error=math.inf, max_samples=draws
-        )
+    values, *_ = person_log_marginal_likelihood(
+        model, guide, study.data, draws, math.inf, max_samples=draws, seed=study.seed
+    )
     return values.cpu()

@@ -65,14 +65,17 @@ class Report:
 
     def to_markdown(self) -> str:
         """Returns the page as Markdown, which names the files of its pictures."""
+        title, footer = map(plain.escape_markdown, (self.title, self.footer))
         parts = [plain.to_markdown(section) for section in (self.opening, *self.sections)]
-        return "\n\n".join([f"# {self.title}", *parts, self.footer]) + "\n"
+        return "\n\n".join([f"# {title}", *parts, footer]) + "\n"
 
     def write(self, out: str | os.PathLike) -> Path:
         """Writes the report into a folder, each file whole or not at all.
 
         The files are `report.html`, `summary.md`, the whole tables and the pictures that have names
-        of their own, and `checks.csv` where there are checks.
+        of their own, and `checks.csv` where there are checks. Tables are as of
+        :func:`fssa_bayes.report.to_csv`: a name that a spreadsheet would calculate with has an
+        apostrophe in front.
 
         Args:
             out: The folder, which is made if it is not there.
@@ -86,12 +89,12 @@ class Report:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         if self.checks:
-            write_file(out / "checks.csv", self.table.to_csv(index=False).encode())
+            write_file(out / "checks.csv", plain.to_csv(self.table, index=False).encode())
         sections = list(self.sections)
         for section in sections:
             sections += section.parts
             for name, table in section.files.items():
-                write_file(out / name, table.to_csv().encode())
+                write_file(out / name, plain.to_csv(table).encode())
             for figure in section.figures:
                 if figure.name is not None:
                     write_file(out / figure.name, figure.png)

@@ -59,7 +59,7 @@ class Study:
         """Returns the corrected posterior of people, without the warnings that the report makes."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            num_samples = num_samples or self.num_samples
+            num_samples = self.num_samples if num_samples is None else num_samples
             return Posterior(self.model, self.guide, context, num_samples, seed=self.seed)
 
 

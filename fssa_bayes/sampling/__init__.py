@@ -20,6 +20,13 @@ from fssa_bayes.sampling.importance import (
 from fssa_bayes.sampling.mcmc import nuts
 from fssa_bayes.sampling.modes import Modes, find_modes
 from fssa_bayes.sampling.quadrature import grid
+from fssa_bayes.sampling.steady import (
+    map_people,
+    pad_draws,
+    pad_items,
+    padded_draws,
+    steady_backend,
+)
 
 __all__ = [
     "FALLBACKS",
@@ -40,8 +47,13 @@ __all__ = [
     "find_modes",
     "grid",
     "log_joint",
+    "map_people",
     "nuts",
+    "pad_draws",
+    "pad_items",
+    "padded_draws",
     "person_log_marginal_likelihood",
     "propose",
     "score_draws",
+    "steady_backend",
 ]

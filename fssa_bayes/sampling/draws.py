@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fssa_bayes._random import Streams
 from fssa_bayes._weights import effective_sample_size, pareto_smooth
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
@@ -89,22 +90,26 @@ class Draws:
         ratio = self.log_ratio.double()
         return (effective_sample_size(ratio) / len(ratio)).float()
 
-    def resample(self, seed: int) -> Draws:
-        """Returns equally weighted draws: these draws themselves where they are not weighted."""
+    def resample(self, seed: int, keys: np.ndarray) -> Draws:
+        """Returns equally weighted draws: these draws themselves where they are not weighted.
+
+        Args:
+            seed: Seed of the draws.
+            keys: Keys of the people's random streams, with shape (U,).
+        """
         if not self.weighted:
             return self
-        rng = np.random.default_rng(seed)
+        draws, _, width = self.z.shape
         # Systematic resampling, in an order that is random for each person and not sorted.
-        cumulative = self.log_weights.double().exp().cumsum(0).T.contiguous()
-        draws, users, width = self.z.shape
-        point = (np.arange(draws) + rng.random((users, 1))) / draws
-        point = torch.from_numpy(point) * cumulative[:, -1:]
+        cumulative = self.log_weights.T.contiguous().double().exp().cumsum(-1)
+        uniform = Streams(seed, "resampling").uniform(keys, draws + 1, like=cumulative)
+        point = (torch.arange(draws) + uniform[:, :1]) / draws * cumulative[:, -1:]
         index = torch.searchsorted(cumulative, point).clamp(max=draws - 1)
-        order = torch.from_numpy(rng.random((users, draws))).argsort(-1)
+        order = uniform[:, 1:].argsort(-1)
         index = index.gather(-1, order).T
         return replace(
             self,
-            z=self.z.gather(0, index.unsqueeze(-1).expand(draws, users, width)),
+            z=self.z.gather(0, index.unsqueeze(-1).expand(*index.shape, width)),
             log_weights=_equal(self.log_weights),
             log_guide=self.log_guide.gather(0, index),
             log_joint=self.log_joint.gather(0, index),
@@ -139,18 +144,21 @@ def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) 
         raise ValueError(f"correct must be 'psis' or None, got {correct!r}")
 
 
-def thin(draws: Draws, count: int, rng: np.random.Generator) -> Draws:
+def thin(draws: Draws, count: int, seed: int, keys: np.ndarray) -> Draws:
     """Keeps `count` of each person's weighted draws, none of them twice; all means stay unbiased.
 
     Draws of large weight keep their weight. Some of the others are kept, each with a probability in
-    proportion to its weight, and share the remaining weight equally.
+    proportion to its weight, and share the remaining weight equally. The random numbers follow from
+    the seed and from the keys of the people's streams, (U,).
 
     References:
         Fearnhead & Clifford (2003), On-line inference for hidden Markov models via particle
         filters, JRSS B 65(4).
     """
-    weights = draws.log_weights.double().exp().T.numpy()
-    index, log_weights = zip(*(thin_weights(w, count, rng) for w in weights), strict=True)
+    weights = draws.log_weights.T.contiguous().double().exp().numpy()
+    streams = Streams(seed, "thinning")
+    kept = (thin_weights(w, count, streams.of(k)) for w, k in zip(weights, keys, strict=True))
+    index, log_weights = zip(*kept, strict=True)
     index = torch.from_numpy(np.stack(index, -1))
     return replace(
         draws,

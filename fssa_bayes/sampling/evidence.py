@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from fssa_bayes._random import Streams
 from fssa_bayes._weights import log_moments, size_from_moments
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, user_slices
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.importance import propose
+from fssa_bayes.sampling.steady import map_people
 
 __all__ = ["Estimate", "estimate_log_marginal_likelihood", "person_log_marginal_likelihood"]
 
@@ -44,6 +47,7 @@ def estimate_log_marginal_likelihood(
     num_samples: int,
     target_error: float,
     max_samples: int,
+    seed: int,
 ) -> Estimate:
     """Estimates the log marginal likelihood of all people, drawing until it is precise enough.
 
@@ -57,9 +61,10 @@ def estimate_log_marginal_likelihood(
         num_samples: Number of draws a person in the first round.
         target_error: Standard error of the sum at which drawing stops, in nats.
         max_samples: Number of draws a person that is not exceeded by doubling.
+        seed: Seed of the draws.
     """
     values, variance, ess = person_log_marginal_likelihood(
-        model, guide, data, num_samples, target_error, max_samples
+        model, guide, data, num_samples, target_error, max_samples, seed
     )
     return Estimate(
         value=values.sum().item(),
@@ -76,6 +81,7 @@ def person_log_marginal_likelihood(
     num_samples: int,
     target_error: float,
     max_samples: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Estimates log p(C) of each person; see :func:`estimate_log_marginal_likelihood`.
 
@@ -87,11 +93,9 @@ def person_log_marginal_likelihood(
     drawn = 0
     while True:
         # First and second moments of the weights, in logs: additive over rounds.
-        rounds = []
-        for _, batch in user_batches(data, num_samples, model.device):
-            log_weights = propose(model, guide, batch, num_samples).log_weights.double()
-            rounds.append(log_moments(log_weights))
-        moments = torch.cat(rounds, -1)
+        streams = Streams(seed, "evidence", drawn)
+        draw = partial(_draw_moments, model, guide, data, num_samples, streams)
+        moments = torch.cat(map_people(model.device, draw, list(user_slices(data, num_samples))), 1)
         sums = moments if sums is None else torch.logaddexp(sums, moments)
         drawn += num_samples
         ess = size_from_moments(sums)
@@ -100,3 +104,17 @@ def person_log_marginal_likelihood(
         if variance.sum().sqrt().item() <= target_error or 2 * drawn > max_samples:
             return sums[0] - math.log(total), variance, ess
         num_samples = drawn
+
+
+def _draw_moments(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    streams: Streams,
+    people: slice,
+) -> Tensor:
+    """Draws once for some people, and returns the log-moments of their weights, (2, u)."""
+    batch = data.batch(range(people.start, people.stop)).to(model.device)
+    draws = propose(model, guide, batch, num_samples, streams=streams)
+    return log_moments(draws.log_weights.double())

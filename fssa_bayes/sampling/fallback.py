@@ -65,8 +65,7 @@ def fall_back(
         size = max(1, _CHUNK // (factor * len(draws.z)))
         for start in range(0, len(people), size):
             some = people[start : start + size]
-            seeds = np.random.SeedSequence([seed, factor, start])
-            more, good = draw_more(model, guide, context.subset(some), len(draws.z), factor, seeds)
+            more, good = draw_more(model, guide, context.subset(some), len(draws.z), factor, seed)
             draws = draws.put(some, more)
             reliable[some] = good
         method[people] = "more draws"
@@ -92,18 +91,20 @@ def draw_more(
     people: Preferences,
     count: int,
     factor: int,
-    seeds: np.random.SeedSequence,
+    seed: int,
 ) -> tuple[Draws, Tensor]:
     """Draws `factor` times as often as `count`, thins to `count`, and judges the weights.
 
     Returns:
         The draws, and whether they can be relied upon, Boolean with shape (U,).
     """
-    first, second = map(int, seeds.generate_state(2))
-    many = draw_posterior(model, guide, people, factor * count, seed=first, correct="psis")
+    purpose = f"fallback {factor}"  # Other random numbers than those of the draws replaced.
+    many = draw_posterior(
+        model, guide, people, factor * count, seed=seed, correct="psis", purpose=purpose
+    )
     enough = effective_sample_size(many.log_weights.double()) >= _LEAST_ESS
     good = (many.weight_k <= MOST_PARETO_K) & enough
-    return thin(many, count, np.random.default_rng(second)), good
+    return thin(many, count, seed, people.keys), good
 
 
 def sample_by_nuts(

@@ -16,17 +16,30 @@ import pyro
 import torch
 from torch import Tensor
 
-from fssa_bayes._random import seeded
+from fssa_bayes._random import Streams
 from fssa_bayes._weights import pareto_smooth
-from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.data import Batch, Preferences, user_batches, user_slices
+from fssa_bayes.guide import (
+    NeuralProcessGuide,
+    NoiseDensity,
+    push,
+    standard_normal_log_prob,
+)
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import Draws, check_finite
+from fssa_bayes.sampling.steady import (
+    accompany,
+    map_people,
+    pad_draws,
+    pad_items,
+    steady_backend,
+)
 
 __all__ = [
     "GUIDE_SHARE",
     "Proposals",
     "draw_posterior",
+    "join",
     "log_joint",
     "propose",
     "propose_over_populations",
@@ -58,15 +71,19 @@ class Proposals:
 
 
 @torch.no_grad()
-@pyro.validation_enabled(False)
 def propose(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     batch: Batch,
     num_samples: int,
     guide_share: float = GUIDE_SHARE,
+    *,
+    streams: Streams,
 ) -> Proposals:
     """Draws from the mixture of guide and prior, and weighs the draws by the likelihood.
+
+    Every person's numbers come from a stream of their own, and do not depend on who else is in the
+    batch.
 
     Args:
         model: The model.
@@ -74,37 +91,62 @@ def propose(
         batch: The people's contexts, on the model's device.
         num_samples: Number of draws S.
         guide_share: Share of the draws that come from the guide.
+        streams: The people's random numbers, by the keys of the batch, or by position if it has
+            none.
 
     Returns:
         The draws and their weights.
     """
-    batch = batch.clean()
+    batch = pad_items(batch.clean())
     if model.latent_dim == 0:
-        z = batch.choice.new_zeros((1, batch.num_users, 0))
+        z = batch.choice.new_zeros((1, batch.num_users, 0), dtype=model.dtype)
         log_prob = model.choice(batch, z).log_prob(batch.choice)
         return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
-    prepared = model.prepare(batch)
-    prior = model.prior(batch.num_users, batch.covariates, prepared.transforms)
-    posterior = guide.posterior(batch, prepared)
+    prepared, wide = model.prepare_items(batch.items), accompany(batch)
+    density = guide.noise_density(wide, prepared, batch.num_users)
+    keys = np.arange(batch.num_users) if batch.keys is None else batch.keys
+    noise = streams.normal(keys, num_samples, density.noise_width, like=density.like)
+    # Within this function people come first, so that the draws of a person lie side by side.
     from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
-    # A flow remembers its last draws: each part is scored before the next is drawn, by both
-    # densities, so that neither inverts the map that they share.
-    parts = []
-    for source, number in ((posterior, from_guide), (prior, num_samples - from_guide)):
-        if number:
-            z = source.sample((number,))
-            parts.append((z, posterior.log_prob(z), prior.log_prob(z)))
-    z, log_guide, log_prior = (torch.cat(column) for column in zip(*parts, strict=True))
-    log_joint = log_prior + model.choice(batch, z, prepared).log_prob(batch.choice)
+    noise, log_guide = map(pad_draws, _draw_noise(density, noise, from_guide))
+    location = model.location(wide.covariates)
+    if model.num_covariates:
+        location = location[: batch.num_users].unsqueeze(1)
+    z, log_det = push(model.transforms_around(location), noise)
+    log_guide, log_prior = log_guide - log_det, standard_normal_log_prob(noise) - log_det
+    backend = steady_backend(model.device)
+    likelihood = model.choice(batch, z.transpose(0, 1), prepared, backend).log_prob(batch.choice)
+    log_joint = log_prior + likelihood.T.contiguous()
     log_mixture = log_guide
     if from_guide < num_samples:
         share = from_guide / num_samples
         log_mixture = torch.logaddexp(log_guide + math.log(share), log_prior + math.log1p(-share))
     # Given an empty context, guide, prior and mixture are one density and differ by rounding alone.
-    empty = batch.num_comparisons == 0
+    empty = (batch.num_comparisons == 0).unsqueeze(-1)
     log_weights = (log_joint - log_mixture).masked_fill(empty, 0.0)
-    log_ratio = (log_joint - log_guide)[:from_guide].masked_fill(empty, 0.0)
-    return Proposals(z, log_weights, log_ratio, log_guide, log_joint)
+    log_ratio = (log_joint - log_guide).masked_fill(empty, 0.0)
+    return Proposals(
+        z=z[:, :num_samples].transpose(0, 1),
+        log_weights=log_weights[:, :num_samples].T,
+        log_ratio=log_ratio[:, :from_guide].T,
+        log_guide=log_guide[:, :num_samples].T,
+        log_joint=log_joint[:, :num_samples].T,
+    )
+
+
+def _draw_noise(density: NoiseDensity, noise: Tensor, from_guide: int) -> tuple[Tensor, Tensor]:
+    """Makes the first draws those of the guide, of standard normal noise (U, S, W).
+
+    Returns:
+        ε (U, S, K) and log q(ε|C), (U, S).
+    """
+    draws, log_prob = density.push(pad_draws(noise[:, :from_guide]))
+    draws, log_prob = draws[:, :from_guide], log_prob[:, :from_guide]
+    others = noise[:, from_guide:, : draws.shape[-1]]
+    if others.shape[1] == 0:
+        return draws, log_prob
+    log_other = density.log_prob(pad_draws(others))[:, : others.shape[1]]
+    return torch.cat([draws, others], 1), torch.cat([log_prob, log_other], 1)
 
 
 def propose_over_populations(
@@ -112,6 +154,8 @@ def propose_over_populations(
     batch: Batch,
     num_samples: int,
     guide_share: float = GUIDE_SHARE,
+    *,
+    streams: Streams,
 ) -> Proposals:
     r"""Draws from each of several populations, and weighs all draws together.
 
@@ -123,6 +167,7 @@ def propose_over_populations(
         batch: The people's contexts, on the models' device.
         num_samples: Number of draws S of all populations together.
         guide_share: Share of the draws that come from the guides.
+        streams: The people's random numbers, as in :func:`propose`.
 
     Returns:
         The proposals, population after population, where z has one column more, its last: the
@@ -131,11 +176,12 @@ def propose_over_populations(
     sizes = [len(part) for part in np.array_split(np.arange(num_samples), len(populations))]
     parts = []
     for position, ((model, guide), size) in enumerate(zip(populations, sizes, strict=True)):
-        draws = propose(model, guide, batch, size, guide_share)
+        own = streams.part("population", position)
+        draws = propose(model, guide, batch, size, guide_share, streams=own)
         label = torch.full_like(draws.log_weights, position).unsqueeze(-1)
         parts.append(replace(draws, z=torch.cat([draws.z, label.to(draws.z.dtype)], -1)))
     columns = ([getattr(part, field.name) for part in parts] for field in fields(Proposals))
-    return Proposals(*(torch.cat(column) for column in columns))
+    return Proposals(*(join(column, 0) for column in columns))
 
 
 def draw_posterior(
@@ -147,8 +193,12 @@ def draw_posterior(
     seed: int,
     correct: str | None,
     populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]] = (),
+    purpose: str = "posterior",
 ) -> Draws:
     """Draws from the posterior of every person, a few people at a time, and smooths the weights.
+
+    A person's draws depend on the model, the seed, the person's name and context, and on nobody
+    else: on a CPU they are the same to the last bit in any batch, order, subset and thread.
 
     Args:
         model: The model.
@@ -159,6 +209,7 @@ def draw_posterior(
         correct: `"psis"` for Pareto-smoothed importance weights, None for the guide's own draws.
         populations: Draws of the population's parameters, see :func:`propose_over_populations`;
             empty for those of `model` alone.
+        purpose: What the draws are for; other purposes have other random numbers.
 
     Returns:
         The draws, weighted where they are corrected.
@@ -167,15 +218,20 @@ def draw_posterior(
         FloatingPointError: If the model gives a person no finite posterior.
     """
     share = GUIDE_SHARE if correct else 1.0
-    batches = []
-    with seeded(seed):
-        for _, batch in user_batches(context, num_samples, model.device):
-            if populations:
-                draws = propose_over_populations(populations, batch, num_samples, share)
-            else:
-                draws = propose(model, guide, batch, num_samples, share)
-            batches.append([getattr(draws, field.name).cpu() for field in fields(Proposals)])
-    z, log_weights, *others = (torch.cat(parts, 1) for parts in zip(*batches, strict=True))
+    streams = Streams(seed, purpose)
+
+    def draw(people: slice) -> list[Tensor]:
+        batch = context.batch(range(people.start, people.stop)).to(model.device)
+        if populations:
+            draws = propose_over_populations(
+                populations, batch, num_samples, share, streams=streams
+            )
+        else:
+            draws = propose(model, guide, batch, num_samples, share, streams=streams)
+        return [getattr(draws, field.name).cpu() for field in fields(Proposals)]
+
+    parts = map_people(model.device, draw, list(user_slices(context, num_samples)))
+    z, log_weights, *others = (join(part, 1) for part in zip(*parts, strict=True))
     log_weights = log_weights.double()
     check_finite(z, log_weights, context)
     weighted = correct is not None and (model.latent_dim > 0 or len(populations) > 0)
@@ -186,6 +242,11 @@ def draw_posterior(
         weight_k = np.full(len(context), math.nan)
         log_weights = torch.zeros_like(log_weights).log_softmax(0).float()
     return Draws(z, log_weights, *others, torch.from_numpy(weight_k).float(), weighted)
+
+
+def join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Joins tables (S, U, *) along their first or second axis, a person's draws side by side."""
+    return torch.cat([part.transpose(0, 1) for part in parts], 1 - dim).transpose(0, 1)
 
 
 @torch.no_grad()

@@ -187,8 +187,9 @@ def sample_person(
     batch = person.batch().to(model.device)
     own = [batch.covariates] if model.num_covariates else []
     rankings = () if batch.rankings is None else (batch.ranking,)
+    sides = () if batch.side is None or model.bias is None else ("side", batch.side)
     pairs = batch.items[batch.left], batch.items[batch.right]
-    key = digest_of(identity, *pairs, batch.choice, *own, *rankings)
+    key = digest_of(identity, *pairs, batch.choice, *own, *rankings, *sides)
     path = None if folder is None else folder / f"{key[:32]}.nc"
     chains = None if path is None else read_chains(path, key, model, options)
     if chains is not None:

@@ -1,11 +1,12 @@
 r"""Modes of people's posteriors under a linear utility, by Newton's method.
 
-The margin is linear in z, so that the log-posterior of a person,
+With J the derivatives of the margins m by z, the log-posterior of a person,
 
 .. math:: \log p(z \mid w) + \sum_n \log p(y_n \mid m_n(z)),
 
-has the gradient :math:`J^T \partial_m \log p - (z - B \tilde w)` and, with J the derivative of the
-margins, the information :math:`I + J^T \operatorname{diag}(-\partial_m^2 \log p)\, J`.
+has the gradient :math:`J^T \partial_m \log p - (z - B \tilde w)` and the information :math:`I + J^T
+\operatorname{diag}(-\partial_m^2 \log p)\, J`, less the curvature of m where coefficients are
+log-normal.
 """
 
 from __future__ import annotations
@@ -69,11 +70,13 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
     if lost.any():
         z = torch.where(lost.unsqueeze(-1), location, z)
         height = value(z)
-    jacobian = model.utility.margin_jacobian(items.items, batch.left, batch.right).double()
     for _ in range(_ITERATIONS):
-        slope, information = _expand(choices(z).differentiate(batch.choice), jacobian)
+        slope, information = _expand(model, batch, items.items, choices(z), z)
         slope = slope - (z - location)
-        factor = torch.linalg.cholesky_ex(information + eye).L
+        factor, failed = torch.linalg.cholesky_ex(information[0] + eye)
+        if failed.any():
+            sure = torch.linalg.cholesky_ex(information[1] + eye).L
+            factor = torch.where((failed > 0)[:, None, None], sure, factor)
         step = torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
         if not (slope * step).sum(-1).max() > _TOLERANCE:
             break
@@ -81,27 +84,47 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
     return Modes(z, factor)
 
 
-def _expand(derivatives: Derivatives, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns slope (U, K) and information (U, K, K) of the log-likelihood, for one draw of z.
+def _expand(
+    model: HeterogeneousBTL, batch: Batch, items: Tensor, choices: BradleyTerry, z: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Returns slope (U, K) and information (U, K, K) of the log-likelihood at z (U, K).
 
-    Lapses make the likelihood of a choice convex far from the margin that it speaks for; such
-    choices count as without information, so that the information is positive.
+    The information comes twice: the observed one, which may be indefinite, and without the
+    curvature of the coefficients, which is positive. Lapses make the likelihood of a choice convex
+    far from the margin that the choice speaks for; such choices count as without information.
 
     Args:
-        derivatives: Derivatives of the choices' log-probability by the margins.
-        jacobian: Derivatives of the margins by z, with shape (U, N, K).
+        model: The model.
+        batch: The comparisons.
+        items: Their items, standardised.
+        choices: The distribution of the choices at z.
+        z: Latent factors, one draw.
     """
+    derivatives = choices.differentiate(batch.choice)
+    narrow = z.to(model.utility.mean.dtype)
+    jacobian = model.utility.margin_jacobian(items, batch.left, batch.right, narrow).double()
     first, second = derivatives.first[0][0], derivatives.second[0][0][0]
     slope = torch.einsum("un,unk->uk", first, jacobian)
     information = torch.einsum("un,unk,unl->ukl", (-second).clamp(min=0), jacobian, jacobian)
     if len(derivatives.person):
-        place = derivatives.place
-        terms = first.flatten()[place].unsqueeze(-1) * jacobian.flatten(0, 1)[place]
-        stage = terms.new_zeros(len(derivatives.person), terms.shape[-1])
-        stage = stage.index_add(0, derivatives.stage, terms)
-        products = stage.unsqueeze(-1) * stage.unsqueeze(-2)
-        information = information.index_add(0, derivatives.person, products, alpha=-1)
-    return slope, information
+        information = information - _stage_products(derivatives, first, jacobian)
+    if model.utility.map.is_identity:
+        return slope, (information, information)
+    difference = (items[batch.left] - items[batch.right]).double()
+    weighted = torch.einsum("un,und->ud", first, difference)
+    curvature = model.utility.margin_curvature(weighted.to(narrow.dtype), narrow).double()
+    return slope, (information - curvature, information)
+
+
+def _stage_products(derivatives: Derivatives, first: Tensor, jacobian: Tensor) -> Tensor:
+    """Sums the outer products of stages' mean directions, with shape (U, K, K)."""
+    place = derivatives.place
+    terms = first.flatten()[place].unsqueeze(-1) * jacobian.flatten(0, 1)[place]
+    stage = terms.new_zeros(len(derivatives.person), terms.shape[-1])
+    stage = stage.index_add(0, derivatives.stage, terms)
+    products = stage.unsqueeze(-1) * stage.unsqueeze(-2)
+    total = terms.new_zeros(len(first), *products.shape[1:])
+    return total.index_add(0, derivatives.person, products)
 
 
 def _climb(

@@ -34,6 +34,17 @@ BASELINES: dict[str, Callable[[Preferences], Baseline]] = {
 
 
 @OF_TINY_DATA
+@pytest.mark.parametrize("name", ["homogeneous", "mixture", "per label"])
+def test_fits_of_less_than_a_second_show_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tqdm.std.time", lambda: 0.0)  # However busy the machine is.
+    data = people()
+    BASELINES[name](data).fit(data)
+    assert capsys.readouterr().err == ""
+
+
+@OF_TINY_DATA
 @pytest.mark.parametrize("num_features", [2, None])
 @pytest.mark.parametrize("name", BASELINES)
 def test_predictions_obey_the_laws_of_probability(name: str, num_features: int | None) -> None:

@@ -35,6 +35,30 @@ def counts(tmp_path: Path) -> Path:
     return tmp_path / "counts.csv"
 
 
+def test_an_item_that_won_everything_leaves_the_others_ranked(
+    command, counts: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(counts)
+    new = pd.DataFrame({"left": ["new"] * 2, "right": ["a", "c"], "user": [0, 1], "choice": 1})
+    pd.concat([table, new]).to_csv(counts, index=False)
+    out = tmp_path / "ranks"
+    columns = ("--user", "user", "--left", "left", "--right", "right", "--choice", "choice")
+    ended = command("rank", counts, *columns, "--out", out, "--json")
+    assert ended.code == 0, ended.err
+    figures = json.loads(ended.out)
+    assert figures["leader"] == "a"
+    assert figures["no_finite_utility"] == ["new"]
+    ranks = pd.read_csv(out / "ranking.csv", index_col="item")
+    assert ranks.index.tolist() == ["new", "a", "b", "c"]
+    np.testing.assert_allclose(ranks["utility"], [np.inf, np.log(2), 0, -np.log(2)], atol=1e-6)
+    assert ranks["rank"].tolist()[1:] == [1, 2, 3]
+    assert np.isnan(ranks["rank"].iloc[0])
+    assert (out / "ranking.png").exists()
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert "Without a finite utility, 1 of 4 items: 'new'" in text
+    assert "no finite utility | 'new' won every comparison with the other items" in text
+
+
 def test_the_ranking_is_that_of_bradley_and_terry(command, counts: Path, tmp_path: Path) -> None:
     """Wins of 2 : 1, 2 : 1 and 4 : 1 are those of utilities log 2, 0 and -log 2."""
     out = tmp_path / "ranks"

@@ -72,7 +72,7 @@ def test_help_of_a_subcommand_says_how_to_read_a_file(command, name: str) -> Non
         (("--choice-labels", "a1:left"), "--choice-labels must read like a1=left,a2=right"),
         (("--items", "nothing.csv"), "--items must be an existing file, got 'nothing.csv'"),
         (("--delimiter", ";"), "delimiter"),
-        (("--user", "A"), "must be four columns"),
+        (("--user", "A"), "must be different columns"),
         (("--overwrite",), "--overwrite replaces results in --out, which is not given"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

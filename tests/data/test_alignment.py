@@ -19,7 +19,8 @@ DRINKS = ["tea", "cola", "milk", "water", "juice"]
 def fitted(features, covariates=None) -> SimpleNamespace:
     """What a model remembers of its fit."""
     names = None if covariates is None else pd.Index(covariates)
-    return SimpleNamespace(feature_names=pd.Index(features), covariate_names=names)
+    levels = {"feature_levels": {}, "covariate_levels": {}}
+    return SimpleNamespace(feature_names=pd.Index(features), covariate_names=names, **levels)
 
 
 def votes(*rows: tuple) -> Preferences:

@@ -121,3 +121,18 @@ def test_nobody_and_nothing_are_refused() -> None:
         Preferences.empty(["ann", "ann"], DRINKS)
     with pytest.raises(ValueError, match="items must be finite"):
         Preferences.empty(["ann"], FEATURES.replace(10.0, np.nan))
+
+
+def test_the_side_of_an_answer() -> None:
+    plain = Preferences.empty(["ann"], ["tea", "cola"]).append("ann", "tea", "cola", 1)
+    assert plain.side is None
+    away = plain.append("ann", "cola", "tea", 0, side=-1)
+    assert away.side.tolist() == [1, -1]
+    assert away.append("ann", "tea", "cola", "tea").side.tolist() == [1, -1, 1]
+    both = away.append("bob", ["tea", "cola"], ["cola", "tea"], "tea", side=[0, 1])
+    assert both.side.tolist() == [1, -1, 0, 1]
+    table = pd.DataFrame({"w": ["tea"], "l": ["cola"]})
+    unknown = Preferences.from_dataframe(table, winner="w", loser="l")
+    assert np.isnan(unknown.append(1, "tea", "cola", 1).side).all()
+    with pytest.raises(ValueError, match=r"side must be 1 .* got 2\.0"):
+        plain.append("ann", "cola", "tea", 0, side=2)

@@ -77,13 +77,15 @@ def test_names_have_one_form(names: Any, plain: list, dtype: Any) -> None:
         (pd.NA, ValueError, "no missing names"),
         (-np.inf, ValueError, "must have finite numbers as names, got -inf"),
         (Decimal("NaN"), ValueError, "must have finite numbers"),
+        ("a\0", ValueError, r"that UTF-8 can hold, without NUL characters, got 'a\\x00'"),
+        ("\ud800", ValueError, r"that UTF-8 can hold, .* got '\\ud800'"),
     ],
 )
 def test_what_is_no_name_is_refused(name: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         canonical_names("the index of items", [name, "b"])
     with pytest.raises(error, match="the index of items"):
-        canonical_names("the index of items", pd.Index([name], tupleize_cols=False))
+        canonical_names("the index of items", pd.Index([name], dtype=object, tupleize_cols=False))
 
 
 def test_names_without_a_hash_are_refused() -> None:

@@ -184,9 +184,9 @@ def cell(row: int, column: str, value: object) -> dict:
             r"items must be finite, got -inf for 'beet', column 'ripe'",
         ),
         (
-            {"items": ITEMS.assign(ripe=["yes", "no", "no", "yes"])},
+            {"items": ITEMS.assign(ripe=pd.date_range("2025-01-01", periods=4))},
             ValueError,
-            r"items must be numeric, got column 'ripe' of type",
+            r"items must hold numbers, or text or categories, got column 'ripe' of type datetime64",
         ),
         (
             {"items": pd.concat([ITEMS, ITEMS.loc[["beet"]]])},

@@ -262,7 +262,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
 
 
 def test_arguments_are_checked_before_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="four columns, got 'a' for left and for right"):
+    with pytest.raises(ValueError, match="different columns, got 'a' for left and for right"):
         table.read(tmp_path / "none.csv", **{**ROLES, "right": "a"})
     for delimiter in ("\\t", "", '"'):
         with pytest.raises(ValueError, match="delimiter must be one character"):

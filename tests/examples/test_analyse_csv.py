@@ -23,7 +23,7 @@ def test_analyse_csv(tmp_path: Path) -> None:
     columns = {"u": np.arange(600) // 15, "l": left, "r": right, "c": wins.astype(int)}
     pd.DataFrame(columns).to_csv(path, index=False)
     out = run(
-        *("examples/analyse_csv.py", str(path), "--steps", "100", "--out", str(tmp_path / "model")),
+        *("examples/analyse_csv.py", str(path), "--steps", "100", "--out", str(tmp_path)),
         *("--user", "u", "--left", "l", "--right", "r", "--choice", "c"),
     )
     gain, error = out.split("Gain from 5 known choices: ")[1].split(" nats")[0].split(" ± ")

@@ -117,20 +117,6 @@ def crowds(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("--replicates", "5"), "--replicates must be at least 20, got 5"),
-        (("--data", "none"), "--data must hold llmfao.csv, 'none' does not"),
-    ],
-)
-def test_real_crowds_checks_before_it_fits(tmp_path: Path, change: tuple, message: str) -> None:
-    result = attempt("examples/real_crowds.py", "--data", str(tmp_path), *change)
-    assert result.returncode == 1
-    assert result.stderr.strip() == message
-
-
-@pytest.mark.slow
 def test_real_crowds(tmp_path: Path, crowds: Path) -> None:
     options = [
         *("--data", str(crowds), "--rounds", "1", "--folds", "2", "--steps", "5", "--draws", "50"),

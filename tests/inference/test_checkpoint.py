@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fssa_bayes import (
@@ -33,7 +35,7 @@ CASES = {
     "held out and refit": ({"utility": "bilinear"}, {"objective": STAGES, "validation": 0.3}),
     "held out": ({"utility": "mlp"}, {"objective": STAGES, "validation": 0.3, "refit": False}),
     "flow prior": ({"prior": "flow"}, {"objective": STAGES, "validation": None}),
-    "linear": ({"utility": "linear"}, {"steps": 12}),
+    "linear": ({"utility": "linear"}, {"steps": 30}),
 }
 
 
@@ -136,7 +138,7 @@ def test_a_homogeneous_fit_begins_again(data: Preferences, tmp_path: Path) -> No
 
 def test_a_bounded_number_of_states_is_kept(data: Preferences, tmp_path: Path) -> None:
     run(data, "two stages", checkpoint=tmp_path / "run", checkpoint_interval=1)
-    assert len(os.listdir(tmp_path / "run")) == 2
+    assert len(list((tmp_path / "run").glob("state-*"))) == 2
 
 
 def test_a_damaged_state_is_passed_over(
@@ -196,8 +198,73 @@ def test_bad_folders_and_intervals_are_refused(data: Preferences, tmp_path: Path
 def test_what_a_killed_process_left_is_tidied_up(tmp_path: Path) -> None:
     (tmp_path / ".state-00000001-abc.part").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    Checkpoints(tmp_path, {})
-    assert os.listdir(tmp_path) == ["notes.txt"]
+    with Checkpoints(tmp_path, {}):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "notes.txt"]
+
+
+def test_one_fit_at_a_time_uses_a_folder(data: Preferences, tmp_path: Path) -> None:
+    """Another fit is refused while one runs, and none is after it ended, well or not."""
+    with Checkpoints(tmp_path, {}) as first:
+        first.write({}, {})
+        with pytest.raises(FileExistsError, match="checkpoint must belong to one fit at a time"):
+            run(data, "two stages", checkpoint=tmp_path, steps=2)
+        assert len(list(tmp_path.glob("state-*"))) == 1
+    with pytest.raises(ValueError, match="holds? a state of this fit"):
+        run(data, "two stages", checkpoint=tmp_path, steps=2)
+    with Checkpoints(tmp_path, {}) as again:
+        assert again.found == ({}, {})
+
+
+LOCKED = """
+import os, sys
+from fssa_bayes.io import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], {})
+checkpoints.write({}, {"step": 1})
+os._exit(9)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    process = subprocess.run([sys.executable, "-c", LOCKED, str(tmp_path)], check=False)
+    assert process.returncode == 9
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        assert checkpoints.found == ({}, {"step": 1})
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_fit(
+    data: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up after the second state, and has room again for the last."""
+    _, expected = run(data, "two stages")
+    write, calls = Path.write_bytes, []
+
+    def full(self: Path, content: bytes) -> int:
+        calls.append(self.name)
+        if self.name == "model.safetensors" and 2 < calls.count(self.name) < 14:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.warns(UserWarning, match="a checkpoint could not be written, and the fit goes on"):
+        _, parameters = run(data, "two stages", checkpoint=tmp_path)
+    torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
+    assert not list(tmp_path.glob(".*.part"))
+    monkeypatch.undo()
+    interrupt_after(0, monkeypatch)  # The last state is whole: the fit is finished.
+    _, parameters = run(data, "two stages", checkpoint=tmp_path)
+    torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
+    data: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FileLock) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/read/only")
+
+    monkeypatch.setattr(FileLock, "_acquire", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked against other fits: .*/read/only"):
+        run(data, "two stages", checkpoint=tmp_path, steps=2)
 
 
 def test_a_loss_that_is_not_finite_leaves_a_checkpoint_to_go_on_from(

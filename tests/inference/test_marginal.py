@@ -19,13 +19,14 @@ from fssa_bayes import (
 from fssa_bayes.inference.marginal import MarginalLikelihood
 
 
-def quadrature(data: Preferences, parameters: Tensor) -> Tensor:
+def quadrature(data: Preferences, parameters: Tensor, *, is_log: bool = False) -> Tensor:
     """Log-likelihood of a mixed logit with one feature: mean and deviation of its coefficient."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     batch = data.batch()
     items = batch.items.double()[:, 0]
     difference = items[batch.left] - items[batch.right]
     coefficient = parameters[0] + parameters[1] * torch.from_numpy(nodes)
+    coefficient = coefficient.exp() if is_log else coefficient
     margin = coefficient[:, None, None] * difference * (2 * batch.choice.double() - 1)
     log_prob = (torch.nn.functional.logsigmoid(margin) * batch.mask).sum(-1)
     log_weights = torch.from_numpy(np.log(weights / weights.sum()))
@@ -52,17 +53,22 @@ def test_value_and_gradient_are_those_of_quadrature() -> None:
     torch.testing.assert_close(got, slope, rtol=0, atol=0.2)
 
 
-def test_fit_finds_the_maximum_that_quadrature_has() -> None:
-    data = people(150, 12, 1, spread=1.5)
+@pytest.mark.parametrize("kind", ["normal", "lognormal"])
+def test_fit_finds_the_maximum_that_quadrature_has(kind: str) -> None:
+    data, is_log = people(150, 12, 1, spread=1.5), kind == "lognormal"
     best = optimize.minimize(
-        lambda x: -quadrature(data, torch.from_numpy(x)).item(), [0.5, 1.0], method="Nelder-Mead"
+        lambda x: -quadrature(data, torch.from_numpy(x), is_log=is_log).item(),
+        [0.5, 1.0],
+        method="Nelder-Mead",
     )
-    model, guide = linear(1)
+    model = HeterogeneousBTL(1, 1, utility="linear", coefficients=[kind])
+    guide = NeuralProcessGuide(model)
     fit(model, guide, data, objective=MaximumLikelihood(), progress_bar=False)
-    scale = model.feature_scale.item()
-    found = [model.utility.mean.item() / scale, abs(model.utility.loading.item()) / scale]
+    utility = model.utility
+    found = utility.map.in_units(utility.mean, utility.loading, model.feature_scale)
+    found = torch.cat([found[0], found[1].flatten().abs()]).detach().numpy()
     # A tenth of the standard errors, about .13 each.
-    np.testing.assert_allclose(found, np.abs(best.x), atol=0.02)
+    np.testing.assert_allclose(found, [best.x[0], abs(best.x[1])], atol=0.02)
     assert model.utility.mean.dtype == torch.float32
 
 

@@ -26,6 +26,7 @@ from fssa_bayes.inference import (
     Sleep,
 )
 from fssa_bayes.inference.objectives import split_mask
+from fssa_bayes.inference.readiness import warn_of_busy_people
 from fssa_bayes.model import HeterogeneousBTL
 
 MakeData = Callable[..., Preferences]
@@ -389,6 +390,26 @@ def test_sleep_asks_training_questions_of_every_number(make_data: MakeData) -> N
     }
     pairs = torch.stack([batch.items[side][batch.mask, 0] for side in (batch.left, batch.right)])
     assert {tuple(pair) for pair in pairs.T.tolist()} == asked
+
+
+def test_one_busy_person_does_not_set_the_memory_of_a_step(make_data: MakeData) -> None:
+    """Contexts of a step have 2¹⁹ comparisons with padding; whoever has more than half is named."""
+    data = make_data([3, 2, 50, 4], num_items=30, num_features=1)
+    stage = Sleep(batch_size=2**16)
+    assert stage.most_judgements(data) == stage.largest_context(data) == 8
+    model, _ = known_pair(slope=1.0)
+    batch = stage.draw_batch(model, data, np.random.default_rng(0))
+    assert batch.mask.shape == (2**16, 8)
+    _, frequency = batch.num_comparisons.unique(return_counts=True)
+    # Half uniform on 0 … m, half log-uniform, for m of 6, 4, 8 and 8.
+    assert frequency[8] / 2**16 == pytest.approx(
+        (1 / 9 + math.log(10 / 9) / math.log(10)) / 4, abs=0.005
+    )
+    with pytest.warns(UserWarning, match=r"at most 8 comparisons.*up to 50\) have the people 2\."):
+        warn_of_busy_people([ELBO(), stage], data)
+    assert Sleep().largest_context(data) == 100
+    assert ELBO().largest_context(data) == 50
+    warn_of_busy_people([Sleep()], data)  # Nobody is busy: no warning, which is an error here.
 
 
 # Splits.

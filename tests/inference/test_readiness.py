@@ -34,6 +34,12 @@ def test_bad_input_is_refused_before_work() -> None:
         (lambda: fit(model, guide, data, objective="elbo"), TypeError, "objective must be"),
         (lambda: fit(homogeneous, None, data, objective=ELBO()), ValueError, "latent_dim=0"),
         (lambda: fit(model, guide, data, learning_rate=0), ValueError, "learning_rate .* got 0"),
+        (
+            lambda: fit(model, guide, data, population_learning_rate=0),
+            ValueError,
+            "population_learning_rate .* got 0",
+        ),
+        (lambda: fit(model, guide, data, learning_rate=np.nan), ValueError, "got nan"),
         (lambda: fit(model, guide, "data"), TypeError, "data must be Preferences, got str"),
     ]:
         with pytest.raises(error, match=match):

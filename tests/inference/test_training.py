@@ -6,7 +6,7 @@ import pytest
 import torch
 from two_feature_people import fresh, simulate, with_features
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Sleep, fit
+from fssa_bayes import ELBO, HeterogeneousBTL, NeuralProcessGuide, Sleep, fit
 from fssa_bayes.datasets import two_mode
 
 
@@ -38,6 +38,28 @@ def test_validation_stops_early_and_refit_uses_everybody() -> None:
     assert stages["ImportanceWeightedELBO (refit)"] == best
     assert set(result.held_out["posterior"]) == {"raw", "corrected"}
     assert (result.held_out["log_loss"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("utility", "validation", "reason"),
+    [
+        ("linear", "auto", "nobody was held out: validation='auto' fits everybody where"),
+        ("bilinear", None, "nobody was held out: validation=None fits everybody"),
+        ("bilinear", "auto", ""),
+        ("linear", 0.3, ""),
+    ],
+)
+def test_a_fit_says_why_nobody_was_held_out(
+    utility: str, validation: float | str | None, reason: str
+) -> None:
+    data = simulate(people=20)
+    model, guide = fresh(data, utility=utility, hidden_dim=8)
+    options = {"objective": ELBO(steps=2), "refit": False, "progress_bar": False}
+    result = fit(model, guide, data, validation=validation, **options)
+    assert (result.held_out is None) == bool(reason)
+    assert result.held_out_note.startswith(reason)
+    assert bool(result.held_out_note) == bool(reason)
+    assert f"held_out_note={result.held_out_note!r}" in repr(result)
 
 
 def test_a_fit_continues_from_the_parameters_and_standardises_once() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,16 +11,19 @@ from kernel_problems import (
     OPERATIONS,
     SIZES,
     Operation,
+    Problem,
     assert_agrees_with_a_loop,
     assert_exact_at_the_edges,
     assert_garbage_under_the_mask_changes_nothing,
     assert_nan_stays_with_its_user,
     assert_not_finite_is_never_hidden,
+    assert_soft_labels_agree_with_a_loop,
     assert_swapping_sides_and_choice_changes_nothing,
     assert_wider_padding_changes_nothing,
     problem,
 )
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fssa_bayes.kernels.chunked import limits
 from fssa_bayes.kernels.workers import run_in_parts
@@ -61,6 +63,47 @@ def test_agrees_with_a_loop(
     operation: Operation, backend: str | None, size: tuple[int, int, int, int], position_bias: float
 ) -> None:
     assert_agrees_with_a_loop(operation, backend, size, position_bias)
+
+
+@every_operation
+@every_backend
+@pytest.mark.usefixtures("tiny_blocks")
+def test_soft_labels_agree_with_a_loop(operation: Operation, backend: str | None) -> None:
+    assert_soft_labels_agree_with_a_loop(operation, backend)
+
+
+@every_operation
+@every_backend
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("form", [{}, {"reduce": False}, {"output": "margin"}])
+def test_positions_outside_of_the_table_are_refused(
+    operation: Operation, backend: str | None, side: str, form: dict
+) -> None:
+    """Another person's utilities lie next to a person's own: every position is tried there."""
+    p = problem(operation, 3, 4, 6, 5)
+    num_items = p.inputs[0].shape[-1 if len(p.inputs) == 1 else 0]
+    for wrong in (-1, -num_items, num_items, 2 * num_items - 1, 10**9):
+        for user, column in ((0, 0), (2, 0)):
+            index = getattr(p, side).clone()
+            index[user, column] = wrong
+            with pytest.raises(ValueError, match=f"{side} must be positions .* got {wrong}"):
+                p._replace(**{side: index}).run(operation, backend=backend, **form)
+
+
+@every_operation
+@every_backend
+@pytest.mark.parametrize("wrong", [-1e-6, 1.001, 2.0, torch.inf])
+def test_choices_outside_of_the_unit_interval_are_refused(
+    operation: Operation, backend: str | None, wrong: float
+) -> None:
+    p = problem(operation, 3, 4, 6, 5)
+    p.choice[0, 0], p.choice[2, 0] = torch.nan, wrong  # A NaN does not hide another's choice.
+    with pytest.raises(ValueError, match="choice must be from 0 to 1, got"):
+        p.run(operation, backend=backend)
+    # Under a transform values cannot be looked at, and the person's result is NaN.
+    found = torch.func.vmap(lambda y: p._replace(choice=y).run(operation))(p.choice.unsqueeze(0))
+    expected = torch.tensor([True, False, True, False]).expand(1, 3, 4)
+    assert torch.equal(found.isnan(), expected)
 
 
 @every_operation
@@ -260,22 +303,111 @@ def test_whole_programs_compile(name: str) -> None:
         torch.testing.assert_close(found, truth)
 
 
-def test_derivatives_that_are_not_offered_say_so() -> None:
-    p = problem(OPERATIONS["bilinear"], 3, 4, 5, 6)
+Derivative = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
-    def run(user: Tensor) -> Tensor:
-        return p._replace(inputs=[p.inputs[0], user]).run(OPERATIONS["bilinear"], backend="chunked")
 
-    with pytest.raises(RuntimeError, match="does not have vmap support"):
-        torch.func.vmap(run)(torch.stack([p.inputs[1]] * 2))
-    with (
-        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-        pytest.raises(NotImplementedError, match="jvp"),
-    ):
-        torch.func.jvp(run, (p.inputs[1],), (p.inputs[1],))
-    hessian = torch.autograd.functional.hessian(lambda user: run(user).sum(), p.inputs[1])
-    assert hessian.abs().sum() > 0
-    torch.testing.assert_close(hessian.flatten(3).flatten(0, 2), hessian.flatten(3).flatten(0, 2).T)
+def forward_derivative(run: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The derivative by both arguments at once, in forward mode without `torch.func`."""
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(run(forward_ad.make_dual(at, torch.ones_like(at)))).tangent
+
+
+def hessian_by_backward(run: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The second derivatives of the sum, by two passes backward without `torch.func`."""
+    return torch.autograd.functional.hessian(lambda t: run(t).sum(), at)
+
+
+def jacobian_by_backward(run: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The first derivatives, one pass backward for each result."""
+    return torch.autograd.functional.jacobian(run, at)
+
+
+TRANSFORMS: dict[str, tuple[Derivative, Derivative]] = {  # and the same without a transform
+    "vmap": (
+        lambda run, at: torch.func.vmap(run)(torch.stack([at, 2 * at])),
+        lambda run, at: torch.stack([run(at), run(2 * at)]),
+    ),
+    "grad": (
+        lambda run, at: torch.func.grad(lambda t: run(t).sum())(at),
+        lambda run, at: jacobian_by_backward(run, at).sum(0),
+    ),
+    "vjp": (
+        lambda run, at: torch.func.vjp(run, at)[1](torch.ones(4, dtype=at.dtype))[0],
+        lambda run, at: jacobian_by_backward(run, at).sum(0),
+    ),
+    "jvp": (
+        lambda run, at: torch.func.jvp(run, (at,), (torch.ones_like(at),))[1],
+        lambda run, at: jacobian_by_backward(run, at).sum(1),
+    ),
+    "dual numbers": (
+        forward_derivative,
+        lambda run, at: jacobian_by_backward(run, at).sum(1),
+    ),
+    "jacrev": (lambda run, at: torch.func.jacrev(run)(at), jacobian_by_backward),
+    "jacfwd": (lambda run, at: torch.func.jacfwd(run)(at), jacobian_by_backward),
+    "hessian": (
+        lambda run, at: torch.func.hessian(lambda t: run(t).sum())(at),
+        hessian_by_backward,
+    ),
+    "gradients of many people": (
+        lambda run, at: torch.func.vmap(torch.func.grad(lambda t: run(t).sum()))(
+            torch.stack([at, 2 * at])
+        ),
+        lambda run, at: torch.stack([jacobian_by_backward(run, k * at).sum(0) for k in (1, 2)]),
+    ),
+    "many gradients at once": (
+        lambda run, at: torch.autograd.functional.jacobian(run, at, vectorize=True),
+        jacobian_by_backward,
+    ),
+    "hessian of many gradients": (
+        lambda run, at: torch.autograd.functional.hessian(
+            lambda t: run(t).sum(), at, vectorize=True
+        ),
+        hessian_by_backward,
+    ),
+}
+
+
+@every_operation
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+@pytest.mark.parametrize(
+    ("backend", "size"),
+    [(None, (3, 4, 6, 5)), (None, (128, 4, 90, 5)), ("chunked", (3, 4, 6, 5))],
+    ids=["small", "large", "chunked"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_transforms_agree_with_plain_derivatives(
+    operation: Operation,
+    backend: str | None,
+    transform: tuple[Derivative, Derivative],
+    size: tuple[int, int, int, int],
+) -> None:
+    """At sizes where the default is the reference, and where it is another backend."""
+    p = problem(operation, *size)
+
+    def run(at: Tensor, backend: str | None = backend) -> Tensor:
+        inputs = [tensor * (1 + at[0]) for tensor in p.inputs]
+        changed = p._replace(inputs=inputs)
+        return changed.run(operation, backend=backend, position_bias=at[1]).mean(0)
+
+    at = torch.tensor([0.2, -0.4], dtype=torch.float64)
+    found, truth = (derivative(run, at) for derivative in transform)
+    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-9)
+    plain = transform[0](lambda t: run(t, "reference"), at)
+    torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-11)
+
+
+def test_choices_and_masks_of_many_people_at_once() -> None:
+    """Comparisons, too, may be what a transform maps over."""
+    p = problem(OPERATIONS["bilinear"], 3, 4, 6, 5)
+    several = [torch.stack([t, t.roll(1, 0)]) for t in (p.left, p.right, p.choice, p.mask)]
+
+    def run(*comparisons: Tensor) -> Tensor:
+        return Problem(p.inputs, *comparisons).run(OPERATIONS["bilinear"])
+
+    found = torch.func.vmap(run)(*several)
+    for one, comparisons in zip(found, zip(*several, strict=True), strict=True):
+        torch.testing.assert_close(one, run(*comparisons))
 
 
 @every_operation

@@ -28,6 +28,7 @@ from kernel_problems import (
     assert_garbage_under_the_mask_changes_nothing,
     assert_nan_stays_with_its_user,
     assert_not_finite_is_never_hidden,
+    assert_soft_labels_agree_with_a_loop,
     assert_swapping_sides_and_choice_changes_nothing,
     assert_wider_padding_changes_nothing,
     normal,
@@ -107,6 +108,8 @@ def test_agrees_with_a_loop_and_the_reference(
     operation: Operation, size: tuple[int, int, int, int]
 ) -> None:
     assert_agrees_with_a_loop(operation, "triton", size, -0.8)
+    if size == SMALL_SIZES["odd"]:
+        assert_soft_labels_agree_with_a_loop(operation, "triton")
     p = problem(operation, *size)
     for form in FORMS:
         assert_same(p, operation, **form)

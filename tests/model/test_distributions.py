@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.model import BradleyTerry, Outcomes
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -338,3 +339,48 @@ def test_predictive_is_the_log_of_the_mean_probability(
     torch.testing.assert_close(
         likelihood.log_predictive(log_weights, choice), few.log_predictive(log_weights, choice)
     )
+
+
+@pytest.mark.parametrize("log_tie", [None, torch.tensor(0.3)])
+@pytest.mark.parametrize("lapse", [None, torch.tensor(-1.0)])
+def test_choices_made_of_uniform_numbers_have_the_outcomes_probabilities(log_tie, lapse) -> None:
+    margin = torch.tensor([[-1.0, 0.0, 2.0]])
+    choice = BradleyTerry.from_margin(margin, log_tie=log_tie, lapse_logit=lapse)
+    count = 10_000
+    uniform = ((torch.arange(count) + 0.5) / count).reshape(-1, 1, 1).expand(-1, 1, 3)
+    drawn = choice.decide(uniform)
+    outcomes = choice.outcomes
+    for value, log_prob in ((1.0, outcomes.left), (0.5, outcomes.tie), (0.0, outcomes.right)):
+        prob = 0.0 if log_prob is None else log_prob.exp()
+        assert ((drawn == value).double().mean(0) - prob).abs().max() < 2 / count
+
+
+def test_rankings_made_of_uniform_numbers_are_plackett_luce() -> None:
+    """Two rankings of three items and a comparison: first choices and whole orders."""
+    utility = torch.tensor([0.0, 1.0, -0.5])
+    left, right = torch.tensor([[0, 0, 1, 0, 0, 0, 1]]), torch.tensor([[1, 2, 2, 2, 1, 2, 2]])
+    number = torch.tensor([[0, 0, 0, 1, 2, 2, 2]])
+    mask, choice = torch.ones(1, 7, dtype=torch.bool), torch.ones(1, 7)
+    rankings = Rankings.find(left, right, choice, mask, number)
+    margin = (utility[left] - utility[right]).expand(60_000, 1, 7)
+    distribution = BradleyTerry.from_margin(margin, mask, rankings=rankings)
+    drawn = distribution.decide(torch.rand(60_000, 1, 7))
+    prob = utility.softmax(0)
+    for columns in ([0, 1, 2], [4, 5, 6]):
+        first = drawn[:, 0, columns]
+        orders = {
+            (0, 1, 2): (1, 1, 1),
+            (0, 2, 1): (1, 1, 0),
+            (1, 0, 2): (0, 1, 1),
+            (2, 1, 0): (0, 0, 0),
+        }
+        for order, pairs in orders.items():
+            share = (first == torch.tensor(pairs)).all(-1).double().mean()
+            best, second, _ = order
+            exact = prob[best] * prob[second] / (1 - prob[best])
+            assert abs(share - exact) < 4 * (exact * (1 - exact) / 60_000) ** 0.5
+    alone = torch.sigmoid(utility[0] - utility[2])
+    assert abs(drawn[:, 0, 3].double().mean() - alone) < 4 * 0.5 / 60_000**0.5
+    together = (drawn[:, 0, 0] == drawn[:, 0, 4]).double().mean()
+    one = torch.sigmoid(utility[0] - utility[1])
+    assert abs(together - (one**2 + (1 - one) ** 2)) < 4 * 0.5 / 60_000**0.5  # Independent.

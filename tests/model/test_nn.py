@@ -117,14 +117,14 @@ def test_gate_scales_shift_and_log_scale() -> None:
     first = torch.cat([net.passive.weight, net.context.weight], -1)
     hidden = F.linear(inputs, first, net.passive.bias + net.context.bias).clamp(min=0)
     expected = (gate * net.output(hidden)).chunk(2, -1)
-    result = net(passive, (summary, gate))
+    result = net(passive, (net.context(summary), gate))
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
     assert not any(part[:, 0].any() for part in result)
 
 
 def test_couplings_start_as_the_identity() -> None:
     net = GatedHypernet(1, 2, 3, HIDDEN)
-    shift, log_scale = net(torch.randn(4, 1), (torch.randn(4, 3), torch.ones(4, 1)))
+    shift, log_scale = net(torch.randn(4, 1), (net.context(torch.randn(4, 3)), torch.ones(4, 1)))
     assert not shift.any()
     assert not log_scale.any()
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from fssa_bayes import plots
 from fssa_bayes.plots.preferences import rank_quantile
@@ -315,9 +316,42 @@ def test_names_are_data_and_not_formulas() -> None:
     ax = plots.ranking([3.0, 2.0, 1.0], [0.0] * 3, [9.0] * 3, names)
     ax.figure.canvas.draw()
     shown = list(names_by_row(ax).values())
-    assert shown[0] == "from $5 to $10"
-    assert shown[1] == "x" * 39 + "…"
-    assert not any(label.get_parse_math() for label in ax.get_yticklabels())
+    assert shown == [r"from \$5 to \$10", "x" * 39 + "…", r"a_b\$^\$"]
+
+
+FORMULA = "$^$ \0 or $5"  # No formula that can be read, and a character that no font has.
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.utility_bands([0, 1], np.ones((3, 2)), feature_name=FORMULA),
+        lambda: plots.choice_intervals([0.5], [0], [1], pairs=[(FORMULA, FORMULA)]),
+        lambda: plots.rank_distribution(np.eye(2), [FORMULA, "b"]),
+        lambda: plots.forest([1.0], [0.0], [2.0], [FORMULA], label=FORMULA),
+        lambda: plots.forest([1.0], [0.0], [2.0], label=FORMULA),
+        lambda: plots.ranking([1.0], [0.0], [2.0], [FORMULA], label=FORMULA, what=FORMULA),
+        lambda: plots.reliability(
+            [0.1, 0.9], [0.2, 0.8], grid=[0, 1], lower=[0, 0], upper=[1, 1], band_name=FORMULA
+        ),
+        lambda: plots.sbc_ecdf_difference(
+            [[0.1], [0.9]], [0, 1], [0, 0], [1, 1], [FORMULA], band_name=FORMULA
+        ),
+        lambda: plots.coverage_curve(
+            [0.1, 0.9], [0.2, 0.8], [0, 0], [1, 1], [FORMULA], band_name=FORMULA
+        ),
+        lambda: plots.contraction([1, 2], [0.5, 0.6], [FORMULA]),
+        lambda: plots.agreement(
+            [0.1, 0.9], [0.2, 0.8], [FORMULA], label=FORMULA, reference_name=FORMULA
+        ),
+    ],
+)
+def test_every_label_is_shown_as_it_is(draw: Callable[[], Axes]) -> None:
+    """Text that Matplotlib would refuse as a formula, wherever a caller's text is drawn."""
+    ax = draw()
+    ax.figure.canvas.draw()
+    texts = [text.get_text() for text in ax.figure.findobj(Text) if "or" in text.get_text()]
+    assert any("\\$^\\$ \ufffd or \\$5" in text for text in texts)
 
 
 def test_the_longer_name_of_a_pair_is_cut_first() -> None:
@@ -337,6 +371,33 @@ def test_tensors_and_pandas_columns_are_taken_by_position() -> None:
     draws = torch.tensor([[1.0, 2.0]], requires_grad=True)
     ax = plots.utility_bands(torch.tensor([0.0, 1.0]), draws.bfloat16())
     np.testing.assert_array_equal(dots(ax, "median"), [[0, 1], [1, 2]])
+
+
+def test_an_estimate_at_infinity_is_an_arrow_beyond_what_is_finite() -> None:
+    nan, inf = np.nan, np.inf
+    ax = plots.ranking(
+        [0.0, inf, -inf, inf, nan, 1.0],
+        [-1, -0.5, -inf, nan, nan, nan],
+        [1, inf, nan, inf, nan, nan],
+        list("abcdef"),
+    )
+    assert list(names_by_row(ax).values()) == list("bdface")
+    np.testing.assert_array_equal(dots(ax, "median")[2:4], [[1, 2], [0, 3]])
+    arrows = {
+        marker: np.concatenate([x.get_xydata() for x in ax.lines if x.get_marker() == marker])
+        for marker in "><"
+    }
+    assert arrows[">"][:, 1].tolist() == [0, 1]
+    assert (arrows[">"][:, 0] > 1).all()
+    assert arrows["<"][:, 1].tolist() == [4]
+    assert (arrows["<"][:, 0] < -1).all()
+    # The arrow of an item with a bound begins there.
+    segments = [path.vertices for lines in ax.collections for path in lines.get_paths()]
+    starts = [line[0, 0] for line in segments if line[0, 1] == 0 and np.isfinite(line).all()]
+    assert starts == [-0.5]
+    assert "no finite estimate" in ax.get_xlabel()
+    alone = plots.ranking([inf], [nan], [inf], ["a"], reference=None)
+    assert all(np.isfinite(alone.get_xlim()))
 
 
 # Bad input
@@ -381,7 +442,8 @@ BAD = [
     (plots.forest, ([np.nan], [2.0], [3.0]), "lower must be NaN exactly where median is, got 2.0"),
     (plots.forest, ([1.0], [-np.inf], [3.0]), "lower must be finite or NaN, got -inf"),
     (plots.forest, ([1.0], [0.0], [3.0], ["a", "b"]), "names must have length 1, .*got 2"),
-    (plots.ranking, ([np.nan], [np.nan], [np.nan], ["a"]), "median must be finite, got nan"),
+    (plots.ranking, ([1.0], [np.nan], [2.0], ["a"]), "lower must be NaN exactly where upper is"),
+    (plots.ranking, ([1.0], [0.0], [np.inf], ["a"]), "upper must be finite or NaN, got inf"),
     (plots.ranking, ([[1.0]], [0.0], [3.0], ["a"]), r"median must have shape \(N,\).*got \(1, 1\)"),
 ]
 

@@ -88,6 +88,13 @@ def test_a_checkpoint_holds_the_policy_and_the_guide(tmp_path: Path) -> None:
     batch, z = trainer.train_dataset.batch([0, 9]), torch.randn(4, 2)
     expected = trainer.policy.sequence_log_prob(batch, z)
     assert torch.equal(loaded.sequence_log_prob(batch, z), expected)
+    guide = last / "guide.safetensors"
+    content = bytearray(guide.read_bytes())
+    content[-1] ^= 1
+    guide.write_bytes(content)
+    again = make_trainer(tmp_path, joint=True, arguments=SAVING)
+    with pytest.raises(ValueError, match="guide.safetensors' is damaged: its values"):
+        again.train(resume_from_checkpoint=True)
     assert not torch.allclose(make_policy().sequence_log_prob(batch, z), expected, atol=0.1)
 
 

@@ -354,13 +354,35 @@ def test_long_runs_write_as_they_go(tmp_path: Path) -> None:
     assert len(ReferenceCache(tmp_path, "a")) == len(cache) == 2200
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_never_believed(tmp_path: Path) -> None:
+    """Flipped bits all over a file, and other lengths: values are computed again, and written."""
     with ReferenceCache(tmp_path, "a") as cache:
-        cache.log_prob(pairs(2), scores)
+        cache.log_prob(pairs(1), scores)
     (path,) = tmp_path.glob("reference-*")
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=f"{path.name}' is damaged .* delete it"):
-        ReferenceCache(tmp_path, "a")
+    whole = path.read_bytes()
+    flips = [
+        whole[:byte] + bytes([whole[byte] ^ (1 << byte % 8)]) + whole[byte + 1 :]
+        for byte in range(0, len(whole), 5)
+    ]
+    for damaged in (*flips, whole[:-9], b"", whole + b"\0"):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=f"{path.name}' is damaged .* delete it"):
+            cache = ReferenceCache(tmp_path, "a")
+        assert len(cache) == 0
+    compute, calls = counted(scores)
+    with cache:
+        assert torch.equal(cache.log_prob(pairs(1), compute), scores(pairs(1)))
+    assert calls == [2]
+    assert len(ReferenceCache(tmp_path, "a")) == 2  # The same values have the same name.
+
+
+def test_a_file_under_another_name_is_not_believed(tmp_path: Path) -> None:
+    with ReferenceCache(tmp_path, "a") as cache:
+        cache.log_prob(pairs(1), scores)
+    (path,) = tmp_path.glob("reference-*")
+    path.rename(path.with_name("reference-0123456789abcdef.safetensors"))
+    with pytest.warns(UserWarning, match="not those of its name"):
+        assert len(ReferenceCache(tmp_path, "a")) == 0
 
 
 # Length buckets.

@@ -12,11 +12,12 @@ from fssa_bayes.population.information import population_information
 
 
 @pytest.mark.slow
-def test_standard_errors_by_louis_match_the_likelihood_on_a_grid() -> None:
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "-lognormal"])
+def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(kind: str) -> None:
     """Scores and information of (w0, Λ) for K = 1 against derivatives of an exact integral."""
     data = simulate(people=60, comparisons=8)
     data.items[:, 1] = 0.0  # One feature, so that everything fits in a plane.
-    model = HeterogeneousBTL(2, 1, utility="linear")
+    model = HeterogeneousBTL(2, 1, utility="linear", coefficients=[kind, "normal"])
     guide = NeuralProcessGuide(model)
     with torch.no_grad():
         model.utility.mean.copy_(torch.tensor([0.9, 0.0]))
@@ -29,7 +30,9 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid() -> None:
     margin_of_one = (data.items[batch.left, 0] - data.items[batch.right, 0]).double()
 
     def per_person(theta: torch.Tensor) -> torch.Tensor:
-        margin = margin_of_one * (theta[0] + theta[1] * nodes[:, None, None])
+        eta = theta[0] + theta[1] * nodes[:, None, None]
+        beta = {"normal": eta, "lognormal": eta.exp(), "-lognormal": -eta.exp()}[kind]
+        margin = margin_of_one * beta
         sign = (2 * batch.choice - 1).double()
         log_prob = torch.nn.functional.logsigmoid(sign * margin).sum(-1)
         return (log_prob + weights.log()[:, None]).logsumexp(0)

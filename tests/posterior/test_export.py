@@ -100,7 +100,7 @@ def export_of(draws: Draws, pair, context: Preferences, target=None, items=None,
 @pytest.fixture(scope="module")
 def draws(pair, data) -> Draws:
     """The draws of `exported`."""
-    return draw_posterior(*pair, data, 200, seed=3, correct="psis").resample(3)
+    return draw_posterior(*pair, data, 200, seed=3, correct="psis").resample(3, data.keys)
 
 
 def coefficients(model: HeterogeneousBTL, z: np.ndarray) -> np.ndarray:

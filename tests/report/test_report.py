@@ -20,7 +20,6 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.checks import NotEnoughDataError, draw_model
-from fssa_bayes.data import Batch
 from fssa_bayes.report import Figure, Report, Section, diagnose
 from fssa_bayes.report.page import render
 from fssa_bayes.report.run import PARTS, run_parts
@@ -293,7 +292,7 @@ def test_errors_everywhere_are_counted(truth, people) -> None:
     """A fault in the estimate of the time stops every part, and nothing is said to hold."""
 
     class Broken(NeuralProcessGuide):
-        def posterior(self, batch: Batch) -> torch.distributions.Distribution:
+        def encode(self, *arguments, **options) -> None:
             raise IndexError("a planted fault")
 
     report = diagnose(truth, Broken(truth), people, **SMALL)

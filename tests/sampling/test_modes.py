@@ -26,6 +26,10 @@ def problem(kind: str) -> tuple[HeterogeneousBTL, Preferences]:
         data = Preferences(data.left, data.right, data.choice, data.offsets, num_items=8)
     elif kind == "bias":
         options = {"position_bias": True}
+    elif kind == "log-normal":
+        options = {"coefficients": ["-lognormal", "normal", "lognormal"]}
+    elif kind == "willingness to pay":
+        options = {"coefficients": ["-lognormal", "normal", "lognormal"], "price": 0}
     elif kind == "covariates":
         options = {"num_covariates": 2}
         data = Preferences(
@@ -43,7 +47,13 @@ def problem(kind: str) -> tuple[HeterogeneousBTL, Preferences]:
     return model, data
 
 
-@pytest.mark.parametrize("kind", ["plain", "items", "ties", "bias", "covariates", "rankings"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("plain", "items", "ties", "bias", "covariates", "rankings"),
+        *("log-normal", "willingness to pay"),
+    ],
+)
 def test_modes_are_stationary_and_their_curvature_is_the_information(kind: str) -> None:
     model, data = problem(kind)
     batch = data.batch()

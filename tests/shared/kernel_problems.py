@@ -143,6 +143,32 @@ def assert_agrees_with_a_loop(
         torch.testing.assert_close(result, torch.from_numpy(truth), rtol=1e-12, atol=1e-12)
 
 
+def assert_soft_labels_agree_with_a_loop(operation: Operation, backend: str | None) -> None:
+    """Choices between 0 and 1, alone and among certain ones and half wins."""
+    p = problem(operation, 3, 4, 6, 5)
+    soft = torch.linspace(0.03, 0.98, p.choice.numel(), dtype=torch.float64).view(p.choice.shape)
+    mixed = torch.where(torch.arange(6) % 2 == 0, soft, p.choice)
+    margin = margins(operation, p, 0.0)
+    for choice in (soft, mixed, torch.full_like(soft, 0.3)):
+        expected = np.zeros_like(margin)
+        for s, u, n in np.ndindex(*margin.shape):
+            if p.mask[u, n]:
+                expected[s, u, n] = log_prob(margin[s, u, n], choice[u, n].item())
+        inputs = [tensor.clone().requires_grad_() for tensor in p.inputs]
+        labelled = p._replace(inputs=inputs, choice=choice)
+        each = labelled.run(operation, backend=backend, reduce=False)
+        torch.testing.assert_close(each, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+        total = labelled.run(operation, backend=backend)
+        torch.testing.assert_close(total, each.sum(-1), rtol=1e-12, atol=1e-12)
+        plain = labelled.run(operation, backend="reference")
+        for found, truth in zip(
+            torch.autograd.grad(total.sum(), inputs),
+            torch.autograd.grad(plain.sum(), inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-11)
+
+
 def assert_exact_at_the_edges(
     operation: Operation, backend: str | None, margin: float, choice: float
 ) -> None:
@@ -173,7 +199,7 @@ def assert_garbage_under_the_mask_changes_nothing(
             dirty = dirty._replace(
                 left=p.left.masked_fill(~p.mask, index),
                 right=p.right.masked_fill(~p.mask, index),
-                choice=p.choice.masked_fill(~p.mask, torch.nan),
+                choice=p.choice.masked_fill(~p.mask, torch.nan if index < 0 else 7.0),
             )
         result = dirty.run(operation, backend=backend, **options)
         results.append([result, *torch.autograd.grad(result.square().sum(), inputs)])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fssa_bayes.kernels.chunked.blocks import Block
 from fssa_bayes.kernels.chunked.decoder import Decoder
 
 __all__ = ["Bilinear"]
+
+_LEAST_ROWS = 4  # Products of fewer rows round differently, and a person's depend on the padding.
 
 
 class Bilinear(Decoder):
@@ -27,8 +30,13 @@ class Bilinear(Decoder):
         self.factors = self.copy_users(block)
 
     def margin(self, block: Block) -> Tensor:
+        comparisons = block.shape[1]
         y = self.scratch.take("y", block.shape)
-        return torch.bmm(self.difference, self.factors.transpose(1, 2), out=y)
+        factors = self.factors.transpose(1, 2)
+        if comparisons >= _LEAST_ROWS:
+            return torch.bmm(self.difference, factors, out=y)
+        rows = F.pad(self.difference, (0, 0, 0, _LEAST_ROWS - comparisons))
+        return y.copy_(torch.bmm(rows, factors)[:, :comparisons])
 
     def pull(self, block: Block, g: Tensor) -> None:
         if self.needs[0]:

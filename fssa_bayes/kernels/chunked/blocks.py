@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Block", "Limits", "Scratch", "even_step", "grid", "limits", "slices"]
+__all__ = ["Block", "Limits", "Scratch", "even_step", "grid", "lane_step", "limits", "slices"]
+
+# Draws of a block are a multiple of it, as products of other lengths round differently.
+_LANES = 64
 
 
 @dataclass(slots=True)
@@ -86,6 +89,12 @@ def grid(whole: Block, steps: Sequence[int]) -> Iterator[Block]:
 def even_step(size: int, most: int) -> int:
     """Returns a step of at most `most`, but at least 1, that leaves no small remainder."""
     return math.ceil(size / max(1, math.ceil(size / max(most, 1))))
+
+
+def lane_step(size: int, most: int) -> int:
+    """Returns an even step for draws that is a multiple of 64, where it does not take all."""
+    step = even_step(size, most)
+    return step if step >= size else min(-(-step // _LANES) * _LANES, size)
 
 
 def slices(axis: slice, step: int) -> list[slice]:

@@ -8,11 +8,22 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from fssa_bayes.kernels.chunked.blocks import Block, Scratch, even_step, grid, limits, slices
+from fssa_bayes.kernels.chunked.blocks import (
+    Block,
+    Scratch,
+    even_step,
+    grid,
+    lane_step,
+    limits,
+    slices,
+)
 from fssa_bayes.kernels.chunked.oriented import Oriented
 from fssa_bayes.kernels.workers import num_workers
 
 __all__ = ["Decoder"]
+
+# Comparisons of a block are a multiple of it, as products of fewer rows round differently.
+_ROWS = 8
 
 
 class Decoder:
@@ -53,9 +64,10 @@ class Decoder:
         """Divides users, comparisons and draws into blocks."""
         users, comparisons, draws = self.whole.shape
         together = max(1, min(comparisons, limits.least_comparisons))
-        draw_step = even_step(draws, limits.margins // together)
-        step = even_step(comparisons, limits.margins // max(draw_step, 1))
-        user_step = even_step(users, limits.margins // max(draw_step * step, 1))
+        draw_step = lane_step(draws, limits.margins // together)
+        # Not an even step: where a block ends must not depend on the padding.
+        step = max(limits.margins // max(draw_step, 1) // _ROWS * _ROWS, 1)
+        user_step = even_step(users, limits.margins // max(draw_step * min(step, comparisons), 1))
         return grid(self.whole, (user_step, step, draw_step))
 
     def load(self, block: Block) -> None:

@@ -56,7 +56,7 @@ def forward(
     """
     oriented = orient(left, right, choice, mask)
     shape = (*left.shape, user.shape[0])
-    first = choose(item, user, weight, oriented)
+    first = choose(item, user, weight, oriented, save)
     total = user.new_zeros(shape[0], shape[2])
     each = user.new_empty(0 if form == "sum" else shape)
     residual = user.new_empty(shape if save and weight is not None and form != "margin" else 0)
@@ -110,7 +110,7 @@ def backward(
         needs: Which of the four gradients are asked for; the others are empty, the bias's is 0.
     """
     oriented = orient(left, right, choice, mask)
-    first = choose(item, user, weight, oriented)
+    first = choose(item, user, weight, oriented, True)
     first.start(needs)
     grad = grad.T.neg().contiguous().unsqueeze(1) if form == "sum" else grad.permute(1, 2, 0)
 
@@ -139,10 +139,16 @@ def backward(
     return *first.finish(parts[1:]), grad_bias
 
 
-def choose(item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented) -> Decoder:
-    """Chooses how margins are computed, by which inputs there are and what is fastest."""
+def choose(
+    item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented, save: bool
+) -> Decoder:
+    """Chooses how margins are computed, by which inputs there are and what is fastest.
+
+    Without a backward, as in a posterior, the last digits of an mlp's margins must not depend on
+    which items other people compared.
+    """
     if weight is not None:
-        few = len(item) <= limits.table_items * oriented.pair.shape[-1]
+        few = save and len(item) <= limits.table_items * oriented.pair.shape[-1]
         table = few and bool(item.sum().isfinite())
         return (MLPTable if table else MLP)(item, user, weight, oriented)
     if item is not None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fssa_bayes.kernels.chunked.blocks import Block, even_step, grid, limits, slices
+from fssa_bayes.kernels.chunked.blocks import Block, even_step, grid, lane_step, limits, slices
 from fssa_bayes.kernels.chunked.decoder import Decoder
+from fssa_bayes.kernels.chunked.oriented import Oriented
 
 __all__ = ["MLP", "MLPTable", "sum_products"]
 
@@ -22,8 +23,9 @@ class MLP(Decoder):
 
     def blocks(self) -> Iterator[Block]:
         users, comparisons, draws = self.whole.shape
-        step = even_step(comparisons, limits.least_comparisons)
-        draw_step = even_step(draws, limits.margins // max(step, 1))
+        # Not an even step: where a block ends must not depend on the padding.
+        step = min(comparisons, limits.least_comparisons)
+        draw_step = lane_step(draws, limits.margins // max(step, 1))
         rows = len(self.weight) * (2 * step + draw_step)
         most = min(limits.margins // max(step * draw_step, 1), limits.rows // max(rows, 1))
         return grid(self.whole, (even_step(users, most), step, draw_step))
@@ -106,7 +108,7 @@ class MLP(Decoder):
         """Divides a block by users and draws so that its hidden units stay in the cache."""
         users, _, draws = block.shape
         each = rows * max(1, len(self.weight))
-        draw_step = even_step(draws, limits.hidden // each)
+        draw_step = lane_step(draws, limits.hidden // each)
         user_step = even_step(users, limits.hidden // (each * draw_step))
         for user in slices(slice(0, users), user_step):
             for draw in slices(slice(0, draws), draw_step):
@@ -118,6 +120,15 @@ class MLPTable(MLP):
 
     Where T = −B, :math:`\mathrm{relu}(A + B) = \max(A, T) - T`, and T cancels in the margins.
     """
+
+    def __init__(
+        self, item: Tensor | None, user: Tensor, weight: Tensor | None, oriented: Oriented
+    ) -> None:
+        # A position outside of the table would read another person's utilities. Other operations
+        # look items up, which raises an error; so does this, without a wait for a device.
+        known = torch.arange(len(item), device=item.device)
+        pair = known.index_select(0, oriented.pair.flatten()).view_as(oriented.pair)
+        super().__init__(item, user, weight, oriented._replace(pair=pair))
 
     def blocks(self) -> Iterator[Block]:
         users, comparisons, draws = self.whole.shape

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.kernels.chunked.blocks import Block, Scratch
+from fssa_bayes.kernels.sums import halves, powers_below
 
 __all__ = [
     "Oriented",
+    "fold",
     "log_prob",
     "orient",
     "probability",
@@ -20,7 +22,7 @@ __all__ = [
     "sum_log_prob",
 ]
 
-_DOUBLINGS = 3  # Two to this power factors are multiplied before a logarithm is taken.
+_FACTORS = 8  # Factors that are multiplied before a logarithm is taken.
 
 
 class Oriented(NamedTuple):
@@ -30,8 +32,8 @@ class Oriented(NamedTuple):
         pair: Positions of the item not preferred and of the preferred one, int64 with shape
             (2, U, N); for margins, positions of left and right.
         sign: −1 where left was preferred, else 1, with shape (U, N); None for margins.
-        slack: The choice where it is neither 0 nor 1 (½, or NaN), else 0, with shape (U, N); None
-            if there is no such choice.
+        slack: 1 − choice where the choice is neither 0 nor 1 (½, or NaN), else 0, with shape
+            (U, N); None if there is no such choice.
         mask: True where there is a comparison, with shape (U, N); None if there is one everywhere.
     """
 
@@ -56,10 +58,8 @@ def orient(left: Tensor, right: Tensor, choice: Tensor | None, mask: Tensor | No
     """Orients comparisons by their choices (U, N); without choices, left stays before right."""
     if choice is None:
         return Oriented(torch.stack([left, right]), None, None, mask)
-    if mask is not None:
-        choice = choice.masked_fill(~mask, 1.0)
     lost = choice == 0
-    slack = choice.masked_fill(choice == 1, 0.0)
+    slack = (1 - choice).masked_fill(lost, 0.0)
     return Oriented(
         pair=torch.stack([torch.where(lost, left, right), torch.where(lost, right, left)]),
         sign=2 * lost.to(choice.dtype) - 1,
@@ -90,7 +90,7 @@ def sum_log_prob(y: Tensor, oriented: Oriented, block: Block, scratch: Scratch) 
     r"""Sums slack·y − log(1 + eʸ) over comparisons to (u, s), for y (u, n, s)."""
     extra = slack_terms(y, oriented, block)
     high, tail = softplus_parts(y, scratch)
-    total = high.sum(1).add_(sum_log1p(tail)).neg_()
+    total = fold(high).add_(sum_log1p(tail)).neg_()
     if extra is not None:
         total.index_add_(0, extra[0] // y.shape[1], extra[1])
     return total
@@ -114,12 +114,20 @@ def softplus_parts(y: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
 def sum_log1p(tail: Tensor) -> Tensor:
     r"""Sums log(1 + e) over the second axis of e (u, n, s) in [0, 1], which is overwritten.
 
-    Products of up to eight factors come first. A product less one,
-    :math:`p \leftarrow a + b + ab`, keeps every digit of a small e.
+    Products of eight factors in a row come first. A product less one,
+    :math:`p \leftarrow a + b + ab`, keeps every digit of a small e. Zeros at the end of the axis,
+    which are what padding is here, change no bit.
     """
-    for _ in range(_DOUBLINGS):
-        half = tail.shape[1] // 2
-        left, right = tail[:, :half], tail[:, tail.shape[1] - half :]
-        left.addcmul_(left, right).add_(right)
-        tail = tail[:, : tail.shape[1] - half]
-    return tail.log1p().sum(1)
+    whole = tail.shape[1] // _FACTORS * _FACTORS
+    eights = tail[:, :whole].unflatten(1, (whole // _FACTORS, _FACTORS)).transpose(1, 2)
+    strides = powers_below(_FACTORS)
+    for first, second in (*halves(eights, strides), *halves(tail[:, whole:], strides)):
+        first.addcmul_(first, second).add_(second)
+    return fold(tail[:, ::_FACTORS].log1p())
+
+
+def fold(values: Tensor) -> Tensor:
+    """Sums over the second axis of values (u, n, s), as `steady_sum` does, overwriting them."""
+    for first, second in halves(values, powers_below(values.shape[1])):
+        first += second
+    return values[:, 0]

@@ -17,25 +17,33 @@ from fssa_bayes.data.ids import (
     find_names,
     join_names,
 )
+from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.ragged import offsets_of
+from fssa_bayes.data.readers.categories import expand_levels
 
 __all__ = [
+    "arrange",
     "check_frame",
+    "choose_columns",
     "decode_choices",
     "lookup_items",
     "name_items",
     "neutral_order",
+    "read_count",
     "read_covariates",
     "read_frame",
+    "read_sides",
 ]
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+_FEW_CHOICES = 10  # Even choices would all be the same in 1 of 512 tables.
+_MOST_COMPARISONS = 200_000_000
 
 
 def read_frame(
     df: pd.DataFrame,
-    columns: Mapping[str, str],
+    columns: Mapping[str, str | None],
     items: pd.DataFrame | None,
     users: pd.DataFrame | None,
     choice_labels: Mapping[Any, str] | None,
@@ -45,48 +53,107 @@ def read_frame(
 
     Args:
         df: The comparisons.
-        columns: Names of the columns `user`, `left`, `right` and `choice`.
+        columns: Names of the columns `left`, `right` and `choice`, or `winner` and `loser`; and
+            `user`, `count` and `side`, or None.
         items: Features of the items, or None.
         users: Covariates of the people, or None.
         choice_labels: Translation of the data's own words, or None.
         ties: `"drop"`, `"half"` or `"keep"`.
     """
+    columns = choose_columns(columns)
     check_frame(df, columns)
-    left, right = columns["left"], columns["right"]
-    item_names = name_items(df, left, right, items)
-    left_item = lookup_items(df, left, item_names)
-    right_item = lookup_items(df, right, item_names)
+    count = read_count(df, "count", columns["count"]) if "count" in columns else None
+    if "winner" in columns:
+        if choice_labels is not None:
+            raise ValueError("choice_labels translates choice, and winner and loser have none")
+        return arrange(df, columns, np.ones(len(df), np.float32), count, items, users, ties)
+    outcome = decode_choices(df, columns, choice_labels)
+    _warn_of_constant_choices(columns, outcome)
+    return arrange(df, columns, outcome, count, items, users, ties)
+
+
+def choose_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
+    """Returns the columns that are named, or refuses columns that make no comparison."""
+    named = {role: column for role, column in columns.items() if column is not None}
+    items = [role for role in ("left", "right", "choice", "winner", "loser") if role in named]
+    if items not in (["left", "right", "choice"], ["winner", "loser"]):
+        given = ", ".join(f"{role}={named[role]!r}" for role in items) or "none of them"
+        raise ValueError(
+            f"columns must be named by left=, right= and choice=, or by winner= and loser=, got "
+            f"{given}"
+        )
+    return named
+
+
+def arrange(
+    df: pd.DataFrame,
+    columns: Mapping[str, str],
+    outcome: np.ndarray,
+    count: np.ndarray | None,
+    items: pd.DataFrame | None,
+    users: pd.DataFrame | None,
+    ties: str,
+) -> dict[str, Any]:
+    """Arranges comparisons by person, as the arguments of `Preferences`.
+
+    Args:
+        df: One row a comparison, which stands for as many equal ones as `count` says.
+        columns: Names of the columns `left` and `right`, or `winner` and `loser`; and `user` and
+            `side` where there are any.
+        outcome: 1, 0 or ½ for each row, (R,).
+        count: Numbers of equal comparisons, (R,), or None for one each.
+        items: Features of the items, or None.
+        users: Covariates of the people, or None.
+        ties: `"drop"`, `"half"` or `"keep"`.
+    """
+    items, feature_levels = expand_levels("items", items)
+    users, covariate_levels = expand_levels("users", users)
+    if count is not None:
+        _check_total(count)
+        df, outcome, count = df[count > 0], outcome[count > 0], count[count > 0]
+    by_outcome = "winner" in columns
+    first, second = ("winner", "loser") if by_outcome else ("left", "right")
+    first, second = columns[first], columns[second]
+    item_names = name_items(df, first, second, items)
+    if by_outcome and items is None:
+        item_names = neutral_order(item_names, None)
+    left_item = lookup_items(df, first, item_names)
+    right_item = lookup_items(df, second, item_names)
     same = np.flatnonzero(left_item == right_item)
     if len(same):
         raise ValueError(
-            f"an item cannot be compared with itself: {df[left].iloc[same[0]]!r} stands in "
-            f"{left!r} and {right!r} at row {df.index[same[0]]} ({len(same)} such rows)"
+            f"an item cannot be compared with itself: {show_cell(df[first], same[0])} stands in "
+            f"{first!r} and {second!r} at row {df.index[same[0]]} ({len(same)} such rows)"
         )
-    outcome = decode_choices(df, columns, choice_labels)
-    person, user_names = factorise_names(_described(columns, "user"), df[columns["user"]])
+    side = read_sides(df, columns["side"]) if "side" in columns else None
+    if by_outcome:  # Which item is left must not depend on the outcome.
+        turn = left_item > right_item
+        left_item, right_item = np.where(turn, [right_item, left_item], [left_item, right_item])
+        outcome = np.where(turn, 1 - outcome, outcome)
+        side = np.full(len(df), np.nan) if side is None else np.where(turn, 0 - side, side)
+    person, user_names = _find_people(df, columns, users)
     covariates = None if users is None else read_covariates(users, user_names)
-    rows = {"person": person, "left": left_item, "right": right_item, "outcome": outcome}
-    repeated = int(pd.DataFrame(rows).duplicated().sum())
-    if repeated:
-        warnings.warn(
-            f"{repeated} of {len(df)} rows repeat an earlier row (same person, left, right and "
-            "choice); each counts as a judgement of its own",
-            stacklevel=3,
-        )
+    if "user" in columns:
+        _warn_of_repetitions(person, left_item, right_item, outcome, side)
 
     tied = outcome == 0.5
-    dropped = int(tied.sum()) if ties == "drop" else 0
+    number = np.ones(len(df), dtype=np.int64) if count is None else count
+    dropped = int(number[tied].sum()) if ties == "drop" else 0
     keep = ~tied if ties == "drop" else np.ones(len(df), dtype=bool)
     if not keep.any():
         raise ValueError(f"no comparison is left: all {dropped} are ties and ties='drop'")
     order = np.flatnonzero(keep)
     order = order[np.argsort(person[order], kind="stable")]
+    if count is not None:
+        order = np.repeat(order, count[order])
     counts = np.bincount(person[order], minlength=len(user_names))
-    if (counts == 0).any():
+    if "user" not in columns:
+        counts, user_names = np.ones(len(order), dtype=np.int64), pd.RangeIndex(len(order))
+    elif (counts == 0).any():
         warnings.warn(
             f"{int((counts == 0).sum())} of {len(counts)} people have only ties and were left "
             "out; ties='half' keeps them",
-            stacklevel=3,
+            stacklevel=4,
         )
     present = np.flatnonzero(counts)
     return {
@@ -103,7 +170,84 @@ def read_frame(
         "covariate_names": None if users is None else users.columns,
         "ties": "half" if ties == "drop" else ties,
         "dropped_ties": dropped,
+        "side": None if side is None else side[order],
+        "people_are_named": "user" in columns,
+        "feature_levels": feature_levels,
+        "covariate_levels": covariate_levels,
     }
+
+
+def _find_people(
+    df: pd.DataFrame, columns: Mapping[str, str], users: pd.DataFrame | None
+) -> tuple[np.ndarray, pd.Index]:
+    """Returns the person of each row, and the names of people."""
+    if "user" not in columns:
+        if users is not None:
+            raise ValueError("users must be None where user=None: nobody is named")
+        return np.arange(len(df)), pd.RangeIndex(len(df))
+    return factorise_names(_described(columns, "user"), df[columns["user"]])
+
+
+def _warn_of_repetitions(*columns: np.ndarray | None) -> None:
+    """Warns of rows with the same person, items, answer and side as an earlier row."""
+    table = pd.DataFrame({n: column for n, column in enumerate(columns) if column is not None})
+    repeated = int(table.duplicated().sum())
+    if repeated:
+        warnings.warn(
+            f"{repeated} of {len(table)} rows repeat an earlier row (same person, left, right and "
+            "choice); each counts as a judgement of its own",
+            stacklevel=5,
+        )
+
+
+def read_count(df: pd.DataFrame, argument: str, column: str) -> np.ndarray:
+    """Reads how many equal comparisons each row stands for, int64 with shape (R,)."""
+    number = pd.to_numeric(df[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(~((number >= 0) & (number == np.floor(number)) & (number < 2**53)))
+    if len(wrong) or pd.api.types.is_bool_dtype(df[column].dtype):
+        row = wrong[0] if len(wrong) else 0
+        raise ValueError(
+            f"{argument}={column!r} must hold whole numbers from 0, got "
+            f"{show_cell(df[column], row)} at row {df.index[row]} "
+            f"({len(wrong) or len(df)} such rows)"
+        )
+    return number.astype(np.int64)
+
+
+def _check_total(count: np.ndarray) -> None:
+    total = int(count.sum())
+    if not 0 < total <= _MOST_COMPARISONS:
+        raise ValueError(
+            f"counts must add up to 1 to {_MOST_COMPARISONS:,} comparisons, which are held one by "
+            f"one in about 20 bytes each, got {total:,}"
+        )
+
+
+def read_sides(df: pd.DataFrame, column: str) -> np.ndarray:
+    """Reads whose place is an advantage: 1, 0 or −1, with shape (R,)."""
+    side = pd.to_numeric(df[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(~np.isin(side, (-1, 0, 1)))
+    if len(wrong):
+        raise ValueError(
+            f"side={column!r} must hold 1 (left has the advantage of its place), 0 (neither) or -1 "
+            f"(right has it), got {show_cell(df[column], wrong[0])} at row {df.index[wrong[0]]} "
+            f"({len(wrong)} such rows)"
+        )
+    return side
+
+
+def _warn_of_constant_choices(columns: Mapping[str, str], outcome: np.ndarray) -> None:
+    if len(outcome) < _FEW_CHOICES or (outcome != outcome[0]).any() or outcome[0] == 0.5:
+        return
+    left, right = columns["left"], columns["right"]
+    winner, loser = (left, right) if outcome[0] == 1 else (right, left)
+    warnings.warn(
+        f"{'left' if outcome[0] == 1 else 'right'} was preferred in all {len(outcome)} rows: where "
+        f"{left!r} and {right!r} name the preferred item and the other one, pass "
+        f"winner={winner!r}, loser={loser!r} in place of left, right and choice. A position bias "
+        "would explain all of these choices",
+        stacklevel=4,
+    )
 
 
 def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
@@ -118,7 +262,10 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
                 f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
             )
     if len(set(columns.values())) < len(columns):
-        raise ValueError(f"user, left, right and choice must be four columns, got {dict(columns)}")
+        *roles, last = columns
+        raise ValueError(
+            f"{', '.join(roles)} and {last} must be different columns, got {dict(columns)}"
+        )
     if len(df) == 0:
         raise ValueError("df must have at least one row, got an empty table")
     for argument, column in columns.items():
@@ -164,13 +311,11 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
     if not index.is_unique:
         name = index[index.duplicated()].tolist()[0]
         raise ValueError(f"the index of {argument} must be unique, got {name!r} more than once")
-    if table.shape[1] == 0:
-        raise ValueError(f"{argument} must have at least one column, got none")
     for column, dtype in table.dtypes.items():
         if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
             raise ValueError(
-                f"{argument} must be numeric, got column {column!r} of type {dtype}; encode it "
-                "first, for example with pandas.get_dummies"
+                f"{argument} must hold numbers, or text or categories, got column {column!r} of "
+                f"type {dtype}"
             )
     values = table_values(table)
     bad = np.argwhere(~usable_numbers(values))
@@ -231,18 +376,22 @@ def decode_choices(
         row = np.flatnonzero(np.isnan(codings[best]))[0]
         raise ValueError(
             f"choice must be 1 / 0 / 0.5, a Boolean, 'left' / 'right' / 'tie' or the preferred "
-            f"item's name, the same way in every row, got {choice.iloc[row]!r} at row "
-            f"{df.index[row]} (user {df[columns['user']].iloc[row]!r}); choice_labels translates "
-            "the data's own words"
+            f"item's name, the same way in every row, got {show_cell(choice, row)} at row "
+            f"{df.index[row]}{_of_user(df, columns, row)}; choice_labels translates the data's own "
+            "words and numbers"
         )
     first, *others = fitting.values()
     if any((other != first).any() for other in others):
         row = next(np.flatnonzero(other != first)[0] for other in others if (other != first).any())
         raise ValueError(
-            f"choice is ambiguous: {choice.iloc[row]!r} at row {df.index[row]} can be read as "
+            f"choice is ambiguous: {show_cell(choice, row)} at row {df.index[row]} can be read as "
             f"{' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
         )
     return first
+
+
+def _of_user(df: pd.DataFrame, columns: Mapping[str, str], row: int) -> str:
+    return f" (user {show_cell(df[columns['user']], row)})" if "user" in columns else ""
 
 
 def _decode_numbers(choice: pd.Series) -> np.ndarray:
@@ -293,7 +442,7 @@ def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
     unknown = np.flatnonzero(code.isna())
     if len(unknown):
         raise ValueError(
-            f"choice_labels has no translation for {choice.iloc[unknown[0]]!r} at row "
+            f"choice_labels has no translation for {show_cell(choice, unknown[0])} at row "
             f"{choice.index[unknown[0]]} ({len(unknown)} such rows); it knows {list(labels)}"
         )
     return code.to_numpy(dtype=np.float32)

@@ -1,0 +1,312 @@
+"""The readers of `Preferences`, and what each takes; the modules of `readers` do the work."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import pandas as pd
+
+from fssa_bayes.data.comparisons import TIES, Comparisons
+from fssa_bayes.data.graph import warn_about_graph
+from fssa_bayes.data.readers.counts import read_wins
+from fssa_bayes.data.readers.pairs import read_frame
+from fssa_bayes.data.readers.rankings import read_ranked_pairs
+from fssa_bayes.data.readers.wide import read_pair_columns
+
+__all__ = ["ReadComparisons"]
+
+_METHODS = ("plackett_luce", "pairs")
+
+
+class ReadComparisons(Comparisons):
+    """Reads comparisons from tables: a base class of `Preferences`."""
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        df: pd.DataFrame,
+        *,
+        user: str | None = None,
+        left: str | None = None,
+        right: str | None = None,
+        choice: str | None = None,
+        winner: str | None = None,
+        loser: str | None = None,
+        side: str | None = None,
+        count: str | None = None,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+        choice_labels: Mapping[Any, str] | None = None,
+        ties: str = "drop",
+    ) -> Self:
+        """Reads comparisons from a table with one row per comparison.
+
+        The items stand in `left`, `right` and `choice`, or in `winner` and `loser`, which do not
+        tell who stood on the left: a model with a position bias refuses the latter without `side`.
+
+        Names of people and items may be text, numbers, Booleans, dates, times, UUIDs or bytes, in
+        columns of any type. They are compared as Python compares values: 1 and 1.0 are one name,
+        "1" is another.
+
+        Args:
+            df: The comparisons.
+            user: Column that names the person. None where nobody is named: every comparison has a
+                judge of its own, which suits homogeneous models (`latent_dim=0`).
+            left: Column that names the left item.
+            right: Column that names the right item.
+            choice: Column with the answer, in one of three codings: numbers 1 / 0 / 0.5 or
+                booleans (True: left); the words "left" / "right" / "tie"; or the name of the
+                preferred item (and "tie").
+            winner: Column that names the preferred item.
+            loser: Column that names the other item.
+            side: Column that tells whose place is an advantage, which a position bias measures: 1
+                for the place of left (of the winner), -1 for that of right (of the loser), 0 for
+                neither, as on neutral ground. None: left has it everywhere.
+            count: Column with the number of equal comparisons that a row stands for, exactly as if
+                it was repeated; rows of 0 are left out.
+            items: Features, one row per item, indexed by item name. None gives every item an
+                indicator of its own. A column of text or of pandas' categories gets an indicator
+                for each level but the reference level, the first of the categories or of the
+                alphabet, named like `region[T.north]`.
+            users: Covariates, one row per person, indexed by user name, numbers or categories as in
+                `items`. Every row must belong to a person with comparisons.
+            choice_labels: Translation of the data's own words into "left", "right" and "tie", for
+                example `{"a1": "left", "a2": "right", "equal": "tie"}`.
+            ties: `"drop"` leaves ties out, `"half"` counts them as half a win each, `"keep"` keeps
+                them for a model with ties. A numeric 0.5 is a tie.
+
+        Returns:
+            The comparisons, people in order of first appearance.
+
+        Raises:
+            TypeError: If `df`, `items` or `users` is not a DataFrame, or a name is of another kind,
+                such as a tuple.
+            ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
+                finite, a choice has no or more than one meaning, or an item meets itself.
+
+        Warns:
+            UserWarning: For duplicate rows, for people left without comparisons by `ties="drop"`,
+                where left (or right) was preferred in every row, for items that are never compared,
+                and, where items have no features, for a comparison graph that is not connected.
+        """
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
+        columns = {"user": user, "left": left, "right": right, "choice": choice}
+        columns |= {"winner": winner, "loser": loser, "side": side, "count": count}
+        data = cls(**read_frame(df, columns, items, users, choice_labels, ties))
+        warn_about_graph(data, stacklevel=2)
+        return data
+
+    @classmethod
+    def from_counts(
+        cls,
+        df: pd.DataFrame,
+        *,
+        left: str,
+        right: str,
+        left_wins: str,
+        right_wins: str,
+        ties: str | None = None,
+        user: str | None = None,
+        side: str | None = None,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+    ) -> Self:
+        """Reads numbers of wins from a table with one row per pair of items.
+
+        Args:
+            df: The table. A pair may have several rows, such as one for either order.
+            left: Column that names the left item.
+            right: Column that names the right item.
+            left_wins: Column with the number of comparisons in which left was preferred.
+            right_wins: The same for the right item.
+            ties: Column with the number of ties, which are kept as an answer of their own; None for
+                no ties. `with_choices(data.choice, ties="half")` makes half a win each of them.
+            user: Column that names the person; None where nobody is named, and every comparison has
+                a judge of its own.
+            side: Column that tells whose place is an advantage, as in :meth:`from_dataframe`.
+            items: Features of items, as in :meth:`from_dataframe`.
+            users: Covariates of people, as in :meth:`from_dataframe`.
+
+        Returns:
+            The comparisons, those of a row beside each other. They are held one by one; fits with
+            `latent_dim=0` count equal ones once.
+
+        Raises:
+            TypeError: If `df`, `items` or `users` is not a DataFrame.
+            ValueError: If a column, item or person is unknown, a cell is missing, a number of wins
+                is negative or not whole, all are 0, or an item meets itself.
+
+        Example:
+            >>> from fssa_bayes import Preferences
+            >>> wins = pd.DataFrame({"i": ["a", "a"], "j": ["b", "c"], "ij": [3, 1], "ji": [1, 2]})
+            >>> Preferences.from_counts(
+            ...     wins, left="i", right="j", left_wins="ij", right_wins="ji"
+            ... ).num_comparisons
+            7
+        """
+        columns = {"left": left, "right": right, "left_wins": left_wins, "right_wins": right_wins}
+        columns |= {"ties": ties, "user": user, "side": side}
+        data = cls(**read_wins(df, columns, items, users))
+        warn_about_graph(data, stacklevel=2)
+        return data
+
+    @classmethod
+    def from_pair_columns(
+        cls,
+        df: pd.DataFrame,
+        *,
+        sep: str = ":",
+        columns: Sequence | None = None,
+        user: str | None = None,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+        choice_labels: Mapping[Any, str] | None = None,
+        ties: str = "drop",
+    ) -> Self:
+        """Reads comparisons from a table with one row per person and one column per pair.
+
+        Args:
+            df: The table. A column named "a:b" holds the answers to the pair of items a, on the
+                left, and b; a blank cell is a pair that the person was not asked.
+            sep: What stands between the two items in the name of a column.
+            columns: The columns of pairs; None for all whose names hold `sep`.
+            user: Column that names the person; None where the table's index does.
+            items: Features of items, as in :meth:`from_dataframe`. Names of items are text, without
+                blanks at their ends.
+            users: Covariates of people, as in :meth:`from_dataframe`.
+            choice_labels: Translation of the answers into "left", "right" and "tie", such as
+                `{1: "left", 0: "tie", -1: "right"}` for the coding of R's psychotools. None for
+                the codings of `choice` in :meth:`from_dataframe`.
+            ties: `"drop"`, `"half"` or `"keep"`, as in :meth:`from_dataframe`.
+
+        Returns:
+            The comparisons, people in order of first appearance, pairs in that of the columns.
+
+        Raises:
+            TypeError: If `df`, `items` or `users` is not a DataFrame.
+            ValueError: If a column is unknown or no pair, a person or item is unknown, an answer
+                has no or more than one meaning, or nothing was answered.
+
+        Warns:
+            UserWarning: For rows without an answer, and as :meth:`from_dataframe`.
+
+        References:
+            Zeileis, Strobl, Wickelmaier & Kopf, psychotools: its `paircomp` objects are such rows.
+
+        Example:
+            >>> from fssa_bayes import Preferences
+            >>> asked = pd.DataFrame({"a:b": [1, 0], "a:c": [1, None]}, index=["ann", "bob"])
+            >>> data = Preferences.from_pair_columns(asked)
+            >>> data.counts.tolist()
+            [2, 1]
+        """
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
+        options = sep, columns, user, items, users, choice_labels, ties
+        data = cls(**read_pair_columns(df, *options))
+        warn_about_graph(data, stacklevel=2)
+        return data
+
+    @classmethod
+    def from_rankings(
+        cls,
+        rankings: pd.DataFrame | Mapping[Any, Sequence[Sequence]] | Sequence[Sequence],
+        *,
+        user: str | None = None,
+        ranking: str | None = None,
+        item: str | None = None,
+        rank: str | None = None,
+        orderings: Sequence | None = None,
+        ranks: Sequence | None = None,
+        choice_set: Sequence | None = None,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+        method: str = "plackett_luce",
+    ) -> Self:
+        r"""Reads full and partial rankings, scored by Plackett–Luce or broken into pairs.
+
+        Plackett–Luce: the best item is chosen among all, the next among those left, and so on, each
+        with a probability in proportion to the exponential of its utility, so that a ranking of two
+        is a comparison. The likelihood is exact, the ranking one event.
+
+        `method="pairs"` scores every pair as a comparison of its own: a composite likelihood. Its
+        estimates are consistent, as each pair by itself has just that probability, and for items of
+        equal utility as good as those from 92 % (n = 5 items), 87 % (10) and in the limit 75 % of
+        the rankings by Plackett–Luce. But it takes pairs of one ranking for independent: it counts
+        (n + 1) / 3 times the information that it uses. So likelihoods, posteriors of a person and
+        standard errors from the information claim too much; those of the sandwich, with people as
+        clusters (`se_sandwich` of `population()`, `ranking()`), do not.
+
+        A *partial* ranking is of a part of the items, which says nothing about the others; or the
+        best k of a choice set, whose other items lie below in no order.
+
+        Args:
+            rankings: A table with one row an item of a ranking (`item`, `rank`), or one row a
+                ranking (`orderings` or `ranks`); or a mapping from people to lists of rankings,
+                each of which lists items from the best on; or a list of such rankings, each of a
+                person of its own.
+            user: Column that names the person. Where a table has one row a ranking, None takes the
+                table's index.
+            ranking: Column that tells a person's rankings apart; None where each gave one.
+            item: Column that names the item.
+            rank: Column with the rank, a number from 1, the best; only the order matters. Missing
+                where an item was on offer and lies below all ranked ones.
+            orderings: Columns with the names of the first, second, … item of a ranking; blank from
+                the first place that it does not give. In place of `ranking`, `item` and `rank`.
+            ranks: Columns named by items that hold the ranks of the items, 1 the best; blank for an
+                item that a ranking does not list. In place of the same.
+            choice_set: Items that every ranking was made from: those that it does not list lie
+                below the ones that it does. None for what the rankings list.
+            items: Features of items, as in :meth:`from_dataframe`.
+            users: Covariates of people, as in :meth:`from_dataframe`.
+            method: `"plackett_luce"` or `"pairs"`.
+
+        Returns:
+            The rankings, people in order of first appearance. A ranking of n items, whether it is
+            full or of the best k, takes n (n − 1) / 2 comparisons; broken into pairs, it has no
+            pairs that it says nothing about.
+
+        Raises:
+            TypeError: If `rankings`, `items` or `users` is of another type.
+            ValueError: If a column, item or person is unknown, a cell is missing, an item stands
+                twice in a ranking, two items share a rank, a ranking has a single item or none
+                that is ranked, or an item lies outside the choice set.
+
+        Warns:
+            UserWarning: For rankings broken into pairs, for rows that rank no item, and as
+                :meth:`from_dataframe` for items.
+
+        References:
+            Luce (1959), Individual choice behavior; Plackett (1975), The analysis of permutations.
+            Hunter (2004), MM algorithms for generalized Bradley-Terry models, Annals of Statistics
+            32(1).
+            Turner, van Etten, Firth & Kosmidis (2020), Modelling rankings in R: the PlackettLuce
+            package, Computational Statistics 35.
+            Varin, Reid & Firth (2011), An overview of composite likelihood methods.
+
+        Example:
+            >>> from fssa_bayes import Preferences
+            >>> ballots = {"ann": [("tea", "cola", "milk")], "bob": [("milk", "tea")]}
+            >>> data = Preferences.from_rankings(ballots)
+            >>> data.num_judgements, data.num_comparisons
+            (2, 4)
+        """
+        if method not in _METHODS:
+            raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
+        columns = {"user": user, "ranking": ranking, "item": item, "rank": rank}
+        wide = {"orderings": orderings, "ranks": ranks}
+        data = cls(**read_ranked_pairs(rankings, columns, wide, choice_set, items, users))
+        warn_about_graph(data, stacklevel=2)
+        if method == "plackett_luce" or not data.has_rankings:
+            return data
+        pairs = data.as_pairs()
+        warnings.warn(
+            f"{pairs.broken[0]:,} rankings of {pairs.broken[1]:,} stages were broken into pairs, "
+            f"scored as {pairs.num_comparisons:,} independent comparisons, which they are not: use "
+            "standard errors of the sandwich, with people as clusters",
+            stacklevel=2,
+        )
+        return pairs
