@@ -16,7 +16,7 @@ from benchmarks.harness import environment
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
-    *("refinement", "calibration", "nuts", "population_uncertainty", "few_judges"),
+    *("refinement", "calibration", "nuts", "population_uncertainty", "few_judges", "few_people"),
     *("policy", "experiments"),
 )
 

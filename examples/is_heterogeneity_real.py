@@ -91,9 +91,10 @@ def main(args: argparse.Namespace) -> None:
     title("2. Do the differences help to predict people who were left out?")
     dims = range(args.latent_dim + 2)
     choice = choose_latent_dim(
-        build,
         data,
         dims,
+        build=build,
+        num_folds=3,
         report_size=REPORT_SIZE,
         seed=args.seed,
         num_samples=args.draws,

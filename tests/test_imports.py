@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "kernels",
     },
     "report": {
-        *("checks", "inference", "population", "diagnostics", "plots"),
+        *("checks", "comparison", "inference", "population", "diagnostics", "plots"),
         *("posterior", "sampling", "guide", "model", "data"),
     },
     "policy": {"data", "diagnostics"},

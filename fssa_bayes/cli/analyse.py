@@ -50,10 +50,11 @@ def analyse(
         ),
     ] = None,
     latent_dim: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1,
-            help="Dimensions in which people differ; 2 if absent.",
+            metavar="INTEGER|auto",
+            help="Dimensions in which people differ; 2 if absent. `auto` chooses 1, 2, 4 or 8 by "
+            "people left out, and takes a fit more for each.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -84,6 +85,7 @@ def analyse(
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
+    dimensions = _read_latent_dim(latent_dim)
     votes.require_people()
     check_model(model)
     with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
@@ -102,7 +104,7 @@ def analyse(
             about_data=about_data,
             fitted=fitted,
             utility=None if utility is None else utility.value,
-            latent_dim=2 if latent_dim is None else latent_dim,
+            latent_dim=dimensions,
             steps=steps,
             num_samples=draws,
             test_size=test_size,
@@ -117,3 +119,12 @@ def analyse(
             writer.write_netcdf(analysis.posterior, "posterior.nc")
         writer.tell(Section("The answer", analysis.report.summary))
         writer.finish(analysis.figures, analysis.report, write_json=write_json)
+
+
+def _read_latent_dim(text: str | None) -> int | str:
+    """Reads `--latent-dim`: a number from 1 up, or `auto`."""
+    if text is None:
+        return 2
+    if text != "auto" and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(f"--latent-dim must be an integer of at least 1 or auto, got {text!r}")
+    return text if text == "auto" else int(text)

@@ -24,6 +24,7 @@ __all__ = [
     "Fittable",
     "Pair",
     "fit_fresh",
+    "hold_users_out",
     "leave_users_out",
     "score_users",
 ]
@@ -119,13 +120,37 @@ def leave_users_out(
     for number in range(num_folds):
         training, unseen = data.subset(fold != number), data.subset(fold == number)
         fitted = fit_fresh(build, training, seed + number, fit_options)
-        if isinstance(fitted, tuple):
-            score = score_users(*fitted, unseen, num_samples, seed=seed)
-            values[fold == number] = score.values
-            variance += score.monte_carlo_error**2
-        else:
-            values[fold == number] = fitted.log_evidence(unseen).numpy()
+        score = _score_fitted(fitted, unseen, num_samples, seed)
+        values[fold == number] = score.values
+        variance += score.monte_carlo_error**2
     return _score_of_people(values, math.sqrt(variance), data)
+
+
+def hold_users_out(
+    build: Callable[[], Pair | Fittable],
+    data: Preferences,
+    test_size: float = 0.25,
+    *,
+    seed: int = 0,
+    num_samples: int = 1000,
+    fit_options: Mapping[str, object] | None = None,
+) -> Elpd:
+    """Estimates how well people are predicted by a model that was fitted to others, by one fit.
+
+    Args:
+        build: As in :func:`leave_users_out`.
+        data: The comparisons of all people.
+        test_size: Share of the people who are scored and take no part in the fit.
+        seed: Seed of the split (by which alone people are divided), the initial weights, the fit
+            and the proposals.
+        num_samples: Number of proposals for each person to begin with.
+        fit_options: As in :func:`leave_users_out`.
+
+    Returns:
+        The score, with log p(all choices of the person) for each person held out.
+    """
+    training, unseen = data.split_users(test_size, seed=seed)
+    return _score_fitted(fit_fresh(build, training, seed, fit_options), unseen, num_samples, seed)
 
 
 def fit_fresh(
@@ -167,6 +192,15 @@ def fit_fresh(
             "see fssa_bayes.checks.score_folds"
         )
     return built
+
+
+def _score_fitted(
+    fitted: Pair | Fittable, unseen: Preferences, num_samples: int, seed: int
+) -> Elpd:
+    """Scores people by what :func:`fit_fresh` returned."""
+    if isinstance(fitted, tuple):
+        return score_users(*fitted, unseen, num_samples, seed=seed)
+    return _score_of_people(fitted.log_evidence(unseen).numpy(), 0.0, unseen)
 
 
 def _score_of_people(values: np.ndarray, monte_carlo_error: float, data: Preferences) -> Elpd:

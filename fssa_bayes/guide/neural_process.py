@@ -148,8 +148,8 @@ class NeuralProcessGuide(nn.Module):
 
         Args:
             batch: The contexts.
-            prepared: The result of the model's `prepare_items` for the batch's items; None to
-                prepare the items here.
+            prepared: The result of the model's `prepare` for the batch, or of its `prepare_items`
+                for the batch's items; None to prepare the items here.
         """
         encoding = self.encode(batch, prepared)
         loc, tril = encoding.loc, encoding.scale_tril
@@ -163,7 +163,8 @@ class NeuralProcessGuide(nn.Module):
                 transforms.append(encoding.whitening())
                 base = HeavyNoise(encoding.is_known, loc.shape[-1], loc.dtype)
             base = dist.TransformedDistribution(base, transforms)
-        return self.model.push_forward(base, batch.covariates)
+        shared = None if prepared is None else prepared.transforms
+        return self.model.push_forward(base, batch.covariates, shared)
 
     def noise_density(
         self, batch: Batch, prepared: PreparedItems | None = None, num_users: int | None = None

@@ -17,11 +17,13 @@ from fssa_bayes.inference.state import FitState, prefixed
 from fssa_bayes.model import HeterogeneousBTL
 
 if TYPE_CHECKING:
+    from fssa_bayes.inference.objectives import Objective
     from fssa_bayes.inference.progress import Progress
     from fssa_bayes.inference.training import Fitter, Leg
 
 __all__ = [
     "Descent",
+    "check_bound",
     "describe_people",
     "learning_rate_factor",
     "parameter_groups",
@@ -31,6 +33,7 @@ __all__ = [
 _CHECKS = 25  # Evaluations on the held-out people during a stage.
 _PATIENCE = 6  # Evaluations without an improvement before a stage ends.
 _WARM_UP = 0.05  # Share of the steps in which the learning rate rises.
+_MOST_LUCK = 30.0  # Nats above 0 that draws give a bound with a probability below e^−30, or 1e-13.
 
 
 class Descent:
@@ -88,7 +91,8 @@ class Descent:
         """Takes one step and returns the loss before it.
 
         Raises:
-            FloatingPointError: If the loss or its gradient is not finite.
+            FloatingPointError: If the loss or its gradient is not finite, or the loss is none that
+                the objective can have.
         """
         fitter, stage = self.fitter, self.leg.stage
         batch = stage.draw_batch(fitter.model, self.leg.training, self.rng)
@@ -101,6 +105,7 @@ class Descent:
                 f"{self.step} of {stage.name}, in a batch of {describe_people(self.leg, batch)}; "
                 "parameters are those before the step. A lower learning_rate may help"
             )
+        check_bound(stage, loss, batch.num_users, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(self.step - 1, self.steps)
         self.optimiser.step()
@@ -166,6 +171,28 @@ def learning_rate_factor(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def check_bound(stage: Objective, loss: float, num_users: int, step: int) -> None:
+    """Raises a FloatingPointError where losses say that choices have probabilities above 1.
+
+    The loss of a person is −log of an estimate whose mean is at most a probability. The product of
+    the estimates of independent people has a mean of at most 1 too, so that by Markov's inequality
+    it exceeds e^t with a probability of at most e^−t.
+
+    Args:
+        stage: The objective.
+        loss: Its loss per person, in nats.
+        num_users: Number of people in the batch.
+        step: Number of the step.
+    """
+    if stage.bounds_choices and loss * num_users < -_MOST_LUCK:
+        raise FloatingPointError(
+            f"the loss of {stage.name} bounds −log of the probability of choices from above, so "
+            f"it cannot be negative beyond chance, got {loss:.6g} nats a person for {num_users} "
+            f"people at step {step}: densities of model and guide are wrong; parameters are those "
+            "before the step"
+        )
 
 
 def describe_people(leg: Leg, batch: Batch) -> str:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference.average import fit_average
 from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.readiness import (
     AUTO,
@@ -32,7 +34,9 @@ from fssa_bayes.io import Checkpoints, flatten
 from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
 from fssa_bayes.population import (
     Estimates,
+    cautious_population,
     covariate_effects,
+    describe_few_people,
     has_population_estimates,
     item_estimates,
     population_draws,
@@ -41,7 +45,7 @@ from fssa_bayes.population import (
     ranking_table,
     willingness_to_pay,
 )
-from fssa_bayes.posterior import PopulationDraws, export_draws
+from fssa_bayes.posterior import PopulationDraws, Posterior, export_draws
 from fssa_bayes.sampling import (
     Draws,
     Estimate,
@@ -289,6 +293,51 @@ class FitResult:
             self.model, self.guide, self.data, num=num, num_samples=num_samples, seed=seed
         )
 
+    def posterior(
+        self,
+        context: Preferences,
+        num_samples: int = 1000,
+        *,
+        population: str | PopulationDraws = AUTO,
+        seed: int = 0,
+        **options: object,
+    ) -> Posterior:
+        """Infers z for people of whom a few choices are known, as :class:`fssa_bayes.Posterior`.
+
+        Args:
+            context: The people and the choices that are known of them; empty contexts are allowed.
+            num_samples: Number of draws of each person.
+            population: `"auto"` for that of :meth:`choose_population`; or as for the posterior.
+            seed: Seed of the draws.
+            **options: Other arguments of the posterior.
+
+        Returns:
+            The posterior; its attribute `population` tells what was done.
+
+        Raises:
+            ValueError: As the posterior and :meth:`population_draws`.
+        """
+        if isinstance(population, str) and population == AUTO:
+            population = self.choose_population(min(50, num_samples), seed=seed)
+        options |= {"population": population, "seed": seed}
+        return Posterior(self.model, self.guide, context, num_samples, **options)
+
+    def choose_population(
+        self, num: int = 50, num_samples: int = 1000, *, seed: int = 0
+    ) -> str | PopulationDraws:
+        """Draws populations where people are few, for `Posterior(..., population=...)`.
+
+        Below 20 people for each parameter of a linear utility's population, people differ in some
+        of the populations and are alike in the others, as far as the data do not tell which; see
+        :func:`fssa_bayes.population.cautious_population` for arguments, errors and sources.
+
+        Returns:
+            The populations, or `"fixed"` where people are enough or the population cannot be drawn.
+        """
+        average = partial(fit_average, self.model, self.data, fit, seed=seed)
+        options = {"num": num, "num_samples": num_samples, "seed": seed}
+        return cautious_population(self.model, self.guide, self.data, average, **options)
+
     def bootstrap(self, num: int = 20, *, seed: int = 0, **options: object) -> PopulationDraws:
         """Refits the model to people drawn with replacement, for `Posterior(population=...)`.
 
@@ -447,15 +496,18 @@ def fit(
         ValueError: If data, model and guide do not fit each other, an option is out of range, or
             `checkpoint` holds a fit of another model, other data or other options.
         FileExistsError: If `checkpoint` is a file, or another fit is using it.
-        FloatingPointError: If the loss or its gradient is not finite; the message names the step
-            and the people, and the parameters are those before the step.
+        FloatingPointError: If the loss or its gradient is not finite, or the loss is negative
+            beyond chance where it bounds −log of the probability of choices; the message names
+            objective and step, and the parameters are those before the step.
 
     Warns:
-        UserWarning: If a person has so many comparisons that contexts of `Sleep` must be shorter,
-            if a checkpoint cannot be written, if the model does not use the covariates of the
-            people, if these are constant or collinear, if choices are separated, so that some
-            estimates of a linear utility are infinite (by name, before the fit), if a homogeneous
-            fit did not converge, or if `Sleep` costs held-out accuracy.
+        UserWarning: If people are few for the parameters of a linear utility's population, so that
+            :meth:`FitResult.posterior` draws the population, if a person has so many comparisons
+            that contexts of `Sleep` must be shorter, if a checkpoint cannot be written, if the
+            model does not use the covariates of the people, if these are constant or collinear, if
+            choices are separated, so that some estimates of a linear utility are infinite (by name,
+            before the fit), if a homogeneous fit did not converge, or if `Sleep` costs held-out
+            accuracy.
 
     Example:
         >>> from fssa_bayes.datasets import two_mode
@@ -490,6 +542,12 @@ def fit(
                 guide.to(device)
         model.take_units(data)
         warn_of_separation(model, data)
+        if few := describe_few_people(model, data):
+            warnings.warn(
+                f"{few}: posteriors of individuals that hold the population at its estimate are "
+                "too sure of it; result.posterior(context) draws the population",
+                stacklevel=2,
+            )
         legs = plan(stages, data, validation, refit, seed)
         fitter = Fitter(
             model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval

@@ -47,10 +47,14 @@ class Objective(ABC):
 
     Attributes:
         learns_model: Whether the stage updates the model beside the guide.
+        bounds_choices: Whether e to the power of minus the loss of a person is, on average over
+            draws, the probability of some of that person's choices, or less. A fit stops where
+            losses contradict it.
         num_particles: Number of draws of each person's z in the loss.
     """
 
     learns_model: ClassVar[bool] = True
+    bounds_choices: ClassVar[bool] = False
     num_particles: int = 1
     default_steps: ClassVar[int] = 2500
     default_batch_size: ClassVar[int] = 64
@@ -114,6 +118,7 @@ class MaximumLikelihood(Objective):
         McFadden & Train (2000), Mixed MNL models for discrete response.
     """
 
+    bounds_choices = True
     default_steps = 1000
 
     def __init__(self, num_draws: int = 512, *, steps: int | None = None) -> None:
@@ -153,6 +158,8 @@ class ImportanceWeightedELBO(Objective):
         Li & Turner (2016), Rényi divergence variational inference, arXiv 1602.02311.
     """
 
+    bounds_choices = True
+
     def __init__(
         self,
         num_particles: int = 16,
@@ -187,7 +194,7 @@ class ImportanceWeightedELBO(Objective):
         earlier = [parameter.grad for parameter in trained]
         for parameter in trained:
             parameter.grad = None
-        prepared = model.prepare_items(batch.items)
+        prepared = model.prepare(batch)
         with pyro.get_param_store().scope():
             loss = self._elbo.loss_and_grads(registered, guide, batch, prepared=prepared)
         # Pyro sums over people.
@@ -202,7 +209,7 @@ class ImportanceWeightedELBO(Objective):
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
-        prepared = model.prepare_items(batch.items)
+        prepared = model.prepare(batch)
         if self.num_particles == 1:
             loss = self._elbo.differentiable_loss(model, guide, batch, prepared=prepared)
             return loss / batch.num_users
@@ -230,6 +237,8 @@ class NeuralProcessELBO(Objective):
         Garnelo et al. (2018), Neural processes, arXiv 1807.01622.
     """
 
+    bounds_choices = True
+
     def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
         super().__init__(steps=steps, batch_size=batch_size)
         self._elbo = Trace_ELBO(max_plate_nesting=1)
@@ -244,7 +253,7 @@ class NeuralProcessELBO(Objective):
                 z = pyro.sample("z", guide.posterior(context, prepared))
                 pyro.sample("choice", model.choice(target, z, prepared), obs=target.choice)
 
-        prepared = model.prepare_items(batch.items)
+        prepared = model.prepare(batch)
         loss = self._elbo.differentiable_loss(predict, guide, batch, prepared=prepared)
         return loss / batch.num_users
 
@@ -269,6 +278,8 @@ class PredictiveLikelihood(Objective):
         Kobalczyk et al. (2024), Few-shot steerable alignment, arXiv 2412.13998.
         Garnelo et al. (2018), Conditional neural processes, arXiv 1807.01613.
     """
+
+    bounds_choices = True
 
     def __init__(
         self,
@@ -366,10 +377,10 @@ class Sleep(Objective):
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of −E log q(z | C) per person, in nats."""
-        prior = model.prior(batch.num_users, batch.covariates)
         with torch.no_grad():
+            prepared = model.prepare(batch)
+            prior = model.prior(batch.num_users, batch.covariates, prepared.transforms)
             z = prior.sample()
-            prepared = model.prepare_items(batch.items)
             context = batch.replace(choice=model.choice(batch, z, prepared).sample())
         posterior = guide.posterior(context, prepared)
         if self.num_particles == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Self
 
 import pandas as pd
 import pyro
@@ -239,6 +240,35 @@ class HeterogeneousBTL(LatentPrior):
             latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
         )
 
+    @classmethod
+    def for_data(
+        cls, data: Preferences, latent_dim: int, *, seed: int = 0, **options: object
+    ) -> Self:
+        """Builds a model for data: sizes and names from the data, initial weights from a seed.
+
+        Args:
+            data: The comparisons, which give the number of features, that of covariates, the names
+                of both, and `ties="davidson"` where ties are answers of their own.
+            latent_dim: Number of latent dimensions K.
+            seed: Seed of the initial weights; the global random state does not change.
+            **options: Other arguments of the model, or the same in place of the data's.
+
+        Returns:
+            The model, not yet fitted.
+
+        Raises:
+            ValueError: As the model's own arguments.
+        """
+        has_ties = data.ties == "keep" and bool(data.half_wins.any())
+        of_data = {
+            "ties": "davidson" if has_ties else None,
+            "num_covariates": data.num_covariates if latent_dim else 0,
+        }
+        with seeded(seed):
+            model = cls(data.num_features, latent_dim, **(of_data | options))
+        model.take_names(data)
+        return model
+
     def choice(
         self,
         batch: Batch,
@@ -259,7 +289,7 @@ class HeterogeneousBTL(LatentPrior):
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
-        pairwise = self.utility.pairwise(*prepared, flat)
+        pairwise = self.utility.pairwise(prepared.items, prepared.factors, flat)
 
         has_sides = batch.side is not None and self.bias is not None
         bias = 0.0 if has_sides else self.position_bias
@@ -292,11 +322,13 @@ class HeterogeneousBTL(LatentPrior):
     ) -> Tensor:
         """Runs the generative program; `observe=False` leaves the choices to be drawn.
 
-        `prepared` is as in :meth:`choice`.
+        `prepared` is as in :meth:`choice`, or the result of :meth:`prepare`.
         """
         with pyro.plate("users", batch.num_users, dim=-1):
             if self.latent_dim:
-                z = pyro.sample("z", self.prior(batch.num_users, batch.covariates))
+                transforms = None if prepared is None else prepared.transforms
+                prior = self.prior(batch.num_users, batch.covariates, transforms)
+                z = pyro.sample("z", prior)
             else:
                 z = self._origin.expand(batch.num_users, 0)
             return pyro.sample(
@@ -390,6 +422,11 @@ class HeterogeneousBTL(LatentPrior):
         factors = self.utility.item_factors(standardised) if self.latent_dim else None
         return PreparedItems(standardised, factors)
 
+    def prepare(self, batch: Batch) -> PreparedItems:
+        """Prepares the items of a batch, and the maps to z that prior and guide are to share."""
+        transforms = self.prior_transforms(batch.covariates)
+        return self.prepare_items(batch.items)._replace(transforms=transforms)
+
     def standardise(self, items: Tensor) -> Tensor:
         """Centres and scales features (M, D), in double precision before they get the model's.
 
@@ -416,6 +453,10 @@ class HeterogeneousBTL(LatentPrior):
         """Takes names of features and covariates from the data of a fit, and their units once."""
         self.set_standardisation(data.items)
         self.set_covariate_standardisation(data.covariates)
+        self.take_names(data)
+
+    def take_names(self, data: Preferences) -> None:
+        """Takes the names of features and covariates from data."""
         self.feature_names = data.feature_names
         self.feature_levels = dict(data.feature_levels)
         if self.num_covariates:

@@ -2,15 +2,16 @@ r"""The prior p(z | w) of the latent factor: normal or learned, and moved by cov
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import pandas as pd
 import torch
 from pyro import distributions as dist
 from pyro.distributions import transforms as T
+from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
 from fssa_bayes.data import Preferences, column_moments
@@ -19,6 +20,11 @@ from fssa_bayes.model.nn import flip_between, row_product
 __all__ = ["LatentPrior", "build_flow"]
 
 _UNITS = ("feature_mean", "feature_scale", "covariate_mean", "covariate_scale")
+_SPLINE_BOUND = 5.0
+# Couplings depend on their passive half as far as this, and are constant beyond. Where shift and
+# log-scale grew with it without end, a draw 4 standard deviations out became one of 10,000, no
+# gradient drew it back (its weight is 0), and the inverse lost every digit in single precision.
+_REACH = 10.0
 
 
 class LatentPrior(nn.Module):
@@ -72,38 +78,66 @@ class LatentPrior(nn.Module):
         """The precision of the parameters; means and scales are in double precision."""
         return self._origin.dtype
 
-    def prior(self, num_users: int, covariates: Tensor | None = None) -> dist.TorchDistribution:
+    def prior(
+        self,
+        num_users: int,
+        covariates: Tensor | None = None,
+        transforms: list | None = None,
+    ) -> dist.TorchDistribution:
         """Returns p(z | w), with batch shape (U,) and event shape (K,).
 
         Args:
             num_users: Number of people U.
             covariates: Their covariates with shape (U, W), in original units; not read by a model
                 without covariates.
+            transforms: As in :meth:`push_forward`.
         """
         shape = (num_users, self.latent_dim)
         base = dist.Normal(self._origin.expand(shape), 1.0 + self._origin).to_event(1)
-        return self.push_forward(base, covariates)
+        return self.push_forward(base, covariates, transforms)
 
     def push_forward(
-        self, base: dist.TorchDistribution, covariates: Tensor | None = None
+        self,
+        base: dist.TorchDistribution,
+        covariates: Tensor | None = None,
+        transforms: list | None = None,
     ) -> dist.TorchDistribution:
-        """Maps a distribution of the prior's standard normal variable to one of z."""
-        transforms = self.prior_transforms(covariates)
+        """Maps a distribution of the prior's standard normal variable to one of z.
+
+        Args:
+            base: The distribution of the variable.
+            covariates: As in :meth:`prior`.
+            transforms: The result of :meth:`prior_transforms` for the covariates, which is made
+                here if None. Two densities of the same draws, such as prior and guide, are given
+                one list: its maps remember the draws, so that both densities are evaluated at the
+                same value of the variable and their ratio is exact. Each would else invert a
+                learned prior with rounding errors of its own.
+        """
+        if transforms is None:
+            transforms = self.prior_transforms(covariates)
         return dist.TransformedDistribution(base, transforms) if transforms else base
 
     def prior_transforms(self, covariates: Tensor | None = None) -> list:
-        """Lists the maps that take the prior's standard normal variable to z, in order."""
+        """Lists the maps that take the prior's standard normal variable to z, in order.
+
+        They remember their last draws, and are made afresh so that the model remembers none, and
+        no thread sees the draws of another one.
+        """
         return self.transforms_around(self.location(covariates))
 
     def transforms_around(self, location: Tensor) -> list:
         """Lists the same maps for people whose :meth:`location` (*, K) is known."""
         transforms = []
         if len(self.prior_flow):
-            # Transforms remember their last draws, which other threads must not see. A fit scores
-            # the draws that it made, and needs the memory.
-            shared = torch.is_grad_enabled()
-            spline, *couplings = (flow if shared else copy.copy(flow) for flow in self.prior_flow)
-            transforms = [spline, *flip_between(couplings, self.latent_dim, self.device)]
+            spline, *couplings = self.prior_flow
+            couplings = [
+                T.AffineCoupling(coupling.split_dim, partial(_within_reach, coupling.nn))
+                for coupling in couplings
+            ]
+            transforms = [
+                ConditionedSpline(_spline_parameters(spline), _SPLINE_BOUND, "quadratic"),
+                *flip_between(couplings, self.latent_dim, self.device),
+            ]
         if self.num_covariates:
             # Covariates shift a learned prior and leave its shape. With the cache, scoring the last
             # draws does not invert the flow.
@@ -185,7 +219,7 @@ def build_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
 
     It starts near the identity; Pyro's own initial values put draws up to 40 from the origin.
     """
-    spline = T.Spline(latent_dim, count_bins=8, bound=5.0, order="quadratic")
+    spline = T.Spline(latent_dim, count_bins=8, bound=_SPLINE_BOUND, order="quadratic")
     couplings = []
     if latent_dim > 1:
         couplings = [T.affine_coupling(latent_dim, [hidden_dim]) for _ in range(2)]
@@ -197,3 +231,15 @@ def build_flow(latent_dim: int, hidden_dim: int) -> list[nn.Module]:
             coupling.nn.layers[-1].weight.zero_()
             coupling.nn.layers[-1].bias.zero_()
     return [spline, *couplings]
+
+
+def _spline_parameters(spline: T.Spline) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Returns widths and heights of the bins (K, B) and the slopes between them (K, B − 1)."""
+    widths, heights = spline.unnormalized_widths, spline.unnormalized_heights
+    slopes = nn.functional.softplus(spline.unnormalized_derivatives)
+    return widths.softmax(-1), heights.softmax(-1), slopes, None
+
+
+def _within_reach(network: nn.Module, passive: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns shift and log-scale of a coupling, constant where the passive half is far out."""
+    return network(passive.clamp(-_REACH, _REACH))

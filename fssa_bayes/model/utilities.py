@@ -33,15 +33,18 @@ __all__ = [
 
 
 class PreparedItems(NamedTuple):
-    """Holds what guide and model need of items, whoever the people are.
+    """Holds what guide and model both need of a batch.
 
     Attributes:
         items: Standardised features (M, D), or positions (M,).
         factors: The utility's factors of the items, (M, F); None in a homogeneous model.
+        transforms: The maps from the prior's standard normal variable to the z of the people, see
+            :meth:`fssa_bayes.HeterogeneousBTL.push_forward`; None where each makes its own.
     """
 
     items: Tensor
     factors: Tensor | None
+    transforms: list | None = None
 
 
 class Utility(nn.Module, ABC):

@@ -1,8 +1,10 @@
 """What is said of everybody: standard errors, tables, rankings, effects of covariates, draws."""
 
 from fssa_bayes.data import covariate_rank, identified_covariates
+from fssa_bayes.population.cautious import cautious_population
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.estimates import Estimates
+from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.information import feature_differences
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.parameters import (
@@ -27,9 +29,11 @@ __all__ = [
     "Separation",
     "Uncertainty",
     "answer_estimates",
+    "cautious_population",
     "check_num_parameters",
     "covariate_effects",
     "covariate_rank",
+    "describe_few_people",
     "feature_differences",
     "find_separation",
     "has_population_estimates",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fssa_bayes._random import seeded
+from fssa_bayes.comparison import choose_latent_dim
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, Sleep, fit
@@ -36,6 +37,8 @@ __all__ = ["Analysis", "Collector", "analyse", "hear_warnings", "rank"]
 
 _STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
 _MIN_PEOPLE = 5  # Fewest people that can be divided into people to fit and people to score.
+_MIN_CHOOSERS = 20  # Fewest people of a fit by whom a number of latent dimensions is chosen.
+_LATENT_DIMS = (1, 2, 4, 8)  # Numbers to choose from.
 _IGNORED = (
     "the largest context has",  # pareto_k judges that.
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
@@ -70,7 +73,7 @@ def analyse(
     about_data: Section | None = None,
     fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None = None,
     utility: str | None = None,
-    latent_dim: int = 2,
+    latent_dim: int | str = 2,
     steps: int = 600,
     num_samples: int = 500,
     test_size: float = 0.2,
@@ -88,7 +91,8 @@ def analyse(
         fitted: A model of individual people and its guide, fitted before; None to fit one.
         utility: Utility of the model that is fitted; None is `"linear"` for items without features
             and `"bilinear"` for others.
-        latent_dim: Its number of latent dimensions.
+        latent_dim: Its number of latent dimensions; `"auto"` chooses 1, 2, 4 or 8 by people of the
+            fit who are held out, which takes a fit more for each.
         steps: Steps of each objective of its fit.
         num_samples: Posterior draws S of each person.
         test_size: Share of the people left out of the fit, in (0, 1).
@@ -104,8 +108,9 @@ def analyse(
         ValueError: If an option is out of range, or `fitted` does not fit the data.
     """
     start = time.perf_counter()
+    choose = latent_dim == "auto"
     for argument, value, least in (
-        ("latent_dim", latent_dim, 1),
+        ("latent_dim", 1 if choose else latent_dim, 1),
         ("steps", steps, 1),
         ("num_samples", num_samples, 25),
     ):
@@ -119,6 +124,10 @@ def analyse(
     if len(data) < _MIN_PEOPLE:
         return _of_few_people(data, fitted, found, title, num_samples, seed, start)
     train, test = data.split_users(test_size, seed=seed)
+    if choose and fitted is None:
+        with hear_warnings() as heard:
+            latent_dim, section = choose_dimensions(train, utility, steps, seed)
+        found.add(section, heard)
     with hear_warnings() as heard:
         result = None
         if fitted is None:
@@ -127,14 +136,24 @@ def analyse(
             )
         model, guide = fitted or (result.model, result.guide)
         average = fit_average(train, model, seed)
+        population = "fixed"
+        if result is not None:
+            population = result.choose_population(min(50, num_samples), seed=seed)
         comparison = findings.compare(
-            model, guide, average.model, test, num_samples, seed, seen_before=fitted is not None
+            model,
+            guide,
+            average.model,
+            test,
+            num_samples,
+            seed,
+            seen_before=fitted is not None,
+            population=population,
         )
     found.add(comparison.section, heard)
     ranking = found.make(lambda: findings.rank_items(data, seed))
     found.make(
         lambda: findings.describe_differences(
-            model, guide, data, comparison.certainty, num_samples, seed
+            model, guide, data, comparison.certainty, num_samples, seed, population
         )
     )
     if data.covariates is not None:
@@ -309,29 +328,86 @@ def fit_people(
     progress_bar: bool,
 ) -> FitResult:
     """Fits the model in which everybody has a latent factor of their own; see :func:`analyse`."""
-    utility = utility or ("linear" if train.items is None else "bilinear")
     with seeded(seed):
-        model = HeterogeneousBTL(
-            train.num_features,
-            latent_dim,
-            utility=utility,
-            ties=findings.model_of_ties(train),
-            num_covariates=train.num_covariates,
-        )
-        guide = NeuralProcessGuide(model)
+        model, guide = build_people(train, utility, latent_dim)
     return fit(
         model,
         guide,
         train,
         objective=[ImportanceWeightedELBO(16), Sleep()],
-        steps=steps,
-        batch_size=int(np.clip(_STEP_SIZE / train.counts.mean(), 8, 64)),
-        validation=_choose_validation(train),
-        refit=False,
         seed=seed,
         checkpoint=checkpoint,
         progress_bar=progress_bar,
+        **_fit_options(train, steps),
     )
+
+
+def build_people(
+    train: Preferences, utility: str | None, latent_dim: int
+) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
+    """Builds the model in which everybody has a latent factor of their own, and its guide."""
+    model = HeterogeneousBTL(
+        train.num_features,
+        latent_dim,
+        utility=_name_utility(train, utility),
+        ties=findings.model_of_ties(train),
+        num_covariates=train.num_covariates,
+    )
+    return model, NeuralProcessGuide(model)
+
+
+def _name_utility(train: Preferences, utility: str | None) -> str:
+    return utility or ("linear" if train.items is None else "bilinear")
+
+
+def _fit_options(train: Preferences, steps: int) -> dict[str, object]:
+    """Lists the options that fits of individual people have in common."""
+    return {
+        "steps": steps,
+        "batch_size": int(np.clip(_STEP_SIZE / train.counts.mean(), 8, 64)),
+        "validation": _choose_validation(train),
+        "refit": False,
+    }
+
+
+def choose_dimensions(
+    train: Preferences, utility: str | None, steps: int, seed: int
+) -> tuple[int, Section]:
+    """Chooses the number of latent dimensions on a quarter of the people of the fit.
+
+    Args:
+        train: The people of the fit.
+        utility: Utility of the model, as in :func:`analyse`.
+        steps: Steps of each objective of a fit.
+        seed: Seed of the split, of initial weights and of draws.
+
+    Returns:
+        The number, and the part of the report that tells how it was chosen.
+    """
+    heading = "In how many dimensions do people differ?"
+    most = max(_LATENT_DIMS)
+    if _name_utility(train, utility) == "linear":  # A covariance of more dimensions is no other.
+        most = max(1, train.num_features - (train.items is None))
+    dims = [width for width in _LATENT_DIMS if width <= most]
+    if len(train) < _MIN_CHOOSERS or len(dims) < 2:
+        why = (
+            f"The model has {dims[0]} latent dimension: to choose among more takes "
+            f"{_MIN_CHOOSERS} people of the fit, and two features or three items for a linear "
+            f"utility, got {len(train)} people and {train.num_features} features or items."
+        )
+        return dims[0], Section(heading, (why,))
+    choice = choose_latent_dim(
+        train,
+        dims,
+        build=lambda width: build_people(train, utility, width),
+        seed=seed,
+        fit_options={"objective": ImportanceWeightedELBO(16), **_fit_options(train, steps)},
+    )
+    how = (
+        f"{choice} A quarter of these people are predicted by a fit to the others: log p of all "
+        "choices of a person, in nats, differences paired by person."
+    )
+    return choice.latent_dim, Section(heading, (how,), choice.choosing.round(3).reset_index())
 
 
 def describe_convergence(result: FitResult) -> str:

@@ -18,7 +18,7 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import covariate_effects
-from fssa_bayes.posterior import Posterior
+from fssa_bayes.posterior import PopulationDraws, Posterior
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import draw_figure
 from fssa_bayes.sampling import MOST_PARETO_K
@@ -45,6 +45,7 @@ EMPIRICAL_BAYES = (
     "Intervals for a person are empirical-Bayes: they hold the population at its estimate, and are "
     "too narrow where few people inform many parameters."
 )
+_DRAWN = "Intervals for a person include how uncertain the population is, which is drawn."
 _CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # Known choices, up to the largest that half exceed.
 _MIN_JUDGES = 10  # Fewest people for a standard error.
 _MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
@@ -145,7 +146,8 @@ class Comparison:
         verdict: The answer in a sentence.
         certainty: The gain divided by its standard error; NaN where people are too few.
         numbers: The main figures by name.
-        posterior: Posteriors of the people, given the largest number of known choices.
+        posterior: Posteriors of the people, given the largest number of known choices, with the
+            population held fixed.
         target: The choices that were predicted.
     """
 
@@ -166,6 +168,7 @@ def compare(
     seed: int,
     *,
     seen_before: bool,
+    population: str | PopulationDraws = "fixed",
 ) -> Comparison:
     """Scores unseen choices of the people left out, by individual model and average person.
 
@@ -177,6 +180,7 @@ def compare(
         num_samples: Posterior draws S of each person.
         seed: Seed of splits and draws.
         seen_before: Whether these people may have taken part in the fit of `model`.
+        population: As for :class:`fssa_bayes.Posterior`.
     """
     sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.counts > n) >= 0.5]
     longest, target = test.split_context(sizes[-1], seed=seed)
@@ -184,7 +188,7 @@ def compare(
     rows = []
     for size in sizes:
         known = longest if size == sizes[-1] else longest.split_context(size, seed=seed)[0]
-        person = Posterior(model, guide, known, num_samples, seed=seed)
+        person = Posterior(model, guide, known, num_samples, seed=seed, population=population)
         difference = person.log_score(target).numpy() - base
         error = np.nan
         if len(difference) > 1:
@@ -203,6 +207,11 @@ def compare(
         "standard error of the gain is over people. k > .7 is the share of people for whom the "
         "approximation of the posterior is in doubt."
     ]
+    if isinstance(population, PopulationDraws):
+        text.append(
+            "People are few for the parameters of their population, which is not held at its "
+            f"estimate here: {population.method}."
+        )
     if seen_before:
         text.append(
             "People of this file may have been part of the fit of the model: then the gain "
@@ -219,6 +228,8 @@ def compare(
         "people_scored": len(target),
     }
     certainty = gain / error if len(target) >= _MIN_JUDGES else np.nan
+    if person.population is not None:  # Several populations cannot be exported.
+        person = Posterior(model, guide, longest, num_samples, seed=seed)
     return Comparison(section, verdict, certainty, numbers, person, target)
 
 
@@ -314,6 +325,7 @@ def describe_differences(
     certainty: float,
     num_samples: int,
     seed: int,
+    population: str | PopulationDraws = "fixed",
 ) -> Section:
     """Describes how much people differ, and who does.
 
@@ -324,6 +336,7 @@ def describe_differences(
         certainty: How many standard errors the individual model predicts better by.
         num_samples: Posterior draws S of each person.
         seed: Seed of the draws.
+        population: As for :class:`fssa_bayes.Posterior`.
     """
     heading, text = "How much do people differ?", []
     if not certainty > 2:
@@ -341,7 +354,8 @@ def describe_differences(
     items = _common_items(data, _MAX_ITEMS)
     if len(items) < 3:
         return Section(heading, [*text, "Two items are too few to compare people by."])
-    everybody = Posterior(model, guide, data, num_samples, seed=seed)
+    everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
+    drawn = isinstance(population, PopulationDraws)
     people = everybody.differences(items)
     people["pareto_k"] = everybody.pareto_k.numpy()
     doubtful = (people["pareto_k"] > MOST_PARETO_K).mean()
@@ -350,8 +364,8 @@ def describe_differences(
         "largest group compared most often. Direction is the correlation of a person's utilities "
         "with the average person's, scale their standard deviation in nats: a small scale means "
         "that choices are hard to predict, from indifference or from carelessness. Medians and "
-        f"90 % intervals. {EMPIRICAL_BAYES} The approximation is in doubt (k > .7) for "
-        f"{doubtful:.0%} of the people."
+        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The approximation is in doubt "
+        f"(k > .7) for {doubtful:.0%} of the people."
     )
     orders = (
         (

@@ -14,6 +14,7 @@ NAMES = (
     "nuts",
     "population_uncertainty",
     "few_judges",
+    "few_people",
     "policy",
     "experiments",
 )

@@ -35,6 +35,7 @@ finally:
         (["rank", "no.csv", *COLUMNS, "--debug"], 1),
         (["analyse", __file__, *COLUMNS, "--out", "x", "--test-size", "2"], 2),
         (["analyse", __file__, *COLUMNS, "--out", "x", "--latent-dim", "0"], 2),
+        (["analyse", __file__, *COLUMNS, "--out", "x", "--latent-dim", "many"], 2),
         (["analyse", __file__, *COLUMNS, "--out", "x", "--choice-labels", "a1=won"], 2),
         (["analyse", __file__, *COLUMNS, "--out", __file__], 2),
         (["analyse", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),

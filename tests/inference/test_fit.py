@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from linear_people import people as draw_people
 from scipy import stats
 from two_feature_people import fresh, simulate, with_features
 
@@ -151,3 +152,31 @@ def test_covariances_of_coefficients_and_of_items() -> None:
     assert pair == pytest.approx(variance**0.5)
     with pytest.raises(ValueError, match="of must be 'population' or 'items', got 'users'"):
         result.estimates("users")
+
+
+def test_few_people_are_said_to_be_few_and_their_population_is_drawn() -> None:
+    data = draw_people(19, 6, 0, spread=2.0)  # Ten for each of two parameters would be enough.
+    model = HeterogeneousBTL(1, 1, utility="linear")
+    guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
+    options = {"objective": MaximumLikelihood(64), "progress_bar": False}
+    with pytest.warns(UserWarning, match="19 people are few for the 2 parameters of their pop"):
+        result = fit(model, guide, data, **options)
+    context = data.subset(range(3))
+    drawn = result.posterior(context, 60, seed=4)
+    assert len(drawn.population) == 50
+    given = Posterior(
+        model, guide, context, 60, seed=4, population=result.choose_population(seed=4)
+    )
+    assert torch.equal(drawn.z, given.z)
+    fixed = result.posterior(context, 60, seed=4, population="fixed")
+    assert torch.equal(fixed.z, Posterior(model, guide, context, 60, seed=4).z)
+
+
+def test_people_who_are_enough_are_held_to_their_population(recwarn) -> None:
+    data = draw_people(20, 6, 0, spread=2.0)
+    model = HeterogeneousBTL(1, 1, utility="linear")
+    guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
+    result = fit(model, guide, data, objective=MaximumLikelihood(64), progress_bar=False)
+    assert result.choose_population() == "fixed"
+    assert result.posterior(data, 25).population is None
+    assert not [w for w in recwarn if "few" in str(w.message)]

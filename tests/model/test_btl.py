@@ -214,6 +214,31 @@ def test_people_have_priors_of_their_own(randomise: Callable) -> None:
     assert (correlation - torch.eye(3)).abs().max() < 4 / 20_000**0.5
 
 
+# A model for data.
+
+
+def test_a_model_for_data_has_their_sizes_and_names_and_weights_of_the_seed() -> None:
+    people = {"covariates": np.ones((2, 3)), "covariate_names": ["x", "y", "w"]}
+    data = Preferences(
+        *(np.array(column) for column in ([0, 1], [1, 0], [1, 0.5], [0, 1, 2])),
+        items=np.eye(2),
+        feature_names=["a", "b"],
+        ties="keep",
+        **people,
+    )
+    state = torch.get_rng_state()
+    model = HeterogeneousBTL.for_data(data, 2, seed=3, utility="linear")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(3)
+    same = HeterogeneousBTL(2, 2, utility="linear", ties="davidson", num_covariates=3)
+    assert model.config == same.config
+    for name, value in same.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert (list(model.feature_names), list(model.covariate_names)) == (["a", "b"], ["x", "y", "w"])
+    alike = HeterogeneousBTL.for_data(data, 0, ties=None)  # Options given come before the data's.
+    assert (alike.num_covariates, alike.has_ties) == (0, False)
+
+
 # Standardisation.
 
 

@@ -8,6 +8,7 @@ import pytest
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
 from fssa_bayes.datasets import linear_factors
 from fssa_bayes.report import analyse, rank, to_markdown, to_text
+from fssa_bayes.report.analysis import choose_dimensions
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,16 @@ def test_a_model_that_does_not_fit_is_refused_before_work(data: Preferences) -> 
         analyse(data, fitted=(other, NeuralProcessGuide(other)))
     with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
         analyse(data, latent_dim=0)
+
+
+@pytest.mark.slow
+def test_dimensions_are_chosen_among_those_that_data_can_tell_apart(data: Preferences) -> None:
+    """With three features people differ in three directions at most, and 4 is no number for it."""
+    chosen, section = choose_dimensions(data, "linear", 5, 0)
+    assert list(section.table["latent_dim"].sort_values()) == [1, 2]
+    close = section.table["elpd_diff"] <= section.table["dse"].fillna(0)
+    assert chosen == section.table["latent_dim"][close].min()
+    assert f"{chosen} latent dimensions: the fewest within one standard error" in section.text[0]
+    few, section = choose_dimensions(data.subset(range(19)), "linear", 5, 0)
+    assert few == 1
+    assert "takes 20 people of the fit" in section.text[0]
