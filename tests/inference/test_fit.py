@@ -173,7 +173,7 @@ def test_few_people_are_said_to_be_few_and_their_population_is_drawn() -> None:
 
 
 def test_people_who_are_enough_are_held_to_their_population(recwarn) -> None:
-    data = draw_people(20, 6, 0, spread=2.0)
+    data = draw_people(40, 6, 0, spread=2.0)  # Twenty for each parameter.
     model = HeterogeneousBTL(1, 1, utility="linear")
     guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
     result = fit(model, guide, data, objective=MaximumLikelihood(64), progress_bar=False)
