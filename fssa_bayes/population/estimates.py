@@ -86,9 +86,13 @@ class Estimates:
 
     @property
     def limits(self) -> Tensor:
-        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite."""
+        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite.
+
+        They are NaN, too, where no comparison tells them, as across components of the graph.
+        """
         limit = self.uncertainty.limit
-        return self.values if limit is None else limit.values(self.jacobian, self.values)
+        values = self.values if limit is None else limit.values(self.jacobian, self.values)
+        return values.masked_fill(~self.uncertainty.told(self.jacobian), torch.nan)
 
     @property
     def identified(self) -> np.ndarray:
