@@ -91,7 +91,7 @@ def describe_null(basis: Tensor, data: Preferences) -> str:
 
 
 def warn_of_null(basis: Tensor | None, data: Preferences) -> None:
-    """Warns of features whose coefficients no comparison tells; the graph's reader warned before."""
+    """Warns of features whose coefficients no comparison tells; reading warned of the graph."""
     if data.items is None or basis is None or not basis.shape[1]:
         return
     number = int(in_null(torch.eye(len(basis), dtype=torch.float64), basis).sum())

@@ -121,15 +121,22 @@ def population_estimates(
     """Returns the quantities of :func:`population_table` that have a meaning, with covariance.
 
     Arguments and errors are those of :func:`population_table`. Left out are effects of covariates
-    that are constant or collinear, and correlations with the reference or of 1 or −1. Names are (`quantity`,
-    `term`), or the terms alone where the model is homogeneous.
+    that are constant or collinear, and correlations with the reference or of 1 or −1. Names are
+    (`quantity`, `term`), or the terms alone where the model is homogeneous.
     """
     estimates, known = _quantities(model, data, reference, num_samples, seed)
     names = estimates.names if model.latent_dim else estimates.names.droplevel("quantity")
     known &= ~_certain(estimates)
     rows = torch.from_numpy(known)
+    others = None
+    if model.latent_dim == 0 and data.items is not None:
+        others = (data.item_names, "of='items'")
     return Estimates(
-        names[known], estimates.values[rows], estimates.jacobian[rows], estimates.uncertainty
+        names[known],
+        estimates.values[rows],
+        estimates.jacobian[rows],
+        estimates.uncertainty,
+        others,
     )
 
 
@@ -212,6 +219,6 @@ def _position_of_reference(data: Preferences, reference: Hashable | None) -> int
     if data.items is not None:
         raise ValueError(
             f"reference must be None where items have features, got {reference!r}: coefficients "
-            "are identified without; ranking(reference=) compares items"
+            "are identified without; of='items' or ranking(reference=) compares items"
         )
     return int(positions("reference", [reference], data.item_names)[0])
