@@ -323,10 +323,17 @@ class GatedSpline(ConditionedSpline):
         return super().spline_op(x, min_derivative=0.0, **options)
 
 
-def check_guide(model: HeterogeneousBTL, guide: NeuralProcessGuide | None) -> None:
-    """Raises an error unless `guide` is the model's, or None for a homogeneous model."""
+def check_guide(
+    model: HeterogeneousBTL, guide: NeuralProcessGuide | None, *, may_lack: bool = False
+) -> None:
+    """Raises an error unless `guide` is the model's, or None for a homogeneous model.
+
+    `may_lack` allows None for a heterogeneous model too.
+    """
     if guide is not None and guide.model is not model:
         raise ValueError("guide must be the guide of this model, got one of another model")
+    if guide is None and may_lack:
+        return
     if (guide is None) != (model.latent_dim == 0):
         raise ValueError(
             f"guide must be {'None' if guide is not None else 'given'} for a model with "

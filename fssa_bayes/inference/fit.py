@@ -462,7 +462,8 @@ def fit(
 
     Args:
         model: The model; it starts from the parameters it has.
-        guide: Its guide; None for `latent_dim=0`.
+        guide: Its guide; None for `latent_dim=0`. None for a linear utility with a normal prior
+            fits the population alone, without posteriors of people.
         data: The comparisons of the training people.
         objective: One objective or a list of stages. None is `[ImportanceWeightedELBO(), Sleep()]`,
             and `[MaximumLikelihood(), Sleep()]` for the linear utility with a normal prior. A
@@ -520,8 +521,13 @@ def fit(
     """
     data = align(model, data)
     check_training_data(model, guide, data)
-    stages = choose_stages(model, objective, steps, batch_size)
+    stages = choose_stages(model, guide, objective, steps, batch_size)
     asked, validation = validation, choose_validation(model, data, validation)
+    if guide is None and model.latent_dim and validation is not None:
+        raise ValueError(
+            f"validation must be None without a guide, which predicts held-out choices, got "
+            f"{validation}"
+        )
     warn_of_busy_people(stages, data)
     if population_learning_rate is None:
         population_learning_rate = 10 * learning_rate

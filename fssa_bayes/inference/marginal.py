@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.inference.maximum import pooled_batches
 from fssa_bayes.model import HeterogeneousBTL
@@ -79,10 +80,10 @@ class MarginalLikelihood:
             for _, batch in user_batches(data, num_draws, model.device, margins=_MARGINS)
         ]
         self.modes: list[Tensor | None] = [None] * len(self.batches)
-        seeds = np.random.SeedSequence(seed).generate_state(len(self.batches))
+        streams = Streams(seed, "maximum likelihood")
         self.points: list[Points] = [
-            draw_points(num_draws, batch.num_users, model.latent_dim, int(number))
-            for batch, number in zip(self.batches, seeds, strict=True)
+            draw_points(num_draws, batch.num_users, model.latent_dim, streams, batch.keys)
+            for batch in self.batches
         ]
 
     def evaluate(self, *, gradient: bool = True) -> Value:

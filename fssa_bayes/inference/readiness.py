@@ -51,10 +51,10 @@ def check_training_data(
 
     Args:
         model: The model.
-        guide: Its guide; None if `latent_dim` is 0.
+        guide: Its guide; None if `latent_dim` is 0, or for the population of a mixed logit alone.
         data: The comparisons of the training people.
     """
-    check_guide(model, guide)
+    check_guide(model, guide, may_lack=_is_mixed_logit(model))
     empty = np.flatnonzero(data.counts == 0)
     if len(empty):
         raise ValueError(
@@ -189,6 +189,7 @@ def check_training_covariates(model: HeterogeneousBTL, data: Preferences) -> Non
 
 def choose_stages(
     model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
     objective: Objective | Sequence[Objective] | None,
     steps: int | None,
     batch_size: int | None,
@@ -197,13 +198,16 @@ def choose_stages(
 
     Args:
         model: The model.
-        objective: One objective or a list of them; None for :func:`default_stages`.
+        guide: Its guide, or None.
+        objective: One objective or a list of them; None for :func:`default_stages`, or for maximum
+            likelihood alone without a guide.
         steps: Steps of every stage, in place of the objectives' own.
         batch_size: People in a batch, in place of the objectives' own.
 
     Raises:
         TypeError: If `objective` is something else.
-        ValueError: If a number is below 1, or a homogeneous model is given an objective.
+        ValueError: If a number is below 1, a homogeneous model is given an objective, or an
+            objective lacks its guide.
     """
     if model.latent_dim == 0:
         if objective is not None:
@@ -213,7 +217,7 @@ def choose_stages(
             )
         return [MaximumLikelihood(steps=steps)]
     if objective is None:
-        stages = default_stages(model)
+        stages = [MaximumLikelihood()] if guide is None else default_stages(model)
     else:
         stages = list(objective) if isinstance(objective, Sequence) else [objective]
     if not stages or not all(isinstance(stage, Objective) for stage in stages):
@@ -223,6 +227,11 @@ def choose_stages(
             "MaximumLikelihood of a model with latent factor needs utility='linear' and "
             f"prior='normal', got utility={model.config['utility']!r} and "
             f"prior={model.config['prior']!r}: ImportanceWeightedELBO serves any model"
+        )
+    if guide is None and (others := [s for s in stages if not isinstance(s, MaximumLikelihood)]):
+        raise ValueError(
+            f"guide must be given for {others[0].name}; without a guide the population alone is "
+            "fitted, by MaximumLikelihood"
         )
     stages = [copy.copy(stage) for stage in stages]
     for stage in stages:

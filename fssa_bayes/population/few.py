@@ -6,7 +6,7 @@ import math
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population.parameters import has_population_estimates
+from fssa_bayes.population.parameters import has_population_estimates, identify_loading
 
 __all__ = [
     "PEOPLE_PER_PARAMETER",
@@ -31,6 +31,9 @@ def number_of_parameters(model: HeterogeneousBTL, data: Preferences) -> int:
     features = model.num_features - (data.items is None)
     rank = min(model.latent_dim, features)
     covariance = features * rank - rank * (rank - 1) // 2
+    if model.utility.is_restricted:
+        loading, _, entries = identify_loading(model.utility)
+        rank, covariance = loading.shape[1], entries.shape[1]
     effects = rank * model.num_covariates
     return features + covariance + effects + len(model.answer_parameters())
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.model import CoefficientMap, Derivatives, HeterogeneousBTL
 from fssa_bayes.sampling import draw_adapted, draw_points, find_modes
@@ -66,9 +67,9 @@ def population_information(
     width = max(4 * num_samples if model.latent_dim else 4, size)
     if model.latent_dim and not model.utility.map.is_identity:
         width *= model.num_features  # A matrix of coefficients for each draw.
-    seeds = np.random.SeedSequence(seed)
+    streams = Streams(seed, "information")
     for _, batch in user_batches(data, width, model.device):
-        z, weights = _draw(model, batch, num_samples, seeds.spawn(1)[0])
+        z, weights = _draw(model, batch, num_samples, streams)
         scores, batch_inform = batch_information(model, batch, z, weights, rotation)
         outer += (scores.T @ scores).cpu()
         information += batch_inform.cpu()
@@ -76,14 +77,13 @@ def population_information(
 
 
 def _draw(
-    model: HeterogeneousBTL, batch: Batch, num_samples: int, seeds: np.random.SeedSequence
+    model: HeterogeneousBTL, batch: Batch, num_samples: int, streams: Streams
 ) -> tuple[Tensor, Tensor]:
     """Draws z (S, U, K) from adapted proposals, with normalised weights (S, U)."""
     if model.latent_dim == 0:
         z = torch.zeros(1, batch.num_users, 0, dtype=model.dtype, device=model.device)
         return z, torch.ones(1, batch.num_users, dtype=torch.float64, device=model.device)
-    seed = int(seeds.generate_state(1)[0])
-    points = draw_points(num_samples, batch.num_users, model.latent_dim, seed)
+    points = draw_points(num_samples, batch.num_users, model.latent_dim, streams, batch.keys)
     draws = draw_adapted(model, batch, find_modes(model, batch), points)
     return draws.z.to(model.dtype), draws.log_weights.softmax(0)
 

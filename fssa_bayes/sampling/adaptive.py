@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import gammaincinv, ndtri
 from torch import Tensor
 
+from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.modes import Modes
@@ -61,40 +63,47 @@ class WeightedDraws:
     log_weights: Tensor
 
 
-def draw_points(num_samples: int, num_users: int, latent_dim: int, seed: int) -> Points:
+def draw_points(
+    num_samples: int,
+    num_users: int,
+    latent_dim: int,
+    streams: Streams,
+    keys: np.ndarray | None = None,
+) -> Points:
     """Draws Sobol points, with a random shift for every person, and maps them to t and normal.
 
     Args:
         num_samples: Number of draws S of each person.
         num_users: Number of people U.
         latent_dim: Number of latent dimensions K.
-        seed: Seed of the shifts.
+        streams: The people's random numbers.
+        keys: Keys of the people with shape (U,); their positions if None.
 
     References:
         Cranley & Patterson (1976), Randomization of number theoretic methods for multiple
         integration, SIAM Journal on Numerical Analysis 13(6).
     """
-    from scipy.special import gammaincinv, ndtri
-
-    rng = np.random.default_rng(seed)
+    keys = np.arange(num_users) if keys is None else keys
     around, prior = (max(1, round(share * num_samples)) for share in _SHARES)
 
-    def uniform(number: int, width: int) -> np.ndarray:
+    def uniform(part: str, number: int, width: int) -> np.ndarray:
         from scipy.stats import qmc
 
         bits = max(number - 1, 1).bit_length()
         base = qmc.Sobol(width, scramble=False).random_base2(bits)[:number, None]
-        return ((base + rng.random((1, num_users, width))) % 1).clip(1e-12, 1 - 1e-12)
+        own = streams.part(part)
+        shift = np.stack([own.of(key).random(width) for key in keys])
+        return ((base + shift) % 1).clip(1e-12, 1 - 1e-12)
 
-    def heavy(number: int) -> Tensor:
-        points = uniform(number, latent_dim + 1)
+    def heavy(part: str, number: int) -> Tensor:
+        points = uniform(part, number, latent_dim + 1)
         chi_square = 2 * gammaincinv(_FREEDOM / 2, points[..., -1:])
         return torch.from_numpy(ndtri(points[..., :-1]) * np.sqrt(_FREEDOM / chi_square))
 
     return Points(
-        heavy(around),
-        torch.from_numpy(ndtri(uniform(prior, latent_dim))),
-        heavy(num_samples - around - prior),
+        heavy("around mode", around),
+        torch.from_numpy(ndtri(uniform("prior", prior, latent_dim))),
+        heavy("adapted", num_samples - around - prior),
     )
 
 

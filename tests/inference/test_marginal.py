@@ -13,7 +13,9 @@ from fssa_bayes import (
     HeterogeneousBTL,
     MaximumLikelihood,
     NeuralProcessGuide,
+    Posterior,
     Preferences,
+    Sleep,
     fit,
 )
 from fssa_bayes.inference.marginal import MarginalLikelihood
@@ -94,3 +96,37 @@ def test_only_a_mixed_logit_has_this_likelihood() -> None:
         model = HeterogeneousBTL(1, 1, **options)
         with pytest.raises(ValueError, match="needs utility='linear' and prior='normal'"):
             fit(model, NeuralProcessGuide(model), data, objective=MaximumLikelihood())
+
+
+def test_the_population_is_fitted_without_a_guide() -> None:
+    data = people(80, 10, 3, spread=1.0)
+    torch.manual_seed(0)
+    model, _ = linear(1)
+    result = fit(model, None, data, progress_bar=False)
+    assert set(result.history["stage"]) == {"MaximumLikelihood"}
+    table = result.population()
+    theta = torch.tensor(
+        [table.loc[("mean", 0), "estimate"], table.loc[("sd", 0), "estimate"]],
+        dtype=torch.float64,
+    )
+    estimate = result.log_marginal_likelihood(target_error=0.05)
+    expected = quadrature(data, theta).item()
+    assert abs(estimate.value - expected) < 4 * estimate.standard_error
+    hessian = torch.autograd.functional.hessian(lambda x: -quadrature(data, x), theta)
+    errors = torch.linalg.inv(hessian).diagonal().sqrt().numpy()
+    np.testing.assert_allclose(table["se_hessian"].iloc[:2], errors, rtol=0.05)
+    with pytest.raises(ValueError, match="guide must be given for a model with latent_dim=1"):
+        Posterior(model, None, data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": Sleep()}, "guide must be given for Sleep; without a guide the population"),
+        ({"validation": 0.2}, "validation must be None without a guide.*got 0.2"),
+    ],
+)
+def test_what_needs_a_guide_says_so(options: dict, message: str) -> None:
+    model, _ = linear(1)
+    with pytest.raises(ValueError, match=message):
+        fit(model, None, people(12, 4, 0, spread=1.0), **options)

@@ -21,7 +21,7 @@ def test_bad_input_is_refused_before_work() -> None:
     ties = Preferences([0], [1], [0.5], [0, 1], items=np.eye(2), ties="keep")
     two = fresh(data)
     for call, error, match in [
-        (lambda: fit(model, None, data), ValueError, "guide must be given"),
+        (lambda: fit(HeterogeneousBTL(2, 2), None, data), ValueError, "guide must be given"),
         (lambda: fit(model, other_guide, data), ValueError, "guide of this model"),
         (lambda: fit(homogeneous, guide, data), ValueError, "guide must be"),
         (lambda: fit(wide, NeuralProcessGuide(wide), data), ValueError, "num_features=3.* got 2"),
