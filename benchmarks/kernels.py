@@ -322,7 +322,7 @@ class NaiveBilinear(BilinearUtility):
     """
 
     def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
-        def log_prob(*comparisons: Tensor, position_bias: float) -> Tensor:
+        def log_prob(*comparisons: Tensor, **_: object) -> Tensor:
             p = Problem([factors, z], *comparisons)
             index = torch.stack([p.left, p.right], -1)
             rows = z[:, :, None, None].expand(*z.shape[:2], *index.shape[1:], -1)
@@ -337,7 +337,7 @@ class NaiveProduct(BilinearUtility):
 
     def pairwise(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         inputs = [factors, self.user_tower(z)]
-        return lambda *comparisons, position_bias: naive(Problem(inputs, *comparisons))
+        return lambda *comparisons, **_: naive(Problem(inputs, *comparisons))
 
 
 class NaiveMLP(MLPUtility):
@@ -349,7 +349,7 @@ class NaiveMLP(MLPUtility):
         hidden = nn.Sequential(first, activation, *lower)(items)
         both = torch.cat([last.weight, self.user_layer], -1)
         inputs = [hidden, z, both, self.weight, last.bias]
-        return lambda *comparisons, position_bias: naive(Problem(inputs, *comparisons))
+        return lambda *comparisons, **_: naive(Problem(inputs, *comparisons))
 
 
 def _training(args: argparse.Namespace) -> Iterator[Row]:

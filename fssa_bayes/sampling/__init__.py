@@ -1,5 +1,6 @@
 """Draws of z given a context: importance weights, grids, chains."""
 
+from fssa_bayes._random import Streams
 from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
 from fssa_bayes.sampling.adaptive import Points, draw_adapted, draw_points
 from fssa_bayes.sampling.draws import Draws, check_draws
@@ -37,6 +38,7 @@ __all__ = [
     "ExactPosterior",
     "Modes",
     "Points",
+    "Streams",
     "check_draws",
     "draw_adapted",
     "draw_points",

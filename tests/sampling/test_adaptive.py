@@ -9,8 +9,7 @@ from exact_problems import linear_pair, six_people
 from scipy import stats
 
 from fssa_bayes import exact
-from fssa_bayes._random import Streams
-from fssa_bayes.sampling import draw_adapted, draw_points, find_modes
+from fssa_bayes.sampling import Streams, draw_adapted, draw_points, find_modes
 
 
 def test_weights_integrate_to_the_evidence_and_average_to_the_posterior_mean() -> None:
