@@ -52,8 +52,7 @@ def test_an_item_that_won_everything_leaves_the_others_ranked(
     ranks = pd.read_csv(out / "ranking.csv", index_col="item")
     assert ranks.index.tolist() == ["new", "a", "b", "c"]
     np.testing.assert_allclose(ranks["utility"], [np.inf, np.log(2), 0, -np.log(2)], atol=1e-6)
-    assert ranks["rank"].tolist()[1:] == [1, 2, 3]
-    assert np.isnan(ranks["rank"].iloc[0])
+    assert ranks["rank"].tolist() == [1, 2, 3, 4]
     assert (out / "ranking.png").exists()
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert "Without a finite utility, 1 of 4 items: 'new'" in text
