@@ -189,7 +189,8 @@ def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:
         information[: len(coefficients)] = coefficients.sigmoid() * (-coefficients).sigmoid()
         for place, (name, value) in enumerate(model.answer_parameters().items(), len(coefficients)):
             if name == "position bias":
-                information[place] = value.detach().double().sigmoid() * (-value).sigmoid()
+                value = value.detach().double()
+                information[place] = value.sigmoid() * (-value).sigmoid()
     return 2 * model.penalty * information
 
 
