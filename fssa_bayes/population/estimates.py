@@ -17,6 +17,7 @@ from fssa_bayes.population.standard_errors import KINDS, Uncertainty
 __all__ = ["Estimates"]
 
 _LEAST_ALONE = 0.5  # Share of a variance that rests on single people from which it is said.
+_ALL_ALONE = 0.9  # Share from which a quantity rests on single people by itself.
 _MOST_NAMED = 5
 
 
@@ -249,11 +250,15 @@ class Estimates:
             )
             return
         degenerate = self.uncertainty.degenerate(self.jacobian).numpy()
-        alone = self.uncertainty.share_alone(self.jacobian).numpy() > _LEAST_ALONE
-        said = []
-        if (alone & ~degenerate).any():
-            names = self._list(alone & ~degenerate)
-            said.append(f"{names} rests for the most part on a single person's comparisons")
+        share = np.where(degenerate, 0.0, self.uncertainty.share_alone(self.jacobian).numpy())
+        alone, said = share > max(_LEAST_ALONE, min(_ALL_ALONE, share.max())) - 1e-9, []
+        if alone.any():
+            through = (share > _LEAST_ALONE) & ~alone
+            more = f" (through which much of the error of {self._list(through)} does)"
+            said.append(
+                f"{self._list(alone)} rests for the most part on a single person's comparisons"
+                f"{more if through.any() else ''}"
+            )
         if degenerate.any():
             names = self._list(degenerate)
             said.append(f"{names} varies too little between people, whose choices agree or cancel")

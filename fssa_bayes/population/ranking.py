@@ -102,7 +102,9 @@ def ranking_table(
         table["rank"] = table["rank"].where(np.isfinite(table["utility"]))
     if groups is not None:
         table.insert(0, "group", np.asarray(groups))
-    return table.iloc[np.concatenate([rows[place[rows].argsort(kind="stable")] for rows in members])]
+    return table.iloc[
+        np.concatenate([rows[place[rows].argsort(kind="stable")] for rows in members])
+    ]
 
 
 def item_estimates(
@@ -206,8 +208,9 @@ def draw_ranks(
 
 def _rank(values: Tensor) -> Tensor:
     """Ranks values (M, S) from 1, the largest first; equal ones share the best of their ranks."""
-    ordered = values.T.sort(-1).values
-    above = torch.searchsorted(ordered, (values.T + _EQUAL).contiguous(), right=True)
+    columns = values.T.contiguous()
+    ordered = columns.sort(-1).values.contiguous()
+    above = torch.searchsorted(ordered, columns + _EQUAL, right=True)
     return (1 + len(values) - above).T.double()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.population.clusters import Factor, Leverage, PersonMoments, correct_scores
+from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.separation import Limit
 
 __all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
@@ -37,7 +38,8 @@ class Uncertainty:
         advice: What to say where the information lacks rank in more directions.
         share: Share of the squared length of a quantity's derivative in directions without
             information from which the quantity is not identified.
-        limit: Which quantities are at infinity, where choices are separated; else None.
+        limit: Which quantities are at infinity, where choices are separated or a fit with lapses
+            ran off; else None.
     """
 
     information: Tensor
@@ -47,7 +49,7 @@ class Uncertainty:
     expected_null: int | None
     advice: str
     share: float = 0.05
-    limit: Limit | None = None
+    limit: Limit | Divergence | None = None
 
     @cached_property
     def inverse(self) -> Tensor:
