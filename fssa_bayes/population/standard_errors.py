@@ -135,9 +135,10 @@ class Uncertainty:
         """Tells of which quantities people's scores vary too little for a sandwich, (Q,).
 
         Its variance is below a hundredth of the classical one there, as where people give the same
-        answers, or each person's answers cancel. The classical one takes its place.
+        answers, or each person's answers cancel. The classical one takes its place in homogeneous
+        models.
         """
-        if kind != "sandwich" or not self.has(kind):
+        if kind != "sandwich" or self.people is None:
             return torch.zeros(len(jacobian), dtype=torch.bool)
         variance, classical = (_variances(jacobian, self.covariance(k)) for k in (kind, "hessian"))
         # A variance that is NaN, as of one person, is no less degenerate.
@@ -192,7 +193,7 @@ class Uncertainty:
     def known_by(self, jacobian: Tensor, kind: str) -> Tensor:
         """Tells which quantities have an error of a kind, with shape (Q,)."""
         known = self.identified(jacobian)
-        if kind == "outer_product" and self.has(kind):
+        if kind == "outer_product" and self.people is not None and self.has(kind):
             inverse = self._inverse_outer
             known = known & ~find_unidentified(jacobian, inverse, self.outer, self.share)
         if kind == "hessian" or self.limit is None:
