@@ -32,7 +32,8 @@ class Estimates:
 
     The sandwich of few people is corrected, and intervals and p-values are those of Student's t:
 
-    * for a homogeneous model CR2, with Satterthwaite's degrees of freedom. It concerns the scores
+    * for a homogeneous model with lapses the factor G / (G − 1) of fewer than 100 people, and G − 1
+      degrees, as choices' likelihood is not concave; without lapses CR2, with Satterthwaite's degrees of freedom. It concerns the scores
       of people who compared an item that fewer than 100 people compared; of everybody, where items
       have features and there are fewer than 100 people;
     * for a heterogeneous model or a mixture the factor G / (G − 1) of fewer than 100 people, and
@@ -45,7 +46,9 @@ class Estimates:
     information, and no other; it is the default of the table then.
 
     With more people nothing is corrected and degrees of freedom are infinite. What a single person
-    alone informs has the classical error, with a warning; with one person that is everything.
+    alone informs has the classical error, with a warning; with one person that is everything. So
+    has what varies too little between people, whose scores agree or cancel: where the sandwich of
+    a homogeneous model has less than a hundredth of the classical variance.
 
     Attributes:
         names: Names of the quantities, Q.
