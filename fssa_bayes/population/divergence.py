@@ -35,10 +35,12 @@ class Divergence:
     Attributes:
         directions: Orthonormal directions along which the likelihood is flat although answers
             depend on them, with shape (P, R), R ≥ 1.
+        point: Where the fit stopped, with shape (P,).
         is_penalised: False: no prior keeps these estimates finite.
     """
 
     directions: Tensor
+    point: Tensor
     is_penalised: bool = False
 
     def reference(self, jacobian: Tensor) -> Tensor:
@@ -66,6 +68,11 @@ class Divergence:
         stays = self.estimable(jacobian) | (length < _SETTLED)
         return torch.where(stays, values, limit)
 
+    def signs(self, jacobian: Tensor) -> np.ndarray:
+        """Tells where quantities go: 1 to infinity, −1 to minus infinity, 0 neither, (Q,)."""
+        limits = self.values(jacobian, jacobian @ self.point)
+        return (limits.sign() * limits.isinf()).nan_to_num().numpy().astype(np.int64)
+
     def bounds(
         self, jacobian: Tensor, values: np.ndarray, level: float
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +89,7 @@ class Divergence:
         outside -= self.directions @ self.directions.T
         return outside @ information @ outside
 
-    def describe(self, data: Preferences, answers: list[str], theta: Tensor) -> str:
+    def describe(self, data: Preferences, answers: list[str]) -> str:
         """Says which coefficients and parameters of answers are infinite; `""` for none.
 
         A lapse rate of 0 is an estimate, of which nothing is said.
@@ -90,14 +97,13 @@ class Divergence:
         Args:
             data: Names the coefficients.
             answers: Names of the answers' parameters.
-            theta: Where the fit stopped, with shape (P,).
         """
-        jacobian = torch.eye(len(theta), dtype=torch.float64)
+        jacobian = torch.eye(len(self.point), dtype=torch.float64)
         names, number = [*data.feature_names, *answers], data.num_features
         if data.items is None:
             items = jacobian[:number]
             jacobian[:number] = items - items[self.reference(items)].mean(0)
-        values = self.values(jacobian, jacobian @ theta).numpy()
+        values = self.values(jacobian, jacobian @ self.point).numpy()
         names, values = pd.Index(names[:-1], dtype=object), values[:-1]
         kinds = {
             "at infinity": np.isposinf(values),
@@ -111,7 +117,7 @@ class Divergence:
 
 
 def find_divergence(
-    model: HeterogeneousBTL, data: Preferences, information: Tensor
+    model: HeterogeneousBTL, data: Preferences, information: Tensor, theta: Tensor
 ) -> Divergence | None:
     """Finds directions in which the likelihood is flat where a fit with lapses stopped.
 
@@ -119,6 +125,7 @@ def find_divergence(
         model: A homogeneous model with lapses, where its fit stopped.
         data: The comparisons the model was fitted to.
         information: Observed information there, with the lapse logit last, (P, P).
+        theta: The parameters there, (P,).
 
     Returns:
         The divergence; None where there is no such direction.
@@ -136,4 +143,4 @@ def find_divergence(
     flat = root @ vectors[:, curvature.abs() < _FLAT]
     if flat.shape[1] == 0:
         return None
-    return Divergence(torch.linalg.qr(flat).Q)
+    return Divergence(torch.linalg.qr(flat).Q, theta)

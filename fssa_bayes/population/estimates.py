@@ -33,8 +33,9 @@ class Estimates:
     The sandwich of few people is corrected, and intervals and p-values are those of Student's t:
 
     * for a homogeneous model with lapses the factor G / (G − 1) of fewer than 100 people, and G − 1
-      degrees, as choices' likelihood is not concave; without lapses CR2, with Satterthwaite's degrees of freedom. It concerns the scores
-      of people who compared an item that fewer than 100 people compared; of everybody, where items
+      degrees, as choices' likelihood is not concave;
+    * without lapses CR2, with Satterthwaite's degrees of freedom. It concerns the scores of people
+      who compared an item that fewer than 100 people compared; of everybody, where items
       have features and there are fewer than 100 people;
     * for a heterogeneous model or a mixture the factor G / (G − 1) of fewer than 100 people, and
       G − 1 degrees. It is NaN where people are no more than parameters.
@@ -56,6 +57,8 @@ class Estimates:
             not.
         jacobian: Their derivatives by the parameters of the model, (Q, P).
         uncertainty: What is known of the errors of these parameters.
+        others: Names that may be meant but are of other estimates, and the argument that asks for
+            those; or None.
 
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
@@ -70,6 +73,7 @@ class Estimates:
     values: Tensor
     jacobian: Tensor
     uncertainty: Uncertainty
+    others: tuple[pd.Index, str] | None = None
 
     @classmethod
     def of(
@@ -90,9 +94,13 @@ class Estimates:
 
     @property
     def limits(self) -> Tensor:
-        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite."""
+        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite.
+
+        They are NaN, too, where no comparison tells them, as across components of the graph.
+        """
         limit = self.uncertainty.limit
-        return self.values if limit is None else limit.values(self.jacobian, self.values)
+        values = self.values if limit is None else limit.values(self.jacobian, self.values)
+        return values.masked_fill(~self.uncertainty.told(self.jacobian), torch.nan)
 
     @property
     def identified(self) -> np.ndarray:
@@ -241,7 +249,10 @@ class Estimates:
             if len(found) == 1:
                 return int(found[0])
         known = ", ".join(repr(other) for other in self.names[:_MOST_NAMED])
-        raise ValueError(f"weights must name quantities such as {known}, got {name!r}")
+        advice = ""
+        if self.others is not None and name in self.others[0]:
+            advice = f"; {self.others[1]} compares items"
+        raise ValueError(f"weights must name quantities such as {known}, got {name!r}{advice}")
 
     def _warn_of_single_people(self) -> None:
         """Warns where clustered errors rest on the comparisons of single people."""

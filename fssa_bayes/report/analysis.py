@@ -44,6 +44,7 @@ _IGNORED = (
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
     "the model does not use the covariates",  # The average person has none.
     ".* rows have an empty cell",  # The description of the data counts them.
+    "[0-9,]+ people are few for the",  # The comparison draws the population, and says so.
 )
 
 
