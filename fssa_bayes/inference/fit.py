@@ -27,6 +27,7 @@ from fssa_bayes.inference.readiness import (
     choose_validation,
     explain_validation,
     warn_of_busy_people,
+    warn_of_divergence,
     warn_of_separation,
 )
 from fssa_bayes.inference.training import Fitter, plan
@@ -559,6 +560,7 @@ def fit(
             model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval
         )
         fitter.run()
+    warn_of_divergence(model, data)
     history, note = pd.DataFrame(fitter.history), explain_validation(asked, validation)
     return FitResult(model, guide, data, history, fitter.held_out(), note)
 

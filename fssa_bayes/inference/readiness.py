@@ -27,7 +27,7 @@ from fssa_bayes.inference.objectives import (
     Sleep,
 )
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import find_separation
+from fssa_bayes.population import describe_divergence, find_separation
 
 __all__ = [
     "check_training_covariates",
@@ -37,6 +37,7 @@ __all__ = [
     "default_stages",
     "explain_validation",
     "warn_of_busy_people",
+    "warn_of_divergence",
     "warn_of_separation",
 ]
 
@@ -129,6 +130,17 @@ def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> None:
         f"stand. A remedy: {remedy}",
         stacklevel=3,
     )
+
+
+def warn_of_divergence(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns by name of estimates that ran off to infinity in a fit with lapses."""
+    if message := describe_divergence(model, data):
+        warnings.warn(
+            "the likelihood of choices with lapses has no maximum here, as it counts answers "
+            f"against large margins as lapses: {message}. What the fit gives for these says where "
+            "it stopped. A remedy: penalty=0.5 keeps utilities finite, or a fit without lapses",
+            stacklevel=3,
+        )
 
 
 def check_columns(

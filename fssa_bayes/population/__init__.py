@@ -10,6 +10,7 @@ from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.parameters import (
     answer_estimates,
     check_num_parameters,
+    describe_divergence,
     has_population_estimates,
     label_parameters,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "check_num_parameters",
     "covariate_effects",
     "covariate_rank",
+    "describe_divergence",
     "describe_few_people",
     "feature_differences",
     "find_separation",

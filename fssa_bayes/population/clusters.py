@@ -25,12 +25,14 @@ from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population.information import batch_information, feature_differences
 
-__all__ = ["FEW", "Factor", "Leverage", "PersonMoments", "few_people_moments"]
+__all__ = ["FEW", "Factor", "Leverage", "PersonMoments", "correct_scores", "few_people_moments"]
 
 FEW = 100
 """Number of people below whom errors are corrected: the factor G / (G − 1) of 100 is 1.005 ** 2."""
 
 _ALONE = 1 - 1e-6  # Share of the information on a direction at which one person has all of it.
+_MOST_ALONE = 0.5  # Share of a variance by single people above which people are not its degrees.
+_INDEFINITE = 1e-6  # Share of the largest eigenvalue, or of 1, that is taken for rounding.
 _ENTRIES = 2**24  # Numbers held at once: 128 MB.
 
 
@@ -154,6 +156,7 @@ class Leverage:
             support = person.support
             local = inverse[support][:, support]
             basis, leverage = _share_of_information(person.information, local)
+            leverage = leverage.clamp(max=1.0)
             alone = leverage > _ALONE
             factor = (1 - leverage).rsqrt().masked_fill(alone, 0.0)
             # (1 − I M)^−½ s = s + B h(λ) Bᵀ M s, where I = B Bᵀ and Bᵀ M B = diag(λ).
@@ -175,7 +178,8 @@ class Leverage:
             jacobian: Derivatives of the quantities by the parameters, with shape (Q, P).
 
         Returns:
-            Degrees of freedom with shape (Q,); infinite where nobody's score is corrected.
+            Degrees of freedom with shape (Q,), from 1 to the number of people; infinite where
+            nobody's score is corrected, and where one person alone informs most of the variance.
         """
         if not self.people:
             return torch.full((len(jacobian),), math.inf, dtype=torch.float64)
@@ -183,7 +187,9 @@ class Leverage:
         rows = len(jacobian)
         if everybody:
             rows = max(1, _ENTRIES // (len(self.people) * jacobian.shape[1]))
-        return torch.cat([self._degrees(part, everybody) for part in jacobian.split(rows)])
+        degrees = torch.cat([self._degrees(part, everybody) for part in jacobian.split(rows)])
+        degrees = torch.where(degrees.isinf(), degrees, degrees.clamp(1, max(1, self.num_people)))
+        return degrees.masked_fill(self.share_alone(jacobian) > _MOST_ALONE, math.inf)
 
     def _degrees(self, jacobian: Tensor, everybody: bool) -> Tensor:
         direction = jacobian @ self.inverse
@@ -223,6 +229,26 @@ class Leverage:
             yield person, direction[:, support] @ basis
 
 
+def correct_scores(
+    people: Sequence[PersonMoments], outer: Tensor, inverse: Tensor, num_people: int
+) -> Factor | Leverage:
+    """Corrects scores by :class:`Leverage` where it is defined, else by :class:`Factor`.
+
+    It is where no person's information is negative in a direction or exceeds everybody's, as with
+    every log-likelihood that is concave. That of choices with lapses is not.
+
+    Arguments are those of :class:`Leverage`.
+    """
+    for person in people:
+        values = torch.linalg.eigvalsh(person.information)
+        local = inverse[person.support][:, person.support]
+        _, leverage = _share_of_information(person.information, local)
+        exceeds = bool((leverage > 1 + _INDEFINITE).any())
+        if exceeds or values[0] < -_INDEFINITE * values.abs().max():
+            return Factor(num_people, outer)
+    return Leverage(people, outer, inverse, num_people)
+
+
 def _share_of_information(information: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Factors I = B Bᵀ so that Bᵀ M B is diagonal; returns B (m, r) and the diagonal (r,)."""
     values, vectors = torch.linalg.eigh(information)
@@ -230,4 +256,4 @@ def _share_of_information(information: Tensor, inverse: Tensor) -> tuple[Tensor,
     root = vectors[:, known] * values[known].sqrt()
     leverage, turn = torch.linalg.eigh(root.T @ inverse @ root)
     seen = leverage > 1e-12
-    return root @ turn[:, seen], leverage[seen].clamp(max=1.0)
+    return root @ turn[:, seen], leverage[seen]

@@ -16,7 +16,8 @@ from fssa_bayes.population.standard_errors import KINDS, Uncertainty
 
 __all__ = ["Estimates"]
 
-_LEAST_ALONE = 0.05  # Share of a variance that rests on single people from which it is said.
+_LEAST_ALONE = 0.5  # Share of a variance that rests on single people from which it is said.
+_ALL_ALONE = 0.9  # Share from which a quantity rests on single people by itself.
 _MOST_NAMED = 5
 
 
@@ -31,8 +32,10 @@ class Estimates:
 
     The sandwich of few people is corrected, and intervals and p-values are those of Student's t:
 
-    * for a homogeneous model CR2, with Satterthwaite's degrees of freedom. It concerns the scores
-      of people who compared an item that fewer than 100 people compared; of everybody, where items
+    * for a homogeneous model with lapses the factor G / (G − 1) of fewer than 100 people, and G − 1
+      degrees, as choices' likelihood is not concave;
+    * without lapses CR2, with Satterthwaite's degrees of freedom. It concerns the scores of people
+      who compared an item that fewer than 100 people compared; of everybody, where items
       have features and there are fewer than 100 people;
     * for a heterogeneous model or a mixture the factor G / (G − 1) of fewer than 100 people, and
       G − 1 degrees. It is NaN where people are no more than parameters.
@@ -44,7 +47,9 @@ class Estimates:
     information, and no other; it is the default of the table then.
 
     With more people nothing is corrected and degrees of freedom are infinite. What a single person
-    alone informs has the classical error, with a warning; with one person that is everything.
+    alone informs has the classical error, with a warning; with one person that is everything. So
+    has what varies too little between people, whose scores agree or cancel: where the sandwich of
+    a homogeneous model has less than a hundredth of the classical variance.
 
     Attributes:
         names: Names of the quantities, Q.
@@ -191,7 +196,21 @@ class Estimates:
         """Returns the estimates and errors of all three kinds, as columns of a table."""
         self.uncertainty.warn_of_few_people()
         errors = {f"se_{kind}": self.standard_errors(kind) for kind in KINDS}
+        self._warn_of_silent_scores()
         return {"estimate": self.limits.numpy()} | errors
+
+    def _warn_of_silent_scores(self) -> None:
+        """Warns where the outer product of scores says nothing though the information does."""
+        if not self.uncertainty.has("outer_product"):
+            return
+        finite = self.uncertainty.known_by(self.jacobian, "sandwich")
+        silent = finite & ~self.uncertainty.known_by(self.jacobian, "outer_product")
+        if silent.any():
+            warnings.warn(
+                f"se_outer_product of {self._list(silent.numpy())} is NaN: people's scores do not "
+                "vary in a direction on which it depends. The other errors stand",
+                stacklevel=4,
+            )
 
     def _one_sided(self, columns: dict[str, np.ndarray], level: float) -> dict[str, np.ndarray]:
         """Returns `lower` and `upper` with the bounds of quantities that are at infinity."""
@@ -244,16 +263,36 @@ class Estimates:
                 stacklevel=4,
             )
             return
-        share = self.uncertainty.share_alone(self.jacobian).numpy()
-        names = [str(name) for name in self.names[share > _LEAST_ALONE]]
-        if names:
-            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        degenerate = self.uncertainty.degenerate(self.jacobian).numpy()
+        share = np.where(degenerate, 0.0, self.uncertainty.share_alone(self.jacobian).numpy())
+        alone, said = share > max(_LEAST_ALONE, min(_ALL_ALONE, share.max())) - 1e-9, []
+        if alone.any():
+            through = (share > _LEAST_ALONE) & ~alone
+            more = f" (through which much of the error of {self._list(through)} does)"
+            said.append(
+                f"{self._list(alone)} rests for the most part on a single person's comparisons"
+                f"{more if through.any() else ''}"
+            )
+        if degenerate.any():
+            names = self._list(degenerate)
+            said.append(f"{names} varies too little between people, whose choices agree or cancel")
+        if said:
             warnings.warn(
-                f"what is known of {', '.join(names[:_MOST_NAMED])}{more} rests on a single "
-                "person's comparisons to a large part: there the standard error is the classical "
-                "one, which takes comparisons for independent",
+                f"what is known of {', and of '.join(said)}: there the standard error is the "
+                "classical one, which takes comparisons for independent",
                 stacklevel=4,
             )
+
+    def _list(self, which: np.ndarray) -> str:
+        """Names some of the quantities as tables show them, a few of them."""
+        names = self.names[which]
+        if isinstance(names, pd.MultiIndex):
+            names = [
+                term if quantity in ("mean", "answer") else f"{quantity} of {term}"
+                for quantity, term in names
+            ]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return ", ".join(str(name) for name in names[:_MOST_NAMED]) + more
 
 
 def _as_mapping(weights: object) -> Mapping[Hashable, float]:

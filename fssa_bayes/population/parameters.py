@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
+from fssa_bayes.population.divergence import Divergence, find_divergence
 from fssa_bayes.population.identification import find_null, warn_of_null
 from fssa_bayes.population.information import settled_information
 from fssa_bayes.population.moments import Moments
@@ -28,6 +29,7 @@ __all__ = [
     "ParameterEstimate",
     "answer_estimates",
     "check_num_parameters",
+    "describe_divergence",
     "estimate_parameters",
     "has_population_estimates",
     "identify_loading",
@@ -165,6 +167,11 @@ def estimate_parameters(
     if model.latent_dim == 0:  # Of a copy, as the model may be fitted again before they are needed.
         people = partial(few_people_moments, copy.deepcopy(model), data)
     theta = torch.cat([mean.cpu(), triangle[row, column], effect.flatten(), answers])
+    limit = _limit(model, separation, theta) if separation else None
+    if model.lapse_logit is not None and model.latent_dim == 0 and limit is None:
+        limit = find_divergence(model, data, information, theta)
+        if limit is not None:
+            information = limit.remove(information)
     return ParameterEstimate(
         theta=theta,
         loading=triangle,
@@ -176,9 +183,9 @@ def estimate_parameters(
             outer,
             num_people=int((data.counts > 0).sum()),
             people=people,
-            expected_null=None if quiet or separation else expected_null,
+            expected_null=None if quiet or limit is not None else expected_null,
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
-            limit=_limit(model, separation, theta) if separation else None,
+            limit=limit,
             null=None if null is None else pad(null, (0, 0, 0, len(theta) - len(null))),
         ),
         covariate_names=data.covariate_names[: model.num_covariates],
@@ -195,7 +202,8 @@ def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:
         information[: len(coefficients)] = coefficients.sigmoid() * (-coefficients).sigmoid()
         for place, (name, value) in enumerate(model.answer_parameters().items(), len(coefficients)):
             if name == "position bias":
-                information[place] = value.detach().double().sigmoid() * (-value).sigmoid()
+                value = value.detach().double()
+                information[place] = value.sigmoid() * (-value).sigmoid()
     return 2 * model.penalty * information
 
 
@@ -207,6 +215,24 @@ def _limit(model: HeterogeneousBTL, separation: Separation, theta: Tensor) -> Li
     known = model.latent_dim == 0 and model.lapse_logit is None
     point = theta[columns].numpy() if known else None
     return Limit(separation, columns, point, is_penalised=model.penalty > 0)
+
+
+def describe_divergence(model: HeterogeneousBTL, data: Preferences) -> str:
+    """Says which estimates of a fit with lapses ran off to infinity; `""` for none.
+
+    It is looked for in homogeneous linear models.
+
+    Args:
+        model: A fitted model.
+        data: The comparisons the model was fitted to.
+    """
+    if model.lapse_logit is None or model.latent_dim or not has_population_estimates(model):
+        return ""
+    estimate = estimate_parameters(model, data, 1, 0, "fit()", quiet=True)
+    limit = estimate.uncertainty.limit
+    if not isinstance(limit, Divergence):
+        return ""
+    return limit.describe(data, list(model.answer_parameters()))
 
 
 def has_population_estimates(model: HeterogeneousBTL) -> bool:

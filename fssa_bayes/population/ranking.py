@@ -18,6 +18,7 @@ from fssa_bayes.population.parameters import check_num_parameters, estimate_para
 
 __all__ = ["draw_ranks", "item_estimates", "ranking_table", "with_tails"]
 
+_EQUAL = 1e-9  # Nats within which utilities are the same.
 _MOST_PAIRS = 500  # Of items without a finite utility, whose order is looked up.
 _SHARE = 1e-6  # Of the derivative of a utility: more without information, and it is not identified.
 
@@ -273,9 +274,7 @@ def draw_ranks(
     """
     uncertainty = estimates.uncertainty
     kind = uncertainty.choose(kind)
-    # A square root of the covariance, whatever its rank; zeros where there is none to be had.
-    eigenvalues, vectors = torch.linalg.eigh(uncertainty.covariance(kind).nan_to_num())
-    root = estimates.jacobian @ (vectors * eigenvalues.clamp(min=0).sqrt())
+    root = uncertainty.root(estimates.jacobian, kind)
     noise = torch.randn(
         root.shape[1], num_draws, generator=torch.Generator().manual_seed(seed), dtype=root.dtype
     )
@@ -284,8 +283,16 @@ def draw_ranks(
     draws = torch.cat([utility, utility + moved], -1)
     ranks = torch.zeros_like(draws)
     for rows in members:
-        ranks[rows] = 1 + (-draws[rows]).argsort(0).argsort(0).double()
+        ranks[rows] = _rank(draws[rows])
     return ranks[:, 0].long(), ranks[:, 1:]
+
+
+def _rank(values: Tensor) -> Tensor:
+    """Ranks values (M, S) from 1, the largest first; equal ones share the best of their ranks."""
+    columns = values.T.contiguous()
+    ordered = columns.sort(-1).values.contiguous()
+    above = torch.searchsorted(ordered, columns + _EQUAL, right=True)
+    return (1 + len(values) - above).T.double()
 
 
 def with_tails(

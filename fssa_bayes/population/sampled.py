@@ -60,10 +60,9 @@ def population_draws(
     kind = estimate.uncertainty.choose(None)
     if kind != "sandwich":
         estimate.uncertainty.warn_of_few_people()
-    eigenvalues, vectors = torch.linalg.eigh(estimate.uncertainty.covariance(kind))
-    root = vectors * eigenvalues.clamp(min=0).sqrt()
+    root = estimate.uncertainty.root(torch.eye(len(estimate.theta)).double(), kind)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(num, len(root), generator=generator, dtype=root.dtype)
+    noise = torch.randn(num, root.shape[1], generator=generator, dtype=root.dtype)
     members = []
     for theta in estimate.theta + noise @ root.T:
         twin, twin_guide = copy.deepcopy((model, guide))

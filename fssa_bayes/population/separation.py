@@ -25,7 +25,7 @@ from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.population.cone import Cone, find_cone, find_layered_cone, flat_cone, rising
 from fssa_bayes.population.events import Answers, list_answers
 
-__all__ = ["Limit", "Placement", "Separation", "find_separation"]
+__all__ = ["Limit", "Placement", "Separation", "find_separation", "label_rows"]
 
 _ROUNDING = 1e-5  # Share of a contrast below which it is taken for rounding.
 _SATURATED = 35.0  # Margin in nats of a separated answer, whose other answers are then rounding.
@@ -200,12 +200,7 @@ class Separation:
     def _label(self, design: np.ndarray) -> np.ndarray:
         """Labels rows of a design (M, P) that have finite distances from each other alike, (M,)."""
         outside = self.cone.outside(self._reduce(design))
-        value = outside @ np.random.default_rng(0).normal(size=outside.shape[1])
-        order = np.argsort(value, kind="stable")
-        labels = np.zeros(len(design), dtype=np.int64)
-        gap = _ROUNDING * max(np.abs(value).max(), 1e-300)
-        labels[order] = np.cumsum(np.diff(value[order], prepend=value[order[:1]]) > gap)
-        return labels
+        return label_rows(outside, _ROUNDING)
 
     def _rising(self, cone: Cone) -> np.ndarray:
         """Tells which of the answers rise along a direction of a cone, with shape (Q,)."""
@@ -282,6 +277,16 @@ class Limit:
 
     def _contrasts(self, jacobian: Tensor) -> np.ndarray:
         return jacobian.numpy()[:, self.columns]
+
+
+def label_rows(rows: np.ndarray, rounding: float) -> np.ndarray:
+    """Labels rows (M, P) that are equal, but for a share of the largest, alike, with shape (M,)."""
+    value = rows @ np.random.default_rng(0).normal(size=rows.shape[1])
+    order = np.argsort(value, kind="stable")
+    labels = np.zeros(len(rows), dtype=np.int64)
+    gap = rounding * max(np.abs(value).max(), 1e-300)
+    labels[order] = np.cumsum(np.diff(value[order], prepend=value[order[:1]]) > gap)
+    return labels
 
 
 def _step_down(function: Callable[[float], float], start: float) -> float:

@@ -10,7 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fssa_bayes.population.clusters import Factor, Leverage, PersonMoments
+from fssa_bayes.population.clusters import Factor, Leverage, PersonMoments, correct_scores
+from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.identification import in_null
 from fssa_bayes.population.separation import Limit
 
@@ -18,6 +19,10 @@ __all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
 
 KINDS = ("hessian", "outer_product", "sandwich")
 """Covariances: by the information, by the outer products of people's scores, by both."""
+
+
+_DEGENERATE = 0.01  # Share of the classical variance: by chance 8 % for 2 people, .02 % for 5.
+_SILENT = 1e-6  # Share of the information that scores have where they do not vary.
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Uncertainty:
         advice: What to say where the information lacks rank in more directions.
         share: Share of the squared length of a quantity's derivative in directions without
             information from which the quantity is not identified.
-        limit: Which quantities are at infinity, where choices are separated; else None.
+        limit: Which quantities are at infinity, where choices are separated or a fit with lapses
+            ran off; else None.
         null: Directions of θ that no comparison tells, (P, n), by
             :func:`fssa_bayes.population.identification.find_null`; or None.
     """
@@ -46,7 +52,7 @@ class Uncertainty:
     expected_null: int | None
     advice: str
     share: float = 0.05
-    limit: Limit | None = None
+    limit: Limit | Divergence | None = None
     null: Tensor | None = None
 
     @cached_property
@@ -64,7 +70,7 @@ class Uncertainty:
         """What is made of the scores of few people."""
         if self.people is None:
             return Factor(self.num_people, self.outer)
-        return Leverage(self.people(), self.outer, self.inverse, self.num_people)
+        return correct_scores(self.people(), self.outer, self.inverse, self.num_people)
 
     def has(self, kind: str) -> bool:
         """Tells whether people are enough for a covariance.
@@ -99,8 +105,48 @@ class Uncertainty:
         if not self.has(kind):
             return torch.full_like(self.inverse, torch.nan)
         if kind == "outer_product":
-            return invert_information(self.outer, self.expected_null, self.advice)
+            return self._inverse_outer
         return self.inverse @ self.correction.meat @ self.inverse
+
+    @cached_property
+    def _inverse_outer(self) -> Tensor:
+        """Inverse of the outer product, without the directions in which no score varies, (P, P)."""
+        # In units of the information, in which no direction is small by itself.
+        eigenvalues, vectors = torch.linalg.eigh(self.inverse)
+        seen = eigenvalues > 1e-12 * eigenvalues[-1]
+        root = vectors[:, seen] * eigenvalues[seen].sqrt()
+        eigenvalues, vectors = torch.linalg.eigh(root.T @ self.outer @ root)
+        varies = eigenvalues > _SILENT
+        if varies.all():
+            return invert_information(self.outer)
+        root = root @ vectors[:, varies]
+        return root / eigenvalues[varies] @ root.T
+
+    def root(self, jacobian: Tensor, kind: str) -> Tensor:
+        """Returns a square root of the covariance of quantities, whatever its rank, (Q, ·).
+
+        It is zero where there is no covariance to be had.
+        """
+        root = jacobian @ _square_root(self.covariance(kind).nan_to_num())
+        degenerate = self.degenerate(jacobian, kind)
+        if not degenerate.any():
+            return root
+        classical = jacobian @ _square_root(self.inverse)
+        here = degenerate[:, None]
+        return torch.cat([root.masked_fill(here, 0.0), classical.masked_fill(~here, 0.0)], -1)
+
+    def degenerate(self, jacobian: Tensor, kind: str = "sandwich") -> Tensor:
+        """Tells of which quantities people's scores vary too little for a sandwich, (Q,).
+
+        Its variance is below a hundredth of the classical one there, as where people give the same
+        answers, or each person's answers cancel. The classical one takes its place in homogeneous
+        models.
+        """
+        if kind != "sandwich" or self.people is None:
+            return torch.zeros(len(jacobian), dtype=torch.bool)
+        variance, classical = (_variances(jacobian, self.covariance(k)) for k in (kind, "hessian"))
+        # A variance that is NaN, as of one person, is no less degenerate.
+        return ~(variance >= _DEGENERATE * classical) & self.known_by(jacobian, kind)
 
     def covariance_of(self, jacobian: Tensor, kind: str) -> Tensor:
         """Returns the covariance of quantities (Q, Q), NaN where data do not identify them.
@@ -110,19 +156,29 @@ class Uncertainty:
             kind: One of :data:`KINDS`.
         """
         covariance = jacobian @ self.covariance(kind) @ jacobian.T
+        degenerate = self.degenerate(jacobian, kind)
+        if degenerate.any():
+            other = degenerate[:, None] | degenerate
+            both = degenerate[:, None] & degenerate
+            classical = jacobian @ self.inverse @ jacobian.T
+            covariance = torch.where(both, classical, covariance.masked_fill(other, 0.0))
         unknown = ~self.known_by(jacobian, kind)
         return covariance.masked_fill(unknown | unknown[:, None], torch.nan)
 
     def standard_errors(self, jacobian: Tensor, kind: str) -> Tensor:
         """Returns the standard errors of quantities (Q,), NaN where data do not identify them."""
-        variance = torch.einsum("pi,ij,pj->p", jacobian, self.covariance(kind), jacobian)
+        variance = _variances(jacobian, self.covariance(kind))
+        degenerate = self.degenerate(jacobian, kind)
+        if degenerate.any():
+            variance = torch.where(degenerate, _variances(jacobian, self.inverse), variance)
         return variance.clamp(min=0).masked_fill(~self.known_by(jacobian, kind), torch.nan).sqrt()
 
     def degrees_of_freedom(self, jacobian: Tensor, kind: str) -> Tensor:
         """Returns the degrees of freedom of quantities' standard errors, (Q,)."""
         if kind != "sandwich":
             return torch.full((len(jacobian),), torch.inf, dtype=torch.float64)
-        return self.correction.degrees_of_freedom(jacobian)
+        degrees = self.correction.degrees_of_freedom(jacobian)
+        return degrees.masked_fill(self.degenerate(jacobian), torch.inf)
 
     def share_alone(self, jacobian: Tensor) -> Tensor:
         """Returns the share of a sandwich variance that rests on single people, (Q,)."""
@@ -148,6 +204,9 @@ class Uncertainty:
     def known_by(self, jacobian: Tensor, kind: str) -> Tensor:
         """Tells which quantities have an error of a kind, with shape (Q,)."""
         known = self.identified(jacobian)
+        if kind == "outer_product" and self.people is not None and self.has(kind):
+            inverse = self._inverse_outer
+            known = known & ~find_unidentified(jacobian, inverse, self.outer, self.share)
         if kind == "hessian" or self.limit is None:
             return known
         return known & self.limit.estimable(jacobian)
@@ -167,6 +226,17 @@ class Uncertainty:
             f"{self.num_parameters} parameters",
             stacklevel=4,
         )
+
+
+def _variances(jacobian: Tensor, covariance: Tensor) -> Tensor:
+    """Returns the variances of quantities with derivatives (Q, P), with shape (Q,)."""
+    return torch.einsum("pi,ij,pj->p", jacobian, covariance, jacobian)
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    """Returns R with R Rᵀ a positive semidefinite matrix, whatever its rank."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    return vectors * eigenvalues.clamp(min=0).sqrt()
 
 
 def invert_information(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,7 +101,7 @@ def test_an_item_of_one_person_has_the_classical_error(others: int) -> None:
     offsets = np.append(data.offsets, len(left))
     data = Preferences(left, right, choice, offsets, num_items=6)
     result = homogeneous(data)
-    with pytest.warns(UserWarning, match="known of 5 - 0 rests on a single person's comparisons"):
+    with pytest.warns(UserWarning, match="known of 5 - 0 rests for the most part on a single"):
         robust = result.contrast([(5, 0), (1, 2)])
     classical = result.contrast([(5, 0), (1, 2)], kind="hessian")
     errors = robust["standard_error"].to_numpy(), classical["standard_error"].to_numpy()
@@ -145,6 +147,99 @@ def test_an_item_of_few_among_many_people_is_corrected() -> None:
     df = satterthwaite(design, weights, adjusted, data.offsets, contrasts[0])
     assert table["df"].iloc[0] == pytest.approx(df, rel=0.05)
     assert 25 < df < 45
+
+
+@pytest.mark.parametrize("people", [20, 1])
+def test_choices_with_lapses_have_the_factor_of_people(people: int) -> None:
+    """The likelihood is not concave, so that no leverage is defined; one person is classical."""
+    rng = np.random.default_rng(2)
+    left = rng.integers(4, size=1200)
+    right = (left + rng.integers(1, 4, size=1200)) % 4
+    prob = 0.1 + 0.8 / (1 + np.exp(left - right))
+    choice = rng.random(1200) < prob
+    offsets = np.linspace(0, 1200, people + 1).astype(int)
+    data = Preferences(left, right, choice, offsets, num_items=4)
+    result = homogeneous(data, lapses=True)
+    theta = result.model.utility.mean.detach().double().numpy()
+    lapse = 1 / (1 + np.exp(-result.model.lapse_logit.item()))
+    plain = 1 / (1 + np.exp(theta[right] - theta[left]))
+    prob = lapse / 2 + (1 - lapse) * plain
+    # Derivatives of the log-probability, by hand; the information by central differences.
+    slope = (data.choice - prob) / (prob * (1 - prob))
+    by_margin = slope * (1 - lapse) * plain * (1 - plain)
+    eye = np.eye(4)
+    scores = (eye[left] - eye[right]) * by_margin[:, None]
+    scores = np.column_stack([scores, slope * (0.5 - plain) * lapse * (1 - lapse)])
+    outer = np.zeros((5, 5))
+    for start, stop in pairwise(offsets):
+        outer += np.outer(scores[start:stop].sum(0), scores[start:stop].sum(0))
+    inverse = result.estimates().uncertainty.inverse.numpy()
+    contrast = np.array([0, 0, -1, 1, 0])
+    classical = contrast @ inverse @ contrast
+    robust = contrast @ inverse @ outer @ inverse @ contrast * people / max(people - 1, 1)
+    if people == 1:
+        with pytest.warns(UserWarning, match="all comparisons are of one person"):
+            table = result.contrast((3, 2))
+    else:
+        table = result.contrast((3, 2))
+    variance = robust if people > 1 else classical
+    assert table["standard_error"].item() == pytest.approx(np.sqrt(variance), rel=1e-5)
+    assert table["df"].item() == (people - 1 if people > 1 else np.inf)
+
+
+def test_people_whose_answers_cancel_have_classical_errors() -> None:
+    """Left is always chosen, in both orders of each pair: no score differs from 0."""
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    left, right = np.array(pairs * 20).T
+    data = Preferences(left, right, np.ones(120), np.arange(0, 121, 6), num_items=3)
+    result = homogeneous(data)
+    with pytest.warns(UserWarning, match="known of 0, 1, 2 varies too little between people"):
+        table = result.ranking(p_values=True)
+    # 40 comparisons of each pair with curvature ¼: information 10 (3 I − 1 1ᵀ).
+    np.testing.assert_allclose(table["standard_error"], np.sqrt((1 - 1 / 3) / 30), rtol=1e-6)
+    assert np.isinf(table["df"]).all()
+    assert table["rank"].tolist() == [1, 1, 1]
+    assert table["rank_lower"].tolist() == [1, 1, 1]
+    assert table["rank_upper"].tolist() == [3, 3, 3]
+    with pytest.warns(UserWarning, match="varies too little"):
+        covariance = result.vcov()
+    np.testing.assert_allclose(covariance, (np.eye(3) - 1 / 3) / 30, atol=1e-8)
+    with (
+        pytest.warns(UserWarning, match="varies too little"),
+        pytest.warns(UserWarning, match="se_outer_product of 0, 1, 2 is NaN"),
+    ):
+        assert result.population()["se_outer_product"].isna().all()
+
+
+def test_two_people_who_agree_have_classical_errors() -> None:
+    one = votes([30], num_items=4)
+    columns = (np.tile(column, 2) for column in (one.left, one.right, one.choice))
+    result = homogeneous(Preferences(*columns, [0, 30, 60], num_items=4))
+    with pytest.warns(UserWarning, match="known of .* varies too little between people"):
+        table = result.ranking()
+    expected = result.ranking(kind="hessian")
+    pd.testing.assert_frame_equal(table, expected, check_exact=False, rtol=1e-6)
+
+
+def test_scores_of_an_item_of_one_person_have_no_outer_product() -> None:
+    """At the maximum the item's score is 0, so that its outer product says nothing of it."""
+    data = votes([10] * 10, num_items=3)
+    left = np.concatenate([[3, 3, 3], data.left])
+    right = np.concatenate([[0, 1, 2], data.right])
+    choice = np.concatenate([[1, 0, 1], data.choice])
+    offsets = np.append(0, data.offsets[1:] + 3)
+    result = homogeneous(Preferences(left, right, choice, offsets, num_items=4))
+    with (
+        pytest.warns(UserWarning, match="known of 3 rests for the most part .*through which"),
+        pytest.warns(UserWarning, match="se_outer_product of 0, 1, 2, 3 is NaN"),
+    ):
+        table = result.population()
+    assert table["se_outer_product"].isna().all()
+    assert table[["se_hessian", "se_sandwich"]].notna().all(axis=None)
+    with pytest.warns(UserWarning, match="known of 3 - 0 rests"):
+        table = result.contrast([(3, 0), (0, 1)])
+    assert table["df"].iloc[0] == np.inf
+    assert 1 <= table["df"].iloc[1] <= 10
 
 
 def test_heterogeneous_models_take_people_for_degrees_of_freedom() -> None:

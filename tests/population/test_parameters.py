@@ -8,6 +8,7 @@ import pytest
 import torch
 from two_feature_people import fresh, simulate
 
+from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.population.parameters import estimate_parameters, rotate_to_triangle
 
 
@@ -34,3 +35,19 @@ def test_a_model_takes_parameters_and_its_z_keeps_its_meaning() -> None:
     estimate.assign(other, 1.5 * estimate.theta)
     for name, value in model.named_parameters():
         torch.testing.assert_close(other.get_parameter(name), 1.5 * value)
+
+
+def test_the_prior_adds_its_curvature_to_the_information() -> None:
+    """Of utilities and of the position bias: p σ(w) σ(−w) twice, once for each of two terms."""
+    data = simulate(people=30)
+    information = {}
+    fitted = HomogeneousBTL(penalty=0.5, position_bias=True).fit(data, progress_bar=False)
+    model = fitted.result.model
+    for penalty in (0.5, 0.0):
+        model.penalty = penalty
+        estimate = estimate_parameters(model, data, 1, 0, "the test")
+        information[penalty] = estimate.uncertainty.information
+    prob = estimate.theta.sigmoid()
+    gained = information[0.5] - information[0.0]
+    torch.testing.assert_close(gained, torch.diag(2 * 0.5 * prob * (1 - prob)))
+    assert fitted.coefficients()["se_hessian"].notna().all()

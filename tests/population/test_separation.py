@@ -54,7 +54,7 @@ def test_an_item_that_never_lost_has_no_estimate_and_a_bound() -> None:
     # 15 wins of 30 judges with one vote each: the error of the difference is 2 / √30, corrected
     # for thirty judges by the factor √(30 / 29).
     np.testing.assert_allclose(2 * others["standard_error"], 2 / np.sqrt(29), rtol=1e-6)
-    assert set(others["rank"]) == {2, 3}
+    assert others["rank"].tolist() == [2, 2]
     assert others["rank_lower"].min() == 2
 
 
@@ -152,7 +152,7 @@ def test_groups_of_a_ranking_are_placed_each_by_itself() -> None:
     table = ranking_table(model, data, groups=data.components())
     assert table.index.tolist() == list("cabdef")
     assert table["utility"].round(6).tolist() == [np.inf, 0, 0, 0, 0, -np.inf]
-    assert table["rank"].tolist() == [1, 2, 3, 1, 2, 3]
+    assert table["rank"].tolist() == [1, 2, 2, 1, 1, 3]
 
 
 def test_ranks_at_infinity_are_those_that_the_choices_leave() -> None:
@@ -165,7 +165,7 @@ def test_ranks_at_infinity_are_those_that_the_choices_leave() -> None:
     expected = {"b": [2, 5], "c": [1, 4], "d": [1, 5], "f": [1, 4], "g": [2, 8], "e": [7, 8]}
     assert {name: bounds[name] for name in expected} == expected
     assert table.loc[list(expected), "rank"].isna().all()
-    assert sorted(table.loc[["a", "h"], "rank"]) == [5, 6]
+    assert table.loc[["a", "h"], "rank"].tolist() == [5, 5]
     assert (table.loc[["a", "h"], ["rank_lower", "rank_upper"]].to_numpy() == [5, 7]).all()
 
 
