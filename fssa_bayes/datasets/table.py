@@ -9,7 +9,6 @@ comma, and never guessed.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +142,6 @@ def read(
         _check_rows(_source("items", items), features, "item", part.compared)
     if covariates is not None:
         _check_rows(_source("users", users), covariates, "person", part.people.to_frame())
-        covariates = _without_idle(_source("users", users), covariates, part.people)
     more = {} if choice_set is None else {"choice_set": list(choice_set)}
     try:
         data = part.read(items=features, users=covariates, **more)
@@ -243,14 +241,3 @@ def _check_rows(source: str, table: pd.DataFrame, role: str, compared: pd.DataFr
             f"{source} must have a row for every {role} compared, got none for {lost[0]!r} "
             f"({len(lost)} of {len(names)} have none); its names are {list_names(table.index)}"
         )
-
-
-def _without_idle(source: str, table: pd.DataFrame, people: pd.Series) -> pd.DataFrame:
-    busy = table.index.isin(people)
-    if not busy.all():
-        warnings.warn(
-            f"{source}: {(~busy).sum()} of {len(busy)} people have no comparisons and were left "
-            "out",
-            stacklevel=3,
-        )
-    return table[busy]

@@ -75,7 +75,7 @@ def test_the_maximum_is_the_closed_form(command, saved: Save, layout: str, tmp_p
     assert ranking.index.tolist() == ["a", "b", "c"]
     np.testing.assert_allclose(ranking["utility"], UTILITIES, atol=1e-4)
     if layout == "long":
-        assert "pass winner='w', loser='l'" in ended.out
+        assert "pass --winner 'w', --loser 'l'" in ended.out
 
 
 BALLOTS = [
