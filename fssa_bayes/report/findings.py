@@ -197,14 +197,17 @@ def compare(
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
     table = pd.DataFrame(rows, columns=columns).round(4)
-    unit = "rankings and lone comparisons" if test.has_rankings else "choices"
-    guess = math.log(3 if model.has_ties else 2)
+    unit, each, guess = "choices", "choice", ""
+    if test.has_rankings:
+        unit, each = "judgements, each a ranking or a comparison,", "judgement"
+    else:
+        guess = f"; guessing scores −{math.log(3 if model.has_ties else 2):.3f}"
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
     text = [
-        f"Log score of {target.num_comparisons:,} unseen choices of {len(target):,} people {who} "
-        f"({len(test) - len(target):,} others have no more than {sizes[-1]} {unit}): the mean "
-        "over people of each person's mean, nats per choice. Higher is better; guessing scores "
-        f"−{guess:.3f}. Gain is the individual model's score less the average person's; the "
+        f"Log score of {target.num_judgements:,} unseen {unit} of {len(target):,} people {who} "
+        f"({len(test) - len(target):,} others have no more than {sizes[-1]}): the mean "
+        "over people of each person's mean, nats per {each}. Higher is "
+        f"better{guess}. Gain is the individual model's score less the average person's; the "
         "standard error of the gain is over people. k > .7 is the share of people for whom the "
         "approximation of the posterior is in doubt."
     ]
@@ -278,8 +281,8 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
     ]
     if penalty:
         text.append(
-            f"A prior of weight {penalty:g} (penalty) draws the estimates together and keeps all of "
-            "them finite."
+            f"A prior of weight {penalty:g} (penalty) draws the estimates together and keeps all "
+            "of them finite."
         )
     if model.has_ties:
         nu = model.log_tie.exp().item()

@@ -109,7 +109,8 @@ def _indicators(argument: str, column: pd.Series, levels: tuple) -> pd.DataFrame
     if len(missing):
         raise ValueError(
             f"{argument} must have no missing categories, got one for "
-            f"{show_value(column.index[missing[0]])}, column {column.name!r} ({len(missing)} such entries)"
+            f"{show_value(column.index[missing[0]])}, column {column.name!r} "
+            f"({len(missing)} such entries)"
         )
     code = pd.Index(levels, dtype=object).get_indexer(column.astype(object))
     unknown = np.flatnonzero(code < 0)
@@ -122,8 +123,8 @@ def _indicators(argument: str, column: pd.Series, levels: tuple) -> pd.DataFrame
 
 def _describe_unknown(name: Hashable, level: object, levels: tuple) -> str:
     return (
-        f"unknown level {show_value(level)} of {name!r}: known are the reference level {levels[0]!r} and "
-        f"{list(levels[1:])}; fit again with it, or leave its rows out"
+        f"unknown level {show_value(level)} of {name!r}: known are the reference level "
+        f"{levels[0]!r} and {list(levels[1:])}; fit again with it, or leave its rows out"
     )
 
 

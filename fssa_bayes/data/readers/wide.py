@@ -68,7 +68,7 @@ def read_pair_columns(
 
 def find_blanks(table: pd.DataFrame) -> np.ndarray:
     """Tells which cells are blank: missing, or text of nothing but spaces, with shape (R, C)."""
-    blank = table.isna().to_numpy()
+    blank = table.isna().to_numpy(copy=True)
     for place in range(table.shape[1]):
         column = table.iloc[:, place]
         if not pd.api.types.is_numeric_dtype(column.dtype):
