@@ -197,19 +197,17 @@ def compare(
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
     table = pd.DataFrame(rows, columns=columns).round(4)
-    unit, each, guess = "choices", "choice", ""
+    unit, guess = "choice", f"; guessing scores −{math.log(3 if model.has_ties else 2):.3f}"
     if test.has_rankings:
-        unit, each = "judgements, each a ranking or a comparison,", "judgement"
-    else:
-        guess = f"; guessing scores −{math.log(3 if model.has_ties else 2):.3f}"
+        unit, guess = "judgement", ". A judgement is a ranking, or a comparison that stands alone"
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
     text = [
-        f"Log score of {target.num_judgements:,} unseen {unit} of {len(target):,} people {who} "
-        f"({len(test) - len(target):,} others have no more than {sizes[-1]}): the mean "
-        "over people of each person's mean, nats per {each}. Higher is "
-        f"better{guess}. Gain is the individual model's score less the average person's; the "
-        "standard error of the gain is over people. k > .7 is the share of people for whom the "
-        "approximation of the posterior is in doubt."
+        f"Log score of {target.num_judgements:,} unseen {unit}s of {len(target):,} people {who} "
+        f"({len(test) - len(target):,} others have no more than {sizes[-1]} {unit}s): the mean "
+        f"over people of each person's mean, nats per {unit}. Higher is better{guess}. Gain is the "
+        "individual model's score less the average person's; the standard error of the gain is "
+        "over people. k > .7 is the share of people for whom the approximation of the posterior "
+        "is in doubt."
     ]
     if isinstance(population, PopulationDraws):
         text.append(
