@@ -97,8 +97,8 @@ def _warn_of_numbers(argument: str, name: Hashable, levels: list[str]) -> None:
             shown = ", ".join(map(repr, levels[:3]))
             warnings.warn(
                 f"{argument}: column {name!r} holds text that reads like {of_numbers} ({shown}), "
-                f"taken for {len(levels)} categories: {remedy} makes numbers of it, "
-                "astype('category') says that categories are meant",
+                f"taken for {len(levels)} categories: {remedy} makes numbers of it "
+                "(in a file: write a decimal point), astype('category') says that categories are meant",
                 stacklevel=7,
             )
             return

@@ -32,6 +32,7 @@ def read_pair_columns(
     Arguments are those of `Preferences.from_pair_columns`.
     """
     check_table(df, "df")
+    check_column("user", user)
     if not isinstance(sep, str) or not sep:
         raise ValueError(f"sep must be the text between the two items of a column, got {sep!r}")
     if columns is None:
@@ -179,6 +180,7 @@ def check_columns(df: pd.DataFrame, argument: str, columns: Sequence) -> list:
 
 def name_rows(df: pd.DataFrame, user: str | None) -> pd.Index:
     """Names the person of each row, by a column or by the index of the table."""
+    check_column("user", user)
     if user is None:
         if not df.index.is_unique:
             raise ValueError(
@@ -186,7 +188,6 @@ def name_rows(df: pd.DataFrame, user: str | None) -> pd.Index:
                 f"{first_names(df.index[df.index.duplicated()][:1])} more than once"
             )
         return df.index
-    check_column("user", user)
     names = df[check_columns(df, "user", [user])[0]]
     missing = np.flatnonzero(names.isna())
     if len(missing):

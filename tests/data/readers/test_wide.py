@@ -207,3 +207,11 @@ def test_people_who_share_a_name_are_refused_by_it() -> None:
     asked = pd.DataFrame({"a:b": [1, 0]}, index=[1, 1])
     with pytest.raises(ValueError, match="must be unique, got 1 more than once"):
         Preferences.from_pair_columns(asked)
+
+
+def test_a_column_in_place_of_its_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="user must be the name of a column, got Series"):
+        Preferences.from_pair_columns(ASKED, user=ASKED["age"])
+    frame = LONG.assign(rank=1)
+    with pytest.raises(TypeError, match="item must be the name of a column, got Series"):
+        Preferences.from_rankings(frame, user="who", item=frame["left"], rank="rank")
