@@ -6,6 +6,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from fssa_bayes.data.comparisons import Comparisons
 from fssa_bayes.data.names import first_names
@@ -54,11 +55,12 @@ def find_components(data: Comparisons) -> np.ndarray:
     """Labels the connected component of each item, largest first, −1 where never compared."""
     from scipy import sparse
 
+    pairs = pd.unique(data.left.astype(np.int64) * data.num_items + data.right)
     edges = sparse.coo_array(
-        (np.ones(data.num_comparisons, dtype=np.int8), (data.left, data.right)),
+        (np.ones(len(pairs), dtype=bool), np.divmod(pairs, data.num_items)),
         shape=(data.num_items, data.num_items),
     )
-    _, labels = sparse.csgraph.connected_components(edges.astype(bool), directed=False)
+    _, labels = sparse.csgraph.connected_components(edges, directed=False)
     used = np.zeros(data.num_items, dtype=bool)
     used[data.left] = used[data.right] = True
     sizes = np.bincount(labels[used], minlength=labels.max(initial=0) + 1)

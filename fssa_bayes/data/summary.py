@@ -40,6 +40,8 @@ class Summary:
         reference_levels: Column and reference level of categorical features and covariates.
         separated: Which items, by name, won or lost in a way that leaves them no finite utility,
             for items without features; `""` for none.
+        people_are_named: Whether the data say who answered; else each comparison or ranking
+            counts as one of `users`.
     """
 
     users: int
@@ -61,6 +63,7 @@ class Summary:
     sides: tuple[int, int, int, int] | None = None
     reference_levels: tuple[tuple[str, str], ...] = ()
     separated: str = ""
+    people_are_named: bool = True
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -71,7 +74,7 @@ class Summary:
         sizes = ", ".join(map(str, self.component_sizes[:5]))
         sizes += ", …" if len(self.component_sizes) > 5 else ""
         rows = [
-            ("people", f"{self.users:,}"),
+            ("people", f"{self.users:,}" if self.people_are_named else "not named"),
             ("items", f"{self.items:,} ({self.unused_items:,} never compared)"),
             ("features of an item", "none" if self.features is None else f"{self.features:,}"),
             ("comparisons", f"{self.comparisons:,}"),
@@ -83,6 +86,8 @@ class Summary:
             ("contradicted pairs", f"{self.contradictions:,}"),
             ("connected components", f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"),
         ]
+        if not self.people_are_named:  # Then each judgement is of a person of its own.
+            rows[4] = ("judgements", f"{self.users:,}, taken for independent")
         if self.rankings:
             pairs = f"{self.stages:,} stages; {self.open_pairs:,} pairs left open"
             rows.insert(4, ("rankings", f"{self.rankings:,} ({pairs})"))
@@ -130,6 +135,7 @@ def summarise(data: Comparisons) -> Summary:
             for column, levels in [*data.feature_levels.items(), *data.covariate_levels.items()]
         ),
         separated=describe_separation(data) if data.items is None else "",
+        people_are_named=data.people_are_named,
     )
 
 

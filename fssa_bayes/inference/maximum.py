@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_maximum", "maximise", "pooled_batches"]
 
+_TERMS = 10  # Comparisons of a person from which a gradient is judged by their number.
 _PATIENCE = 12  # Iterations without an improvement on held-out people before L-BFGS ends.
 _LEAST_GAIN = 1e-4  # Nats a person by which an iteration must improve on the best one.
 
@@ -109,17 +110,22 @@ def maximise(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
             raise FloatingPointError(f"the loss is {result.fun} at iteration {step} of L-BFGS")
         set_parameters(result.x if best_vector is None else best_vector)
         if not unseen and not leg.refit:
-            check_maximum(model, result)
+            check_maximum(model, result, leg.training)
     finally:
         model.to(dtype)
     progress.skip(leg.stage.steps - step)
     return max(best_step, 1)
 
 
-def check_maximum(model: HeterogeneousBTL, result: OptimizeResult) -> None:
-    """Warns if L-BFGS did not converge."""
+def check_maximum(model: HeterogeneousBTL, result: OptimizeResult, data: Preferences) -> None:
+    """Warns if L-BFGS did not converge: by a gradient of 1e-5 nats a person with ten comparisons.
+
+    Where people have more comparisons, or a prior weighs more, so does a gradient of rounding.
+    """
     slope = float(np.abs(result.jac).max(initial=0.0))
-    if slope > 1e-2 or (slope > 1e-5 and model.utility.is_linear):
+    terms = (data.num_comparisons + 2 * model.penalty) / len(data)
+    allowed = (1e-5 if model.utility.is_linear else 1e-2) * max(1.0, terms / _TERMS)
+    if slope > allowed:
         warnings.warn(
             f"maximum likelihood did not converge in {result.nit} iterations: the largest "
             f"gradient is {slope:.1e} nats per person",

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -83,9 +84,9 @@ def _touching_few(data: Preferences) -> np.ndarray:
     people = np.flatnonzero(data.counts)
     if data.items is not None or len(people) < FEW:
         return people if len(people) < FEW else people[:0]
-    user = np.repeat(np.arange(len(data)), data.counts)
-    pairs = np.stack([np.tile(user, 2), np.concatenate([data.left, data.right])])
-    user, item = np.unique(pairs, axis=1)
+    item = np.concatenate([data.left, data.right]).astype(np.int64)
+    pairs = pd.unique(np.tile(data.person, 2) * data.num_items + item)
+    user, item = np.divmod(pairs, data.num_items)
     few = np.bincount(item, minlength=data.num_items) < FEW
     return np.unique(user[few[item]])
 

@@ -52,6 +52,8 @@ class Estimates:
             not.
         jacobian: Their derivatives by the parameters of the model, (Q, P).
         uncertainty: What is known of the errors of these parameters.
+        others: Names that may be meant but are of other estimates, and the argument that asks for
+            those; or None.
 
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
@@ -66,6 +68,7 @@ class Estimates:
     values: Tensor
     jacobian: Tensor
     uncertainty: Uncertainty
+    others: tuple[pd.Index, str] | None = None
 
     @classmethod
     def of(
@@ -86,9 +89,13 @@ class Estimates:
 
     @property
     def limits(self) -> Tensor:
-        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite."""
+        """The estimates (Q,), infinite or NaN where separated choices leave none that is finite.
+
+        They are NaN, too, where no comparison tells them, as across components of the graph.
+        """
         limit = self.uncertainty.limit
-        return self.values if limit is None else limit.values(self.jacobian, self.values)
+        values = self.values if limit is None else limit.values(self.jacobian, self.values)
+        return values.masked_fill(~self.uncertainty.told(self.jacobian), torch.nan)
 
     @property
     def identified(self) -> np.ndarray:
@@ -223,7 +230,10 @@ class Estimates:
             if len(found) == 1:
                 return int(found[0])
         known = ", ".join(repr(other) for other in self.names[:_MOST_NAMED])
-        raise ValueError(f"weights must name quantities such as {known}, got {name!r}")
+        advice = ""
+        if self.others is not None and name in self.others[0]:
+            advice = f"; {self.others[1]} compares items"
+        raise ValueError(f"weights must name quantities such as {known}, got {name!r}{advice}")
 
     def _warn_of_single_people(self) -> None:
         """Warns where clustered errors rest on the comparisons of single people."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from fssa_bayes._random import Streams
@@ -26,6 +27,7 @@ __all__ = [
     "batch_information",
     "effect_information",
     "feature_differences",
+    "item_information",
     "population_information",
     "settled_information",
     "stage_products",
@@ -33,6 +35,7 @@ __all__ = [
 
 _SETTLED = 0.05  # Relative difference of standard errors between two sets of draws.
 _DOUBLINGS = 3
+_PEOPLE = 1024  # People whose scores on all items are held at once.
 
 
 @torch.no_grad()
@@ -56,6 +59,12 @@ def population_information(
         Two matrices (P, P) over the parameters: w0 and ΛR, feature by feature; RᵀB; those of the
         answers.
     """
+    if (
+        model.latent_dim == 0
+        and data.items is None
+        and not (model.answer_parameters() or data.has_rankings)
+    ):
+        return item_information(model, data)
     rank = rotation.shape[1]
     size = model.num_features * (1 + rank) + rank * model.num_covariates
     size += len(model.answer_parameters())
@@ -73,6 +82,32 @@ def population_information(
         scores, batch_inform = batch_information(model, batch, z, weights, rotation)
         outer += (scores.T @ scores).cpu()
         information += batch_inform.cpu()
+    return outer, information
+
+
+def item_information(model: HeterogeneousBTL, data: Preferences) -> tuple[Tensor, Tensor]:
+    """Does what :func:`population_information` does for utilities of items, the same for everybody.
+
+    The information is the Laplacian of a graph, whose edges have the weights p (1 − p) of their
+    comparisons, so that nothing as wide as the items is held for each comparison.
+    """
+    items, left, right = data.num_items, *(x.astype(np.int64) for x in (data.left, data.right))
+    utility = model.utility.mean.double().cpu().numpy()
+    prob = expit(utility[left] - utility[right])
+    weight = np.bincount(left * items + right, prob * (1 - prob), minlength=items**2)
+    weight = torch.from_numpy(weight.reshape(items, items))
+    weight = weight + weight.T
+    information = torch.diag(weight.sum(0)) - weight
+    outer, residual = torch.zeros_like(information), data.choice - prob
+    for start in range(0, len(data), _PEOPLE):
+        rows = slice(*data.offsets[[start, min(start + _PEOPLE, len(data))]])
+        own = (data.person[rows] - start) * items
+        scores = sum(
+            np.bincount(own + side[rows], sign * residual[rows], minlength=_PEOPLE * items)
+            for side, sign in ((left, 1.0), (right, -1.0))
+        )
+        scores = torch.from_numpy(scores.reshape(_PEOPLE, items))
+        outer += scores.T @ scores
     return outer, information
 
 

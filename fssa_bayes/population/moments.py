@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,18 @@ class Moments:
             *(("sd of log", names[i]) for i in self.logged),
             *(("share positive", names[i]) for i in self.signed),
         ]
+
+    def select(self, known: np.ndarray) -> np.ndarray:
+        """Tells which rows of :meth:`values` are of coefficients all marked (D,), (Q,)."""
+        row, column = np.array(self.pairs, dtype=np.int64).reshape(-1, 2).T
+        parts = [
+            known,
+            known[self.random],
+            known[row] & known[column],
+            *[known[self.logged]] * 3,
+            known[self.signed],
+        ]
+        return np.concatenate(parts)
 
     def values(self, location: Tensor, loading: Tensor, add: Tensor | None = None) -> Tensor:
         """Computes the quantities, differentiably, with shape (Q,).

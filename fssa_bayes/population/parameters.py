@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
+from fssa_bayes.population.identification import find_null, warn_of_null
 from fssa_bayes.population.information import settled_information
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.separation import Limit, Separation, find_separation
@@ -42,8 +44,8 @@ _ADVICE_ON_COVARIANCE = (
     "latent dimensions, or more draws, may do"
 )
 _ADVICE_ON_FEATURES = (
-    "as where features are constant or collinear, or people too few; standard errors leave these "
-    "out. Fewer features may do"
+    "as where features are nearly collinear, or people too few; standard errors leave these out. "
+    "Fewer features may do"
 )
 
 
@@ -128,7 +130,10 @@ def estimate_parameters(
     mean = model.utility.mean.detach().double()
     triangle, rotation, entries = identify_loading(model.utility)
     rank = triangle.shape[1]
-    expected_null = 0 if data.items is not None else 1 + rank
+    null = find_null(model, data)
+    if not quiet:
+        warn_of_null(null, data)
+    expected_null = 0 if null is None else null.shape[1] * (1 + rank)
     effect = (rotation.T @ model.effects.detach().double()).cpu()
     has_own_effect = torch.ones(0, dtype=torch.bool)
     if model.num_covariates:
@@ -174,6 +179,7 @@ def estimate_parameters(
             expected_null=None if quiet or separation else expected_null,
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
             limit=_limit(model, separation, theta) if separation else None,
+            null=None if null is None else pad(null, (0, 0, 0, len(theta) - len(null))),
         ),
         covariate_names=data.covariate_names[: model.num_covariates],
         covariate_scale=model.covariate_units.double().cpu(),

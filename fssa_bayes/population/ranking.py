@@ -18,6 +18,7 @@ from fssa_bayes.population.parameters import check_num_parameters, estimate_para
 
 __all__ = ["draw_ranks", "item_estimates", "ranking_table", "with_tails"]
 
+_MOST_PAIRS = 500  # Of items without a finite utility, whose order is looked up.
 _SHARE = 1e-6  # Of the derivative of a utility: more without information, and it is not identified.
 
 
@@ -41,7 +42,9 @@ def ranking_table(
         data: The comparisons the model was fitted to.
         items: Names of the items to rank; all if None.
         groups: A label for each of the items, which are then centred and ranked within their
-            group, as where groups were never compared with each other.
+            group. None is the connected components of the comparison graph, numbered from 0 for
+            the largest, where items have no features, no `penalty` connects them, and there are
+            several components and no reference.
         reference: An item of the table relative to which utilities stand, in place of the mean of
             the items ranked.
         kind: `"sandwich"`, with people as clusters and corrected where people are few, the default;
@@ -53,17 +56,21 @@ def ranking_table(
 
     Returns:
         One row an item (index `item`), the best first, group by group. Columns: `group` where there
-        are groups; `utility`, in nats, centred over the items ranked or relative to the reference;
+        are groups, −1 for items never compared; `utility`, in nats, centred over the items ranked
+        or relative to the reference;
         `standard_error`; `lower` and `upper`, an interval, normal or of Student's t where people
         are few; `rank`, from 1; `rank_lower` and `rank_upper`, the quantiles of the rank of the
-        same level. Errors and intervals are NaN where the data do not identify an item's place
-        among those ranked, as across components of the comparison graph.
+        same level. All of them are NaN, and the item stands last, where the data do not identify
+        an item's place among those ranked, such as that of an item which nobody compared.
 
         Where choices are separated (:func:`fssa_bayes.population.find_separation`), an item that
         won everything has an infinite utility, and one that lost everything minus infinity, with
-        an interval of one end and no rank; what has neither has NaN. Utilities and ranks of the
-        others are those among the largest class of items with finite distances, as if the
-        separated choices had not been made.
+        an interval of one end; what has neither has NaN. Utilities of the others are those among
+        the largest class of items with finite distances, as if the separated choices had not been
+        made. They are ranked after the items at infinity and before those at minus infinity.
+        Ranks of items without a finite utility are by the order that the choices put them in,
+        without sampling error: where this is open the rank is NaN, and `rank_lower` and
+        `rank_upper` are the places it leaves.
 
     Raises:
         ValueError: If the model is heterogeneous or not linear, an item is unknown, there are both
@@ -76,6 +83,8 @@ def ranking_table(
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
+    if groups is None and reference is None:
+        groups = _components(model, data, items)
     estimates, members = item_estimates(
         model, data, items, groups=groups, reference=reference, seed=seed
     )
@@ -96,12 +105,13 @@ def ranking_table(
     )
     table.loc[~estimates.identified, ["rank_lower", "rank_upper"]] = np.nan
     place = rank.numpy()
-    if not np.isfinite(table["utility"]).all():  # Without an estimate there is no rank.
-        place = np.where(np.isfinite(table["utility"]), place, -table["utility"])
-        table["rank"] = table["rank"].where(np.isfinite(table["utility"]))
+    if not np.isfinite(table["utility"]).all():
+        place = _rank_infinite(table, estimates, members)
     if groups is not None:
         table.insert(0, "group", np.asarray(groups))
-    return table.iloc[np.concatenate([rows[place[rows].argsort()] for rows in members])]
+    return table.iloc[
+        np.concatenate([rows[place[rows].argsort(kind="stable")] for rows in members])
+    ]
 
 
 def item_estimates(
@@ -147,8 +157,15 @@ def item_estimates(
         design -= _design(model, data, positions("reference", [reference], data.item_names).numpy())
     else:
         limit = estimate.uncertainty.limit
+        labels = _label(model, data, position)
+        # Without groups the largest component has the mean; what nobody compared is never in it.
+        among = labels >= 0
+        if groups is None:
+            among = labels == labels[among].min(initial=len(data.item_names))
         for rows in members:
-            base = design[rows]
+            base = design[rows[among[rows]]]
+            if not len(base):
+                continue
             if limit is not None:  # Those that are at infinity are no part of the mean.
                 base = base[limit.reference(torch.nn.functional.pad(base, (0, width)))]
             design[rows] -= base.mean(0)
@@ -156,6 +173,72 @@ def item_estimates(
     jacobian = torch.nn.functional.pad(design, (0, width))
     uncertainty = replace(estimate.uncertainty, share=_SHARE)
     return Estimates(names.rename("item"), values, jacobian, uncertainty), members
+
+
+def _label(model: HeterogeneousBTL, data: Preferences, position: np.ndarray) -> np.ndarray:
+    """Labels the components of items, −1 where nobody compared them; 0 if the model links all."""
+    if data.items is not None or model.penalty:
+        return np.zeros(len(position), dtype=np.int64)
+    return data.components()[position]
+
+
+def _components(
+    model: HeterogeneousBTL, data: Preferences, items: Sequence | None
+) -> np.ndarray | None:
+    """Labels the items by component where they are of several; else None."""
+    data = align(model, data)
+    names = data.item_names if items is None else canonical_names("items", items)
+    position = find_names(names, data.item_names)
+    labels = _label(model, data, position[position >= 0])
+    several = len(labels) == len(names) and len(np.unique(labels[labels >= 0])) > 1
+    return labels if several else None
+
+
+def _rank_infinite(
+    table: pd.DataFrame, estimates: Estimates, members: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Ranks items without a finite utility, in place, and moves the ranks of the others.
+
+    Returns:
+        Places by which the items of a group are sorted, with shape (M,).
+    """
+    utility, told = table["utility"].to_numpy(), estimates.uncertainty.told(estimates.jacobian)
+    columns = ["rank", "rank_lower", "rank_upper"]
+    ranks = table[columns].to_numpy(dtype=float)
+    ranks[~np.isfinite(utility)] = np.nan
+    place = np.full(len(table), np.inf)
+    for rows in members:
+        rows = rows[told.numpy()[rows]]
+        finite = rows[np.isfinite(utility[rows])]
+        others = rows[~np.isfinite(utility[rows])]
+        sign = np.sign(np.nan_to_num(utility[others], posinf=1, neginf=-1))
+        above = (sign > 0).sum()
+        ranks[finite] += [above, above, above + (sign == 0).sum()]
+        place[finite] = ranks[finite, 0]
+        order = _order(estimates, others)
+        first = 1 + (order > 0).sum(0) + len(finite) * (sign < 0)
+        last = len(rows) - (order < 0).sum(0) - len(finite) * (sign > 0)
+        ranks[others, 1], ranks[others, 2] = first, last
+        ranks[others, 0] = np.where(first == last, first, np.nan)
+        is_placed = (first == last) | (sign != 0)
+        place[others] = np.where(is_placed, (first + last) / 2, np.inf)
+    table[columns] = ranks
+    return place
+
+
+def _order(estimates: Estimates, rows: np.ndarray) -> np.ndarray:
+    """Tells where item i of some stands infinitely above (1) or below (−1) item j, (i, j)."""
+    order = np.zeros((len(rows), len(rows)), dtype=np.int64)
+    limit = estimates.uncertainty.limit
+    if limit is None:
+        return order
+    upper, lower = np.triu_indices(len(rows), 1)
+    if len(upper) > _MOST_PAIRS:  # Those at infinity are above those at minus infinity.
+        sign = np.sign(np.nan_to_num(estimates.limits.numpy()[rows], posinf=1, neginf=-1))
+        return ((sign[:, None] - sign) / 2).astype(np.int64)
+    jacobian = estimates.jacobian
+    order[upper, lower] = limit.signs(jacobian[rows[upper]] - jacobian[rows[lower]])
+    return order - order.T
 
 
 def _design(model: HeterogeneousBTL, data: Preferences, position: np.ndarray) -> Tensor:

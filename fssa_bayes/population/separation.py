@@ -255,6 +255,10 @@ class Limit:
         """Tells which quantities have a finite estimate, with shape (Q,)."""
         return torch.from_numpy(self.separation.estimable(self._contrasts(jacobian)))
 
+    def signs(self, jacobian: Tensor) -> np.ndarray:
+        """Tells which quantities go to infinity (1) or minus infinity (−1), else 0, (Q,)."""
+        return self.separation.signs(self._contrasts(jacobian))
+
     def values(self, jacobian: Tensor, values: Tensor) -> Tensor:
         """Puts ±inf in place of values (Q,) where estimates are infinite, NaN where neither."""
         if self.is_penalised:

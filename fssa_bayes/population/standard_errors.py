@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.population.clusters import Factor, Leverage, PersonMoments
+from fssa_bayes.population.identification import in_null
 from fssa_bayes.population.separation import Limit
 
 __all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
@@ -34,6 +35,8 @@ class Uncertainty:
         share: Share of the squared length of a quantity's derivative in directions without
             information from which the quantity is not identified.
         limit: Which quantities are at infinity, where choices are separated; else None.
+        null: Directions of θ that no comparison tells, (P, n), by
+            :func:`fssa_bayes.population.identification.find_null`; or None.
     """
 
     information: Tensor
@@ -44,6 +47,7 @@ class Uncertainty:
     advice: str
     share: float = 0.05
     limit: Limit | None = None
+    null: Tensor | None = None
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -130,9 +134,16 @@ class Uncertainty:
     def identified(self, jacobian: Tensor) -> Tensor:
         """Tells which quantities the data identify, with shape (Q,)."""
         known = ~find_unidentified(jacobian, self.inverse, self.information, self.share)
+        known &= self.told(jacobian)
         if self.limit is None or self.limit.is_penalised:
             return known
         return known & self.limit.estimable(jacobian)
+
+    def told(self, jacobian: Tensor) -> Tensor:
+        """Tells which quantities rest on no direction that no comparison tells, (Q,)."""
+        if self.null is None:
+            return torch.ones(len(jacobian), dtype=torch.bool)
+        return ~in_null(jacobian, self.null)
 
     def known_by(self, jacobian: Tensor, kind: str) -> Tensor:
         """Tells which quantities have an error of a kind, with shape (Q,)."""

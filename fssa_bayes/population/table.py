@@ -28,6 +28,8 @@ from fssa_bayes.population.parameters import (
 
 __all__ = ["population_estimates", "population_table"]
 
+_ROUNDING = 1e-9  # Distance of a correlation from 1 or −1 that is taken for rounding.
+
 
 def population_table(
     model: HeterogeneousBTL,
@@ -76,8 +78,9 @@ def population_table(
         without the factor U / (U − 1) by which some software enlarges it for U people. With people
         no more than parameters `se_outer_product` is NaN, and of a heterogeneous model
         `se_sandwich` too. Terms
-        that the data do not identify (constant or collinear features) have NaN, effects of constant
-        or collinear covariates in `estimate` too. A model with ties,
+        that the data do not identify (constant or collinear features, items that were never
+        compared with the others) have NaN, as have effects of constant or collinear covariates. A
+        correlation that is 1 or −1 by the rank of the covariance has no errors. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
         its logit, on which an interval is more nearly symmetric. Where choices are separated
         (:func:`fssa_bayes.population.find_separation`), rows without a finite estimate are ±inf,
@@ -89,7 +92,8 @@ def population_table(
 
     Warns:
         UserWarning: If there are fewer than two people a parameter, if errors rest on a single
-            person, or if directions are without information that are not expected.
+            person, if features are constant or collinear in all comparisons, or if other directions
+            are without information.
 
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
@@ -102,6 +106,7 @@ def population_table(
         del columns["standard_error"]  # One of the three.
     table = pd.DataFrame(columns, index=estimates.names)
     table.iloc[np.flatnonzero(~known)] = np.nan
+    table.loc[_certain(estimates), table.columns != "estimate"] = np.nan
     return table
 
 
@@ -116,14 +121,22 @@ def population_estimates(
     """Returns the quantities of :func:`population_table` that have a meaning, with covariance.
 
     Arguments and errors are those of :func:`population_table`. Left out are effects of covariates
-    that are constant or collinear, and correlations with the reference. Names are (`quantity`,
-    `term`), or the terms alone where the model is homogeneous.
+    that are constant or collinear, and correlations with the reference or of 1 or −1. Names are
+    (`quantity`, `term`), or the terms alone where the model is homogeneous.
     """
     estimates, known = _quantities(model, data, reference, num_samples, seed)
     names = estimates.names if model.latent_dim else estimates.names.droplevel("quantity")
+    known &= ~_certain(estimates)
     rows = torch.from_numpy(known)
+    others = None
+    if model.latent_dim == 0 and data.items is not None:
+        others = (data.item_names, "of='items'")
     return Estimates(
-        names[known], estimates.values[rows], estimates.jacobian[rows], estimates.uncertainty
+        names[known],
+        estimates.values[rows],
+        estimates.jacobian[rows],
+        estimates.uncertainty,
+        others,
     )
 
 
@@ -142,7 +155,7 @@ def _quantities(
     coefficients = model.utility.map
     moments = Moments.of(model, rank, has_features=data.items is not None)
     scale = model.feature_scale.double().cpu()
-    centre = _items_of_mean(data, estimate)
+    centre = _items_of_mean(model, data, estimate)
     at_base = torch.zeros_like(scale)  # The reference has no spread, whose root has no derivative.
     if base is not None:
         at_base[base] = 1.0
@@ -169,21 +182,33 @@ def _quantities(
         row, column = np.tril_indices(model.num_features, -1)
         known[quantity == "correlation"] = (row != base) & (column != base)
     estimates = Estimates.of(index, quantities, estimate.theta, estimate.uncertainty)
-    limit = estimate.uncertainty.limit
-    if limit is not None and rank:  # Of a coefficient at infinity nothing else is known.
-        finite = limit.estimable(estimates.jacobian[: model.num_features]).numpy()
-        row, column = np.tril_indices(model.num_features, -1)
-        known[quantity == "sd"] &= finite
-        known[quantity == "correlation"] &= finite[row] & finite[column]
+    if rank:  # Of a coefficient at infinity, or that no comparison tells, nothing else is known.
+        means = estimates.jacobian[: model.num_features]
+        finite, limit = estimate.uncertainty.told(means).numpy(), estimate.uncertainty.limit
+        if limit is not None:
+            finite &= limit.estimable(means).numpy()
+        of_moments = len(moments.labels(data.feature_names.tolist()))
+        known[:of_moments] &= moments.select(finite)
+        known[: model.num_features] = True  # Means say themselves what they are.
         known[quantity == "effect"] &= np.tile(finite, len(estimate.covariate_names))
     return estimates, known
 
 
-def _items_of_mean(data: Preferences, estimate: ParameterEstimate) -> Tensor | slice:
+def _certain(estimates: Estimates) -> np.ndarray:
+    """Marks correlations that are 1 or −1 by the rank of the covariance, and have no error."""
+    is_correlation = estimates.names.get_level_values(0) == "correlation"
+    return is_correlation & (1 - estimates.values.abs().numpy() < _ROUNDING)
+
+
+def _items_of_mean(
+    model: HeterogeneousBTL, data: Preferences, estimate: ParameterEstimate
+) -> Tensor | slice:
     """Selects the items that others are centred over: those with finite distances."""
     limit = estimate.uncertainty.limit
-    if limit is None:
+    if limit is None and (data.items is not None or model.penalty):
         return slice(None)
+    if limit is None:
+        return torch.from_numpy(data.components() == 0)
     return limit.reference(torch.eye(data.num_features, len(estimate.theta), dtype=torch.float64))
 
 
@@ -194,6 +219,6 @@ def _position_of_reference(data: Preferences, reference: Hashable | None) -> int
     if data.items is not None:
         raise ValueError(
             f"reference must be None where items have features, got {reference!r}: coefficients "
-            "are identified without; ranking(reference=) compares items"
+            "are identified without; of='items' or ranking(reference=) compares items"
         )
     return int(positions("reference", [reference], data.item_names)[0])

@@ -45,6 +45,7 @@ _IGNORED = (
     "the model does not use the covariates",  # The average person has none.
     ".* rows have an empty cell",  # The description of the data counts them.
     "Glyph [0-9]+ .*missing from",  # The caption of the figure says so.
+    "[0-9,]+ people are few for the",  # The comparison draws the population, and says so.
 )
 
 

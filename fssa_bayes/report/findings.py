@@ -62,9 +62,9 @@ def model_of_ties(data: Preferences) -> str | None:
 
 
 def numbers_of(data: Preferences) -> dict[str, object]:
-    """Counts people, comparisons and items."""
+    """Counts people, comparisons and items; people are None where they are not named."""
     return {
-        "people": len(data),
+        "people": len(data) if data.people_are_named else None,
         "comparisons": data.num_comparisons,
         "items": data.num_items,
         "features": None if data.items is None else data.num_features,
@@ -74,13 +74,15 @@ def numbers_of(data: Preferences) -> dict[str, object]:
 def numbers_of_ranking(section: Section) -> dict[str, object]:
     """Names the leader of a ranking, with utility and standard error, and who is not ranked.
 
-    The leader is the first of the items with a finite utility, None where there is no such item.
+    The leader is the item of rank 1 in the largest group, whose utility may be infinite; None where
+    the choices leave open which item that is.
     """
     table = section.files["ranking.csv"]
     finite = np.isfinite(table["utility"])
     name, utility, error = None, math.nan, math.nan
-    if finite.any():
-        leader = table[finite].iloc[0]
+    first = table[(table["group"] == 0) & (table["rank"] == 1)]
+    if len(first):
+        leader = first.iloc[0]
         name, utility, error = str(leader.name), leader["utility"], leader["standard_error"]
     return {
         "leader": name,
@@ -95,9 +97,18 @@ def count_people(data: Preferences) -> str:
     return "1 person" if len(data) == 1 else f"{len(data):,} people"
 
 
+def name_judges(data: Preferences) -> str:
+    """Says how many people there are, or how many judgements where nobody is named."""
+    if data.people_are_named:
+        return count_people(data)
+    what = "comparison" if data.ranking is None else "judgement"
+    return f"{len(data):,} {what}{'' if len(data) == 1 else 's'}"
+
+
 def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     """Says in a sentence who chose among what, and in another which model describes them."""
-    line = f"{count_people(data)}, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
+    who = count_people(data) if data.people_are_named else "People not named"
+    line = f"{who}, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
     features = "" if data.items is None else f", each with {data.num_features:,} features"
     lines = [line + features + "."]
     if model is not None:
@@ -272,8 +283,11 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
     errors = "clustered by person, corrected where few people compared an item"
     if np.count_nonzero(data.counts) == 1:
         errors = "that take the comparisons for independent"
+    elif not data.people_are_named:
+        what = "comparisons" if data.ranking is None else "judgements"
+        errors = f"that take the {what} for independent, as the data do not say who answered"
     text = [
-        f"Bradley–Terry model of the average person, fitted to {count_people(data)}: utilities in "
+        f"Bradley–Terry model of the average person, fitted to {name_judges(data)}: utilities in "
         f"nats, with standard errors {errors}. Intervals are 90 %, those of ranks from the same "
         "approximation."
     ]
@@ -305,9 +319,9 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
     if not finite.all():
         text.append(
             f"Without a finite utility, {int((~finite).sum())} of {len(order)} items: "
-            f"{first_names(order.index[~finite])}. All that the choices say of these points one "
-            "way. The others are centred and ranked without them. An interval with one end is by "
-            "the profile likelihood, which takes comparisons for independent."
+            f"{first_names(order.index[~finite])}. {_describe_infinite(order['utility'])} The "
+            "others are centred without them. An interval with one end is by the profile "
+            "likelihood, which takes comparisons for independent."
         )
     known = order["standard_error"].notna() | ~finite
     if not known.all():
@@ -330,6 +344,21 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
         figures,
         files={"ranking.csv": order},
     )
+
+
+def _describe_infinite(utility: pd.Series) -> str:
+    """Says why items have no finite utility: they are at infinity, or have no place at all."""
+    said, infinite, unknown = [], utility[np.isinf(utility)], utility[utility.isna()]
+    if len(infinite):
+        said.append(
+            f"All that the choices say of {first_names(infinite.index)} points one way, up or down."
+        )
+    if len(unknown):
+        said.append(
+            f"The choices put {first_names(unknown.index)} at no finite distance from the others, "
+            "neither above nor below all of them."
+        )
+    return " ".join(said)
 
 
 def describe_differences(

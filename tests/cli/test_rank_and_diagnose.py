@@ -46,7 +46,8 @@ def test_an_item_that_won_everything_leaves_the_others_ranked(
     ended = command("rank", counts, *columns, "--out", out, "--json")
     assert ended.code == 0, ended.err
     figures = json.loads(ended.out)
-    assert figures["leader"] == "a"
+    assert figures["leader"] == "new"  # Nobody preferred another item.
+    assert figures["leader_utility"] is None  # Infinite.
     assert figures["no_finite_utility"] == ["new"]
     ranks = pd.read_csv(out / "ranking.csv", index_col="item")
     assert ranks.index.tolist() == ["new", "a", "b", "c"]

@@ -90,3 +90,30 @@ def test_comparisons_that_differ_are_left_as_they_are() -> None:
     merged, count = data.merged(8)
     assert count is None
     assert merged.digest() == data.pooled(8).digest()
+
+
+@pytest.mark.parametrize(("number", "penalty"), [(2000, 0.0), (0, 1e9)])
+def test_many_comparisons_or_a_heavy_prior_are_no_lack_of_convergence(
+    number: int, penalty: float
+) -> None:
+    """A gradient of rounding grows with both; warnings are errors here."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(5, size=200)
+    right = (left + rng.integers(1, 5, size=200)) % 5
+    choice = rng.random(200) < 1 / (1 + np.exp((left - right) / 2))
+    rows = [np.repeat(column, max(number, 1)) for column in (left, right, choice)]
+    offsets = np.array([0, len(rows[0])])
+    data = Preferences(*rows, offsets, num_items=5)
+    model = HeterogeneousBTL(5, 0, utility="linear", penalty=penalty)
+    fit(model, None, data, progress_bar=False)
+    gradient = MaximumLikelihood().loss(model.double(), None, *pooled_batches(data, model))
+    if not penalty:
+        gradient.backward()
+        assert model.utility.mean.grad.abs().max() < 1e-6 * len(rows[0])
+
+
+def test_a_fit_that_ends_early_is_said_of_many_comparisons_too() -> None:
+    data = repeated(3000, with_sides=False)
+    model = HeterogeneousBTL(5, 0, utility="linear", ties="davidson")
+    with pytest.warns(UserWarning, match="did not converge in 1 iterations"):
+        fit(model, None, data, steps=1, progress_bar=False)

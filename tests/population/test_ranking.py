@@ -11,6 +11,7 @@ from scipy import stats
 from two_feature_people import simulate
 
 from fssa_bayes import HeterogeneousBTL, Preferences, fit
+from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.population import Estimates, Uncertainty, ranking_table
 from fssa_bayes.population.clusters import PersonMoments
 from fssa_bayes.population.ranking import with_tails
@@ -87,14 +88,69 @@ def test_ranking_of_items_without_features_is_that_of_population() -> None:
     result = fit(model, None, data, progress_bar=False)
     compared = [0, 1, 2, 3, 4]
     table = result.ranking(compared).loc[compared]
-    # Nobody compared item 5, so that nothing is known of a ranking with it.
-    assert result.ranking().drop(columns=["utility", "rank"]).isna().all(axis=None)
+    # Nobody compared item 5, of which alone nothing is known.
+    everything = result.ranking()
+    assert everything.index[-1] == 5
+    assert everything.loc[5].isna().all()
+    pd.testing.assert_frame_equal(everything.loc[compared], table, check_dtype=False)
     assert (table["standard_error"] > 0.05).all()
     shown = Preferences(left, right, data.choice, data.offsets, num_items=5)
     other = HeterogeneousBTL(5, 0, utility="linear")
     expected = fit(other, None, shown, progress_bar=False).population().loc["mean"]
     np.testing.assert_allclose(table["utility"], expected["estimate"], atol=1e-4)
     np.testing.assert_allclose(table["standard_error"], expected["se_sandwich"], rtol=1e-3)
+
+
+def two_components() -> tuple[Preferences, Preferences]:
+    """Six people compare a, b, c and six others the items x, y, z; and the first six alone."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(3, size=120)
+    right = (left + rng.integers(1, 3, size=120)) % 3
+    choice = rng.random(120) < 0.5 + 0.15 * np.sign(right - left)
+    shift = np.repeat([0, 3], 60)
+    both = Preferences(
+        left + shift,
+        right + shift,
+        choice,
+        np.arange(0, 121, 10),
+        num_items=7,
+        item_names="abcxyzn",
+    )
+    first = Preferences(
+        left[:60], right[:60], choice[:60], np.arange(0, 61, 10), num_items=3, item_names="abc"
+    )
+    return both, first
+
+
+@pytest.mark.filterwarnings("ignore:the comparison graph has 2 connected")
+def test_components_are_ranked_each_by_itself() -> None:
+    """As if the other had not been asked; between them there is no contrast."""
+    both, first = (HomogeneousBTL().fit(d, progress_bar=False) for d in two_components())
+    table, alone = both.result.ranking(kind="hessian"), first.result.ranking(kind="hessian")
+    assert table["group"].tolist() == [0, 0, 0, 1, 1, 1, -1]
+    columns = ["utility", "standard_error", "lower", "upper", "rank"]
+    part = table.loc[list("abc"), columns]
+    pd.testing.assert_frame_equal(part, alone.loc[list("abc"), columns], check_dtype=False)
+    assert table[table["group"] == 1]["rank"].tolist() == [1, 2, 3]
+    assert table.loc["n"].drop("group").isna().all()
+    differences = both.contrast([("a", "x"), ("a", "n"), ("x", "z")], kind="hessian")
+    assert differences.isna().all(axis=1).tolist() == [True, True, False]
+    assert both.result.ranking(reference="x").loc[[*"abcn"]].isna().all(axis=None)
+    means = both.coefficients()
+    assert means["estimate"].isna().tolist() == [False] * 3 + [True] * 4
+
+
+def test_a_contrast_between_large_components_does_not_exist() -> None:
+    """However small the share of the difference that no comparison tells."""
+    left = np.tile(np.arange(60), 2)
+    right = np.where(left < 30, (left + 1) % 30, 30 + (left + 1) % 30)
+    data = Preferences(left, right, np.repeat([0, 1], 60), np.arange(0, 121, 10), num_items=60)
+    result = HomogeneousBTL().fit(data, progress_bar=False).result
+    table = result.contrast([(0, 40), (0, 20)], kind="hessian")
+    assert table.iloc[0].isna().all()
+    assert table.iloc[1]["estimate"] == pytest.approx(0, abs=1e-6)
+    # Two ways along the ring, 10 and 20 pairs long, each pair with the information 2 · ¼.
+    assert table.iloc[1]["standard_error"] == pytest.approx((2 * 10 * 20 / 30) ** 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"utility": "bilinear"}, {"utility": "linear"}])

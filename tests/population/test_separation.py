@@ -44,7 +44,8 @@ def test_an_item_that_never_lost_has_no_estimate_and_a_bound() -> None:
     assert table.index.tolist()[0] == "A"
     item = table.loc["A"]
     assert item["utility"] == item["upper"] == np.inf
-    assert item[["standard_error", "rank", "rank_lower", "rank_upper"]].isna().all()
+    assert np.isnan(item["standard_error"])
+    assert item[["rank", "rank_lower", "rank_upper"]].tolist() == [1, 1, 1]  # By the choices.
     # B and C are equal: 60 wins at margin t have the log-likelihood −60 log(1 + e^−t).
     bound = -np.log(np.expm1(1.6448536**2 / 2 / 60))
     assert item["lower"] == pytest.approx(bound, abs=1e-5)
@@ -53,7 +54,8 @@ def test_an_item_that_never_lost_has_no_estimate_and_a_bound() -> None:
     # 15 wins of 30 judges with one vote each: the error of the difference is 2 / √30, corrected
     # for thirty judges by the factor √(30 / 29).
     np.testing.assert_allclose(2 * others["standard_error"], 2 / np.sqrt(29), rtol=1e-6)
-    assert set(others["rank"]) == {1, 2}
+    assert set(others["rank"]) == {2, 3}
+    assert others["rank_lower"].min() == 2
 
 
 def test_differences_of_what_is_estimable_stand() -> None:
@@ -83,7 +85,8 @@ def test_five_people_who_agree_tell_nothing_but_a_direction() -> None:
     data = read([(0, 1, 1)] * 5, "ab", people=5)
     table = fit_homogeneous(data).ranking()
     assert table["utility"].tolist() == [np.inf, -np.inf]
-    assert table[["standard_error", "rank"]].isna().all(axis=None)
+    assert table["standard_error"].isna().all()
+    assert table["rank"].tolist() == [1, 2]
     # The margin, twice the centred utility, has the log-likelihood −5 log(1 + e^−m).
     bound = -np.log(np.expm1(1.6448536**2 / 2 / 5)) / 2
     assert table.loc["a", "lower"] == pytest.approx(bound, abs=1e-5)
@@ -114,6 +117,7 @@ def test_two_votes_for_a_new_item_change_nothing_for_the_others() -> None:
     after = fit_homogeneous(data)
     for kind in ("sandwich", "hessian"):
         expected, table = before.ranking(kind=kind), after.ranking(kind=kind)
+        expected[["rank", "rank_lower", "rank_upper"]] += 1  # The new item stands first.
         pd.testing.assert_frame_equal(
             table.loc[expected.index], expected, check_dtype=False, rtol=0, atol=1e-6
         )
@@ -148,7 +152,28 @@ def test_groups_of_a_ranking_are_placed_each_by_itself() -> None:
     table = ranking_table(model, data, groups=data.components())
     assert table.index.tolist() == list("cabdef")
     assert table["utility"].round(6).tolist() == [np.inf, 0, 0, 0, 0, -np.inf]
-    assert table["rank"].fillna(0).tolist() == [0, 1, 2, 1, 2, 0]
+    assert table["rank"].tolist() == [1, 2, 3, 1, 2, 3]
+
+
+def test_ranks_at_infinity_are_those_that_the_choices_leave() -> None:
+    """c over b over a, d over a: d may be anywhere above a. f over a and g."""
+    even = [(0, 7, 1), (0, 7, 0)]
+    rows = [*even, (1, 0, 1), (2, 1, 1), (3, 0, 1), (0, 4, 1), (5, 0, 1), (5, 6, 1)]
+    table = fit_homogeneous(read(rows, "abcdefgh")).ranking(kind="hessian")
+    bounds = table[["rank_lower", "rank_upper"]].T.to_dict("list")
+    # Above a and h are b, c, d and f; below is e; g may be anywhere below f.
+    expected = {"b": [2, 5], "c": [1, 4], "d": [1, 5], "f": [1, 4], "g": [2, 8], "e": [7, 8]}
+    assert {name: bounds[name] for name in expected} == expected
+    assert table.loc[list(expected), "rank"].isna().all()
+    assert sorted(table.loc[["a", "h"], "rank"]) == [5, 6]
+    assert (table.loc[["a", "h"], ["rank_lower", "rank_upper"]].to_numpy() == [5, 7]).all()
+
+
+def test_a_chain_has_an_order_without_distances() -> None:
+    data = read([(0, 1, 1), (1, 2, 1)], "abc")
+    table = fit_homogeneous(data).ranking(kind="hessian")
+    assert table.index.tolist() == list("abc")
+    assert table["rank"].tolist() == [1, 2, 3]
 
 
 def features_that_decide(rng: np.random.Generator) -> tuple[np.ndarray, ...]:

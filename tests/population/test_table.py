@@ -47,8 +47,12 @@ def test_constant_and_collinear_features_have_no_standard_error() -> None:
     wide = with_features(data, items, names)
     with pytest.warns(UserWarning, match="'one' is the same for all items"):
         result = fit(HeterogeneousBTL(4, 0, utility="linear"), None, wide, progress_bar=False)
-    with pytest.warns(UserWarning, match="not positive in 2 of 4 directions, as where features"):
-        error = result.population()["se_hessian"]["mean"]
+    with pytest.warns(UserWarning, match="do not tell 3 of 4 .*'size', 'double' are") as said:
+        table = result.population()
+    assert len(said) == 1
+    assert "NaN: 'one' is the same for the two items of every comparison;" in str(said[0].message)
+    assert table.loc["mean"].isna().all(axis=1).tolist() == [True, False, True, True]
+    error = table["se_hessian"]["mean"]
     assert error.isna().to_dict() == {"size": True, "price": False, "one": True, "double": True}
     alone = fit(HeterogeneousBTL(2, 0, utility="linear"), None, data, progress_bar=False)
     assert error["price"] == pytest.approx(alone.population()["se_hessian"]["mean", "price"], 1e-3)
@@ -99,12 +103,34 @@ def test_a_reference_of_people_who_differ() -> None:
     assert table.loc[("mean", 1)].tolist() == [0, 0, 0, 0]
     assert table.loc["sd"].drop(1).notna().all(axis=None)
     names = population_estimates(model, data, reference=1, num_samples=300).names
-    assert names.get_level_values("term").tolist() == [0, 1, 2, 0, 1, 2, "2, 0"]
+    assert names.get_level_values("term").tolist() == [0, 1, 2, 0, 1, 2]
+    row = table.loc["correlation"].iloc[1]  # Of rank one: −1, of which nothing is uncertain.
+    assert row["estimate"] == pytest.approx(-1)
+    assert row.drop("estimate").isna().all()
     with pytest.raises(ValueError, match="reference must be known names, got 9"):
         population_table(model, data, reference=9)
 
 
 def test_coefficients_of_features_have_no_reference() -> None:
     data = simulate(people=5)
-    with pytest.raises(ValueError, match="reference must be None where items have features"):
-        population_table(HeterogeneousBTL(2, 0, "linear"), data, reference=3)
+    model = HeterogeneousBTL(2, 0, "linear")
+    with pytest.raises(ValueError, match="reference must be None where items have .*of='items'"):
+        population_table(model, data, reference=3)
+    with pytest.raises(ValueError, match="weights must name .*, got 7; of='items' compares items"):
+        population_estimates(model, data).contrast((7, 3))
+
+
+@pytest.mark.filterwarnings("ignore:standard errors of the population differ:UserWarning")
+def test_people_who_differ_have_no_spread_of_a_constant_feature() -> None:
+    """Nor a correlation with it; what is known of the others stays."""
+    data = simulate(people=60)
+    items = torch.cat([data.items, torch.ones(40, 1)], -1)
+    wide = with_features(data, items, ["size", "price", "one"])
+    model = HeterogeneousBTL.for_data(wide, 2, utility="linear")
+    with pytest.warns(UserWarning, match="'one' is the same for all items"):
+        fit(model, None, wide, steps=3, progress_bar=False)
+    with pytest.warns(UserWarning, match="do not tell 1 of 3 coefficients.*'one' is the same"):
+        table = population_table(model, wide, num_samples=50)
+    unknown = [("mean", "one"), ("sd", "one"), ("correlation", "one, size"),
+               ("correlation", "one, price"), ("share positive", "one")]  # fmt: skip
+    assert set(table.index[table["estimate"].isna()]) == set(unknown)

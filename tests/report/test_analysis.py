@@ -109,3 +109,19 @@ def test_a_penalty_keeps_the_ranking_finite_and_a_warning_stands_once() -> None:
     collector, section = Collector(), Section("One")
     assert collector.add(section, ["x", "y"]).warnings == ("x", "y")
     assert collector.add(section, ["y", "z"]).warnings == ("z",)
+
+
+def test_a_ranking_says_who_is_not_known_and_what_points_nowhere() -> None:
+    """Votes of nobody in particular; b is between a and c, at no finite distance from either."""
+    votes = pd.DataFrame({"w": list("aabb"), "l": list("bbcc"), "n": [1, 2, 1, 1]})
+    data = Preferences.from_dataframe(votes, winner="w", loser="l", count="n")
+    analysis = rank(data)
+    text = to_text(analysis.report.sections[0])
+    assert "fitted to 5 comparisons" in text
+    assert "take the comparisons for independent, as the data do not say who answered" in text
+    assert "people" not in text
+    assert "All that the choices say of 'a', 'c' points one way, up or down." in text
+    assert "The choices put 'b' at no finite distance from the others" in text
+    assert "not named" in str(data.summary())
+    assert analysis.figures["leader"] == "a"
+    assert analysis.figures["people"] is None

@@ -98,7 +98,8 @@ def _warn_of_numbers(argument: str, name: Hashable, levels: list[str]) -> None:
             warnings.warn(
                 f"{argument}: column {name!r} holds text that reads like {of_numbers} ({shown}), "
                 f"taken for {len(levels)} categories: {remedy} makes numbers of it "
-                "(in a file: write a decimal point), astype('category') says that categories are meant",
+                "(in a file: write a decimal point), astype('category') says that categories are "
+                "meant",
                 stacklevel=7,
             )
             return
