@@ -114,11 +114,20 @@ def run(
     args = parser.parse_args(argv)
     try:
         make_folder(args.out)
+        check_data(args)
         main(args)
     except Exception as error:
         if args.debug or not is_mendable(error):
             raise
         parser.error(str(error) or type(error).__name__)
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Finds out before any work whether the files that arguments name are there."""
+    for name in ("data", "items", "users"):
+        path = getattr(args, name, None)
+        if isinstance(path, Path) and not path.exists():
+            raise FileNotFoundError(f"--{name} must exist, got '{path}'")
 
 
 def make_folder(path: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer, prepare
-from fssa_bayes.cli.tables import Votes, check_fitted, check_model, reads_votes
+from fssa_bayes.cli.tables import (
+    Penalty,
+    SkipUnknown,
+    Votes,
+    check_fitted,
+    check_model,
+    check_penalty,
+    reads_votes,
+)
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -41,6 +49,7 @@ def analyse(
             show_default=False,
         ),
     ] = None,
+    skip_unknown: SkipUnknown = False,
     utility: Annotated[
         Utility | None,
         typer.Option(
@@ -69,6 +78,7 @@ def analyse(
         float,
         typer.Option(help="Share of the people left out to judge by.", rich_help_panel=_PANEL),
     ] = 0.2,
+    penalty: Penalty = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of splits, weights and draws.")] = 0,
     quiet: Quiet = False,
     write_json: WriteJson = False,
@@ -83,6 +93,9 @@ def analyse(
     """
     if not 0 < test_size < 1:
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
+    if skip_unknown and model is None:
+        raise ValueError("--skip-unknown leaves out what --model does not know, got no --model")
+    check_penalty(penalty)
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
     dimensions = _read_latent_dim(latent_dim)
@@ -95,7 +108,9 @@ def analyse(
 
         prepare()
         fitted = None if model is None else load(model)
-        data, about_data = votes.read(None if fitted is None else fitted[0])
+        data, about_data = votes.read(
+            None if fitted is None else fitted[0], skip_unknown=skip_unknown
+        )
         if fitted is not None:
             check_fitted(fitted[0], data, model)
         analysis = run(
@@ -108,6 +123,7 @@ def analyse(
             steps=steps,
             num_samples=draws,
             test_size=test_size,
+            penalty=penalty,
             seed=seed,
             checkpoint=writer.checkpoint,
             progress_bar=not (quiet or write_json),

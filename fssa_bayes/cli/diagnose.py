@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fssa_bayes.cli.output import Overwrite, Quiet, Results, WriteJson, Writer, prepare
-from fssa_bayes.cli.tables import Votes, check_fitted, check_model, reads_votes
+from fssa_bayes.cli.tables import SkipUnknown, Votes, check_fitted, check_model, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -27,6 +27,7 @@ def diagnose(
         ),
     ],
     out: Results,
+    skip_unknown: SkipUnknown = False,
     overwrite: Overwrite = False,
     budget: Annotated[
         float, typer.Option(help="Seconds that the checks may take together.")
@@ -52,7 +53,7 @@ def diagnose(
 
         prepare()
         fitted = load(model)
-        data, about_data = votes.read(fitted[0])
+        data, about_data = votes.read(fitted[0], skip_unknown=skip_unknown)
         check_fitted(fitted[0], data, model)
         writer.tell(about_data)
         caveat = (

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fssa_bayes.cli.output import OptionalResults, Overwrite, Quiet, WriteJson, Writer, prepare
-from fssa_bayes.cli.tables import Votes, reads_votes
+from fssa_bayes.cli.tables import Penalty, Votes, check_penalty, reads_votes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -21,6 +21,7 @@ def rank(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the draws that intervals of ranks come from.")
     ] = 0,
+    penalty: Penalty = 0.0,
     quiet: Quiet = False,
     write_json: WriteJson = False,
 ) -> None:
@@ -30,6 +31,7 @@ def rank(
     intervals of utilities and of ranks. Rankings are scored by Plackett and Luce. With --out also
     a folder with ranking.csv, a picture, the page report.html and summary.md.
     """
+    check_penalty(penalty)
     with Writer(out, "rank", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.report import rank as run
 
@@ -39,6 +41,7 @@ def rank(
             data,
             title=f"Ranking of {votes.path.name}",
             about_data=about_data,
+            penalty=penalty,
             seed=seed,
             tell=writer.tell,
         )

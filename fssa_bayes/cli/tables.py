@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import re
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -17,11 +19,23 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
     from fssa_bayes.data import Preferences
     from fssa_bayes.model import HeterogeneousBTL
     from fssa_bayes.report import Section
 
-__all__ = ["Ties", "Votes", "check_fitted", "check_model", "reads_votes"]
+__all__ = [
+    "Penalty",
+    "SkipUnknown",
+    "Ties",
+    "Votes",
+    "check_fitted",
+    "check_model",
+    "check_penalty",
+    "reads_votes",
+]
 
 _PANEL = "How to read the file"
 _OTHER_PANEL = "Other layouts of the file"
@@ -41,6 +55,22 @@ _ROLES = (
     *("user", "left", "right", "choice", "winner", "loser", "side", "count", "left_wins"),
     *("right_wins", "tied", "pair_columns", "item", "rank", "ranking"),
 )
+
+
+Penalty = Annotated[
+    float,
+    typer.Option(
+        help="Weight of a prior on the utilities of the ranking, which keeps them finite where an "
+        "item won or lost everything: 0.5, say; 0 for none.",
+    ),
+]
+SkipUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unknown",
+        help="Leave out comparisons with items that --model does not know, and count them.",
+    ),
+]
 
 
 class Ties(StrEnum):
@@ -231,11 +261,14 @@ class Votes:
             )
         return dict(pairs)
 
-    def read(self, model: HeterogeneousBTL | None = None) -> tuple[Preferences, Section]:
+    def read(
+        self, model: HeterogeneousBTL | None = None, *, skip_unknown: bool = False
+    ) -> tuple[Preferences, Section]:
         """Reads the file, and describes what is in it.
 
         Args:
             model: The model that decides what a tie is, unless an option does; None for no model.
+            skip_unknown: Whether to leave out comparisons with items that the model does not know.
 
         Returns:
             The comparisons, and the part of a report that describes them, with what reading warned
@@ -249,18 +282,76 @@ class Votes:
 
         keeps = model is not None and model.has_ties
         ties = self.ties or (Ties.keep if keeps else Ties.drop)
-        with hear_warnings() as heard:
-            read = table.read(
-                self.path,
-                **{role: getattr(self, role) for role in _ROLES},
-                **{role: _listed(getattr(self, role)) for role in _LISTS},
-                choice_labels=self.labels(),
-                items=self.items,
-                users=self.users,
-                ties=ties.value,
-                delimiter=self.delimiter,
-            )
-        return read.data, describe_data(read.data, read.rows, read.missing, tuple(heard))
+        try:
+            with hear_warnings() as heard:
+                read = table.read(
+                    self.path,
+                    **{role: getattr(self, role) for role in _ROLES},
+                    **{role: _listed(getattr(self, role)) for role in _LISTS},
+                    choice_labels=self.labels(),
+                    items=self.items,
+                    users=self.users,
+                    ties=ties.value,
+                    delimiter=self.delimiter,
+                )
+        except ValueError as error:
+            raise ValueError(_as_options(str(error))) from error
+        data, text = read.data, []
+        if skip_unknown and model is not None:
+            data, text = _leave_out_unknown(data, model, self.path)
+        heard = [_as_options(warning) for warning in heard]
+        section = describe_data(data, read.rows, read.missing, heard)
+        return data, replace(section, text=[*section.text, *text])
+
+
+def _as_options(message: str) -> str:
+    """Writes the arguments in a message of the library, such as ties='half', as options."""
+    names = "|".join(item.name for item in fields(Votes))
+    return re.sub(rf"\b({names})=(?=['\"])", lambda found: f"{_flag(found[1])} ", message)
+
+
+def _find_unknown(data: Preferences, model: HeterogeneousBTL) -> tuple[pd.Index, np.ndarray]:
+    """Finds the items that a model of items without features does not know.
+
+    Returns:
+        Names of those that were compared, and which comparisons are about one, with shape (R,).
+    """
+    import numpy as np
+
+    from fssa_bayes.data import find_names
+
+    if data.items is not None or model.feature_names is None:
+        return data.item_names[:0], np.zeros(data.num_comparisons, dtype=bool)
+    unknown = find_names(data.item_names, model.feature_names) < 0
+    about = unknown[data.left] | unknown[data.right]
+    compared = np.unique(np.concatenate([data.left, data.right]))
+    return data.item_names[compared[unknown[compared]]], about
+
+
+def _leave_out_unknown(
+    data: Preferences, model: HeterogeneousBTL, path: Path
+) -> tuple[Preferences, list[str]]:
+    """Leaves out comparisons with items that the model does not know, and says how many."""
+    from fssa_bayes.data import first_names
+
+    names, about = _find_unknown(data, model)
+    if not len(names):
+        return data, []
+    if about.all():
+        raise ValueError(
+            f"{path} must have comparisons of items that --model knows, got none besides those "
+            f"with [{first_names(names)}]"
+        )
+    kept = data.select_items(model.feature_names)
+    people = kept.counts > 0
+    lost, idle = data.num_comparisons - kept.num_comparisons, len(people) - int(people.sum())
+    text = (
+        f"{lost:,} of {data.num_comparisons:,} comparisons were left out (--skip-unknown), with "
+        f"items that the model does not know: {first_names(names)}."
+    )
+    if idle:
+        text += f" {idle:,} of {len(people):,} people have no other comparisons."
+    return kept.subset(people), [text]
 
 
 def _flag(name: str) -> str:
@@ -277,11 +368,26 @@ def check_model(model: Path | None) -> None:
         raise FileNotFoundError(f"--model must be the folder of a saved model, got {str(model)!r}")
 
 
+def check_penalty(penalty: float) -> None:
+    """Raises a ValueError unless the weight of a prior is a finite number from 0."""
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"--penalty must be a number of at least 0, got {penalty}")
+
+
 def check_fitted(fitted: HeterogeneousBTL, data: Preferences, model: Path) -> None:
     """Raises a ValueError that names --model unless the model can score the comparisons."""
+    from fssa_bayes.data import explain_unknown, first_names
     from fssa_bayes.model import align
     from fssa_bayes.report import hear_warnings
 
+    names, about = _find_unknown(data, fitted)
+    if len(names):
+        raise ValueError(
+            f"--model {str(model)!r} was fitted to the items [{first_names(fitted.feature_names)}]"
+            f", got [{first_names(names)}] in {int(about.sum()):,} of {len(about):,} comparisons: "
+            "pass --skip-unknown to leave these out, or fit again with them"
+            f"{explain_unknown(names[0], fitted.feature_names)}"
+        )
     try:
         with hear_warnings():  # The report repeats them beside the results.
             align(fitted, data)

@@ -13,7 +13,7 @@ from fssa_bayes.data.ids import (
     names_from_json,
     names_to_json,
 )
-from fssa_bayes.data.names import first_names
+from fssa_bayes.data.names import check_column, first_names
 from fssa_bayes.data.precision import (
     coarse_columns,
     column_moments,
@@ -30,6 +30,7 @@ __all__ = [
     "Preferences",
     "Summary",
     "canonical_names",
+    "check_column",
     "coarse_columns",
     "column_moments",
     "constant_columns",

@@ -58,6 +58,7 @@ class GrowingComparisons(Comparisons):
                 own.
 
         Raises:
+            TypeError: If `users` or `items` is a string.
             ValueError: If there is nobody or no item, a name stands twice, or a feature or
                 covariate is not finite.
 
@@ -69,6 +70,8 @@ class GrowingComparisons(Comparisons):
         """
         people = users.index if isinstance(users, pd.DataFrame) else users
         people = canonical_names("users", people)
+        if not isinstance(items, pd.DataFrame):
+            items = canonical_names("items", items)
         parts: dict[str, Any] = {"item_names": items, "num_items": len(items)}
         if isinstance(items, pd.DataFrame):
             items, levels = expand_levels("items", items)

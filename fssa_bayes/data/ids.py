@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "join_names",
     "names_from_json",
     "names_to_json",
+    "warn_of_lookalikes",
 ]
 
 _RANGE = 2**63
@@ -54,9 +56,11 @@ def canonical_names(argument: str, names: Sequence | np.ndarray | pd.Series | pd
         The names. The name of an index is kept.
 
     Raises:
-        TypeError: If a name is of a kind that cannot be saved.
+        TypeError: If the names are one string, or a name is of a kind that cannot be saved.
         ValueError: If a name is missing, not finite or text that files cannot hold.
     """
+    if isinstance(names, str | bytes):
+        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
     dtype = getattr(names, "dtype", None)
     label = getattr(names, "name", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "iufb":
@@ -107,13 +111,45 @@ def find_names(names: pd.Index, index: pd.Index) -> np.ndarray:
 
 def explain_unknown(name: object, names: pd.Index) -> str:
     """Tells which of `names` reads like an unknown name and has another type, for a message."""
-    alike = [other for other in names.tolist() if str(other) == str(name)]
+    text = _read_like(name)
+    alike = [other for other in names.tolist() if _read_like(other) == text]
     if not alike:
         return ""
     return (
         f"; {alike[0]!r} of type {type(alike[0]).__name__} is another name than {name!r} of type "
         f"{type(name).__name__}: give both columns one type, for example with astype(str)"
     )
+
+
+def warn_of_lookalikes(what: str, names: pd.Index, *, stacklevel: int) -> None:
+    """Warns of distinct names that read alike, such as 3 and "3", or a date and its midnight.
+
+    Args:
+        what: What the names are, for the message.
+        names: Distinct names.
+        stacklevel: As of `warnings.warn`, for a call from here.
+    """
+    if names.dtype != object or pd.api.types.infer_dtype(names) == "string":
+        return  # Names of one kind.
+    text = pd.Series([_read_like(name) for name in names.tolist()])
+    again = np.flatnonzero(text.duplicated())
+    if len(again):
+        first = np.flatnonzero(text == text[again[0]])[0]
+        shown = " and ".join(
+            f"{names[place]!r} of type {type(names[place]).__name__}" for place in (first, again[0])
+        )
+        warnings.warn(
+            f"{what} of different types read alike and are different names: {shown} ({len(again)} "
+            "such names): give all columns one type, for example with astype(str)",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _read_like(name: object) -> str:
+    """Writes a name as people read it: a time at midnight as its date."""
+    if isinstance(name, datetime.datetime) and name == name.normalize():
+        return str(name.date())
+    return str(name)
 
 
 def names_to_json(names: pd.Index) -> list:

@@ -57,8 +57,8 @@ class ReadComparisons(Comparisons):
             left: Column that names the left item.
             right: Column that names the right item.
             choice: Column with the answer, in one of three codings: numbers 1 / 0 / 0.5 or
-                booleans (True: left); the words "left" / "right" / "tie"; or the name of the
-                preferred item (and "tie").
+                booleans (True: left), numbers also as text; the words "left" / "right" / "tie",
+                in any case; or the name of the preferred item (and "tie").
             winner: Column that names the preferred item.
             loser: Column that names the other item.
             side: Column that tells whose place is an advantage, which a position bias measures: 1
@@ -71,7 +71,7 @@ class ReadComparisons(Comparisons):
                 for each level but the reference level, the first of the categories or of the
                 alphabet, named like `region[T.north]`.
             users: Covariates, one row per person, indexed by user name, numbers or categories as in
-                `items`. Every row must belong to a person with comparisons.
+                `items`. Rows of people without comparisons are left out.
             choice_labels: Translation of the data's own words into "left", "right" and "tie", for
                 example `{"a1": "left", "a2": "right", "equal": "tie"}`.
             ties: `"drop"` leaves ties out, `"half"` counts them as half a win each, `"keep"` keeps
@@ -81,13 +81,15 @@ class ReadComparisons(Comparisons):
             The comparisons, people in order of first appearance.
 
         Raises:
-            TypeError: If `df`, `items` or `users` is not a DataFrame, or a name is of another kind,
-                such as a tuple.
+            TypeError: If `df`, `items` or `users` is not a DataFrame, a column is given in place
+                of its name, or a name is of another kind, such as a tuple.
             ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
                 finite, a choice has no or more than one meaning, or an item meets itself.
 
         Warns:
-            UserWarning: For duplicate rows, for people left without comparisons by `ties="drop"`,
+            UserWarning: For duplicate rows, for rows of `users` without comparisons, for names of
+                two types that read alike (3 and "3"), for columns of `items` and `users` with
+                numbers as text, for people left without comparisons by `ties="drop"`,
                 where left (or right) was preferred in every row, for items that are never compared,
                 and, where items have no features, for a comparison graph that is not connected.
         """

@@ -104,8 +104,8 @@ def read_numbers(path: str | os.PathLike[str], column: pd.Series, names: pd.Inde
         cell = column.iloc[bad[0]]
         raise ValueError(
             f"{path} must hold finite numbers besides the names, got {str(cell)!r} for "
-            f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); a "
-            "column of categories has a word in every cell"
+            f"{names[bad[0]]!r} in column {column.name!r} ({len(bad)} such cells); "
+            "numbers have a decimal point, and a column of categories has a word in every cell"
         )
     return values
 

@@ -9,7 +9,6 @@ comma, and never guessed.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_column
 from fssa_bayes.datasets._features import read_features
 from fssa_bayes.datasets._layouts import choose_layout
 from fssa_bayes.datasets._tables import as_text, list_names, read_frame
@@ -117,6 +116,7 @@ def read(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If the file is parquet and pyarrow is not installed.
+        TypeError: If a column is given in place of its name.
         ValueError: If a file is no table, the columns named make no layout, a column is unknown or
             given twice, no row is complete, an item or person has no row in `items` or `users`, or
             a choice has no or two meanings.
@@ -128,7 +128,10 @@ def read(
     roles = {"user": user, "left": left, "right": right, "choice": choice, "winner": winner}
     roles |= {"loser": loser, "side": side, "count": count, "left_wins": left_wins}
     roles |= {"right_wins": right_wins, "tied": tied, "item": item, "rank": rank}
-    roles = {role: column for role, column in (roles | {"ranking": ranking}).items() if column}
+    roles |= {"ranking": ranking}
+    for role, column in roles.items():
+        check_column(role, column)
+    roles = {role: column for role, column in roles.items() if column}
     layout = choose_layout(roles, pair_columns, orderings, ranks)
     _check_distinct(roles)
     if user is None and users is not None:
@@ -143,7 +146,6 @@ def read(
         _check_rows(_source("items", items), features, "item", part.compared)
     if covariates is not None:
         _check_rows(_source("users", users), covariates, "person", part.people.to_frame())
-        covariates = _without_idle(_source("users", users), covariates, part.people)
     more = {} if choice_set is None else {"choice_set": list(choice_set)}
     try:
         data = part.read(items=features, users=covariates, **more)
@@ -243,14 +245,3 @@ def _check_rows(source: str, table: pd.DataFrame, role: str, compared: pd.DataFr
             f"{source} must have a row for every {role} compared, got none for {lost[0]!r} "
             f"({len(lost)} of {len(names)} have none); its names are {list_names(table.index)}"
         )
-
-
-def _without_idle(source: str, table: pd.DataFrame, people: pd.Series) -> pd.DataFrame:
-    busy = table.index.isin(people)
-    if not busy.all():
-        warnings.warn(
-            f"{source}: {(~busy).sum()} of {len(busy)} people have no comparisons and were left "
-            "out",
-            stacklevel=3,
-        )
-    return table[busy]

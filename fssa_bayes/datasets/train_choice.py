@@ -12,11 +12,13 @@ References:
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
 
 import pandas as pd
 
 from fssa_bayes.data import Preferences
+from fssa_bayes.datasets._tables import check_file
 
 __all__ = ["COEFFICIENTS", "LOG_LIKELIHOOD", "PRICE_FACTOR", "read"]
 
@@ -50,9 +52,15 @@ def read(path: str | Path) -> Preferences:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing.
+        ValueError: If the file is no such table, or a column is missing.
     """
-    table = pd.read_csv(path)
+    check_file(path)
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # Among them those of pandas.
+        raise ValueError(
+            f"path must be a csv file, {str(path)!r} cannot be read: {error}"
+        ) from error
     columns = ["id", "choice", *(f"{name}{side}" for side in (1, 2) for name in _FEATURES)]
     missing = [column for column in columns if column not in table.columns]
     if missing:

@@ -121,13 +121,12 @@ def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> None:
     separation = find_separation(model, data)
     if not separation:
         return
-    remedy = "leave them out, or ask for more comparisons"
-    if model.latent_dim == 0:
-        remedy = "penalty=0.5 of HomogeneousBTL and HeterogeneousBTL keeps all estimates finite"
     warnings.warn(
         f"choices are separated, so that the likelihood has no maximum: {separation.message}. "
         "What the fit gives for these says where it stopped; estimates and errors of the others "
-        f"stand. A remedy: {remedy}",
+        "stand. Remedies: leave them out, or ask for more comparisons; where everybody is alike "
+        "(latent_dim=0), penalty=0.5 of HomogeneousBTL and HeterogeneousBTL (--penalty 0.5 of "
+        "`fssa-bayes rank` and `analyse`) keeps all estimates finite",
         stacklevel=3,
     )
 

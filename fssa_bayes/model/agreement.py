@@ -151,8 +151,6 @@ def require_linear(model: HeterogeneousBTL, what: str) -> None:
 
 def positions(argument: str, names: Sequence, index: pd.Index) -> Tensor:
     """Looks names up in an index, and raises a ValueError that names the first unknown one."""
-    if isinstance(names, str):
-        raise TypeError(f"{argument} must be a list of names, got the string {names!r}")
     names = canonical_names(argument, names)
     position = find_names(names, index)
     if len(position) == 0:

@@ -44,6 +44,7 @@ _IGNORED = (
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
     "the model does not use the covariates",  # The average person has none.
     ".* rows have an empty cell",  # The description of the data counts them.
+    "Glyph [0-9]+ .*missing from",  # The caption of the figure says so.
     "[0-9,]+ people are few for the",  # The comparison draws the population, and says so.
 )
 
@@ -78,6 +79,7 @@ def analyse(
     steps: int = 600,
     num_samples: int = 500,
     test_size: float = 0.2,
+    penalty: float = 0.0,
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
     progress_bar: bool = True,
@@ -97,6 +99,7 @@ def analyse(
         steps: Steps of each objective of its fit.
         num_samples: Posterior draws S of each person.
         test_size: Share of the people left out of the fit, in (0, 1).
+        penalty: Weight of a prior on the utilities of the ranking, as in :func:`rank`.
         seed: Seed of the split, of initial weights and of draws.
         checkpoint: Folder from which a fit that was interrupted goes on; None keeps nothing.
         progress_bar: Whether to show the progress of the fit.
@@ -109,6 +112,7 @@ def analyse(
         ValueError: If an option is out of range, or `fitted` does not fit the data.
     """
     start = time.perf_counter()
+    _check_penalty(penalty)
     choose = latent_dim == "auto"
     for argument, value, least in (
         ("latent_dim", 1 if choose else latent_dim, 1),
@@ -123,7 +127,7 @@ def analyse(
     found = Collector(tell)
     found.add(about_data or findings.describe_data(data))
     if len(data) < _MIN_PEOPLE:
-        return _of_few_people(data, fitted, found, title, num_samples, seed, start)
+        return _of_few_people(data, fitted, found, title, num_samples, penalty, seed, start)
     train, test = data.split_users(test_size, seed=seed)
     if choose and fitted is None:
         with hear_warnings() as heard:
@@ -151,7 +155,7 @@ def analyse(
             population=population,
         )
     found.add(comparison.section, heard)
-    ranking = found.make(lambda: findings.rank_items(data, seed))
+    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
     found.make(
         lambda: findings.describe_differences(
             model, guide, data, comparison.certainty, num_samples, seed, population
@@ -193,11 +197,12 @@ def _of_few_people(
     found: Collector,
     title: str,
     num_samples: int,
+    penalty: float,
     seed: int,
     start: float,
 ) -> Analysis:
     """Ranks the items, and describes the people by a model fitted before, if there is one."""
-    ranking = found.make(lambda: findings.rank_items(data, seed))
+    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
     people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
     numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
     if fitted is None:
@@ -223,6 +228,7 @@ def rank(
     *,
     title: str = "Ranking",
     about_data: Section | None = None,
+    penalty: float = 0.0,
     seed: int = 0,
     tell: Callable[[Section], None] | None = None,
 ) -> Analysis:
@@ -232,21 +238,34 @@ def rank(
         data: The comparisons.
         title: Title of the report.
         about_data: The part of the report that describes the data; None to make one of `data`.
+        penalty: Weight of a prior that keeps the utilities finite where choices are separated, as
+            of :class:`HeterogeneousBTL`; 0 for none.
         seed: Seed of the draws that intervals of ranks come from.
         tell: Called with every section when it is found; None tells nothing.
 
     Returns:
         The ranking with standard errors clustered by person.
+
+    Raises:
+        ValueError: If the penalty is negative or not finite.
     """
+    _check_penalty(penalty)
     start, found = time.perf_counter(), Collector(tell)
-    ranking = found.make(lambda: findings.rank_items(data, seed))
+    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
     found.add(about_data or findings.describe_data(data))
     report = found.report(title, findings.opening(data, None), seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
 
 
+def _check_penalty(penalty: float) -> None:
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"penalty must be a number of at least 0, got {penalty}")
+
+
 class Collector:
     """Collects the sections of a report, each with what its making warned of.
+
+    A warning stands once, beside the first section that it concerns.
 
     Args:
         tell: Called with every section; None tells nothing.
@@ -258,7 +277,9 @@ class Collector:
 
     def add(self, section: Section, heard: Sequence[str] = ()) -> Section:
         """Adds a section, with warnings that concern it, and tells it."""
-        section = replace(section, warnings=(*section.warnings, *heard))
+        said = {text for other in self.sections for text in other.warnings}
+        new = [text for text in dict.fromkeys((*section.warnings, *heard)) if text not in said]
+        section = replace(section, warnings=tuple(new))
         self.sections.append(section)
         if self.tell is not None:
             self.tell(section)

@@ -193,7 +193,7 @@ def compare(
         seen_before: Whether these people may have taken part in the fit of `model`.
         population: As for :class:`fssa_bayes.Posterior`.
     """
-    sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.counts > n) >= 0.5]
+    sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.judgement_counts > n) >= 0.5]
     longest, target = test.split_context(sizes[-1], seed=seed)
     base = Posterior(average, None, longest, 1).log_score(target).numpy()
     rows = []
@@ -208,15 +208,17 @@ def compare(
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
     columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
     table = pd.DataFrame(rows, columns=columns).round(4)
-    guess = math.log(3 if model.has_ties else 2)
+    unit, guess = "choice", f"; guessing scores −{math.log(3 if model.has_ties else 2):.3f}"
+    if test.has_rankings:
+        unit, guess = "judgement", ". A judgement is a ranking, or a comparison that stands alone"
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
     text = [
-        f"Log score of {target.num_comparisons:,} unseen choices of {len(target):,} people {who} "
-        f"({len(test) - len(target):,} others have no more than {sizes[-1]} choices): the mean "
-        "over people of each person's mean, nats per choice. Higher is better; guessing scores "
-        f"−{guess:.3f}. Gain is the individual model's score less the average person's; the "
-        "standard error of the gain is over people. k > .7 is the share of people for whom the "
-        "approximation of the posterior is in doubt."
+        f"Log score of {target.num_judgements:,} unseen {unit}s of {len(target):,} people {who} "
+        f"({len(test) - len(target):,} others have no more than {sizes[-1]} {unit}s): the mean "
+        f"over people of each person's mean, nats per {unit}. Higher is better{guess}. Gain is the "
+        "individual model's score less the average person's; the standard error of the gain is "
+        "over people. k > .7 is the share of people for whom the approximation of the posterior "
+        "is in doubt."
     ]
     if isinstance(population, PopulationDraws):
         text.append(
@@ -262,10 +264,17 @@ def _verdict(size: int, gain: float, error: float, people: int) -> str:
     )
 
 
-def rank_items(data: Preferences, seed: int) -> Section:
-    """Ranks items for the average person, with errors clustered by person, group by group."""
+def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
+    """Ranks items for the average person, with errors clustered by person, group by group.
+
+    Args:
+        data: The comparisons.
+        seed: Seed of the draws that intervals of ranks come from.
+        penalty: Weight of a prior on the utilities, as of :class:`HeterogeneousBTL`.
+    """
     with seeded(seed):
-        model = HeterogeneousBTL(data.num_features, 0, "linear", ties=model_of_ties(data))
+        ties = model_of_ties(data)
+        model = HeterogeneousBTL(data.num_features, 0, "linear", ties=ties, penalty=penalty)
     average = fit(model, None, data, validation=None, seed=seed, progress_bar=False)
     labels = data.components()
     position = np.flatnonzero(labels >= 0)
@@ -282,6 +291,11 @@ def rank_items(data: Preferences, seed: int) -> Section:
         f"nats, with standard errors {errors}. Intervals are 90 %, those of ranks from the same "
         "approximation."
     ]
+    if penalty:
+        text.append(
+            f"A prior of weight {penalty:g} (penalty) draws the estimates together and keeps all "
+            "of them finite."
+        )
     if model.has_ties:
         nu = model.log_tie.exp().item()
         text.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["Part", "Study", "draw_figure", "share_covered"]
+
+_LACKS = r"Glyph [0-9]+ .*missing from"  # How a warning of matplotlib begins.
 
 
 @dataclass
@@ -81,12 +84,21 @@ class Part:
 
 
 def draw_figure(ax: Axes, caption: str, name: str | None = None) -> Figure:
-    """Saves the figure of the axes and closes it; `name` is that of a file of its own."""
+    """Saves the figure of the axes and closes it; `name` is that of a file of its own.
+
+    The caption says where the font lacks characters, in place of matplotlib's warnings.
+    """
     import matplotlib.pyplot as plt
 
     picture = io.BytesIO()
-    ax.figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", _LACKS, UserWarning)
+        ax.figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
     plt.close(ax.figure)
+    for other in (warning for warning in caught if not re.match(_LACKS, str(warning.message))):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    if any(re.match(_LACKS, str(warning.message)) for warning in caught):
+        caption += "; boxes stand for characters that the font of the figure lacks"
     return Figure(picture.getvalue(), caption, name)
 
 

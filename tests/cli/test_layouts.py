@@ -75,7 +75,7 @@ def test_the_maximum_is_the_closed_form(command, saved: Save, layout: str, tmp_p
     assert ranking.index.tolist() == ["a", "b", "c"]
     np.testing.assert_allclose(ranking["utility"], UTILITIES, atol=1e-4)
     if layout == "long":
-        assert "pass winner='w', loser='l'" in ended.out
+        assert "pass --winner 'w', --loser 'l'" in ended.out
 
 
 BALLOTS = [
@@ -133,8 +133,8 @@ def test_rankings_of_every_layout_are_the_lists(command, saved: Save, layout: st
         (("--item", "w", "--rank", "n"), "--item and --rank need --user"),
         (("--winner", "w", "--loser", "l", "--users", "x.csv"), "--users needs --user"),
         (("--winner", "w", "--loser", "l", "--count", "w"), "must be different columns"),
-        (("--winner", "w", "--loser", "l", "--count", "m"), "count='m' is not a column of"),
-        (("--winner", "w", "--loser", "l", "--side", "n"), "side='n' must hold 1"),
+        (("--winner", "w", "--loser", "l", "--count", "m"), "--count 'm' is not a column of"),
+        (("--winner", "w", "--loser", "l", "--side", "n"), "--side 'n' must hold 1"),
         (("--orderings", "w,x"), "='x' is not a column of"),
         (("--pair-columns", ":"), "must have columns named like 'a:b'"),
     ],

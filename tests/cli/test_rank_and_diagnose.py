@@ -111,3 +111,35 @@ def test_a_saved_model_is_diagnosed_within_a_budget(command, votes: Path, tmp_pa
     assert summary.startswith("# Can the posteriors of model be believed, on votes.csv?")
     assert "where they did, the checks on real people flatter the model" in summary
     assert "connected components" in summary
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* rows repeat an earlier row:UserWarning")
+def test_unknown_items_are_left_out_when_asked(command, counts: Path, tmp_path: Path) -> None:
+    columns = {"user": "user", "winner": "left", "loser": "right"}
+    table = pd.read_csv(counts).assign(user=lambda frame: frame.index % 11)
+    data = Preferences.from_dataframe(table, **columns)
+    model = HeterogeneousBTL(data.num_features, 1, utility="linear")
+    guide = NeuralProcessGuide(model, hidden_dim=8)
+    fit(model, guide, data, steps=2, progress_bar=False)
+    save(tmp_path / "model", model, guide)
+    new = pd.DataFrame({"left": "new", "right": ["a", "b"], "user": [0, 99], "choice": 1})
+    pd.concat([table, new]).to_csv(counts, index=False)
+    options = [part for name in columns for part in (f"--{name}", columns[name])]
+    options += ["--model", tmp_path / "model", "--out", tmp_path / "out"]
+    ended = command("analyse", counts, *options, "--draws", "25")
+    assert ended.code == 2
+    assert "got ['new'] in 2 of 35 comparisons: pass --skip-unknown" in ended.err
+    ended = command("analyse", counts, *options, "--draws", "25", "--skip-unknown")
+    assert ended.code == 0, ended.err
+    for finding in (
+        "2 of 35 comparisons were left out (--skip-unknown), with items that the model does not",
+        "not know: 'new'. 1 of 12 people have no other comparisons.",
+    ):
+        assert finding in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_penalty_is_a_number_from_0(command, counts: Path) -> None:
+    ended = command("rank", counts, "--winner", "left", "--loser", "right", "--penalty", "nan")
+    assert ended.code == 2
+    assert "--penalty must be a number of at least 0, got nan" in ended.err

@@ -67,7 +67,7 @@ def test_help_of_a_subcommand_says_how_to_read_a_file(command, name: str) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--left", "C"), "left='C' is not a column of"),
+        (("--left", "C"), "--left 'C' is not a column of"),
         (("--choice-labels", "a1=left,a2=right"), "choice_labels has no translation for 'equal'"),
         (("--choice-labels", "a1:left"), "--choice-labels must read like a1=left,a2=right"),
         (("--items", "nothing.csv"), "--items must be an existing file, got 'nothing.csv'"),

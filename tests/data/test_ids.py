@@ -154,7 +154,7 @@ def test_a_name_of_another_type_that_reads_alike_is_pointed_out() -> None:
     with pytest.raises(ValueError, match=match):
         Preferences.from_dataframe(df, **columns, items=items)
     users = pd.DataFrame({"age": [1.0, 2.0]}, index=["x", "y"])
-    with pytest.raises(ValueError, match="got '7' without any.*7 of type int is another name"):
+    with pytest.raises(ValueError, match="none for 7 .*'7' of type str is another name"):
         Preferences.from_dataframe(
             df.assign(u=[7, 8]), **columns, users=users.set_axis(["7", "8"], axis=0)
         )
@@ -173,3 +173,24 @@ def test_rankings_name_their_items_by_value() -> None:
     table = Preferences.from_rankings(df, user="who", item="what", rank="place",
                                       choice_set=data.item_names)  # fmt: skip
     assert table.digest() == data.digest()
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([3, "3"], "3 of type int and '3' of type str"),
+        (
+            [datetime.date(2024, 1, 2), pd.Timestamp("2024-01-02")],
+            r"datetime.date\(2024, 1, 2\) of type date and Timestamp\(.* of type Timestamp",
+        ),
+    ],
+)
+def test_names_that_read_alike_are_pointed_out(names: list, shown: str) -> None:
+    columns = {"user": "u", "left": "l", "right": "r", "choice": "c"}
+    other = pd.Series(["x", "x"], dtype=object)
+    odd = pd.Series(names, dtype=object)
+    for what, people, items in (("items", other, odd), ("people", odd, other)):
+        df = pd.DataFrame({"u": people, "l": items, "r": "z", "c": [1, 0]})
+        with pytest.warns(UserWarning, match=f"names of {what} of different types .*: {shown}"):
+            Preferences.from_dataframe(df, **columns)
+    assert "is another name" in explain_unknown(names[0], canonical_names("n", names[1:]))

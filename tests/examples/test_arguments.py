@@ -103,16 +103,18 @@ def test_a_folder_that_cannot_be_written_is_refused(
     ("name", "options", "message"),
     [
         ("analyse_csv", REQUIRED["analyse_csv"], "none.csv"),
-        ("mixed_logit", ["--data", "none.csv"], "none.csv"),
+        ("mixed_logit", ["--data", "none.csv"], "--data must exist, got 'none.csv'"),
+        ("mixed_logit", ["--data", "empty.csv"], "path must be a csv file, 'empty.csv'"),
+        ("mixed_logit", ["--data", "binary.csv"], "path must be a csv file, 'binary.csv'"),
         ("rank_of_heterogeneity", ["--data", "none.csv"], "none.csv"),
-        ("is_heterogeneity_real", ["--data", "none.csv", "--user", "u"], "--left"),
+        ("is_heterogeneity_real", ["--data", ".", "--user", "u"], "--left"),
         (
             "is_heterogeneity_real",
             ["--data", "none.csv", *REQUIRED["analyse_csv"][1:]],
             "none.csv",
         ),
         ("rank_of_heterogeneity", ["--people", "10", "--most", "6"], "--most must be at most 5"),
-        ("real_crowds", ["--data", "none"], "--data must hold llmfao.csv, 'none' does not"),
+        ("real_crowds", ["--data", "."], "--data must hold llmfao.csv, '.' does not"),
         ("steer_policy", ["--quick", "--model", "none"], "none"),
         ("paper_ultrafeedback", REQUIRED["paper_ultrafeedback"], "none.jsonl"),
         ("steer_policy", ["--device", "abacus"], "must be a device that PyTorch has here"),
@@ -128,6 +130,8 @@ def test_what_is_wrong_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("empty.csv").write_bytes(b"")
+    Path("binary.csv").write_bytes(bytes(range(128, 256)))
     module, arguments = load(name), load("arguments")
     line = refuse(lambda: arguments.run(module.main, module.make_parser(), options), capsys)
     assert line.startswith(f"{Path(sys.argv[0]).name}: error: ")

@@ -8,8 +8,8 @@ import pytest
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
 from fssa_bayes.datasets import linear_factors
-from fssa_bayes.report import analyse, rank, to_markdown, to_text
-from fssa_bayes.report.analysis import choose_dimensions
+from fssa_bayes.report import Section, analyse, rank, to_markdown, to_text
+from fssa_bayes.report.analysis import Collector, choose_dimensions
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,40 @@ def test_dimensions_are_chosen_among_those_that_data_can_tell_apart(data: Prefer
     few, section = choose_dimensions(data.subset(range(19)), "linear", 5, 0)
     assert few == 1
     assert "takes 20 people of the fit" in section.text[0]
+
+
+def test_one_ranking_a_person_leaves_no_known_choice() -> None:
+    """Three pairs of a ranking are one judgement."""
+    rng = np.random.default_rng(0)
+    data = Preferences.from_rankings([rng.permutation(["a", "b", "c"]) for _ in range(30)])
+    model = HeterogeneousBTL(3, 1, utility="linear")
+    guide = NeuralProcessGuide(model, hidden_dim=8)
+    fit(model, guide, data, steps=2, progress_bar=False)
+    analysis = analyse(data, fitted=(model, guide), num_samples=25)
+    assert analysis.figures["known_choices"] == 0
+    assert analysis.figures["people_scored"] == 6
+    assert "6 unseen judgements of 6 people" in analysis.report.sections[1].text[0]
+
+
+def test_a_penalty_keeps_the_ranking_finite_and_a_warning_stands_once() -> None:
+    rows = [("a", "b"), ("a", "b"), ("b", "c"), ("c", "b"), ("中文", "a"), ("中文", "c")]
+    table = pd.DataFrame([(n % 2, *row) for n, row in enumerate(rows * 3)], columns=list("uwl"))
+    with pytest.warns(UserWarning, match="repeat an earlier row"):
+        data = Preferences.from_dataframe(table, user="u", winner="w", loser="l")
+    plain, held = rank(data), rank(data, penalty=0.5)
+    (warning,) = (text for section in plain.report.sections for text in section.warnings)
+    assert "--penalty 0.5 of `fssa-bayes rank`" in warning
+    assert "boxes stand for characters" in plain.report.sections[0].figures[0].caption
+    model = HeterogeneousBTL(4, 0, utility="linear", penalty=0.5)
+    expected = fit(model, None, data, progress_bar=False).ranking()["utility"]
+    found = held.report.sections[0].files["ranking.csv"]["utility"]
+    np.testing.assert_allclose(found, expected.loc[found.index], atol=1e-5)
+    assert not any(section.warnings for section in held.report.sections)
+    with pytest.raises(ValueError, match="penalty must be a number of at least 0, got nan"):
+        rank(data, penalty=np.nan)
+    collector, section = Collector(), Section("One")
+    assert collector.add(section, ["x", "y"]).warnings == ("x", "y")
+    assert collector.add(section, ["y", "z"]).warnings == ("z",)
 
 
 def test_a_ranking_says_who_is_not_known_and_what_points_nowhere() -> None:

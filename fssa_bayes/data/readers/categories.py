@@ -8,12 +8,15 @@ order of the alphabet.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from fssa_bayes.data.names import show_value
 
 __all__ = ["Levels", "expand_levels", "name_levels", "recode_levels"]
 
@@ -39,6 +42,9 @@ def expand_levels(
     Raises:
         ValueError: If there is no column, a category is missing or not among the known levels, or
             a column has more than 100 levels.
+
+    Warns:
+        UserWarning: If all levels of a column of text read like numbers.
     """
     if not isinstance(table, pd.DataFrame):
         return table, {}
@@ -69,6 +75,7 @@ def _find_levels(argument: str, column: pd.Series) -> tuple:
         levels = column.cat.categories.tolist()
     else:
         levels = sorted(column.dropna().unique())
+        _warn_of_numbers(argument, column.name, levels)
     if len(levels) > _MOST_LEVELS:
         raise ValueError(
             f"{argument} must have at most {_MOST_LEVELS} levels in a column of categories, got "
@@ -78,12 +85,33 @@ def _find_levels(argument: str, column: pd.Series) -> tuple:
     return tuple(levels)
 
 
+def _warn_of_numbers(argument: str, name: Hashable, levels: list[str]) -> None:
+    """Warns of text whose levels are all numbers, with a point or a comma."""
+    text = pd.Series(levels, dtype=object)
+    for comma, of_numbers, remedy in (
+        (False, "numbers", "astype(float)"),
+        (True, "numbers with a decimal comma", "str.replace(',', '.').astype(float)"),
+    ):
+        cells = text.str.replace(",", ".", regex=False) if comma else text
+        if len(text) and pd.to_numeric(cells, errors="coerce").notna().all():
+            shown = ", ".join(map(repr, levels[:3]))
+            warnings.warn(
+                f"{argument}: column {name!r} holds text that reads like {of_numbers} ({shown}), "
+                f"taken for {len(levels)} categories: {remedy} makes numbers of it "
+                "(in a file: write a decimal point), astype('category') says that categories are "
+                "meant",
+                stacklevel=7,
+            )
+            return
+
+
 def _indicators(argument: str, column: pd.Series, levels: tuple) -> pd.DataFrame:
     missing = np.flatnonzero(column.isna())
     if len(missing):
         raise ValueError(
             f"{argument} must have no missing categories, got one for "
-            f"{column.index[missing[0]]!r}, column {column.name!r} ({len(missing)} such entries)"
+            f"{show_value(column.index[missing[0]])}, column {column.name!r} "
+            f"({len(missing)} such entries)"
         )
     code = pd.Index(levels, dtype=object).get_indexer(column.astype(object))
     unknown = np.flatnonzero(code < 0)
@@ -96,8 +124,8 @@ def _indicators(argument: str, column: pd.Series, levels: tuple) -> pd.DataFrame
 
 def _describe_unknown(name: Hashable, level: object, levels: tuple) -> str:
     return (
-        f"unknown level {level!r} of {name!r}: known are the reference level {levels[0]!r} and "
-        f"{list(levels[1:])}; fit again with it, or leave its rows out"
+        f"unknown level {show_value(level)} of {name!r}: known are the reference level "
+        f"{levels[0]!r} and {list(levels[1:])}; fit again with it, or leave its rows out"
     )
 
 

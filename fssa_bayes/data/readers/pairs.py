@@ -16,8 +16,9 @@ from fssa_bayes.data.ids import (
     factorise_names,
     find_names,
     join_names,
+    warn_of_lookalikes,
 )
-from fssa_bayes.data.names import show_cell
+from fssa_bayes.data.names import check_column, first_names, show_cell, show_value
 from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.readers.categories import expand_levels
@@ -27,6 +28,7 @@ __all__ = [
     "check_frame",
     "choose_columns",
     "decode_choices",
+    "leave_out_idle",
     "lookup_items",
     "name_items",
     "neutral_order",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+_NUMBERS = bool | np.bool_ | int | float | np.number | Decimal | str
 _FEW_CHOICES = 10  # Even choices would all be the same in 1 of 512 tables.
 _MOST_COMPARISONS = 200_000_000
 
@@ -107,7 +110,6 @@ def arrange(
         ties: `"drop"`, `"half"` or `"keep"`.
     """
     items, feature_levels = expand_levels("items", items)
-    users, covariate_levels = expand_levels("users", users)
     if count is not None:
         _check_total(count)
         df, outcome, count = df[count > 0], outcome[count > 0], count[count > 0]
@@ -132,6 +134,8 @@ def arrange(
         outcome = np.where(turn, 1 - outcome, outcome)
         side = np.full(len(df), np.nan) if side is None else np.where(turn, 0 - side, side)
     person, user_names = _find_people(df, columns, users)
+    users = leave_out_idle(users, user_names, stacklevel=5)
+    users, covariate_levels = expand_levels("users", users)
     covariates = None if users is None else read_covariates(users, user_names)
     if "user" in columns:
         _warn_of_repetitions(person, left_item, right_item, outcome, side)
@@ -185,7 +189,9 @@ def _find_people(
         if users is not None:
             raise ValueError("users must be None where user=None: nobody is named")
         return np.arange(len(df)), pd.RangeIndex(len(df))
-    return factorise_names(_described(columns, "user"), df[columns["user"]])
+    person, names = factorise_names(_described(columns, "user"), df[columns["user"]])
+    warn_of_lookalikes("names of people", names, stacklevel=6)
+    return person, names
 
 
 def _warn_of_repetitions(*columns: np.ndarray | None) -> None:
@@ -255,6 +261,7 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
     if not isinstance(df, pd.DataFrame):
         raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
     for argument, column in columns.items():
+        check_column(argument, column)
         found = int((df.columns == column).sum())
         if found != 1:
             reason = "is not a column" if not found else f"is the name of {found} columns"
@@ -281,7 +288,9 @@ def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | No
     """Names the items: those of the features, or else all that are compared."""
     if items is None:
         names = [factorise_names(f"column {column!r}", df[column])[1] for column in (left, right)]
-        return join_names(*names)
+        names = join_names(*names)
+        warn_of_lookalikes("names of items", names, stacklevel=6)
+        return names
     if not isinstance(items, pd.DataFrame):
         raise TypeError(
             "items must be a pandas DataFrame of features indexed by item name, or None, "
@@ -322,7 +331,8 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
     if len(bad):
         row, column = bad[0]
         raise ValueError(
-            f"{argument} must be finite, got {values[row, column]} for {table.index[row]!r}, "
+            f"{argument} must be finite, got {values[row, column]} for "
+            f"{show_value(table.index[row])}, "
             f"column {table.columns[column]!r} ({len(bad)} such entries); the largest size is "
             f"{LARGEST:g}"
         )
@@ -367,7 +377,7 @@ def decode_choices(
         return _decode_labels(choice, labels)
     codings = {
         "numbers 1 / 0 / 0.5": _decode_numbers(choice),
-        'words "left" / "right" / "tie"': choice.map(_WORDS).to_numpy(dtype=np.float32),
+        'words "left" / "right" / "tie"': choice.map(_word).to_numpy(dtype=np.float32),
         "name of the preferred item": _decode_names(df, columns),
     }
     fitting = {name: code for name, code in codings.items() if not np.isnan(code).any()}
@@ -394,16 +404,24 @@ def _of_user(df: pd.DataFrame, columns: Mapping[str, str], row: int) -> str:
     return f" (user {show_cell(df[columns['user']], row)})" if "user" in columns else ""
 
 
+def _word(value: object) -> float:
+    """Reads "left", "right" or "tie" in any case, with blanks around it or not; else NaN."""
+    return _WORDS.get(value.strip().lower(), np.nan) if isinstance(value, str) else np.nan
+
+
+def _number(value: object) -> float:
+    """Reads a number, a Boolean, or text such as "1" or "0.5"; NaN for anything else."""
+    try:
+        return float(value) if isinstance(value, _NUMBERS) else np.nan
+    except ValueError:  # Text that is no number.
+        return np.nan
+
+
 def _decode_numbers(choice: pd.Series) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
         values = choice.to_numpy(dtype=np.float32)
     else:
-        is_number = [
-            isinstance(value, bool | np.bool_ | int | float | np.number | Decimal)
-            for value in choice
-        ]
-        values = np.full(len(choice), np.nan, dtype=np.float32)
-        values[is_number] = choice[is_number].to_numpy(dtype=np.float32)
+        values = np.array([_number(value) for value in choice], dtype=np.float32)
     return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)
 
 
@@ -419,7 +437,7 @@ def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
         choice, left, right = (column.astype(object) for column in (choice, left, right))
     choice, left, right = (column.to_numpy() for column in (choice, left, right))
     if choice.dtype == object:
-        code[choice == "tie"] = 0.5
+        code[[_word(value) == 0.5 for value in choice]] = 0.5
     code[choice == right] = 0.0
     code[choice == left] = 1.0
     if choice.dtype == object:  # True equals 1 in Python, and would be taken for the name 1.
@@ -448,6 +466,31 @@ def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
     return code.to_numpy(dtype=np.float32)
 
 
+def leave_out_idle(
+    users: pd.DataFrame | None, names: pd.Index, *, stacklevel: int
+) -> pd.DataFrame | None:
+    """Leaves out the covariates of people without comparisons, with a warning that counts them.
+
+    Args:
+        users: Covariates, or None; what is no table is returned unchanged.
+        names: Names of the people with comparisons.
+        stacklevel: As of `warnings.warn`, for a call from here.
+    """
+    if not isinstance(users, pd.DataFrame):
+        return users
+    index = canonical_names("the index of users", users.index)
+    idle = find_names(index, names) < 0
+    # Where nobody is known the names are of another type, which the missing rows tell.
+    if not idle.any() or idle.all():
+        return users
+    warnings.warn(
+        f"users: {int(idle.sum())} of {len(idle)} people have no comparisons and were left out: "
+        f"{first_names(index[idle])}",
+        stacklevel=stacklevel + 1,
+    )
+    return users[~idle]
+
+
 def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
     """Reads the covariates of people in the order of `names`."""
     if not isinstance(users, pd.DataFrame):
@@ -457,17 +500,11 @@ def read_covariates(users: pd.DataFrame, names: pd.Index) -> np.ndarray:
         )
     _check_numeric("users", users)
     index = canonical_names("the index of users", users.index)
-    idle = index[find_names(index, names) < 0].tolist()
-    if idle:
-        raise ValueError(
-            f"users must belong to people with comparisons, got {idle[0]!r} without any "
-            f"({len(idle)} such rows){explain_unknown(idle[0], names)}"
-        )
     row = find_names(names, index)
     missing = names[row < 0].tolist()
     if missing:
         raise ValueError(
             f"users must have a row for every person, got none for {missing[0]!r} "
-            f"({len(missing)} such people)"
+            f"({len(missing)} such people){explain_unknown(missing[0], index)}"
         )
     return table_values(users.iloc[row])

@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
-from fssa_bayes.data.names import show_cell, show_value
+from fssa_bayes.data.ids import (
+    canonical_names,
+    factorise_names,
+    find_names,
+    warn_of_lookalikes,
+)
+from fssa_bayes.data.names import check_column, show_cell, show_value
 from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_pairs
 from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.readers.pairs import (
+    leave_out_idle,
     lookup_items,
     name_items,
     neutral_order,
@@ -141,8 +147,10 @@ def read_ranked_pairs(
         rankings = read(rankings, *lists.values(), columns["user"])
         columns = {name: name for name in columns}
     items, feature_levels = expand_levels("items", items)
-    users, covariate_levels = expand_levels("users", users)
     ranked = read_rankings(rankings, columns, choice_set)
+    warn_of_lookalikes("names of people", ranked.users, stacklevel=4)
+    users = leave_out_idle(users, ranked.users, stacklevel=4)
+    users, covariate_levels = expand_levels("users", users)
     frame = ranked.item.to_frame("item")
     names = name_items(frame, "item", "item", items)
     if items is None:
@@ -175,6 +183,7 @@ def read_table(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFr
         if name not in named:
             raise ValueError(f"{name} must name a column of the table, got None")
     for name, column in named.items():
+        check_column(name, column)
         found = int((df.columns == column).sum())
         if found != 1:
             reason = "is not a column" if not found else f"is the name of {found} columns"
@@ -277,9 +286,9 @@ def check_items(table: pd.DataFrame) -> None:
 
 def add_unranked(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
     """Adds the items of the choice set that a ranking does not list, below those that it does."""
-    if isinstance(choice_set, str):
-        raise TypeError(f"choice_set must be a list of items, got the string {choice_set!r}")
-    if not isinstance(choice_set, Sequence | np.ndarray | pd.Index | pd.Series):
+    if isinstance(choice_set, str) or not isinstance(
+        choice_set, Sequence | np.ndarray | pd.Index | pd.Series
+    ):
         raise TypeError(f"choice_set must be a list of items, got {choice_set!r}")
     _check_names(choice_set, "choice_set")
     items = canonical_names("choice_set", choice_set)

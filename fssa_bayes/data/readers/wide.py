@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data.names import show_cell
+from fssa_bayes.data.names import check_column, first_names, show_cell
 from fssa_bayes.data.readers.pairs import arrange, decode_choices
 
 __all__ = ["read_orderings", "read_pair_columns", "read_ranks"]
@@ -32,6 +32,7 @@ def read_pair_columns(
     Arguments are those of `Preferences.from_pair_columns`.
     """
     check_table(df, "df")
+    check_column("user", user)
     if not isinstance(sep, str) or not sep:
         raise ValueError(f"sep must be the text between the two items of a column, got {sep!r}")
     if columns is None:
@@ -44,7 +45,7 @@ def read_pair_columns(
     columns = check_columns(df, "columns", columns)
     pairs = [split_name(name, sep) for name in columns]
     table = df[columns]
-    asked = table.notna().to_numpy()
+    asked = ~find_blanks(table)
     if not asked.any():
         raise ValueError(f"no comparison is left: the {len(columns)} columns are blank")
     silent = int((~asked.any(1)).sum())
@@ -64,6 +65,16 @@ def read_pair_columns(
     long.index = df.index[row]
     outcome = decode_choices(long, _ROLES | {"choice": "choice"}, choice_labels)
     return arrange(long, _ROLES, outcome, None, items, users, ties)
+
+
+def find_blanks(table: pd.DataFrame) -> np.ndarray:
+    """Tells which cells are blank: missing, or text of nothing but spaces, with shape (R, C)."""
+    blank = table.isna().to_numpy(copy=True)
+    for place in range(table.shape[1]):
+        column = table.iloc[:, place]
+        if not pd.api.types.is_numeric_dtype(column.dtype):
+            blank[:, place] |= [isinstance(cell, str) and not cell.strip() for cell in column]
+    return blank
 
 
 def split_name(name: Hashable, sep: str) -> tuple[str, str]:
@@ -90,7 +101,7 @@ def read_orderings(df: pd.DataFrame, columns: Sequence, user: str | None) -> pd.
     """
     check_table(df, "rankings")
     columns = check_columns(df, "orderings", columns)
-    given = df[columns].notna().to_numpy()
+    given = ~find_blanks(df[columns])
     gap = given[:, 1:] & ~given[:, :-1]
     if gap.any():
         row, place = np.argwhere(gap)[0]
@@ -112,7 +123,7 @@ def read_ranks(df: pd.DataFrame, columns: Sequence, user: str | None) -> pd.Data
     check_table(df, "rankings")
     columns = check_columns(df, "ranks", columns)
     ranks = df[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    given = df[columns].notna().to_numpy()
+    given = ~find_blanks(df[columns])
     wrong = given & ~((ranks >= 1) & np.isfinite(ranks))
     if wrong.any():
         row, place = np.argwhere(wrong)[0]
@@ -169,11 +180,12 @@ def check_columns(df: pd.DataFrame, argument: str, columns: Sequence) -> list:
 
 def name_rows(df: pd.DataFrame, user: str | None) -> pd.Index:
     """Names the person of each row, by a column or by the index of the table."""
+    check_column("user", user)
     if user is None:
         if not df.index.is_unique:
             raise ValueError(
-                f"the index of the table names the people where user=None, and must be unique, got "
-                f"{df.index[df.index.duplicated()][0]!r} more than once"
+                "the index of the table names the people where user=None, and must be unique, got "
+                f"{first_names(df.index[df.index.duplicated()][:1])} more than once"
             )
         return df.index
     names = df[check_columns(df, "user", [user])[0]]

@@ -169,3 +169,18 @@ def test_new_people_are_appended_by_the_same_levels() -> None:
     nobody = Preferences.empty(PEOPLE, DRINKS)
     assert nobody.covariate_levels == data.covariate_levels
     assert nobody.feature_levels == data.feature_levels
+
+
+@pytest.mark.parametrize(
+    ("prices", "of", "remedy"),
+    [
+        (["1", "2.5", "2", "1e1"], "numbers", "astype"),
+        (["1,5", "2", "2,0", "3"], "numbers with a decimal comma", "str.replace"),
+    ],
+)
+def test_numbers_as_text_are_pointed_out(prices: list[str], of: str, remedy: str) -> None:
+    items = DRINKS.assign(price=prices)
+    match = rf"items: column 'price' holds text that reads like {of} \('1.*4 categories: {remedy}"
+    with pytest.warns(UserWarning, match=match):
+        read(items)
+    assert read(items.astype({"price": "category"})).num_features == 6  # Meant, so no warning.

@@ -190,3 +190,55 @@ def test_a_constant_choice_is_suspected_of_naming_winners(choice: object, match:
     with pytest.warns(UserWarning, match=match):
         Preferences.from_dataframe(table, **LONG)
     Preferences.from_dataframe(table[:6], **LONG)  # A few rows may well agree.
+
+
+def test_words_in_any_case_and_numbers_as_text_are_choices() -> None:
+    table = CUPS.drop(columns="y")
+    expected = Preferences.from_dataframe(
+        table.assign(y=[1, 0, 0.5, 0, 1, 0]), user="who", ties="half", **LONG
+    )
+    for answers in (
+        ["Left", "RIGHT", " Tie", "right ", "left", "Right"],
+        ["1", "0", "0.5", "0.0", "1.0", " 0"],
+    ):
+        data = Preferences.from_dataframe(table.assign(y=answers), user="who", ties="half", **LONG)
+        assert data.digest() == expected.digest()
+
+
+def test_text_that_names_an_item_too_is_ambiguous() -> None:
+    for items, answers in ((("1", "0"), ["1", "0"]), (("Left", "Right"), ["Left", "Right"])):
+        table = pd.DataFrame({"left": [items[1]] * 2, "right": [items[0]] * 2, "y": answers})
+        with pytest.raises(ValueError, match="choice is ambiguous"):
+            Preferences.from_dataframe(table, **LONG)
+
+
+def test_covariates_of_people_without_comparisons_are_left_out() -> None:
+    """Their levels are no levels of the data."""
+    users = pd.DataFrame({"place": list("nsnw")}, index=["ann", "bob", "eve", "zoe"])
+    with pytest.warns(UserWarning, match="1 of 4 people have no comparisons .*: 'zoe'"):
+        data = Preferences.from_dataframe(CUPS, user="who", users=users, **LONG)
+    assert data.covariate_names.tolist() == ["place[T.s]"]
+    ballots = {"ann": [("tea", "cola")], "bob": [("cola", "tea")], "eve": [("tea", "cola")]}
+    with pytest.warns(UserWarning, match="1 of 4 people have no comparisons"):
+        data = Preferences.from_rankings(ballots, users=users)
+    assert data.covariate_names.tolist() == ["place[T.s]"]
+
+
+@pytest.mark.parametrize("argument", ["user", "left", "choice", "count"])
+def test_a_column_in_place_of_its_name_is_refused(argument: str) -> None:
+    columns = {"user": "who", **LONG} | {argument: CUPS["y"]}
+    with pytest.raises(TypeError, match=f"{argument} must be the name of a column, got Series"):
+        Preferences.from_dataframe(CUPS, **columns)
+
+
+def test_a_string_is_no_list_of_names() -> None:
+    for users, items, argument in (("ann", ["a", "b"], "users"), (["ann"], "abc", "items")):
+        with pytest.raises(TypeError, match=f"{argument} must be a list of names, got the string"):
+            Preferences.empty(users, items)
+    result = HomogeneousBTL().fit(CUPS.pipe(_read), progress_bar=False).result
+    with pytest.raises(TypeError, match="items must be a list of names, got the string 'ab'"):
+        result.ranking("ab")
+
+
+def _read(table: pd.DataFrame) -> Preferences:
+    return Preferences.from_dataframe(table, user="who", **LONG)

@@ -188,3 +188,30 @@ def test_bad_rankings_are_refused(table: dict, options: dict, match: str | None)
         return
     with pytest.raises(ValueError, match=match):
         Preferences.from_rankings(pd.DataFrame(table), **options)
+
+
+def test_text_of_spaces_is_blank() -> None:
+    asked = pd.DataFrame({"a:b": [1, 0], "a:c": [1, None]}, index=["ann", "bob"])
+    expected = Preferences.from_pair_columns(asked)
+    for blank in ("", "  "):
+        data = Preferences.from_pair_columns(asked.astype(object).fillna(blank))
+        assert data.digest() == expected.digest()
+    table = pd.DataFrame({"1st": ["a", "b"], "2nd": ["b", "c"], "3rd": ["c", None]})
+    ranks = pd.DataFrame({"a": [1, None], "b": [2, 1], "c": [3, 2]})
+    for options, frame in (({"orderings": list(table)}, table), ({"ranks": list("abc")}, ranks)):
+        data = Preferences.from_rankings(frame.astype(object).fillna(""), **options)
+        assert data.digest() == Preferences.from_rankings(frame, **options).digest()
+
+
+def test_people_who_share_a_name_are_refused_by_it() -> None:
+    asked = pd.DataFrame({"a:b": [1, 0]}, index=[1, 1])
+    with pytest.raises(ValueError, match="must be unique, got 1 more than once"):
+        Preferences.from_pair_columns(asked)
+
+
+def test_a_column_in_place_of_its_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="user must be the name of a column, got Series"):
+        Preferences.from_pair_columns(ASKED, user=ASKED["age"])
+    frame = LONG.assign(rank=1)
+    with pytest.raises(TypeError, match="item must be the name of a column, got Series"):
+        Preferences.from_rankings(frame, user="who", item=frame["left"], rank="rank")
