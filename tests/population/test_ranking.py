@@ -114,10 +114,15 @@ def two_components() -> tuple[Preferences, Preferences]:
         choice,
         np.arange(0, 121, 10),
         num_items=7,
-        item_names="abcxyzn",
+        item_names=list("abcxyzn"),
     )
     first = Preferences(
-        left[:60], right[:60], choice[:60], np.arange(0, 61, 10), num_items=3, item_names="abc"
+        left[:60],
+        right[:60],
+        choice[:60],
+        np.arange(0, 61, 10),
+        num_items=3,
+        item_names=list("abc"),
     )
     return both, first
 
