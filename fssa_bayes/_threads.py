@@ -1,4 +1,4 @@
-"""Work divided among threads, each of which computes alone.
+"""Threads in which PyTorch has threads of its own, and work divided among threads that have one.
 
 PyTorch divides a product or a sum among its own threads, and the division changes last digits.
 Here each piece of work runs in one thread of a pool, in which PyTorch uses that thread alone, so
@@ -16,9 +16,11 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["run_alone"]
+__all__ = ["MOST_WORKERS", "pool", "run_alone"]
 
-_MOST = 8  # More threads would wait for each other in Python.
+MOST_WORKERS = 8
+"""Threads that work at once: more would wait for each other in Python."""
+
 _SECONDS = 60.0  # A thread that has not begun by then has failed.
 
 Part = TypeVar("Part")
@@ -33,19 +35,25 @@ def run_alone(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Res
     threads = torch.get_num_threads()
     if threads == 1:
         return [work(part) for part in parts]
-    workers = _pool(os.getpid(), min(threads, _MOST))
+    workers = pool(os.getpid(), min(threads, MOST_WORKERS), 1, threads)
     return [future.result() for future in [workers.submit(work, part) for part in parts]]
 
 
-@lru_cache(maxsize=1)  # By process, because a forked process has none of its parent's threads.
-def _pool(process: int, workers: int) -> ThreadPoolExecutor:
-    """Starts threads in which PyTorch uses one thread each."""
-    threads = torch.get_num_threads()
+@lru_cache(maxsize=2)  # By process, because a forked process has none of its parent's threads.
+def pool(process: int, workers: int, each: int, threads: int) -> ThreadPoolExecutor:
+    """Starts threads in which PyTorch has a number of threads of its own.
+
+    Args:
+        process: Number of the process.
+        workers: Number of threads that are started.
+        each: Number of threads that PyTorch uses in each of them.
+        threads: Number of threads that PyTorch uses elsewhere, now and afterwards.
+    """
     ready = threading.Barrier(workers + 1)
 
     def prepare() -> None:
         torch.get_num_threads()  # The first call of a thread sets it to the default.
-        torch.set_num_threads(1)
+        torch.set_num_threads(each)
         ready.wait(_SECONDS)
 
     executor = ThreadPoolExecutor(workers, "fssa_bayes", prepare)
