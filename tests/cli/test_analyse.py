@@ -141,7 +141,9 @@ def test_few_people_and_separate_groups(command, tmp_path: Path) -> None:
     assert "2 groups that were never compared" in ended.out
     assert "take it as a description, not as a finding" in ended.out
     ranks = pd.read_csv(tmp_path / "few" / "ranking.csv")
-    assert ranks.groupby("group")["rank"].apply(list).tolist() == [[1, 2, 3], [1, 2]]
+    utility = ranks.groupby("group")["utility"].apply(list)
+    assert utility.iloc[1] == pytest.approx([0, 0], abs=1e-12)  # Wins are even.
+    assert ranks.groupby("group")["rank"].apply(list).tolist() == [[1, 2, 3], [1, 1]]
     assert ranks["standard_error"].notna().all()
 
     for people in (3, 1):  # Too few for an individual model: the ranking alone.
