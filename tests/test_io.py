@@ -182,7 +182,8 @@ EVERY_KIND = [
 def test_whatever_names_an_item_can_be_saved(tmp_path: Path) -> None:
     table = pd.DataFrame({"l": EVERY_KIND, "r": EVERY_KIND[1:] + EVERY_KIND[:1]}, dtype=object)
     table = table.assign(u=table["r"], y=np.arange(len(table)) % 2)
-    data = Preferences.from_dataframe(table, user="u", left="l", right="r", choice="y")
+    with pytest.warns(UserWarning, match="read alike and are different names"):
+        data = Preferences.from_dataframe(table, user="u", left="l", right="r", choice="y")
     assert data.item_names.tolist() == EVERY_KIND
     model = HeterogeneousBTL(len(EVERY_KIND), 0, utility="linear")
     model.take_units(data)

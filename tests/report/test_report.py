@@ -20,6 +20,7 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.checks import NotEnoughDataError, draw_model
+from fssa_bayes.guide import NoiseDensity
 from fssa_bayes.report import Figure, Report, Section, diagnose
 from fssa_bayes.report.page import render
 from fssa_bayes.report.run import PARTS, run_parts
@@ -206,25 +207,26 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(truth, guide, people
     assert blocked.read_text() == "kept"
 
 
-class TooHighFarOut(torch.distributions.Distribution):
-    """Draws as another distribution does, and overstates the density far from 0."""
+class TooHighFarOut:
+    """Draws as another density does, and overstates the density far from 0."""
 
-    def __init__(self, base: torch.distributions.Distribution) -> None:
+    def __init__(self, base: NoiseDensity) -> None:
         self.base = base
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        self.noise_width, self.like = base.noise_width, base.like
 
-    def sample(self, shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
-        return self.base.sample(shape)
+    def push(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        draws, log_prob = self.base.push(noise)
+        return draws, log_prob + draws.square().sum(-1)
 
-    def log_prob(self, z: torch.Tensor) -> torch.Tensor:
-        return self.base.log_prob(z) + z.square().sum(-1)
+    def log_prob(self, draws: torch.Tensor) -> torch.Tensor:
+        return self.base.log_prob(draws) + draws.square().sum(-1)
 
 
 class MistakenGuide(NeuralProcessGuide):
     """States a wrong density of its draws, so that importance weights narrow the posterior."""
 
-    def posterior(self, *given: object, **options: object) -> torch.distributions.Distribution:
-        return TooHighFarOut(super().posterior(*given, **options))
+    def noise_density(self, *given: object, **options: object) -> TooHighFarOut:
+        return TooHighFarOut(super().noise_density(*given, **options))
 
 
 @pytest.mark.slow
