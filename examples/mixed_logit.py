@@ -11,7 +11,7 @@ and no interval at all for a person whose price coefficient may well be positive
     python examples/mixed_logit.py --data train_choice.csv.gz
 
 The file has columns id, choice and price1, time1, change1, comfort1, price2, …; see
-`fssa_bayes.datasets.train_choice`. About a minute and a half on two cores.
+`fssa_bayes.datasets.train_choice`. About a minute on two cores.
 """
 
 from __future__ import annotations
