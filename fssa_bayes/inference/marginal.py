@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.inference.maximum import pooled_batches
+from fssa_bayes.inference.maximum import pooled_batches, widen
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
 
@@ -108,12 +108,6 @@ class MarginalLikelihood:
         """Evaluates log p(z, C) of draws (S, U, K), in nats, with shape (S, U)."""
         prior = self.model.prior(batch.num_users, batch.covariates)
         return prior.log_prob(z) + self.model.choice(batch, z).log_prob(batch.choice)
-
-
-def widen(batch: Batch) -> Batch:
-    """Returns a copy of a batch in double precision."""
-    items = batch.items if batch.items.dtype == torch.int64 else batch.items.double()
-    return batch.replace(items=items, choice=batch.choice.double())
 
 
 def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.model import CoefficientMap, Derivatives, HeterogeneousBTL
-from fssa_bayes.sampling import draw_adapted, draw_points, find_modes
+from fssa_bayes.sampling import draw_around_modes
 
 __all__ = [
     "batch_information",
@@ -118,8 +118,7 @@ def _draw(
     if model.latent_dim == 0:
         z = torch.zeros(1, batch.num_users, 0, dtype=model.dtype, device=model.device)
         return z, torch.ones(1, batch.num_users, dtype=torch.float64, device=model.device)
-    points = draw_points(num_samples, batch.num_users, model.latent_dim, streams, batch.keys)
-    draws = draw_adapted(model, batch, find_modes(model, batch), points)
+    draws = draw_around_modes(model, batch, num_samples, streams)
     return draws.z.to(model.dtype), draws.log_weights.softmax(0)
 
 

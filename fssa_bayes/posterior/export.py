@@ -221,8 +221,7 @@ class Exporter:
         """Returns z (S, U, K), with the coefficients it stands for where utility is linear."""
         variables = {"z": ((*_DRAW, "user", "latent"), z.numpy()[None])}
         if _has_coefficients(self.model, self.context):
-            beta = self.model.utility.coefficients(z.to(self.model.device))
-            beta = (beta / self.model.feature_scale.to(beta)).cpu().numpy()
+            beta = self.model.coefficients(z.to(self.model.device)).cpu().numpy()
             variables["coefficient"] = (*_DRAW, "user", "feature"), beta[None]
         return variables
 

@@ -2,7 +2,7 @@
 
 from fssa_bayes._random import Streams
 from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
-from fssa_bayes.sampling.adaptive import Points, draw_adapted, draw_points
+from fssa_bayes.sampling.adaptive import Points, draw_adapted, draw_around_modes, draw_points
 from fssa_bayes.sampling.draws import Draws, check_draws
 from fssa_bayes.sampling.evidence import (
     Estimate,
@@ -41,6 +41,7 @@ __all__ = [
     "Streams",
     "check_draws",
     "draw_adapted",
+    "draw_around_modes",
     "draw_points",
     "draw_posterior",
     "effective_sample_size",

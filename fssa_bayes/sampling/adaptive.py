@@ -20,9 +20,9 @@ from torch import Tensor
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling.modes import Modes
+from fssa_bayes.sampling.modes import Modes, find_modes
 
-__all__ = ["Points", "WeightedDraws", "draw_adapted", "draw_points"]
+__all__ = ["Points", "WeightedDraws", "draw_adapted", "draw_around_modes", "draw_points"]
 
 _SHARES = (0.25, 0.15)  # Of the draws: around the mode, and from the prior.
 _FREEDOM = 5.0  # Degrees of freedom of the t distributions.
@@ -143,6 +143,21 @@ def draw_adapted(
     densities = [near.log_prob(z), log_prior(z), adapted.log_prob(z)]
     log_weights = torch.cat([joint, log_joint(second)]) - _log_mixture(densities, sizes)
     return WeightedDraws(z, log_weights)
+
+
+def draw_around_modes(
+    model: HeterogeneousBTL, batch: Batch, num_samples: int, streams: Streams
+) -> WeightedDraws:
+    """Does what :func:`draw_adapted` does, with the people's own modes and points.
+
+    Args:
+        model: A model with linear utility and normal prior.
+        batch: The people's contexts, on the model's device.
+        num_samples: Number of draws S of each person.
+        streams: The people's random numbers.
+    """
+    points = draw_points(num_samples, batch.num_users, model.latent_dim, streams, batch.keys)
+    return draw_adapted(model, batch, find_modes(model, batch), points)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from fssa_bayes._weights import log_moments, size_from_moments
 from fssa_bayes.data import Preferences, user_slices
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling.adaptive import draw_adapted, draw_points
+from fssa_bayes.sampling.adaptive import draw_around_modes
 from fssa_bayes.sampling.importance import propose
-from fssa_bayes.sampling.modes import find_modes
 from fssa_bayes.sampling.steady import map_people
 
 __all__ = ["Estimate", "estimate_log_marginal_likelihood", "person_log_marginal_likelihood"]
@@ -120,8 +119,7 @@ def _draw_moments(
     """Draws once for some people, and returns the log-moments of their weights, (2, u)."""
     batch = data.batch(range(people.start, people.stop)).to(model.device)
     if guide is None and model.latent_dim:
-        points = draw_points(num_samples, batch.num_users, model.latent_dim, streams, batch.keys)
-        log_weights = draw_adapted(model, batch, find_modes(model, batch), points).log_weights
+        log_weights = draw_around_modes(model, batch, num_samples, streams).log_weights
     else:
         log_weights = propose(model, guide, batch, num_samples, streams=streams).log_weights
     return log_moments(log_weights.double())
