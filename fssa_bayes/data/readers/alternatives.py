@@ -24,7 +24,7 @@ from fssa_bayes.data.readers.pairs import lookup_items, name_items, neutral_orde
 if TYPE_CHECKING:
     from fssa_bayes.data.readers.choices import Offers
 
-__all__ = ["AlternativeTable", "check_variation", "each_row", "shared"]
+__all__ = ["AlternativeTable", "check_constants", "check_variation", "each_row", "shared"]
 
 _CONSTANT = "constant"
 _MOST_CONSTANTS = 100
@@ -50,28 +50,31 @@ class AlternativeTable(NamedTuple):
     levels: Mapping[Hashable, tuple]
 
 
-def shared(offers: Offers, items: pd.DataFrame | None, constants: bool) -> AlternativeTable:
+def check_constants(constants: bool, features: object) -> None:
+    """Refuses constants beside what explains as much as they do."""
+    if constants and features is None:
+        raise ValueError(
+            "constants=True goes with features=: without, every item has a constant already, and "
+            "with items= constants would explain all that features do"
+        )
+
+
+def shared(offers: Offers, items: pd.DataFrame | None) -> AlternativeTable:
     """Takes alternatives of one name for one item, in whatever situation it is on offer.
 
     Args:
         offers: What was on offer.
         items: Features of the items but the outside option, or None for one indicator an item.
-        constants: True is refused: the features of an item are as good as a constant.
 
     Raises:
         ValueError: If an item has no row in `items`, or the outside option has one.
     """
-    if constants:
-        raise ValueError(
-            "constants=True goes with features=: without, every item has a constant already, and "
-            "with items= constants would explain all that features do"
-        )
     given = items
     items, levels = expand_levels("items", items)
     if items is None:
         # In the order of a table with one row a comparison: first the left items, then the bases.
-        by_side = offers.item[~offers.is_base], offers.item[offers.is_base]
-        used = pd.unique(np.concatenate(by_side))
+        order = np.lexsort((offers.row, offers.is_base))
+        used = pd.unique(offers.item[order])
         place = np.empty(len(offers.names), dtype=np.int32)
         place[used] = np.arange(len(used))
         return AlternativeTable(place[offers.item], None, offers.names[used], None, {})
@@ -207,7 +210,8 @@ def _check_levels(features: pd.DataFrame, levels: Mapping) -> None:
         if not isinstance(features[name].dtype, pd.CategoricalDtype):
             raise ValueError(
                 f"column {name!r} must be of pandas' categories where there is an outside option, "
-                "which has the first of them: astype(pd.CategoricalDtype([…])) names all levels"
+                "which has the first of them (astype(pd.CategoricalDtype([…])) names all levels), "
+                "or numbers, such as 1 / 0 for each level but one"
             )
 
 

@@ -24,7 +24,13 @@ from fssa_bayes.data.ids import (
 )
 from fssa_bayes.data.names import show_cell, show_value
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.readers.alternatives import AlternativeTable, check_variation, each_row, shared
+from fssa_bayes.data.readers.alternatives import (
+    AlternativeTable,
+    check_constants,
+    check_variation,
+    each_row,
+    shared,
+)
 from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.readers.pairs import (
     check_frame,
@@ -114,13 +120,11 @@ def read_choices(
             "items and features cannot be given both: join the table of items to df, and list its "
             "columns in features too"
         )
+    check_constants(constants, features)
     check_frame(df, named)
     own = None if features is None else df[check_columns(df, "features", features)]
     offers = collect_offers(df, named, outside)
-    if own is None:
-        alternatives = shared(offers, items, constants)
-    else:
-        alternatives = each_row(offers, own, constants)
+    alternatives = shared(offers, items) if own is None else each_row(offers, own, constants)
     return arrange_choices(offers, alternatives, users)
 
 

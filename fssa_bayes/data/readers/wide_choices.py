@@ -11,7 +11,7 @@ import pandas as pd
 
 from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
 from fssa_bayes.data.names import show_cell, show_value
-from fssa_bayes.data.readers.alternatives import each_row, shared
+from fssa_bayes.data.readers.alternatives import check_constants, each_row, shared
 from fssa_bayes.data.readers.choices import arrange_choices, collect_offers
 from fssa_bayes.data.readers.pairs import check_frame
 
@@ -43,6 +43,7 @@ def read_wide_choices(
         users: Covariates of the people, or None.
     """
     named = {role: column for role, column in columns.items() if column is not None}
+    check_constants(constants, features)
     check_frame(df, named)
     names, codes = _read_alternatives(alternatives, outside)
     chosen = _decode_chosen(df, named["chosen"], names, codes)
@@ -61,7 +62,7 @@ def read_wide_choices(
         long["available"] = _read_available(df, names, available).ravel()
     cells = None if features is None else _read_features(df, names, features, outside)
     offers = collect_offers(long, {role: role for role in long.columns}, outside)
-    table = shared(offers, None, constants) if cells is None else each_row(offers, cells, constants)
+    table = shared(offers, None) if cells is None else each_row(offers, cells, constants)
     return arrange_choices(offers, table, users)
 
 
@@ -127,7 +128,7 @@ def _find_column(df: pd.DataFrame, argument: str, column: Hashable) -> pd.Series
     if found != 1:
         reason = "is not a column" if not found else f"is the name of {found} columns"
         raise ValueError(
-            f"{argument}: {column!r} {reason} of df; its columns are {list(df.columns)}"
+            f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
         )
     return df[column]
 
