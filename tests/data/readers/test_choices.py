@@ -114,7 +114,9 @@ def homogeneous(data: Preferences, coefficients: list[float]) -> HeterogeneousBT
     model.take_units(data)
     model = model.double()
     with torch.no_grad():
-        model.utility.mean.copy_(torch.tensor(coefficients) * model.feature_scale)
+        model.utility.mean.copy_(
+            torch.tensor(coefficients, dtype=torch.float64) * model.feature_scale
+        )
     return model
 
 
