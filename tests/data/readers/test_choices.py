@@ -329,6 +329,19 @@ def test_the_likelihood_with_an_outside_option_is_that_by_hand(kind: str) -> Non
     assert abs(multinomial_logit(df, utility, outside + 0.1) - expected) > 0.01
 
 
+def test_later_choices_from_some_of_the_alternatives_are_read_by_name() -> None:
+    """A new person sees three of eight: constants that are absent must not take others' places."""
+    df = random_trips(9)
+    model = homogeneous(read(df, features=["price"], constants=True), [0.5, *np.arange(1.0, 8.0)])
+    own = df["mode"].map(dict(zip("abcdefgh", np.arange(8.0), strict=True)))
+    later = df[df["when"].isin([9, 12])].assign(who="new")
+    assert later["mode"].nunique() == 6
+    assert "a" not in later["mode"].tolist()  # The one without a constant.
+    data = read(later, features=["price"], constants=True).for_model(model)
+    expected = multinomial_logit(later, 0.5 * df["price"] + own)
+    assert log_likelihood(data, model) == pytest.approx(expected, abs=1e-5)
+
+
 # The likelihood.
 
 
