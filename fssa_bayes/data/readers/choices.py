@@ -1,8 +1,7 @@
 """Choices from sets: tables with one row an alternative on offer.
 
-A choice from n alternatives becomes n − 1 comparisons with the last alternative, the *base*: the
-others stand on the left. The choice of the worst of a set becomes such comparisons too, with the
-base on the left.
+A choice from n alternatives is stored as n − 1 comparisons with the last alternative, its base: see
+`data/rankings.py`. So is the choice of the worst.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from fssa_bayes.data.ids import (
 )
 from fssa_bayes.data.names import show_cell, show_value
 from fssa_bayes.data.ragged import offsets_of
+from fssa_bayes.data.rankings import lay_out
 from fssa_bayes.data.readers.alternatives import (
     AlternativeTable,
     check_constants,
@@ -417,37 +417,12 @@ def _list_comparisons(offers: Offers, position: np.ndarray) -> tuple[np.ndarray,
     choice; Marley & Louviere 2005, Some probabilistic models of best, worst, and best–worst
     choices, Journal of Mathematical Psychology 49).
     """
-    other, base, choice, group = _compare_with_base(offers.group, position, offers.best)
-    if offers.worst is None:
-        return other, base, choice, 2 * group
-    rest = ~offers.best
-    columns = offers.group[rest], position[rest], offers.worst[rest]
-    worst_other, worst_base, worst_choice, worst_group = _compare_with_base(*columns)
-    number = np.concatenate([2 * group, 2 * worst_group + 1])
-    order = np.argsort(number, kind="stable")
-    return (
-        np.concatenate([other, worst_base])[order],
-        np.concatenate([base, worst_other])[order],
-        np.concatenate([choice, worst_choice])[order],
-        number[order],
-    )
-
-
-def _compare_with_base(
-    group: np.ndarray, position: np.ndarray, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compares the alternatives of each set with the last one.
-
-    Args:
-        group: Number of the set of each of L alternatives, non-decreasing, with shape (L,).
-        position: Position of its item, (L,).
-        chosen: Whether it was chosen, (L,).
-
-    Returns:
-        Position of the alternative, that of the base, the choice (1 for the alternative, 0 for the
-        base, ½ for neither) and number of the set, each with shape (R,).
-    """
-    is_base = np.diff(group, append=-1) != 0
-    base = np.flatnonzero(is_base)[np.cumsum(is_base) - is_base][~is_base]
-    choice = (1.0 + chosen[~is_base] - chosen[base]) / 2
-    return position[~is_base], position[base], choice, group[~is_base]
+    number, marks = 2 * offers.group, offers.best
+    if offers.worst is not None:
+        rest = ~offers.best
+        number = np.concatenate([number, 2 * offers.group[rest] + 1])
+        order = np.argsort(number, kind="stable")
+        number = number[order]
+        position = np.concatenate([position, position[rest]])[order]
+        marks = np.concatenate([marks, offers.worst[rest]])[order]
+    return lay_out(number, position, np.where(marks, 1.0, np.inf), number % 2 == 1)
