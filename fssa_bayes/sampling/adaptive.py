@@ -87,6 +87,10 @@ def draw_points(
     around, prior = (max(1, round(share * num_samples)) for share in _SHARES)
 
     def uniform(part: str, number: int, width: int) -> np.ndarray:
+        halves = (number + 1) // 2, number // 2
+        return np.concatenate([half(f"{part}, {i}", n, width) for i, n in enumerate(halves)])
+
+    def half(part: str, number: int, width: int) -> np.ndarray:
         from scipy.stats import qmc
 
         bits = max(number - 1, 1).bit_length()
@@ -133,16 +137,30 @@ def draw_adapted(
     def log_prior(z: Tensor) -> Tensor:
         return prior.log_prob(z.to(model.utility.mean.dtype)).double()
 
-    first = torch.cat([near.at(points.around_mode), location + points.prior])
-    sizes = [len(points.around_mode), len(points.prior), len(points.adapted)]
+    starts = [near.at(points.around_mode), location + points.prior]
+    first = torch.cat(starts)
     joint = log_joint(first)
-    weights = joint - _log_mixture([near.log_prob(first), log_prior(first)], sizes[:2])
-    adapted = _Student(*_moments(first, weights, modes))
-    second = adapted.at(points.adapted)
-    z = torch.cat([first, second])
-    densities = [near.log_prob(z), log_prior(z), adapted.log_prob(z)]
-    log_weights = torch.cat([joint, log_joint(second)]) - _log_mixture(densities, sizes)
-    return WeightedDraws(z, log_weights)
+    fixed = torch.stack([near.log_prob(first), log_prior(first)])
+    weights = joint - _log_mixture(fixed, [len(part) for part in starts])
+    halves = _halve(len(starts[0]), len(starts[1]))
+    adapted = [_Student(*_moments(first[half], weights[half], modes)) for half in halves]
+    normal = points.adapted.chunk(2)
+    second = [part.at(own) for part, own in zip(adapted[::-1], normal, strict=True)]
+    joint_second = log_joint(torch.cat(second)).split([len(part) for part in second])
+    draws, log_weights = [], []
+    for half, part, new, joint_new in zip(halves, adapted[::-1], second, joint_second, strict=True):
+        z = torch.cat([first[half], new])
+        known = torch.cat([fixed[:, half], torch.stack([near.log_prob(new), log_prior(new)])], 1)
+        densities = torch.cat([known, part.log_prob(z)[None]])
+        sizes = [*(int(((half >= low) & (half < high)).sum()) for low, high in ((0, len(starts[0])), (len(starts[0]), len(first)))), len(new)]
+        log_weights.append(torch.cat([joint[half], joint_new]) - _log_mixture(densities, sizes))
+        draws.append(z)
+    return WeightedDraws(torch.cat(draws), torch.cat(log_weights))
+
+
+def _halve(around: int, prior: int) -> list[Tensor]:
+    a, b = torch.arange(around).chunk(2), (around + torch.arange(prior)).chunk(2)
+    return [torch.cat(pair) for pair in zip(a, b, strict=True)]
 
 
 def draw_around_modes(
@@ -181,7 +199,7 @@ class _Student:
         return constant - torch.linalg.slogdet(self.root)[1] - 0.5 * (_FREEDOM + width) * size
 
 
-def _log_mixture(densities: list[Tensor], sizes: list[int]) -> Tensor:
+def _log_mixture(densities, sizes) -> Tensor:
     """Mixes log-densities (S, U) in proportion to the numbers of draws."""
     shares = [math.log(size / sum(sizes)) for size in sizes]
     return torch.stack([d + share for d, share in zip(densities, shares, strict=True)]).logsumexp(0)
