@@ -64,9 +64,7 @@ LOGITS = {
     "yogurt": [
         Logit("multinomial", {"logitr, torch-choice": -2656.888}),
         Logit("four normals, price fixed", {"logitr, 500 draws": -1243.5}, NONE | PRICE_FIXED),
-        Logit(
-            "four normals, correlated, price fixed", {"logitr, 500 draws": -1227.9}, PRICE_FIXED
-        ),
+        Logit("four normals, correlated, price fixed", {"logitr, 500 draws": -1227.9}, PRICE_FIXED),
     ],
     "train": [
         Logit("logit", {"mlogit": -1724.150}),
