@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from fssa_bayes.baselines.membership import log_shares, maximise_membership
 from fssa_bayes.data import Preferences
 from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.model import HeterogeneousBTL, log_prob_of_choices
@@ -19,6 +20,7 @@ __all__ = ["EM", "FlatComparisons", "State", "minimise"]
 
 _STEPS = 10  # L-BFGS iterations of an M-step.
 _CONCENTRATION = 0.3  # Of the Dirichlet distribution of starting class probabilities.
+_NOBODY = -30.0  # Log-share, in nats, from which the polish starts for a class with share 0.
 
 
 class State:
@@ -26,15 +28,15 @@ class State:
 
     Attributes:
         parameters: One vector a class, with shape (C, P).
-        log_weights: Log π, with shape (C,).
+        membership: Coefficients γ of the classes' shares, (C, 1 + W); up to a term for all classes.
         responsibility: Probability of each person's class under the parameters, (U, C).
         log_likelihood: Log-likelihood of all people together, in nats.
         history: One row an iteration.
         settled: Whether the last iteration gained less than the tolerance.
     """
 
-    def __init__(self, parameters: Tensor, log_weights: Tensor, responsibility: Tensor) -> None:
-        self.parameters, self.log_weights = parameters, log_weights
+    def __init__(self, parameters: Tensor, membership: Tensor, responsibility: Tensor) -> None:
+        self.parameters, self.membership = parameters, membership
         self.responsibility = responsibility
         self.log_likelihood = -math.inf
         self.history: list[dict] = []
@@ -49,10 +51,16 @@ class EM:
         data: The comparisons.
         num_classes: Number of classes C.
         seed: Seed of the starts.
+        design: Ones and standardised covariates of people, with shape (U, 1 + W).
     """
 
     def __init__(
-        self, model: HeterogeneousBTL, data: Preferences, num_classes: int, seed: int
+        self,
+        model: HeterogeneousBTL,
+        data: Preferences,
+        num_classes: int,
+        seed: int,
+        design: Tensor,
     ) -> None:
         self.template = model
         self.model = copy.deepcopy(model).double()
@@ -60,18 +68,20 @@ class EM:
         self.comparisons = FlatComparisons(self.model, data)
         self.num_people, self.num_classes = len(data), num_classes
         self.rng = np.random.default_rng(seed)
+        self.design = design
 
     def start(self) -> State:
         """Draws a start.
 
-        All classes have the parameters of the homogeneous model. Most people belong to one class
-        with a probability near 1.
+        All classes have the parameters of the homogeneous model, and shares that do not depend on
+        covariates. Most people belong to one class with a probability near 1.
         """
         alpha = np.full(self.num_classes, _CONCENTRATION)
         responsibility = torch.from_numpy(self.rng.dirichlet(alpha, size=self.num_people))
         vector = parameters_to_vector(self.parameters).detach()
-        log_weights = responsibility.mean(0).log()
-        return State(vector.repeat(self.num_classes, 1), log_weights, responsibility)
+        membership = self.design.new_zeros(self.num_classes, self.design.shape[1])
+        membership[:, 0] = responsibility.mean(0).log()
+        return State(vector.repeat(self.num_classes, 1), membership, responsibility)
 
     def run(self, state: State, restart: int, iterations: int, tolerance: float) -> State:
         """Alternates M-steps and E-steps until one pair gains less than the tolerance a person."""
@@ -82,7 +92,9 @@ class EM:
             for number in range(self.num_classes):
                 weight = state.responsibility[:, number]
                 state.parameters[number] = self.m_step(state.parameters[number], weight)
-            state.log_weights = state.responsibility.mean(0).log()
+            state.membership = maximise_membership(
+                self.design, state.responsibility, state.membership
+            )
             self.e_step(state)
             self._record(state, restart)
             state.settled = state.log_likelihood - before < tolerance * self.num_people
@@ -90,26 +102,29 @@ class EM:
 
     def polish(self, state: State, restart: int) -> tuple[State, bool]:
         """Maximises the likelihood by L-BFGS; returns the end, and whether it is a maximum."""
-        classes, size = state.parameters.shape
-        start = torch.cat([state.parameters.flatten(), state.log_weights.clamp(min=-30)])
+        shape, count = state.parameters.shape, state.parameters.numel()
+        membership = state.membership.nan_to_num(neginf=_NOBODY)
+        start = torch.cat([state.parameters.flatten(), membership.flatten()])
+
+        def unpack(vector: Tensor) -> State:
+            parameters = vector[:count].reshape(shape).clone()
+            return State(
+                parameters, vector[count:].view_as(membership).clone(), state.responsibility
+            )
 
         def negative(vector: Tensor) -> tuple[float, Tensor]:
-            parameters, logits = vector[: classes * size].reshape(classes, size), vector[-classes:]
-            trial = State(parameters, logits.log_softmax(0), state.responsibility)
+            trial = unpack(vector)
             self.e_step(trial)
             slopes = [
-                self.loss(parameters[c], trial.responsibility[:, c])[1] for c in range(classes)
+                self.loss(own, trial.responsibility[:, number])[1]
+                for number, own in enumerate(trial.parameters)
             ]
-            share = trial.responsibility.sum(0) - self.num_people * trial.log_weights.exp()
-            gradient = torch.cat([*slopes, -share / self.num_people])
+            excess = self.shares(trial) - trial.responsibility
+            gradient = torch.cat([*slopes, (excess.T @ self.design).flatten() / self.num_people])
             return -trial.log_likelihood / self.num_people, gradient
 
         vector, slope = minimise(negative, start, 2000)
-        end = State(
-            vector[: classes * size].reshape(classes, size).clone(),
-            vector[-classes:].log_softmax(0),
-            state.responsibility,
-        )
+        end = unpack(vector)
         self.e_step(end)
         if end.log_likelihood < state.log_likelihood:
             end = state
@@ -136,9 +151,13 @@ class EM:
         for vector in state.parameters:
             vector_to_parameters(vector, self.parameters)
             columns.append(self.comparisons.log_prob(self.model))
-        log_joint = torch.stack(columns, -1) + state.log_weights
+        log_joint = torch.stack(columns, -1) + log_shares(self.design, state.membership)
         state.responsibility = log_joint.softmax(-1)
         state.log_likelihood = log_joint.logsumexp(-1).sum().item()
+
+    def shares(self, state: State) -> Tensor:
+        """Returns the shares π of the classes given each person's covariates, (U, C)."""
+        return log_shares(self.design, state.membership).exp()
 
     def m_step(self, vector: Tensor, weight: Tensor) -> Tensor:
         """Takes a few L-BFGS iterations of weighted maximum likelihood for a class.

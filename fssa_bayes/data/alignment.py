@@ -15,7 +15,14 @@ from fssa_bayes.data.judgements import find_judgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.readers.categories import Levels, recode_levels
 
-__all__ = ["AlignedComparisons", "Fitted", "align_features", "align_items", "find_columns"]
+__all__ = [
+    "AlignedComparisons",
+    "Fitted",
+    "align_covariates",
+    "align_features",
+    "align_items",
+    "find_columns",
+]
 
 
 class Fitted(Protocol):
