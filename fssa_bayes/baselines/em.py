@@ -10,8 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from tqdm.auto import tqdm
 
-from fssa_bayes.baselines.membership import log_shares, maximise_membership
+from fssa_bayes.baselines.membership import (
+    find_separated_classes,
+    log_shares,
+    maximise_membership,
+)
 from fssa_bayes.data import Preferences
 from fssa_bayes.kernels.plackett_luce import Rankings
 from fssa_bayes.model import HeterogeneousBTL, log_prob_of_choices
@@ -20,6 +25,8 @@ __all__ = ["EM", "FlatComparisons", "State", "minimise"]
 
 _STEPS = 10  # L-BFGS iterations of an M-step.
 _CONCENTRATION = 0.3  # Of the Dirichlet distribution of starting class probabilities.
+_SHORT_RUN = 15  # EM iterations of a start.
+_NEARER = 0.1  # Share of infinite coefficients of the shares with which the polish is repeated.
 _NOBODY = -30.0  # Log-share, in nats, from which the polish starts for a class with share 0.
 
 
@@ -70,18 +77,65 @@ class EM:
         self.rng = np.random.default_rng(seed)
         self.design = design
 
-    def start(self) -> State:
-        """Draws a start.
+    def search(
+        self, starts: int, max_iterations: int, tolerance: float, *, progress_bar: bool = False
+    ) -> tuple[State, bool, list[dict]]:
+        """Maximises the likelihood from several starts.
 
-        All classes have the parameters of the homogeneous model, and shares that do not depend on
-        covariates. Most people belong to one class with a probability near 1.
+        For a linear utility every start has a short run of EM and is then polished, because the
+        likelihood after a short run does not tell which maximum is near. For networks, the best of
+        the short runs is continued.
+
+        Args:
+            starts: Number of starts.
+            max_iterations: Largest number of EM iterations of a run.
+            tolerance: Gain in nats a person at which a run ends.
+            progress_bar: Whether to show progress.
+
+        Returns:
+            The best end, whether it is a maximum, and the histories of all runs, its own last.
         """
+        polishes, ends = self.model.utility.is_linear, []
+        for number in tqdm(range(starts), desc="EM starts", delay=1.0, disable=not progress_bar):
+            short = min(_SHORT_RUN, max_iterations)
+            state = self.run(self.start(number), number, short, tolerance)
+            ends.append(self.polish(state, number) if polishes else (state, state.settled))
+        best = max(range(starts), key=lambda number: ends[number][0].log_likelihood)
+        final, settled = ends[best]
+        if not polishes:
+            final = self.run(final, best, max_iterations - len(final.history), tolerance)
+            settled = final.settled
+        others = [end for number, (end, _) in enumerate(ends) if number != best]
+        return final, settled, [row for end in [*others, final] for row in end.history]
+
+    def start(self, number: int) -> State:
+        """Draws a start, of one kind or the other by its number.
+
+        Of even number: all classes have the parameters of the homogeneous model, and most people
+        belong to one class with a probability near 1. Of odd number, for a linear utility: the
+        classes' coefficients are those of the homogeneous model, each times a log-normal number,
+        and people are of any class. Shares do not depend on covariates.
+        """
+        vector = parameters_to_vector(self.parameters).detach().repeat(self.num_classes, 1)
+        membership = self.design.new_zeros(self.num_classes, self.design.shape[1])
+        if number % 2 and self.model.utility.is_linear:
+            shape = self.num_classes, self.model.utility.mean.numel()
+            factor = torch.ones_like(vector)
+            factor[:, self._coefficients] = torch.from_numpy(np.exp(self.rng.normal(size=shape)))
+            state = State(vector * factor, membership, membership[:, :1])
+            self.e_step(state)
+            return state
         alpha = np.full(self.num_classes, _CONCENTRATION)
         responsibility = torch.from_numpy(self.rng.dirichlet(alpha, size=self.num_people))
-        vector = parameters_to_vector(self.parameters).detach()
-        membership = self.design.new_zeros(self.num_classes, self.design.shape[1])
         membership[:, 0] = responsibility.mean(0).log()
-        return State(vector.repeat(self.num_classes, 1), membership, responsibility)
+        return State(vector, membership, responsibility)
+
+    @property
+    def _coefficients(self) -> slice:
+        """Where the coefficients of a linear utility are among the parameters of a class."""
+        sizes = [p.numel() for p in self.parameters]
+        place = next(i for i, p in enumerate(self.parameters) if p is self.model.utility.mean)
+        return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
     def run(self, state: State, restart: int, iterations: int, tolerance: float) -> State:
         """Alternates M-steps and E-steps until one pair gains less than the tolerance a person."""
@@ -101,7 +155,38 @@ class EM:
         return state
 
     def polish(self, state: State, restart: int) -> tuple[State, bool]:
-        """Maximises the likelihood by L-BFGS; returns the end, and whether it is a maximum."""
+        """Maximises the likelihood by L-BFGS; returns the end, and whether it is a maximum.
+
+        Where it ends with coefficients of the shares at infinity, it is tried again from smaller
+        ones: the likelihood is flat there, and may be higher at finite coefficients.
+        """
+        end, is_maximum = self._ascend(state)
+        nearer = self._nearer(end)
+        if nearer is not None:
+            again = self._ascend(nearer)
+            if again[0].log_likelihood > end.log_likelihood:
+                end, is_maximum = again
+        if end.log_likelihood < state.log_likelihood:
+            end = state
+        end.history = state.history
+        self._record(end, restart)
+        return end, is_maximum
+
+    def _nearer(self, state: State) -> State | None:
+        """Returns a state with smaller coefficients where they are at infinity; None elsewhere."""
+        if self.num_classes == 1 or self.design.shape[1] == 1:
+            return None
+        gamma = state.membership - state.membership[:1]
+        divergence = find_separated_classes(self.design, gamma)
+        if divergence is None:
+            return None
+        flat = divergence.directions
+        free = gamma[1:].flatten()
+        free = free - (1 - _NEARER) * flat @ (flat.T @ free)
+        gamma = torch.cat([gamma[:1], free.view_as(gamma[1:])])
+        return State(state.parameters, gamma, state.responsibility)
+
+    def _ascend(self, state: State) -> tuple[State, bool]:
         shape, count = state.parameters.shape, state.parameters.numel()
         membership = state.membership.nan_to_num(neginf=_NOBODY)
         start = torch.cat([state.parameters.flatten(), membership.flatten()])
@@ -126,10 +211,6 @@ class EM:
         vector, slope = minimise(negative, start, 2000)
         end = unpack(vector)
         self.e_step(end)
-        if end.log_likelihood < state.log_likelihood:
-            end = state
-        end.history = state.history
-        self._record(end, restart)
         return end, slope < 1e-5
 
     def model_of(self, vector: Tensor) -> HeterogeneousBTL:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fssa_bayes.baselines.base import (
     Baseline,
@@ -46,7 +45,6 @@ from fssa_bayes.posterior import PopulationMixture
 
 __all__ = ["MixtureBTL", "choose_num_classes"]
 
-_SHORT_RUN = 15  # EM iterations of a restart, of which the best is continued.
 _LEAST_LOG_SHARE = -700.0  # Of a class that nobody belongs to.
 _SEPARATED = 15.0  # Nats per standard deviation above which a coefficient may have no maximum.
 
@@ -60,11 +58,13 @@ class MixtureBTL(Baseline):
     :math:`π_{uc} \propto \exp(γ_{c0} + γ_c \cdot \tilde w_u)`, w̃ the person's covariates,
     standardised; without, everybody has the same shares.
 
-    EM makes short runs from several starts and continues the best run. The E-step computes each
-    person's class probabilities. The M-step takes a few L-BFGS iterations of weighted maximum
-    likelihood for each class and never lowers the likelihood. For a linear utility EM is followed
-    by L-BFGS on the likelihood itself, which converges faster near the maximum. Classes are
-    numbered from the largest.
+    EM makes short runs from several starts. The E-step computes each person's class probabilities.
+    The M-step takes a few L-BFGS iterations of weighted maximum likelihood for each class, and
+    Newton's iterations for the shares; it never lowers the likelihood. For a linear utility every
+    run is followed by L-BFGS on the likelihood itself, which converges faster near a maximum; for a
+    network the best run is continued. The likelihood of a mixture has several maxima, some of them
+    far lower: `history` tells how often the highest was found. Classes are numbered from the
+    largest.
 
     A ranking has the probability of Plackett and Luce in every class. Likelihood alone is
     maximised, without a prior: a network, or items without features, needs many people in every
@@ -81,15 +81,16 @@ class MixtureBTL(Baseline):
             False for none, or a list of columns, as in the table `users` that the data were read
             with. A category has a coefficient for each level but its reference level.
         num_restarts: Number of starts.
-        max_iterations: Largest number of EM iterations of the run that is continued.
+        max_iterations: Largest number of EM iterations of a run.
         tolerance: Gain of the log-likelihood in nats a person at which EM ends.
 
     Attributes:
         models: The classes' models, the largest class first.
         weights: Shares π of the classes, averaged over the training people, with shape (C,).
         membership: Shares of the classes given covariates.
-        history: One row an EM iteration: `restart`, `iteration`, `log_likelihood` in nats. The last
-            row of a linear utility, whose `iteration` is one more, is that of the final L-BFGS.
+        history: One row an EM iteration: `restart`, `iteration`, `log_likelihood` in nats. For a
+            linear utility the last row of every start, whose `iteration` is one more, is that of
+            L-BFGS. The rows of the start that was best come last.
         log_likelihood: The largest log-likelihood, of all training people together, in nats.
         data: The comparisons of the training people.
 
@@ -125,7 +126,7 @@ class MixtureBTL(Baseline):
         position_bias: bool = False,
         lapses: bool = False,
         covariates: bool | Sequence[Hashable] = False,
-        num_restarts: int = 8,
+        num_restarts: int = 16,
         max_iterations: int = 300,
         tolerance: float = 1e-5,
     ) -> None:
@@ -165,27 +166,23 @@ class MixtureBTL(Baseline):
             )
         table = CovariateTable.of(data, self.covariates)
         design = table.design(table.select(data))
-        start = self._everybody.fit(data, seed=seed, progress_bar=False).model
+        with warnings.catch_warnings():
+            if len(table):  # The shares use them, not the classes' utilities.
+                warnings.filterwarnings("ignore", message="the model does not use the covariates")
+            start = self._everybody.fit(data, seed=seed, progress_bar=False).model
         em = EM(start, data, self.num_classes, seed, design)
         restarts = self.num_restarts if self.num_classes > 1 else 1
-        runs, short = [], min(_SHORT_RUN, self.max_iterations)
-        for restart in tqdm(range(restarts), desc="EM starts", delay=1.0, disable=not progress_bar):
-            runs.append(em.run(em.start(), restart, short, self.tolerance))
-        best = max(range(restarts), key=lambda number: runs[number].log_likelihood)
-        rest = self.max_iterations - len(runs[best].history)
-        final = em.run(runs[best], best, rest, self.tolerance)
-        settled = final.settled or self.num_classes == 1
-        if start.utility.is_linear:
-            final, settled = em.polish(final, best)
-        if not settled:
+        final, settled, history = em.search(
+            restarts, self.max_iterations, self.tolerance, progress_bar=progress_bar
+        )
+        if not (settled or self.num_classes == 1):
             warnings.warn(
                 f"EM has not settled after max_iterations={self.max_iterations}: the last "
                 f"iteration gained more than tolerance={self.tolerance} nats a person",
                 stacklevel=2,
             )
-        rows = [row for number, run in enumerate(runs) if number != best for row in run.history]
         self._take(em, final, table)
-        self.history, self.data = pd.DataFrame(rows + final.history), data
+        self.history, self.data = pd.DataFrame(history), data
         self.log_likelihood = final.log_likelihood
         self._warn_of_separated_classes()
         utility = [m.utility for m in self.models if m.utility.is_linear]
