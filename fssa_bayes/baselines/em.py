@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
@@ -35,7 +36,8 @@ class State:
 
     Attributes:
         parameters: One vector a class, with shape (C, P).
-        membership: Coefficients γ of the classes' shares, (C, 1 + W); up to a term for all classes.
+        membership: Coefficients γ of the classes' shares, (C, 1 + W), or (C, 1) as long as shares
+            do not depend on covariates; up to a term for all classes.
         responsibility: Probability of each person's class under the parameters, (U, C).
         log_likelihood: Log-likelihood of all people together, in nats.
         history: One row an iteration.
@@ -82,9 +84,10 @@ class EM:
     ) -> tuple[State, bool, list[dict]]:
         """Maximises the likelihood from several starts.
 
-        For a linear utility every start has a short run of EM and is then polished, because the
-        likelihood after a short run does not tell which maximum is near. For networks, the best of
-        the short runs is continued.
+        Classes are sought without covariates first, and every end is then continued with them, so
+        that covariates never lower the likelihood. For a linear utility every start has a short run
+        of EM and is polished, because the likelihood after a short run does not tell which maximum
+        is near. For networks, the best of the short runs is continued.
 
         Args:
             starts: Number of starts.
@@ -99,7 +102,15 @@ class EM:
         for number in tqdm(range(starts), desc="EM starts", delay=1.0, disable=not progress_bar):
             short = min(_SHORT_RUN, max_iterations)
             state = self.run(self.start(number), number, short, tolerance)
-            ends.append(self.polish(state, number) if polishes else (state, state.settled))
+            settled = state.settled
+            if polishes:
+                state, settled = self.polish(state, number)
+            if self.design.shape[1] > 1:
+                state.membership = self._pad(state.membership)
+                state.settled = settled = False
+                if polishes:
+                    state, settled = self.polish(state, number)
+            ends.append((state, settled))
         best = max(range(starts), key=lambda number: ends[number][0].log_likelihood)
         final, settled = ends[best]
         if not polishes:
@@ -117,18 +128,26 @@ class EM:
         and people are of any class. Shares do not depend on covariates.
         """
         vector = parameters_to_vector(self.parameters).detach().repeat(self.num_classes, 1)
-        membership = self.design.new_zeros(self.num_classes, self.design.shape[1])
+        membership = self.design.new_zeros(self.num_classes, 1)
         if number % 2 and self.model.utility.is_linear:
             shape = self.num_classes, self.model.utility.mean.numel()
             factor = torch.ones_like(vector)
             factor[:, self._coefficients] = torch.from_numpy(np.exp(self.rng.normal(size=shape)))
-            state = State(vector * factor, membership, membership[:, :1])
+            state = State(vector * factor, membership, self.design.new_zeros(0, self.num_classes))
             self.e_step(state)
             return state
         alpha = np.full(self.num_classes, _CONCENTRATION)
         responsibility = torch.from_numpy(self.rng.dirichlet(alpha, size=self.num_people))
         membership[:, 0] = responsibility.mean(0).log()
         return State(vector, membership, responsibility)
+
+    def _pad(self, membership: Tensor) -> Tensor:
+        """Adds coefficients of 0 for the covariates to constants (C, 1), to (C, 1 + W)."""
+        return F.pad(membership.nan_to_num(neginf=_NOBODY), (0, self.design.shape[1] - 1))
+
+    def _design(self, membership: Tensor) -> Tensor:
+        """Returns the columns of the design that coefficients (C, ·) are of."""
+        return self.design[:, : membership.shape[1]]
 
     @property
     def _coefficients(self) -> slice:
@@ -147,7 +166,7 @@ class EM:
                 weight = state.responsibility[:, number]
                 state.parameters[number] = self.m_step(state.parameters[number], weight)
             state.membership = maximise_membership(
-                self.design, state.responsibility, state.membership
+                self._design(state.membership), state.responsibility, state.membership
             )
             self.e_step(state)
             self._record(state, restart)
@@ -174,7 +193,7 @@ class EM:
 
     def _nearer(self, state: State) -> State | None:
         """Returns a state with smaller coefficients where they are at infinity; None elsewhere."""
-        if self.num_classes == 1 or self.design.shape[1] == 1:
+        if self.num_classes == 1 or state.membership.shape[1] == 1:
             return None
         gamma = state.membership - state.membership[:1]
         divergence = find_separated_classes(self.design, gamma)
@@ -205,7 +224,8 @@ class EM:
                 for number, own in enumerate(trial.parameters)
             ]
             excess = self.shares(trial) - trial.responsibility
-            gradient = torch.cat([*slopes, (excess.T @ self.design).flatten() / self.num_people])
+            of_shares = (excess.T @ self._design(membership)).flatten() / self.num_people
+            gradient = torch.cat([*slopes, of_shares])
             return -trial.log_likelihood / self.num_people, gradient
 
         vector, slope = minimise(negative, start, 2000)
@@ -232,13 +252,16 @@ class EM:
         for vector in state.parameters:
             vector_to_parameters(vector, self.parameters)
             columns.append(self.comparisons.log_prob(self.model))
-        log_joint = torch.stack(columns, -1) + log_shares(self.design, state.membership)
+        log_joint = torch.stack(columns, -1) + self._log_shares(state.membership)
         state.responsibility = log_joint.softmax(-1)
         state.log_likelihood = log_joint.logsumexp(-1).sum().item()
 
     def shares(self, state: State) -> Tensor:
         """Returns the shares π of the classes given each person's covariates, (U, C)."""
-        return log_shares(self.design, state.membership).exp()
+        return self._log_shares(state.membership).exp()
+
+    def _log_shares(self, membership: Tensor) -> Tensor:
+        return log_shares(self._design(membership), membership)
 
     def m_step(self, vector: Tensor, weight: Tensor) -> Tensor:
         """Takes a few L-BFGS iterations of weighted maximum likelihood for a class.
