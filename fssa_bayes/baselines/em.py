@@ -27,6 +27,8 @@ __all__ = ["EM", "FlatComparisons", "State", "minimise"]
 _STEPS = 10  # L-BFGS iterations of an M-step.
 _CONCENTRATION = 0.3  # Of the Dirichlet distribution of starting class probabilities.
 _SHORT_RUN = 15  # EM iterations of a start.
+_SHORT_POLISH = 100  # L-BFGS iterations of a start.
+_POLISH = 2000  # Of the best start.
 _NEARER = 0.1  # Share of infinite coefficients of the shares with which the polish is repeated.
 _NOBODY = -30.0  # Log-share, in nats, from which the polish starts for a class with share 0.
 
@@ -86,8 +88,8 @@ class EM:
 
         Classes are sought without covariates first, and every end is then continued with them, so
         that covariates never lower the likelihood. For a linear utility every start has a short run
-        of EM and is polished, because the likelihood after a short run does not tell which maximum
-        is near. For networks, the best of the short runs is continued.
+        of EM and of L-BFGS, because the likelihood after EM alone does not tell which maximum is
+        near, and the best is polished. For networks, the best of the short runs is continued.
 
         Args:
             starts: Number of starts.
@@ -98,25 +100,25 @@ class EM:
         Returns:
             The best end, whether it is a maximum, and the histories of all runs, its own last.
         """
-        polishes, ends = self.model.utility.is_linear, []
+        is_linear, ends = self.model.utility.is_linear, []
         for number in tqdm(range(starts), desc="EM starts", delay=1.0, disable=not progress_bar):
             short = min(_SHORT_RUN, max_iterations)
             state = self.run(self.start(number), number, short, tolerance)
-            settled = state.settled
-            if polishes:
-                state, settled = self.polish(state, number)
+            if is_linear:
+                state, _ = self.polish(state, number, _SHORT_POLISH)
             if self.design.shape[1] > 1:
-                state.membership = self._pad(state.membership)
-                state.settled = settled = False
-                if polishes:
-                    state, settled = self.polish(state, number)
-            ends.append((state, settled))
-        best = max(range(starts), key=lambda number: ends[number][0].log_likelihood)
-        final, settled = ends[best]
-        if not polishes:
-            final = self.run(final, best, max_iterations - len(final.history), tolerance)
+                state.membership, state.settled = self._pad(state.membership), False
+                if is_linear:
+                    state, _ = self.polish(state, number, _SHORT_POLISH)
+            ends.append(state)
+        best = max(range(starts), key=lambda number: ends[number].log_likelihood)
+        if is_linear:
+            final, settled = self.polish(ends[best], best, _POLISH)
+        else:
+            rest = max_iterations - len(ends[best].history)
+            final = self.run(ends[best], best, rest, tolerance)
             settled = final.settled
-        others = [end for number, (end, _) in enumerate(ends) if number != best]
+        others = [end for number, end in enumerate(ends) if number != best]
         return final, settled, [row for end in [*others, final] for row in end.history]
 
     def start(self, number: int) -> State:
@@ -173,16 +175,16 @@ class EM:
             state.settled = state.log_likelihood - before < tolerance * self.num_people
         return state
 
-    def polish(self, state: State, restart: int) -> tuple[State, bool]:
-        """Maximises the likelihood by L-BFGS; returns the end, and whether it is a maximum.
+    def polish(self, state: State, restart: int, iterations: int) -> tuple[State, bool]:
+        """Raises the likelihood by L-BFGS; returns the end, and whether it is a maximum.
 
         Where it ends with coefficients of the shares at infinity, it is tried again from smaller
         ones: the likelihood is flat there, and may be higher at finite coefficients.
         """
-        end, is_maximum = self._ascend(state)
+        end, is_maximum = self._ascend(state, iterations)
         nearer = self._nearer(end)
         if nearer is not None:
-            again = self._ascend(nearer)
+            again = self._ascend(nearer, iterations)
             if again[0].log_likelihood > end.log_likelihood:
                 end, is_maximum = again
         if end.log_likelihood < state.log_likelihood:
@@ -205,7 +207,7 @@ class EM:
         gamma = torch.cat([gamma[:1], free.view_as(gamma[1:])])
         return State(state.parameters, gamma, state.responsibility)
 
-    def _ascend(self, state: State) -> tuple[State, bool]:
+    def _ascend(self, state: State, iterations: int) -> tuple[State, bool]:
         shape, count = state.parameters.shape, state.parameters.numel()
         membership = state.membership.nan_to_num(neginf=_NOBODY)
         start = torch.cat([state.parameters.flatten(), membership.flatten()])
@@ -228,7 +230,7 @@ class EM:
             gradient = torch.cat([*slopes, of_shares])
             return -trial.log_likelihood / self.num_people, gradient
 
-        vector, slope = minimise(negative, start, 2000)
+        vector, slope = minimise(negative, start, iterations)
         end = unpack(vector)
         self.e_step(end)
         return end, slope < 1e-5

@@ -61,10 +61,10 @@ class MixtureBTL(Baseline):
     EM makes short runs from several starts. The E-step computes each person's class probabilities.
     The M-step takes a few L-BFGS iterations of weighted maximum likelihood for each class, and
     Newton's iterations for the shares; it never lowers the likelihood. For a linear utility every
-    run is followed by L-BFGS on the likelihood itself, which converges faster near a maximum; for a
-    network the best run is continued. The likelihood of a mixture has several maxima, some of them
-    far lower: `history` tells how often the highest was found. Classes are numbered from the
-    largest.
+    run is followed by L-BFGS on the likelihood itself, which converges faster near a maximum. The
+    best run is continued. With covariates, every run begins with shares that do not depend on them.
+    The likelihood of a mixture has several maxima, some of them far lower: `history` tells how
+    often the highest was found. Classes are numbered from the largest.
 
     A ranking has the probability of Plackett and Luce in every class. Likelihood alone is
     maximised, without a prior: a network, or items without features, needs many people in every
@@ -89,8 +89,8 @@ class MixtureBTL(Baseline):
         weights: Shares π of the classes, averaged over the training people, with shape (C,).
         membership: Shares of the classes given covariates.
         history: One row an EM iteration: `restart`, `iteration`, `log_likelihood` in nats. For a
-            linear utility the last row of every start, whose `iteration` is one more, is that of
-            L-BFGS. The rows of the start that was best come last.
+            linear utility the last rows of every start are those of L-BFGS. The rows of the start
+            that was best come last.
         log_likelihood: The largest log-likelihood, of all training people together, in nats.
         data: The comparisons of the training people.
 
