@@ -162,7 +162,7 @@ class CovariateTable:
                 f"users must hold finite numbers, got {values[row, column]} for "
                 f"{table.index[row]!r}, column {table.columns[column]!r}"
             )
-        return self._check_units(torch.from_numpy(values))
+        return self._check_units(torch.tensor(values))
 
     def _check_units(self, table: Tensor) -> Tensor:
         shift = ((table - self.mean) / self.scale).abs()

@@ -107,6 +107,21 @@ class MixtureBTL(Baseline):
         Dayton & Macready (1988), Concomitant-variable latent-class models, JASA 83.
         Kamakura, Wedel & Agrawal (1994), Concomitant variable latent class models for conjoint
         analysis, International Journal of Research in Marketing 11(5).
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> rural = rng.integers(2, size=200)
+        >>> taste = np.where(rng.random(200) < 0.2 + 0.6 * rural, 2.0, -2.0)  # Of 80 % and 20 %.
+        >>> items = np.array([[0.0], [1.0]])
+        >>> choice = rng.random(1600) < 1 / (1 + np.exp(-taste.repeat(8)))
+        >>> pairs = np.ones(1600, int), np.zeros(1600, int), choice, np.arange(0, 1601, 8)
+        >>> options = {"covariates": rural[:, None], "covariate_names": ["rural"]}
+        >>> data = Preferences(*pairs, items=items, **options)
+        >>> classes = MixtureBTL(2, covariates=True).fit(data, progress_bar=False)
+        >>> shares = classes.class_shares(pd.DataFrame({"rural": [0, 1]}))["estimate"]
+        >>> shares.round(1).unstack().to_numpy().tolist()  # Kinds of people by classes.
+        [[0.8, 0.2], [0.2, 0.8]]
     """
 
     models: list[HeterogeneousBTL]
