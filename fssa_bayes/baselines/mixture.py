@@ -111,17 +111,18 @@ class MixtureBTL(Baseline):
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
-        >>> rural = rng.integers(2, size=200)
-        >>> taste = np.where(rng.random(200) < 0.2 + 0.6 * rural, 2.0, -2.0)  # Of 80 % and 20 %.
+        >>> rural = rng.integers(2, size=600)
+        >>> taste = np.where(rng.random(600) < 0.2 + 0.6 * rural, 2.0, -2.0)  # Of 80 % and 20 %.
         >>> items = np.array([[0.0], [1.0]])
-        >>> choice = rng.random(1600) < 1 / (1 + np.exp(-taste.repeat(8)))
-        >>> pairs = np.ones(1600, int), np.zeros(1600, int), choice, np.arange(0, 1601, 8)
+        >>> choice = rng.random(4800) < 1 / (1 + np.exp(-taste.repeat(8)))
+        >>> pairs = np.ones(4800, int), np.zeros(4800, int), choice, np.arange(0, 4801, 8)
         >>> options = {"covariates": rural[:, None], "covariate_names": ["rural"]}
         >>> data = Preferences(*pairs, items=items, **options)
-        >>> classes = MixtureBTL(2, covariates=True).fit(data, progress_bar=False)
-        >>> shares = classes.class_shares(pd.DataFrame({"rural": [0, 1]}))["estimate"]
-        >>> shares.round(1).unstack().to_numpy().tolist()  # Kinds of people by classes.
-        [[0.8, 0.2], [0.2, 0.8]]
+        >>> classes = MixtureBTL(2, covariates=True, num_restarts=2).fit(data, progress_bar=False)
+        >>> kinds = pd.DataFrame({"rural": [0, 1]}, index=["town", "country"])
+        >>> shares = classes.class_shares(kinds)["estimate"].round(1)
+        >>> shares["town"].tolist(), shares["country"].tolist()
+        ([0.2, 0.8], [0.8, 0.2])
     """
 
     models: list[HeterogeneousBTL]
@@ -240,9 +241,9 @@ class MixtureBTL(Baseline):
             if which.any()
         ]
         warnings.warn(
-            f"membership of the classes is separated by covariates: no finite estimate has "
-            f"{'; '.join(said)} (nobody of some level belongs to a class, say). Shares of 0 and 1 "
-            "are given to such people. Fewer classes or covariates may do",
+            f"covariates separate the classes: {'; '.join(said)} has no finite estimate (nobody "
+            "with some level belongs to a class, say), and the class has a share of 0 or 1 among "
+            "such people. Fewer classes or covariates may do",
             stacklevel=3,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from fssa_bayes.baselines.membership import (
     membership_information,
 )
 
-DATA = Path(os.environ.get("FSSA_BAYES_DATA", Path(__file__).parents[2] / "../shared/data"))
+DATA = Path(__file__).parents[3] / "shared" / "data"
 REGIONS = ["north", "south", "west"]
 # Log odds of class 2 against class 1: constant, of a year, of the south and of the west.
 GAMMA = np.array([-2.0, 0.04, 1.0, -1.0])
@@ -290,7 +289,8 @@ def test_the_classes_and_what_moves_them_are_recovered(
 
 
 @pytest.mark.slow
-def test_errors_of_classes_of_rankings_by_finite_differences() -> None:
+@pytest.mark.parametrize("num_stages", [1, 2], ids=["choices from sets", "rankings"])
+def test_errors_of_classes_of_larger_sets_by_finite_differences(num_stages: int) -> None:
     """Plackett and Luce written out with NumPy: the first of three, then the first of two."""
     rng = np.random.default_rng(2)
     table = rng.normal(size=(12, 2))
@@ -302,15 +302,28 @@ def test_errors_of_classes_of_rankings_by_finite_differences() -> None:
     value = np.einsum("urid,ud->uri", table[orders], CLASSES[member]) + noise
     orders = np.take_along_axis(orders, np.argsort(-value, -1), -1)
     ballots = {f"p{u}": [tuple(order) for order in own] for u, own in enumerate(orders.tolist())}
-    people = pd.DataFrame({"rural": rural}, index=list(ballots))
-    data = Preferences.from_rankings(ballots, items=items, users=people)
+    tables = {"items": items, "users": pd.DataFrame({"rural": rural}, index=list(ballots))}
+    if num_stages == 2:
+        data = Preferences.from_rankings(ballots, **tables)
+    else:
+        rows = [
+            (user, number, item, item == order[0])
+            for user, own in ballots.items()
+            for number, order in enumerate(own)
+            for item in sorted(order)
+        ]
+        columns = ["user", "situation", "item", "chosen"]
+        named = dict(zip(columns, columns, strict=True))
+        data = Preferences.from_choices(pd.DataFrame(rows, columns=columns), **named, **tables)
     mixture = MixtureBTL(2, covariates=True, num_restarts=2).fit(data, progress_bar=False)
 
     def evidence(theta: np.ndarray) -> np.ndarray:
         classes = []
         for beta in (theta[:2], theta[2:4]):
             utility = (table @ beta)[orders]
-            stages = [utility[..., i] - special.logsumexp(utility[..., i:], -1) for i in (0, 1)]
+            stages = [
+                utility[..., i] - special.logsumexp(utility[..., i:], -1) for i in range(num_stages)
+            ]
             classes.append(sum(stages).sum(-1))
         logit = theta[4] + theta[5] * rural
         share = np.stack([-np.logaddexp(0, logit), -np.logaddexp(0, -logit)], -1)
@@ -344,7 +357,9 @@ def test_a_level_nobody_of_which_is_of_a_class_is_said() -> None:
     member = np.concatenate([np.repeat([0, 1], counts[x]) for x in levels])
     data = answer(member, users, 60)
     mixture = MixtureBTL(2, covariates=True, num_restarts=2)
-    with pytest.warns(UserWarning, match=r"no finite estimate has 'kind\[T.c\]' of class 2 "):
+    with pytest.warns(
+        UserWarning, match=r"separate the classes: 'kind\[T.c\]' of class 2 has no finite estimate"
+    ):
         mixture.fit(data, progress_bar=False)
     table = mixture.membership_coefficients().loc[2]
     odds = np.log([10 / 20, 20 / 15])
