@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from pyro.distributions.transforms import Permute
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
@@ -73,7 +74,8 @@ class NoiseDensity:
         log_det = 0.0
         for transform in reversed(self.transforms):
             noise = transform.inv(draws)
-            log_det = log_det + _log_det(transform, noise, draws)
+            if not isinstance(transform, Permute):
+                log_det = log_det + _log_det(transform, noise, draws)
             draws = noise
         return self._base(draws) - log_det
 
@@ -86,7 +88,8 @@ def push(transforms: list[Transform], values: Tensor) -> tuple[Tensor, Tensor]:
     log_det = values.new_zeros(values.shape[:-1])
     for transform in transforms:
         mapped = transform(values)
-        log_det = log_det + _log_det(transform, values, mapped)
+        if not isinstance(transform, Permute):
+            log_det = log_det + _log_det(transform, values, mapped)
         values = mapped
     return values, log_det
 
