@@ -35,7 +35,10 @@ class Encoding(NamedTuple):
 
     def for_draws(self, num_users: int | None) -> Encoding:
         """Returns the encoding of the first people with an axis for draws: shapes (u, 1, *)."""
-        tensors = [tensor[:num_users].unsqueeze(1) for tensor in (*self[:5], *self.conditions)]
+        tensors = [*self[:5], *self.conditions]
+        if num_users is not None:
+            tensors = [tensor[:num_users] for tensor in tensors]
+        tensors = [tensor.unsqueeze(1) for tensor in tensors]
         return Encoding(*tensors[:5], conditions=tuple(tensors[5:]))
 
     def whitening(self) -> Whitening:

@@ -43,7 +43,7 @@ class FromPrecision(Function):
         factor = factor.masked_fill(failed.bool()[:, None, None], torch.nan).flip(-2, -1)
         eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
         tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
-        loc = (tril @ (tril.mT @ shift.unsqueeze(-1))).squeeze(-1)
+        loc = _covariance_times(tril, shift)
         ctx.save_for_backward(loc, tril, factor)
         ctx.set_materialize_grads(False)
         return loc, tril, factor.mT
@@ -56,12 +56,17 @@ class FromPrecision(Function):
         loc, tril, factor = ctx.saved_tensors
         total = torch.zeros_like(tril) if of_tril is None else of_tril
         if of_inverse is not None:
-            total = total - factor @ of_inverse @ factor
-        inner = (tril.mT @ total).tril_()
+            total = total - torch.bmm(torch.bmm(factor, of_inverse), factor)
+        inner = torch.bmm(tril.mT, total).tril_()
         inner.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-        of_precision = -(tril @ inner @ tril.mT)
+        of_precision = torch.bmm(torch.bmm(tril, inner), tril.mT)
         of_shift = torch.zeros_like(loc)
         if of_loc is not None:
-            of_shift = (tril @ (tril.mT @ of_loc.unsqueeze(-1))).squeeze(-1)
-            of_precision = of_precision - of_shift.unsqueeze(-1) * loc.unsqueeze(-2)
-        return (of_precision + of_precision.mT) / 2, of_shift
+            of_shift = _covariance_times(tril, of_loc)
+            of_precision.addcmul_(of_shift.unsqueeze(-1), loc.unsqueeze(-2))
+        return (of_precision + of_precision.mT).mul_(-0.5), of_shift
+
+
+def _covariance_times(tril: Tensor, vector: Tensor) -> Tensor:
+    """Computes T Tᵀ x for vectors x (U, K)."""
+    return torch.bmm(tril, torch.bmm(tril.mT, vector.unsqueeze(-1))).squeeze(-1)

@@ -234,9 +234,15 @@ class NeuralProcessGuide(nn.Module):
         if len(items) < len(winner):  # Items that repeat are embedded once.
             chosen, rejected = self.chosen(items, factors), self.rejected(items, factors)
             elements = F.embedding(winner, chosen) + F.embedding(loser, rejected)
-        else:
+        elif items.dtype == torch.int64:
             chosen = self.chosen(items[winner], factors[winner])
             elements = chosen + self.rejected(items[loser], factors[loser])
+        else:  # Both embeddings by one product.
+            seen = torch.cat([items, factors], -1)
+            seen = torch.cat([seen.index_select(0, winner), seen.index_select(0, loser)], -1)
+            parts = (*self.chosen.weights(), *self.rejected.weights())
+            bias = self.chosen.features.bias + self.rejected.features.bias
+            elements = F.linear(seen, torch.cat(parts, -1), bias)
         return elements if self.side is None else elements + pairs.side * self.side
 
     def embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
@@ -267,7 +273,7 @@ class NeuralProcessGuide(nn.Module):
         layers = [of_elements, first.bias, second.weight, second.bias]
         potentials = perceptron(elements, layers, added=added)
         bend, precision, shift = potentials.split([width, 1, 1], -1)
-        difference = factors[pairs.winner] - factors[pairs.loser]
+        difference = factors.index_select(0, pairs.winner) - factors.index_select(0, pairs.loser)
         direction = bend + row_product(difference, self.direction.weight)
         weight = pairs.weight[pairs.mask].unsqueeze(-1)
         precision, shift = weight * steady_softplus(precision), weight * shift
@@ -315,6 +321,10 @@ class ItemEmbedding(nn.Module):
     def forward(self, items: Tensor, factors: Tensor) -> Tensor:
         """Returns embeddings (R, H) of items (R, D) or (R,) with factors (R, F)."""
         return self.features(items) + self.factors(factors)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Returns the weights of features (H, D) and of factors (H, F)."""
+        return self.features.weight, self.factors.weight
 
 
 class GatedSpline(ConditionedSpline):

@@ -34,6 +34,7 @@ __all__ = [
 _CHECKS = 25  # Evaluations on the held-out people during a stage.
 _PATIENCE = 6  # Evaluations without an improvement before a stage ends.
 _WARM_UP = 0.05  # Share of the steps in which the learning rate rises.
+_LONGEST_GRADIENT = 5.0  # Norm above which gradients are scaled down.
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # What Adam keeps of a parameter beside the number of steps.
 _MOST_LUCK = 30.0  # Nats above 0 that draws give a bound with a probability below e^−30, or 1e-13.
 
@@ -110,7 +111,7 @@ class Descent:
         loss = stage.backward(fitter.model, fitter.guide, batch)
         for flat in self.flat:
             flat.collect()
-        norm = nn.utils.clip_grad_norm_([flat.values for flat in self.flat], 5.0).item()
+        norm = math.hypot(*(flat.norm() for flat in self.flat))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"loss must be finite, got loss {loss} and gradient norm {norm} at step "
@@ -118,6 +119,9 @@ class Descent:
                 "parameters are those before the step. A lower learning_rate may help"
             )
         check_bound(stage, loss, batch.num_users, self.step)
+        if norm > _LONGEST_GRADIENT:
+            for flat in self.flat:
+                flat.values.grad.mul_(_LONGEST_GRADIENT / norm)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(self.step - 1, self.steps)
         self.optimiser.step()

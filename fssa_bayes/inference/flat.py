@@ -66,6 +66,10 @@ class FlatParameters:
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
 
+    def norm(self) -> float:
+        """Returns the Euclidean norm of the gradient."""
+        return torch.linalg.vector_norm(self.values.grad).item()
+
     def collect(self) -> None:
         """Takes over gradients that an objective has put elsewhere; None is a gradient of 0."""
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):

@@ -181,9 +181,7 @@ class ImportanceWeightedELBO(Objective):
         """Returns an estimate of the loss per person, in nats."""
         prepared = model.prepare_items(batch.items)
         proposal = guide.noise_density(batch, prepared)
-        log_weights = importance_log_weights(
-            model, batch, prepared, proposal, self.num_particles
-        )
+        log_weights = importance_log_weights(model, batch, prepared, proposal, self.num_particles)
         return math.log(self.num_particles) - log_weights.logsumexp(0).mean()
 
 

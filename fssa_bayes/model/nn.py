@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from fssa_bayes.kernels.comparisons import is_transformed
+from fssa_bayes.kernels.comparisons import is_batched, is_transformed
 from fssa_bayes.kernels.sums import steady_sum
 
 __all__ = [
@@ -222,14 +223,15 @@ class Perceptron(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, added, *rest = ctx.saved_tensors
         parameters, hidden = rest[: ctx.num_parameters], rest[ctx.num_parameters :]
-        if torch.is_grad_enabled():
-            return _differentiable_gradients(
-                gradient, (x, added, *parameters), ctx.needs_input_grad
-            )
+        if torch.is_grad_enabled() or is_batched(gradient):
+            inputs = x, added, *parameters
+            return _differentiable_gradients(gradient, inputs, ctx.needs_input_grad)
         inputs, of_parameters, of_added = [x, *hidden], [], None
         for layer, weight in reversed(list(enumerate(parameters[::2]))):
-            rows = gradient.flatten(0, -2)
-            of_parameters = [rows.T @ inputs[layer].flatten(0, -2), rows.sum(0), *of_parameters]
+            count = math.prod(gradient.shape[:-1])
+            rows = gradient.reshape(count, len(weight))
+            rows_in = inputs[layer].reshape(count, weight.shape[1])
+            of_parameters = [rows.T @ rows_in, rows.sum(0), *of_parameters]
             if layer == 0 and ctx.needs_input_grad[1]:
                 of_added = gradient.sum_to_size(added.shape)
             if layer > 0 or ctx.needs_input_grad[0]:
@@ -246,9 +248,11 @@ def _differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Computes gradients of a perceptron that can themselves be differentiated."""
     x, added, *parameters = inputs
-    result = evaluate_layers(x, added, parameters)[-1]
+    with torch.enable_grad():
+        result = evaluate_layers(x, added, parameters)[-1]
     wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
+    create = torch.is_grad_enabled()
+    found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=create))
     return tuple(next(found) if need else None for need in needs)
 
 
@@ -329,7 +333,7 @@ class DeepSet(nn.Module):
         """
         elements = self.element(elements)
         if len(elements) == mask.numel():
-            padded = elements.view(*mask.shape, elements.shape[-1])
+            padded, mask = elements.view(*mask.shape, elements.shape[-1]), None
         else:
             padded = elements.new_zeros((*mask.shape, elements.shape[-1]))
             padded = padded.index_put(mask.nonzero(as_tuple=True), elements)
@@ -339,19 +343,21 @@ class DeepSet(nn.Module):
 class PoolSets(Function):
     """Pools padded elements (U, N, H) to mean, maximum, log(1 + n), n / (n + 1): (U, 2 H + 2).
 
-    The sums of a mean are taken in an order that padding does not change, which autograd would
-    follow step by step; the gradient of a mean does not need it.
+    The mask is None where there is no padding. The sum of a mean is taken in an order that padding
+    does not change, which autograd would follow step by step; its gradient does not need it.
     """
 
     @staticmethod
-    def forward(ctx: Any, elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, elements: Tensor, weight: Tensor, mask: Tensor | None, count: Tensor
+    ) -> Tensor:
         count = count.unsqueeze(-1).to(elements.dtype)
+        hidden = None if mask is None else ~mask.unsqueeze(-1)
         share = weight / count.clamp(min=1)
         mean = steady_sum(elements * weight.unsqueeze(-1), -2) / count.clamp(min=1)
-        hidden = ~mask.unsqueeze(-1)
         if elements.shape[-2]:
-            maximum = elements.masked_fill(hidden, -torch.inf).amax(-2)
-            maximum = maximum.masked_fill(count == 0, 0.0)
+            shown = elements if hidden is None else elements.masked_fill(hidden, -torch.inf)
+            maximum = shown.amax(-2).masked_fill(count == 0, 0.0)
         else:
             maximum = torch.zeros_like(mean)
         ctx.save_for_backward(elements, maximum, share, hidden)
@@ -362,12 +368,15 @@ class PoolSets(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         elements, maximum, share, hidden = ctx.saved_tensors
         of_mean, of_maximum, _ = gradient.split([*[maximum.shape[-1]] * 2, 2], -1)
+        largest = elements == maximum.unsqueeze(-2)
+        if hidden is not None:
+            largest = largest.masked_fill_(hidden, False)
+        largest = largest.to(elements.dtype)
         # Elements that share the maximum share its gradient.
-        largest = (elements == maximum.unsqueeze(-2)).masked_fill_(hidden, False)
         of_maximum = of_maximum / largest.sum(-2).clamp_(min=1)
         found = share.unsqueeze(-1) * of_mean.unsqueeze(-2)
-        found.addcmul_(largest.to(found.dtype), of_maximum.unsqueeze(-2))
-        return found.masked_fill_(hidden, 0.0), None, None, None
+        found.addcmul_(largest, of_maximum.unsqueeze(-2))
+        return found if hidden is None else found.masked_fill_(hidden, 0.0), None, None, None
 
 
 class GatedHypernet(nn.Module):
