@@ -143,7 +143,7 @@ class ImportanceWeightedELBO(Objective):
     r"""Maximises :math:`\log \frac{1}{S} \sum_s p(C, z_s) / q(z_s \mid C)`, one weight per person.
 
     With more particles it approaches the log marginal likelihood, and the fit approaches maximum
-    marginal likelihood. It is Pyro's `RenyiELBO` at α = 0.
+    marginal likelihood. It equals Pyro's `RenyiELBO` at α = 0, whose program is not traced here.
 
     Args:
         num_particles: Number of draws S.
