@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.harness import Row, spread
 from benchmarks.rivals.figure import draw_curves
@@ -47,6 +48,12 @@ LEVELS = (0.01, 0.005)
 SHOWN = 10  # The size of context that the figure shows.
 RIVALS = (Corrected, RawGuide, Laplace, SharedSobol, PolyaGamma, NumPyroHMC, NumPyroNUTS)
 OURS = Corrected.name
+METRICS = {
+    "wall": ("time", "ms a person"),
+    "CPU": ("CPU time", "ms a person"),
+    "rms": ("error of choice prob., rms", ""),
+    "largest": ("error of choice prob., largest", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         people, steps = sizes.taught
         taught = teach(utility, width, people=people, steps=steps, seed=0)
         label = f"{utility}, K = {width}"
-        yield spread("inference", label, OURS, "taught beforehand", "s", [taught.seconds])
+        yield spread("inference", label, OURS, "taught beforehand", "CPU s", [taught.seconds])
         for size in sizes.contexts:
             problem = make_problem(taught, sizes.people, size, seed=0)
             case = f"{label}, {size} known"
@@ -105,13 +112,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             largest = truth.error.max().item()
             yield spread("inference", case, "reference", "its largest s.e.", "", [largest])
             yield spread("inference", case, "all", "people", "", [sizes.people])
-            curves = {}
-            for rival in rivals:
-                if rival.linear_only and utility != "linear":
-                    continue
-                curves[rival.name] = yield from _measure(
-                    rival, problem, truth.prob, case, sizes, args.seeds
-                )
+            curves = yield from _measure(rivals, problem, truth.prob, case, sizes, args.seeds)
             yield from _compare(curves, case)
             if size == SHOWN:
                 shown[f"{label}, {size} known"] = {
@@ -124,45 +125,57 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _measure(
-    rival: Rival,
+    rivals: Sequence[Rival],
     problem: Problem,
-    truth: object,
+    truth: Tensor,
     case: str,
     sizes: Sizes,
     seeds: Sequence[int],
 ) -> Iterator[Row]:
-    """Yields a rival's rows, and returns its curve: of every kind a table by seed and size."""
-    start = time.perf_counter()
+    """Yields the rivals' rows; returns the curve of each, of every kind a table by seed and size.
+
+    The rivals take turns, seed by seed, so that what else the machine does meets all of them.
+    """
+    numbers, curves = {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Of few draws, and of untaught guides.
-        rival.prepare(problem)
-        if rival.package == "numpyro":
-            seconds = [time.perf_counter() - start]
-            yield spread("inference", case, rival.name, "compiled beforehand", "s", seconds)
-        numbers = sizes.independent if rival.is_independent else sizes.chains
-        numbers = [number for number in numbers if number >= rival.least]
-        curve = defaultdict(list)
+        able = [r for r in rivals if problem.model.utility.is_linear or not r.linear_only]
+        for rival in able:
+            chosen = sizes.independent if rival.is_independent else sizes.chains
+            numbers[rival.name] = [number for number in chosen if number >= rival.least]
+            curves[rival.name] = defaultdict(list)
+            start = time.process_time()
+            rival.prepare(problem)
+            if rival.package == "numpyro":
+                seconds = [time.process_time() - start]
+                yield spread("inference", case, rival.name, "compiled beforehand", "CPU s", seconds)
         for seed in seeds:
-            points = defaultdict(list)
-            for point in rival.curve(problem, numbers, seed):
-                off = (problem.choice_prob(point.draws).prob - truth).abs()
-                points["wall"].append(1000 * point.wall / len(problem.context))
-                points["CPU"].append(1000 * point.cpu / len(problem.context))
-                points["rms"].append(off.square().mean().sqrt().item())
-                points["largest"].append(off.max().item())
-            for kind, values in points.items():
-                curve[kind].append(values)
-    metrics = {
-        "wall": ("time", "ms a person"),
-        "CPU": ("CPU time", "ms a person"),
-        "rms": ("error of choice prob., rms", ""),
-        "largest": ("error of choice prob., largest", ""),
+            for rival in able:
+                curve = _curve(rival, problem, truth, numbers[rival.name], seed)
+                for kind, values in curve.items():
+                    curves[rival.name][kind].append(values)
+    for name, curve in curves.items():
+        for kind, (metric, unit) in METRICS.items():
+            for number, values in zip(numbers[name], np.transpose(curve[kind]), strict=True):
+                yield spread("inference", case, f"{name}, {number}", metric, unit, values)
+    return {
+        name: {kind: np.array(values) for kind, values in curve.items()}
+        for name, curve in curves.items()
     }
-    for kind, (metric, unit) in metrics.items():
-        for number, values in zip(numbers, np.transpose(curve[kind]), strict=True):
-            name = f"{rival.name}, {number}"
-            yield spread("inference", case, name, metric, unit, values)
-    return {kind: np.array(values) for kind, values in curve.items()}
+
+
+def _curve(
+    rival: Rival, problem: Problem, truth: Tensor, numbers: Sequence[int], seed: int
+) -> dict[str, list[float]]:
+    """Measures a rival once at every size."""
+    points = defaultdict(list)
+    for point in rival.curve(problem, numbers, seed):
+        off = (problem.choice_prob(point.draws).prob - truth).abs()
+        points["wall"].append(1000 * point.wall / len(problem.context))
+        points["CPU"].append(1000 * point.cpu / len(problem.context))
+        points["rms"].append(off.square().mean().sqrt().item())
+        points["largest"].append(off.max().item())
+    return points
 
 
 def _compare(curves: dict[str, dict[str, np.ndarray]], case: str) -> Iterator[Row]:

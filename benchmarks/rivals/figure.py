@@ -35,7 +35,7 @@ def draw_curves(
     """
     from matplotlib.figure import Figure
 
-    columns = min(3, len(curves) + 1)
+    columns = min(3, -(-(len(curves) + 1) // 2))
     rows = -(-(len(curves) + 1) // columns)  # The legend has a panel of its own.
     figure = Figure(figsize=(3.7 * columns, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()

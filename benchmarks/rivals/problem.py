@@ -59,7 +59,7 @@ class Estimate(NamedTuple):
 
 
 class TaughtModel(NamedTuple):
-    """Holds a model, its guide, the items (M, D), and the seconds that teaching the guide took."""
+    """Holds a model, its guide, the items (M, D), and the CPU seconds that teaching took."""
 
     model: HeterogeneousBTL
     guide: NeuralProcessGuide
@@ -110,7 +110,7 @@ class Problem:
                 weights = log_weights[:, some].double().softmax(0).float()
             mean = torch.einsum("su,sup->up", weights, prob)
             variance = torch.einsum("su,sup->up", weights.square(), (prob - mean).square())
-            parts.append((mean, variance.sqrt()))
+            parts.append((mean.double(), variance.double().sqrt()))
         return Estimate(*map(torch.cat, zip(*parts, strict=True)))
 
     def _bind_margin(self) -> Callable[[Tensor], Tensor]:
@@ -151,12 +151,12 @@ def teach(utility: str, latent_dim: int, *, people: int, steps: int, seed: int) 
     # The families that the README recommends for either utility.
     family = "multivariate_normal" if utility == "linear" else "flow"
     torch.manual_seed(seed)
-    start = time.perf_counter()
+    start = time.process_time()
     guide = NeuralProcessGuide(model, family)
     objective = [Sleep(16, steps=steps)]
     options = {"validation": None, "seed": seed, "progress_bar": False}
     fit(model, guide, data, objective=objective, **options)
-    return TaughtModel(model.eval(), guide.eval(), items, time.perf_counter() - start)
+    return TaughtModel(model.eval(), guide.eval(), items, time.process_time() - start)
 
 
 def make_problem(taught: TaughtModel, people: int, size: int, *, seed: int) -> Problem:
