@@ -13,6 +13,7 @@ for text alone, and Python's values as objects otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import warnings
@@ -29,6 +30,7 @@ __all__ = [
     "explain_unknown",
     "factorise_names",
     "find_names",
+    "find_values",
     "join_names",
     "names_from_json",
     "names_to_json",
@@ -107,6 +109,18 @@ def find_names(names: pd.Index, index: pd.Index) -> np.ndarray:
     if names.dtype != index.dtype:  # Integers and floats together would be compared as floats.
         names, index = names.astype(object), index.astype(object)
     return index.get_indexer(names)
+
+
+def find_values(values: list, index: pd.Index) -> np.ndarray:
+    """Finds the positions of values in an index of distinct names; −1 also for what is no name."""
+    try:
+        return find_names(canonical_names("values", values), index)
+    except (TypeError, ValueError):
+        position = np.full(len(values), -1, dtype=np.int64)
+    for place, value in enumerate(values):
+        with contextlib.suppress(TypeError, ValueError):
+            position[place] = find_names(canonical_names("values", [value]), index)[0]
+    return position
 
 
 def explain_unknown(name: object, names: pd.Index) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["combine_keys", "count_keys", "distinct_keys", "order_by"]
+__all__ = ["combine_keys", "count_keys", "count_repeated", "distinct_keys", "order_by"]
 
 _CELLS = 4  # Possible keys for each row up to which a table of all of them is faster than sorting.
 _LARGEST = 2**63 - 1
@@ -54,6 +54,12 @@ def count_keys(key: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     count = np.bincount(key, minlength=size)
     distinct = np.flatnonzero(count)
     return distinct, count[distinct]
+
+
+def count_repeated(key: np.ndarray) -> int:
+    """Counts the rows whose key (R,) an earlier row has."""
+    ordered = np.sort(key)
+    return int((ordered[1:] == ordered[:-1]).sum())
 
 
 def order_by(key: np.ndarray, size: int) -> np.ndarray:
