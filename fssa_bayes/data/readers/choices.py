@@ -69,7 +69,9 @@ def _list_values(choice: pd.Series) -> tuple[np.ndarray, list]:
     if choice.dtype == object and any(not isinstance(v, str) and v in (0, 1) for v in values):
         # True equals 1, so that both have one code, but True is no name of an item.
         is_bool = np.array([isinstance(value, bool | np.bool_) for value in choice])
-        code, values = np.where(is_bool, code + len(values), code), values + list(map(bool, values))
+        truth = np.array([bool(value == 1) for value in values])
+        code = np.where(is_bool, len(values) + truth[code], code)
+        values = [int(v) if isinstance(v, bool | np.bool_) else v for v in values] + [False, True]
     return code, values
 
 
