@@ -19,7 +19,7 @@ from fssa_bayes.data.ids import (
     names_from_json,
     names_to_json,
 )
-from fssa_bayes.data.keys import count_keys
+from fssa_bayes.data.keys import count_keys, distinct_keys
 from fssa_bayes.data.names import check_column, first_names
 from fssa_bayes.data.precision import (
     coarse_columns,
@@ -47,6 +47,7 @@ __all__ = [
     "count_keys",
     "covariate_rank",
     "describe_separation",
+    "distinct_keys",
     "expand_levels",
     "explain_unknown",
     "factorise_names",

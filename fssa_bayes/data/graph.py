@@ -95,7 +95,7 @@ def as_pairs(data: Data) -> Data:
         offsets=offsets_of(np.bincount(data.person[number], minlength=len(data))),
         judgements=Judgements(len(number)),
         side=None if data.side is None else data.side[number],
-        broken=(len(own), len(np.unique(higher))),
+        broken=(len(own), len(distinct_keys(higher, len(slots.item)))),
     )
 
 

@@ -13,6 +13,7 @@ from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import Data, covariates_of, pad, replace, select
 from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.keys import count_keys
+from fssa_bayes.data.ragged import number_runs
 
 __all__ = ["imagine", "merge", "pool", "resample"]
 
@@ -20,7 +21,8 @@ __all__ = ["imagine", "merge", "pool", "resample"]
 def pool(data: Data, width: int) -> Data:
     """Reassigns all comparisons in order to simulated people, about `width` to each."""
     # No ranking is divided between two people.
-    starts = np.unique(data.judgements.head_of(np.arange(0, data.num_comparisons, width)))
+    heads = data.judgements.head_of(np.arange(0, data.num_comparisons, width))
+    starts, _ = number_runs(heads)
     return replace(
         data,
         offsets=np.append(starts, data.num_comparisons),

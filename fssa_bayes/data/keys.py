@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["combine_keys", "count_keys", "count_repeated", "distinct_keys", "order_by"]
+__all__ = [
+    "combine_keys",
+    "count_keys",
+    "count_repeated",
+    "distinct_keys",
+    "order_by",
+    "order_within",
+]
 
 _CELLS = 4  # Possible keys for each row up to which a table of all of them is faster than sorting.
 _LARGEST = 2**63 - 1
@@ -77,3 +84,15 @@ def order_by(key: np.ndarray, size: int) -> np.ndarray:
         key, size = key >> 16, -(-size >> 16)
         order = order[np.argsort((key & 0xFFFF).astype(np.uint16)[order], kind="stable")]
     return order
+
+
+def order_within(group: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Returns the positions of rows by group, then by value, equal ones as they stand.
+
+    Args:
+        group: Whole numbers from 0, non-decreasing, with shape (R,).
+        value: Whole numbers from 0, (R,).
+    """
+    sizes = (int(part.max(initial=0)) + 1 for part in (group, value))
+    # What is in order but for short stretches is sorted in one pass.
+    return np.argsort(combine_keys([group, value], list(sizes))[0], kind="stable")

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 from scipy import sparse
 
-from fssa_bayes.data import Preferences, count_keys, list_stage_pairs
+from fssa_bayes.data import Preferences, count_keys, distinct_keys, list_stage_pairs
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population.newton import climb, solve_with_ridge
 
@@ -247,7 +247,7 @@ class Answers:
         """Returns the rows between items of different classes (M,), with a coefficient a class."""
         better, worse = classes[self.better], classes[self.worse]
         count = int(classes.max()) + 1
-        pair = np.unique((better * np.int64(count) + worse)[better != worse])
+        pair = distinct_keys((better * np.int64(count) + worse)[better != worse], count**2)
         ones = np.ones(len(pair))
         return Answers(
             *(pair // count, pair % count, ones, None, None, None, count),
