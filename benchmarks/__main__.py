@@ -15,7 +15,7 @@ from benchmarks.harness import environment
 
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery"),
-    *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
+    *("inference", "training", "scale", "large", "kernels", "kernels_cuda", "precision"),
     *("refinement", "calibration", "nuts", "population_uncertainty", "few_judges", "few_people"),
     *("policy", "experiments"),
 )
@@ -50,7 +50,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="networks this small need one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="the train-choice csv file")
-    parser.add_argument("--crowds", type=Path, help="folder with the crowds' files: experiments")
+    parser.add_argument(
+        "--crowds", type=Path, help="folder with the crowds' files: experiments, large"
+    )
+    parser.add_argument("--earlier", type=Path, help="checkout of an earlier version: large")
     parser.add_argument("--people", type=int, default=50, help="people of the benchmark nuts")
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
     parser.add_argument("--json", type=Path, help="where to write the rows")
