@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fssa_bayes.data.readers.choices import decode_choices
+from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.columns import Columns
 
 COLUMNS = {name: name for name in ("left", "right", "choice")}
