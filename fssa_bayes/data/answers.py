@@ -26,8 +26,8 @@ from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_rows
 from fssa_bayes.data.readers.categories import expand_levels
-from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.pairs import check_frame, name_items, read_covariates
 from fssa_bayes.data.readers.rankings import read_rankings
 

@@ -13,7 +13,7 @@ from fssa_bayes.data.ids import find_names, find_values, join_names
 from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.readers.columns import Columns
 
-__all__ = ["decode_choices"]
+__all__ = ["decode_choices", "parse_number"]
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
 _NUMBERS = bool | np.bool_ | int | float | np.number | Decimal | str
@@ -34,7 +34,7 @@ def decode_choices(
     if labels is not None:
         return _decode_labels(choice, code, values, labels)
     codings = {
-        "numbers 1 / 0 / 0.5": _translate(_number, values)[code],
+        "numbers 1 / 0 / 0.5": _translate(parse_number, values)[code],
         'words "left" / "right" / "tie"': _translate(_word, values)[code],
         "name of the preferred item": _decode_names(table, columns, code, values),
     }
@@ -87,7 +87,7 @@ def _word(value: object) -> float:
     return _WORDS.get(value.strip().lower(), np.nan) if isinstance(value, str) else np.nan
 
 
-def _number(value: object) -> float:
+def parse_number(value: object) -> float:
     """Reads a number, a Boolean, or text such as "1" or "0.5"; NaN for anything else."""
     try:
         return float(value) if isinstance(value, _NUMBERS) else np.nan

@@ -21,8 +21,8 @@ from fssa_bayes.data.names import check_column, first_names, show_cell, show_val
 from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.readers.categories import expand_levels
-from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
 
 __all__ = [
     "arrange",

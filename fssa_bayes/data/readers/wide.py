@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from fssa_bayes.data.names import check_column, first_names, show_cell
-from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.pairs import arrange
 
 __all__ = ["read_orderings", "read_pair_columns", "read_ranks"]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fssa_bayes.data.readers.outcomes import decode_choices
 from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
 
 COLUMNS = {name: name for name in ("left", "right", "choice")}
 
