@@ -9,6 +9,7 @@ from scipy import linalg, optimize
 
 from fssa_bayes import HeterogeneousBTL, Preferences
 from fssa_bayes.baselines.base import log_prob_of_people
+from fssa_bayes.data.rankings import lay_out
 from fssa_bayes.population import climb, list_answers, pooled_likelihood, solve_well_posed
 from fssa_bayes.population.pooled import WinCounts
 
@@ -22,6 +23,7 @@ KINDS: dict[str, dict] = {
     "features": {},
     "features and a bias": {"position_bias": True},
     "rankings": {},
+    "choice sets, best and worst, with features": {},
 }
 
 
@@ -30,6 +32,8 @@ def draw(kind: str, num_items: int = 6, number: int = 400) -> Preferences:
     if kind == "rankings":
         names = [[rng.permutation(num_items)[: rng.integers(2, 5)].tolist()] for _ in range(60)]
         return Preferences.from_rankings(dict(enumerate(names)))
+    if "choice sets" in kind:
+        return draw_choice_sets(num_items, rng)
     left = rng.integers(num_items, size=number)
     right = (left + rng.integers(1, num_items, size=number)) % num_items
     choice = rng.choice([0, 1] if kind in ("wins", "a bias") else [0, 1, 0.5], size=number)
@@ -37,6 +41,16 @@ def draw(kind: str, num_items: int = 6, number: int = 400) -> Preferences:
     offsets = np.arange(0, number + 1, 10)
     ties = "keep" if "ties" in kind else "half"
     return Preferences(left, right, choice, offsets, items=items, num_items=num_items, ties=ties)
+
+
+def draw_choice_sets(num_items: int, rng: np.random.Generator) -> Preferences:
+    """Draws choices of the best and of the worst of four items with features."""
+    item = np.concatenate([rng.permutation(num_items)[:4] for _ in range(60)])
+    rank = np.where(np.arange(240) % 4 == np.repeat(rng.integers(4, size=60), 4), 1.0, np.inf)
+    group = np.repeat(np.arange(60), 4)
+    left, right, choice, number = lay_out(group, item, rank, group % 2 == 1)
+    items = rng.normal(size=(num_items, 3))
+    return Preferences(left, right, choice, [0, 90, 180], items=items, ranking=number)
 
 
 def build(kind: str, data: Preferences) -> HeterogeneousBTL:
