@@ -88,9 +88,10 @@ def factorise_names(argument: str, column: pd.Series) -> tuple[np.ndarray, pd.In
         TypeError: If a name is of a kind that cannot be saved.
         ValueError: If a name is missing, not finite or text that files cannot hold.
     """
+    # An array, as pandas may make floats of the objects of a series.
+    table = column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array
     try:
-        # An array, as pandas may make floats of the objects of a series.
-        code, values = pd.factorize(column.array, use_na_sentinel=False)
+        code, values = pd.factorize(table, use_na_sentinel=False)
     except TypeError as error:  # Lists and other values without a hash.
         raise TypeError(f"{argument} must hold names that can be saved: {error}") from error
     return code, canonical_names(argument, values)
