@@ -103,7 +103,7 @@ class Objective(ABC):
 
 
 class MaximumLikelihood(Objective):
-    r"""Maximises the likelihood; `fit` does so by L-BFGS, on everybody at once.
+    r"""Maximises the likelihood; `fit` does so to convergence, on everybody at once.
 
     Without latent factor the likelihood is exact. Under a linear utility and a normal prior it is
     the marginal one, :math:`\sum_u \log \int p(C_u \mid z)\, p(z)\, dz`, by adaptive importance
