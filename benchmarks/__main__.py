@@ -14,7 +14,7 @@ import torch
 from benchmarks.harness import environment
 
 NAMES = (
-    *("command", "data", "two_mode", "train_choice", "recovery"),
+    *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
     *("refinement", "calibration", "nuts", "population_uncertainty", "few_judges", "few_people"),
     *("policy", "experiments"),
@@ -49,7 +49,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="networks this small need one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data", type=Path, help="the train-choice csv file")
+    parser.add_argument(
+        "--data", type=Path, help="the train-choice csv file; parity reads others beside it"
+    )
     parser.add_argument("--crowds", type=Path, help="folder with the crowds' files: experiments")
     parser.add_argument("--people", type=int, default=50, help="people of the benchmark nuts")
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
