@@ -207,3 +207,28 @@ def test_levels_outside_of_0_and_1_are_refused() -> None:
     posterior = Posterior(model, NeuralProcessGuide(model), data, 100)
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 1"):
         posterior.alternative_prob(data, level=1)
+
+
+def test_exported_choices_decode_into_one_alternative_each() -> None:
+    """The last situation of the target has the frequencies of its probabilities."""
+    model, data = make_model(2), make_sets()
+    context, target = data.split_context(3, seed=1)
+    posterior = Posterior(model, NeuralProcessGuide(model), context, 4000)
+    exported = posterior.to_inference_data(target)
+    for group, sets in (("posterior_predictive", context), ("predictions", target)):
+        dataset = exported[group]
+        simulated = dataset["choice"].values[0]
+        number = dataset["comparison_judgement"].values
+        assert number.tolist() == sets.ranking.tolist()
+        # 1 in the row of the chosen alternative and ½ in the others; 0 in all where it is the base.
+        rows = [simulated[:, number == one] for one in np.unique(number)]
+        for row in rows:
+            won = (row == 1).sum(1)
+            assert (won <= 1).all()
+            assert (row[won == 0] == 0).all()
+            if row.shape[1] > 1:
+                assert ((row == 0.5).sum(1)[won == 1] == row.shape[1] - 1).all()
+        shares = [np.append((row == 1).mean(0), (row == 0).all(1).mean()) for row in rows]
+        expected = posterior.alternative_prob(sets)["mean"]
+        # Four standard errors of 4,000 draws, resampled from fewer effective ones.
+        np.testing.assert_allclose(np.concatenate(shares), expected, atol=0.05)
