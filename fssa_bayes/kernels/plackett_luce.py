@@ -226,6 +226,21 @@ class Rankings:
         padded = F.pad(each, (0, 1)).index_select(-1, index.flatten())
         return steady_sum(padded.unflatten(-1, (users, most)))
 
+    def log_prob_of_first(self, margin: Tensor) -> Tensor:
+        """Evaluates the log-probability that each slot wins the first stage, (*, G, J), in nats.
+
+        It is −∞ in padding. Slots are taken in order, so that padding changes no digit.
+
+        Args:
+            margin: Margins in nats with shape (*, U, N).
+        """
+        utility = self.utility(margin)
+        total, *others = utility.unbind(-1)
+        for number, value in enumerate(others, 1):
+            is_slot = number <= self.size
+            total = torch.where(is_slot, log_add(total, value.masked_fill(~is_slot, 0.0)), total)
+        return utility - total.unsqueeze(-1)
+
     @cached_property
     def _have_one_stage(self) -> bool:
         """Whether all rankings are choices from a set."""

@@ -1,4 +1,11 @@
-"""The export of a posterior to ArviZ: groups, arrays and their size."""
+"""The export of a posterior to ArviZ: groups, arrays and their size.
+
+A choice from a set, or a ranking, of n items takes n − 1 places of the axis `comparison`, whose
+`comparison_judgement` is the same. Each is a row of an item beside the base item of the set, as
+:mod:`fssa_bayes.data.rankings` lays them out, and is simulated with the others as one event. In a
+choice from a set the row of the chosen item has a `choice` of 1 and the others ½, and all have 0
+where the base was chosen. `prob` is, by itself, the probability of left beside right.
+"""
 
 from __future__ import annotations
 
@@ -244,10 +251,12 @@ class Exporter:
     ) -> dict[str, _Variable]:
         """Adds coordinates of comparisons and of some items to those common to all groups."""
         person = np.repeat(coordinate(data.user_names), data.counts)
+        judgement = np.arange(data.num_judgements)
         names = coordinate(data.item_names)[np.asarray(items, dtype=np.int64)]
         return self.coords | {
             "comparison": (("comparison",), np.arange(data.num_comparisons)),
             "comparison_user": (("comparison",), person),
+            "comparison_judgement": (("comparison",), data.judgements.spread(judgement)),
             "item": (("item",), names),
         }
 

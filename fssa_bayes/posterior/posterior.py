@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from fssa_bayes.model import (
     check_same_people,
     positions,
 )
+from fssa_bayes.posterior.alternatives import describe_alternatives, tabulate_alternatives
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
@@ -36,7 +36,14 @@ from fssa_bayes.posterior.populations import (
     check_population,
 )
 from fssa_bayes.posterior.surprise import context_surprise
-from fssa_bayes.posterior.utilities import centred_utilities, check_size, read_items
+from fssa_bayes.posterior.utilities import (
+    centred_utilities,
+    check_size,
+    check_utilities,
+    difference_table,
+    rank_table,
+    read_items,
+)
 from fssa_bayes.posterior.willingness import find_price, payment_table
 from fssa_bayes.sampling import (
     FALLBACKS,
@@ -352,6 +359,24 @@ class Posterior:
         target = self._check_target(target)
         return join_choices(self._over_people(describe_part, target), target)
 
+    def alternative_prob(self, target: Preferences, *, level: float = 0.9) -> pd.DataFrame:
+        """Tabulates how probable it is that a person chooses an alternative, or ranks it first.
+
+        Args:
+            target: Choice sets, rankings and comparisons, which are sets of two, of the same people
+                in the same order; it may have its own item table.
+            level: Probability of the intervals.
+
+        Returns:
+            One row an alternative (index `user`, `situation` of the person, `item`): `mean` and
+            `lower`, `upper` quantile of its probability given z (in a choice of the worst, of being
+            the worst); `chosen`, 1 for the answer and ½ for half a win or a tie; of the situation,
+            in nats, `epistemic`, the mutual information of choice and z, and `aleatoric`, the
+            expected entropy given z. With ties the rest of the probability is that of a tie.
+        """
+        describe, target = describe_alternatives(level), self._check_target(target)
+        return tabulate_alternatives(self._over_people(describe, target), target)
+
     def log_score(self, target: Preferences) -> Tensor:
         """Scores each person's unseen choices by the log of the mean probability.
 
@@ -440,17 +465,10 @@ class Posterior:
         Raises:
             ValueError: As in :meth:`utility`.
         """
-        self._check_utilities("rank_prob()")
+        check_utilities(self.model, "rank_prob()")
         table, people = read_items(self.model, self.context, items), self._people(users)
-        count = len(table)
-        check_size("rank_prob", (len(people), count, count))
-        out = torch.zeros(len(people), count, count)
-        z, weights = self._draws.z, self._draws.log_weights.exp()
-        for where, utility in centred_utilities(self._model, z, table, people):
-            rank = utility.argsort(-1, descending=True).argsort(-1).permute(1, 2, 0).cpu()
-            weight = weights[:, people[where]].T.unsqueeze(1).expand_as(rank)
-            out[where].scatter_add_(-1, rank, weight)
-        return out
+        check_size("rank_prob", (len(people), len(table), len(table)))
+        return rank_table(self._model, self._draws, table, people)
 
     def differences(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None
@@ -473,25 +491,15 @@ class Posterior:
         Raises:
             ValueError: As in :meth:`utility`, or if there are fewer than 3 items.
         """
-        self._check_utilities("differences()")
+        check_utilities(self.model, "differences()")
         table, people = read_items(self.model, self.context, items), self._people(users)
         if len(table) < 3:
             raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
-        total = torch.zeros(len(table), device=self.model.device)
-        for _, utility in centred_utilities(self._model, self._resampled.z, table, people):
-            total += utility.mean(0).sum(0)
-        average = total / total.norm()
-        direction, scale = [], []
-        for _, utility in centred_utilities(self._model, self._resampled.z, table, people):
-            size = utility.norm(dim=-1)
-            direction.append((utility @ average / size).cpu())
-            scale.append((size / math.sqrt(len(table))).cpu())
-        columns = {"comparisons": self.context.counts[people.numpy()]}
-        level = torch.tensor([0.5, 0.05, 0.95])
-        for name, values in (("direction", direction), ("scale", scale)):
-            quantiles = torch.cat(values, 1).quantile(level, 0).numpy()
-            columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
-        return pd.DataFrame(columns, index=self.context.user_names[people.numpy()].rename("user"))
+        table = difference_table(self._model, self._resampled.z, table, people)
+        names = self.context.user_names[people.numpy()].rename("user")
+        return pd.DataFrame(
+            {"comparisons": self.context.counts[people.numpy()]} | table, index=names
+        )
 
     def willingness_to_pay(self, price: Hashable, *, level: float = 0.9) -> pd.DataFrame:
         """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
@@ -570,14 +578,6 @@ class Posterior:
             target=target,
             items=items,
         )
-
-    def _check_utilities(self, what: str) -> None:
-        if self.model.utility.is_random:
-            raise ValueError(
-                f"{what} of a DistributionalBTL would take the mean utilities for the utilities, "
-                "which it does not know: see item_table(data) for means and standard deviations, "
-                "choice_prob(target) for pairs"
-            )
 
     def _people(self, users: Sequence | None) -> Tensor:
         if users is None:

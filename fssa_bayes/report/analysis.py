@@ -155,10 +155,10 @@ def analyse(
             population=population,
         )
     found.add(comparison.section, heard)
-    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
+    ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.make(
         lambda: findings.describe_differences(
-            model, guide, data, comparison.certainty, num_samples, seed, population
+            model, guide, data, comparison.certainty, num_samples, seed, population, result
         )
     )
     if data.covariates is not None:
@@ -202,7 +202,7 @@ def _of_few_people(
     start: float,
 ) -> Analysis:
     """Ranks the items, and describes the people by a model fitted before, if there is one."""
-    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
+    ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
     numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
     if fitted is None:
@@ -251,7 +251,7 @@ def rank(
     """
     _check_penalty(penalty)
     start, found = time.perf_counter(), Collector(tell)
-    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
+    ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.add(about_data or findings.describe_data(data))
     report = found.report(title, findings.opening(data, None), seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
