@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fssa_bayes.inference.progress import Progress
     from fssa_bayes.inference.training import Fitter, Leg
 
-__all__ = ["check_maximum", "maximise", "pooled_batches", "widen"]
+__all__ = ["check_maximum", "maximise", "pooled_batches"]
 
 _TERMS = 10  # Comparisons of a person from which a gradient is judged by their number.
 _PATIENCE = 12  # Iterations without an improvement on held-out people before L-BFGS ends.
@@ -148,11 +148,5 @@ def pooled_batches(data: Preferences, model: HeterogeneousBTL) -> list[Batch]:
             )
             table[batch.mask] = torch.from_numpy(count[start:stop]).double()
             batch, start = batch.replace(count=table), stop
-        batches.append(widen(batch.to(model.device)))
+        batches.append(batch.to(model.device).double())
     return batches
-
-
-def widen(batch: Batch) -> Batch:
-    """Returns a copy of a batch in double precision."""
-    items = batch.items if batch.items.dtype == torch.int64 else batch.items.double()
-    return batch.replace(items=items, choice=batch.choice.double())

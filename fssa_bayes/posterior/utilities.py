@@ -13,7 +13,7 @@ from torch import Tensor
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL, positions, select_features
 
-__all__ = ["centred_utilities", "check_size", "read_items"]
+__all__ = ["centred_utilities", "check_size", "difference_table", "read_items"]
 
 _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 _CHUNK = 2**24  # 64 MB in float32.
@@ -43,6 +43,36 @@ def centred_utilities(
         where = slice(start, start + size)
         utility = model.item_utility(table, z[:, people[where]].to(model.device))
         yield where, utility - utility.mean(-1, keepdim=True)
+
+
+def difference_table(
+    model: HeterogeneousBTL, z: Tensor, table: Tensor, people: Tensor
+) -> dict[str, np.ndarray]:
+    """Compares each person's centred utilities with the average of these people.
+
+    Args:
+        model: The model.
+        z: Equally weighted draws with shape (S, U, K).
+        table: Features (M, D) or positions (M,) of the items.
+        people: Positions of the people, u of them.
+
+    Returns:
+        The columns of :meth:`Posterior.differences` that tell direction and scale, each (u,).
+    """
+    total = torch.zeros(len(table), device=model.device)
+    for _, utility in centred_utilities(model, z, table, people):
+        total += utility.mean(0).sum(0)
+    average = total / total.norm()
+    direction, scale = [], []
+    for _, utility in centred_utilities(model, z, table, people):
+        size = utility.norm(dim=-1)
+        direction.append((utility @ average / size).cpu())
+        scale.append((size / math.sqrt(len(table))).cpu())
+    columns, level = {}, torch.tensor([0.5, 0.05, 0.95])
+    for name, values in (("direction", direction), ("scale", scale)):
+        quantiles = torch.cat(values, 1).quantile(level, 0).numpy()
+        columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
+    return columns
 
 
 def read_items(

@@ -1,10 +1,13 @@
-r"""Proposals adapted to each person's posterior under a linear utility, from Sobol points.
+r"""Proposals adapted to each person's posterior under a linear utility.
 
-A quarter of the draws come from a t distribution around the mode of the person's posterior, 15 %
-from the prior, and the others from a t distribution at the mean and the covariance that the first
-two parts give by their importance weights. All draws are weighed by the mixture of the three, so
-that the prior bounds every weight, and the tails of the t distributions are heavier than a
-posterior's.
+Three tenths of the draws come from around the mode of the person's posterior, a tenth from the
+prior, and the others from around the mean, with the covariance, that the first two parts give by
+their importance weights. Around mode and mean a draw is normal, and every fifth wider than the
+others. All draws are weighed by the mixture of all parts, so that the prior bounds every weight.
+
+Measured on 1,000 people with 2, 10 and 32 choices, K = 2 and 8: at equal numbers of draws the
+guide, as a part of the mixture, lowers neither the error of choice probabilities nor raises the
+least effective sample size beyond the sizes that it was taught, and it costs more than all else.
 """
 
 from __future__ import annotations
@@ -14,53 +17,42 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import gammaincinv, ndtri
 from torch import Tensor
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch
+from fssa_bayes.guide import standard_normal_log_prob
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.sampling.draws import Proposals
 from fssa_bayes.sampling.modes import Modes, find_modes
+from fssa_bayes.sampling.points import normal_points
+from fssa_bayes.sampling.steady import accompany, pad_draws, pad_items, steady_backend
 
-__all__ = ["Points", "WeightedDraws", "draw_adapted", "draw_around_modes", "draw_points"]
+__all__ = ["Points", "draw_adapted", "draw_around_modes", "draw_points"]
 
-_SHARES = (0.25, 0.15)  # Of the draws: around the mode, and from the prior.
-_FREEDOM = 5.0  # Degrees of freedom of the t distributions.
-_SPREAD = 1.2  # Scale of the draws around the mode, in units of the normal approximation's.
+_SHARES = (0.288, 0.096)  # Of the draws: around the mode, and from the prior.
+_LEAST_ADAPTED = 40  # Draws; fewer tell too little of mean and covariance.
+# Standard deviations of the draws, in units of the normal approximation's, and shares of the draws.
+_AROUND_MODE = ((1.1, 0.75), (1.8, 0.25))
+_AROUND_MEAN = ((1.05, 0.8), (1.8, 0.2))
 
 
 @dataclass(frozen=True)
 class Points:
-    """Holds randomised points from which proposals are made, for each of U people.
+    """Holds standard normal points from which proposals are made, for each of U people.
 
     Attributes:
-        around_mode: Draws from a standard t distribution, with shape (S₁, U, K).
-        prior: Draws from the standard normal distribution, (S₂, U, K).
-        adapted: Draws from a standard t distribution, (S₃, U, K).
+        normal: The points with shape (U, S, K), part after part.
+        sizes: How many of them are for draws around the mode, of the prior and around the mean.
     """
 
-    around_mode: Tensor
-    prior: Tensor
-    adapted: Tensor
+    normal: Tensor
+    sizes: tuple[int, int, int]
 
     @property
     def number(self) -> int:
         """Number of draws S of each person."""
-        return len(self.around_mode) + len(self.prior) + len(self.adapted)
-
-
-@dataclass(frozen=True)
-class WeightedDraws:
-    """Holds draws and their importance weights.
-
-    Attributes:
-        z: Draws with shape (S, U, K).
-        log_weights: Unnormalised log p(z) p(C|z) / m(z), in nats, with shape (S, U). Their mean
-            estimates p(C).
-    """
-
-    z: Tensor
-    log_weights: Tensor
+        return self.normal.shape[1]
 
 
 def draw_points(
@@ -70,7 +62,7 @@ def draw_points(
     streams: Streams,
     keys: np.ndarray | None = None,
 ) -> Points:
-    """Draws Sobol points, with a random shift for every person, and maps them to t and normal.
+    """Draws points; see :func:`fssa_bayes.sampling.normal_points`.
 
     Args:
         num_samples: Number of draws S of each person.
@@ -78,40 +70,22 @@ def draw_points(
         latent_dim: Number of latent dimensions K.
         streams: The people's random numbers.
         keys: Keys of the people with shape (U,); their positions if None.
-
-    References:
-        Cranley & Patterson (1976), Randomization of number theoretic methods for multiple
-        integration, SIAM Journal on Numerical Analysis 13(6).
     """
     keys = np.arange(num_users) if keys is None else keys
-    around, prior = (max(1, round(share * num_samples)) for share in _SHARES)
-
-    def uniform(part: str, number: int, width: int) -> np.ndarray:
-        from scipy.stats import qmc
-
-        bits = max(number - 1, 1).bit_length()
-        base = qmc.Sobol(width, scramble=False).random_base2(bits)[:number, None]
-        own = streams.part(part)
-        shift = np.stack([own.of(key).random(width) for key in keys])
-        return ((base + shift) % 1).clip(1e-12, 1 - 1e-12)
-
-    def heavy(part: str, number: int) -> Tensor:
-        points = uniform(part, number, latent_dim + 1)
-        chi_square = 2 * gammaincinv(_FREEDOM / 2, points[..., -1:])
-        return torch.from_numpy(ndtri(points[..., :-1]) * np.sqrt(_FREEDOM / chi_square))
-
-    return Points(
-        heavy("around mode", around),
-        torch.from_numpy(ndtri(uniform("prior", prior, latent_dim))),
-        heavy("adapted", num_samples - around - prior),
-    )
+    if num_samples < _LEAST_ADAPTED:
+        prior = min(max(1, round(_SHARES[1] * num_samples)), num_samples - 1)
+        sizes = (num_samples - prior, prior, 0)
+    else:
+        around, prior = (round(share * num_samples) for share in _SHARES)
+        sizes = (around, prior, num_samples - around - prior)
+    return Points(normal_points(num_samples, latent_dim, streams, keys), sizes)
 
 
 @torch.no_grad()
-def draw_adapted(
-    model: HeterogeneousBTL, batch: Batch, modes: Modes, points: Points
-) -> WeightedDraws:
+def draw_adapted(model: HeterogeneousBTL, batch: Batch, modes: Modes, points: Points) -> Proposals:
     """Draws from the mixture of mode, prior and adapted proposal, and weighs the draws.
+
+    Without comparisons all draws are the prior's.
 
     Args:
         model: A model with linear utility and normal prior.
@@ -119,84 +93,152 @@ def draw_adapted(
         modes: The modes of their posteriors.
         points: Points of these people.
     """
-    batch = batch.clean()
-    prepared = model.prepare_items(batch.items)
-    prior = model.prior(batch.num_users, batch.covariates)
-    location = model.location(batch.covariates).double()
-    near = _Student(modes.z, _SPREAD * torch.linalg.inv(modes.factor).mT)
+    batch = pad_items(batch.clean())
+    prepared, backend = model.prepare_items(batch.items), steady_backend(model.device)
+    known = (batch.num_comparisons > 0)[:, None]
+    location = model.location(accompany(batch).covariates)
+    location = location[: batch.num_users].unsqueeze(1) if model.num_covariates else location
+    around, prior, adapted = points.sizes
+    normal = points.normal.to(model.device, model.dtype)
 
     def log_joint(z: Tensor) -> Tensor:
-        z = z.to(model.utility.mean.dtype)
-        log_prob = model.choice(batch, z, prepared).log_prob(batch.choice)
-        return (log_prob + prior.log_prob(z)).double()
+        likelihood = model.choice(batch, z.transpose(0, 1), prepared, backend)
+        log_prob = likelihood.log_prob(batch.choice).T.contiguous()
+        return standard_normal_log_prob(z - location) + log_prob
 
-    def log_prior(z: Tensor) -> Tensor:
-        return prior.log_prob(z.to(model.utility.mean.dtype)).double()
+    def log_mixture(z: Tensor, parts: list[_Cloud], num: int) -> Tensor:
+        densities = (
+            [standard_normal_log_prob(z - location) + math.log(prior / num)] if prior else []
+        )
+        for part in parts:
+            densities += part.log_densities(z, num)
+        return torch.stack(densities).logsumexp(0)
 
-    first = torch.cat([near.at(points.around_mode), location + points.prior])
-    sizes = [len(points.around_mode), len(points.prior), len(points.adapted)]
-    joint = log_joint(first)
-    weights = joint - _log_mixture([near.log_prob(first), log_prior(first)], sizes[:2])
-    adapted = _Student(*_moments(first, weights, modes))
-    second = adapted.at(points.adapted)
-    z = torch.cat([first, second])
-    densities = [near.log_prob(z), log_prior(z), adapted.log_prob(z)]
-    log_weights = torch.cat([joint, log_joint(second)]) - _log_mixture(densities, sizes)
-    return WeightedDraws(z, log_weights)
+    near = _Cloud.at_modes(modes.z.to(normal), modes.factor.to(normal), around, known)
+    first = around + prior
+    z = torch.cat([near.draw(normal[:, :around]), location + normal[:, around:first]], 1)
+    z = pad_draws(z)
+    joint = log_joint(z)
+    parts = [near]
+    if adapted:
+        weights = joint - log_mixture(z, parts, first)
+        weights[:, first:] = -math.inf
+        parts.append(near.adapt(z, weights, adapted, known))
+        second = pad_draws(parts[1].draw(normal[:, first:]))
+        joint = torch.cat([joint[:, :first], log_joint(second)[:, :adapted]], 1)
+        z = torch.cat([z[:, :first], second[:, :adapted]], 1)
+        z, joint = pad_draws(z), pad_draws(joint, 1)
+    log_weights = (joint - log_mixture(z, parts, points.number)).masked_fill(~known, 0.0)
+    return Proposals(
+        z=z[:, : points.number].transpose(0, 1),
+        log_weights=log_weights[:, : points.number].T.double(),
+        log_joint=joint[:, : points.number].T,
+    )
 
 
 def draw_around_modes(
-    model: HeterogeneousBTL, batch: Batch, num_samples: int, streams: Streams
-) -> WeightedDraws:
+    model: HeterogeneousBTL,
+    batch: Batch,
+    num_samples: int,
+    streams: Streams,
+    modes: Modes | None = None,
+) -> Proposals:
     """Does what :func:`draw_adapted` does, with the people's own modes and points.
 
     Args:
         model: A model with linear utility and normal prior.
         batch: The people's contexts, on the model's device.
         num_samples: Number of draws S of each person.
-        streams: The people's random numbers.
+        streams: The people's random numbers, by the keys of the batch, or by position if it has
+            none.
+        modes: Rounded modes of the people; None to find them.
     """
     points = draw_points(num_samples, batch.num_users, model.latent_dim, streams, batch.keys)
-    return draw_adapted(model, batch, find_modes(model, batch), points)
+    modes = modes or find_modes(model, batch).rounded()
+    return draw_adapted(model, batch, modes, points)
 
 
 @dataclass(frozen=True)
-class _Student:
-    """A t distribution of each person: location (U, K) and a root of its scale (U, K, K)."""
+class _Cloud:
+    """Normal distributions about one point of each person, which differ in their scale alone.
+
+    Attributes:
+        location: The points, with shape (U, 1, K).
+        root: Root R of the covariance R Rᵀ of scale 1, (U, K, K).
+        inverse: Its inverse.
+        log_det: Its log-determinant, (U, 1).
+        scales: Scale of each normal distribution, (C, U, 1).
+        counts: Number of draws of each, C numbers.
+    """
 
     location: Tensor
     root: Tensor
+    inverse: Tensor
+    log_det: Tensor
+    scales: Tensor
+    counts: tuple[int, ...]
 
-    def at(self, points: Tensor) -> Tensor:
-        """Maps standard draws (S, U, K) to draws."""
-        return self.location + torch.einsum("ukl,sul->suk", self.root, points)
+    @classmethod
+    def at_modes(cls, z: Tensor, factor: Tensor, number: int, known: Tensor) -> _Cloud:
+        """Places draws around modes (U, K), by Cholesky factors (U, K, K) of the information."""
+        root = _inverse_triangle(factor).mT
+        log_det = -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        split = _split(_AROUND_MODE, number, known, z)
+        return cls(z.unsqueeze(1), root.contiguous(), factor.mT.contiguous(), log_det, *split)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Evaluates the log-density of draws (S, U, K), with shape (S, U)."""
-        width = z.shape[-1]
-        standard = torch.einsum("ukl,sul->suk", torch.linalg.inv(self.root), z - self.location)
-        constant = math.lgamma((_FREEDOM + width) / 2) - math.lgamma(_FREEDOM / 2)
-        constant -= 0.5 * width * math.log(_FREEDOM * math.pi)
-        size = torch.log1p(standard.square().sum(-1) / _FREEDOM)
-        return constant - torch.linalg.slogdet(self.root)[1] - 0.5 * (_FREEDOM + width) * size
+    def adapt(self, z: Tensor, log_weights: Tensor, number: int, known: Tensor) -> _Cloud:
+        """Places draws around the weighted mean of draws (U, S, K), with their covariance.
+
+        The covariance is drawn towards that of this cloud with the weight of 2 K draws.
+        """
+        weights = log_weights.softmax(-1).unsqueeze(-1)
+        mean = torch.where(known.unsqueeze(-1), (weights * z).sum(1, keepdim=True), self.location)
+        centred = z - mean
+        # A matrix product would add up the draws of one person alone in another order.
+        outer = (weights * centred).unsqueeze(-1) * centred.unsqueeze(-2)
+        covariance = outer.sum(1)
+        effective = 1 / weights.square().sum(1, keepdim=True)
+        share = effective / (effective + 2 * z.shape[-1])
+        share = torch.where(known.unsqueeze(-1), share, 0.0)
+        covariance = share * covariance + (1 - share) * (self.root @ self.root.mT)
+        root, failed = torch.linalg.cholesky_ex(covariance)
+        root = torch.where((failed > 0)[:, None, None], self.root, root)
+        log_det = root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1, keepdim=True)
+        inverse = torch.where((failed > 0)[:, None, None], self.inverse, _inverse_triangle(root))
+        return _Cloud(mean, root, inverse, log_det, *_split(_AROUND_MEAN, number, known, z))
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """Maps standard normal points (U, S, K) to draws."""
+        parts = zip(self.scales, normal.split(self.counts, 1), strict=True)
+        scaled = torch.cat([scale.unsqueeze(-1) * part for scale, part in parts], 1)
+        product = pad_draws(scaled) @ self.root.mT
+        return self.location + product[:, : normal.shape[1]]
+
+    def log_densities(self, z: Tensor, total: int) -> list[Tensor]:
+        """Evaluates the log-densities of draws (U, S, K), plus log shares of `total` draws."""
+        white = (z - self.location) @ self.inverse.mT
+        distance, width = white.square().sum(-1), z.shape[-1]
+        constant = self.log_det + 0.5 * width * math.log(2 * math.pi)
+        return [
+            math.log(count / total)
+            - 0.5 * distance / scale.square()
+            - (constant + width * scale.log())
+            for scale, count in zip(self.scales, self.counts, strict=True)
+            if count
+        ]
 
 
-def _log_mixture(densities: list[Tensor], sizes: list[int]) -> Tensor:
-    """Mixes log-densities (S, U) in proportion to the numbers of draws."""
-    shares = [math.log(size / sum(sizes)) for size in sizes]
-    return torch.stack([d + share for d, share in zip(densities, shares, strict=True)]).logsumexp(0)
+def _split(
+    kinds: tuple[tuple[float, float], ...], number: int, known: Tensor, like: Tensor
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Divides draws among scales, which are 1 for people without comparisons."""
+    (narrow, _), (wide, share) = kinds
+    scales = [torch.where(known, scale, 1.0).to(like) for scale in (narrow, wide)]
+    rest = round(share * number)
+    return torch.stack(scales), (number - rest, rest)
 
 
-def _moments(z: Tensor, log_weights: Tensor, modes: Modes) -> tuple[Tensor, Tensor]:
-    """Returns weighted means (U, K) and roots of covariances (U, K, K) of draws (S, U, K).
-
-    The covariance is drawn towards that at the mode with the weight of 2 K draws.
-    """
-    weights = log_weights.softmax(0)
-    mean = torch.einsum("su,suk->uk", weights, z)
-    centred = z - mean
-    covariance = torch.einsum("su,suk,sul->ukl", weights, centred, centred)
-    number = 1 / weights.square().sum(0)
-    share = (number / (number + 2 * z.shape[-1]))[:, None, None]
-    covariance = share * covariance + (1 - share) * torch.cholesky_inverse(modes.factor)
-    return mean, torch.linalg.cholesky_ex(covariance).L
+def _inverse_triangle(lower: Tensor) -> Tensor:
+    """Inverts lower triangles (U, K, K)."""
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
