@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from fssa_bayes.posterior.choices import (
     join_choices,
     score_part,
 )
+from fssa_bayes.posterior.doubts import warn_of_guide
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import (
     PopulationDraws,
@@ -136,21 +136,8 @@ class Posterior:
         drawn = check_population(model, population, num_samples)
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
-        from_guide = guide is not None and not (correct and model.is_mixed_logit)
-        largest = int(guide.largest_context) if from_guide else 0
-        if context.counts.max() > largest > 0:
-            warnings.warn(
-                f"the largest context has {context.counts.max()} comparisons, and the guide was "
-                f"trained for at most {largest}; look at reliable",
-                stacklevel=2,
-            )
-        if guide is not None and correct and "NeuralProcessELBO" in guide.objectives:
-            warnings.warn(
-                "the guide was fitted by NeuralProcessELBO, whose q(z | C) is not the posterior "
-                "p(z | C) and whose scale of z is no population estimate: correct='psis' weighs "
-                "towards p(z | C) of that model, correct=None takes the guide as it was trained",
-                stacklevel=2,
-            )
+        if guide is not None:
+            warn_of_guide(model, guide, context, correct)
         members = () if drawn is None else drawn.members
         draws = draw_posterior(
             model, guide, context, num_samples, seed=seed, correct=correct, populations=members

@@ -80,12 +80,13 @@ def test_without_fallback_a_wrong_guide_is_reported_as_unreliable(misled) -> Non
 
 
 def test_nuts_is_the_last_fallback_and_warns(misled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A posterior fifty times narrower than the prior, of 2,000 choices, is out of reach."""
-    model, guide = make_pair(scale=60.0)
+    """A narrow posterior, of 2,000 choices, far out in the prior is out of reach."""
+    model, guide = make_pair(scale=1.0)
     mislead(guide, shift=-40.0)
-    context = model.simulate(questions(3, 2000, seed=2), seed=3)[0].subset([0])
+    context, z = model.simulate(questions(100, 2000, seed=2), seed=3)
+    context = context.subset([int(z[:, 0].argmax())])
     gold = Posterior.from_draws(model, context, exact.grid(model, context, num=501))
-    assert moments(gold)[1] < 0.03
+    assert moments(gold)[1] < 0.15
     unable = Posterior(model, guide, context, 100)
     assert unable.method.tolist() == ["more draws"]
     assert unable.reliable.tolist() == [False]
@@ -96,7 +97,7 @@ def test_nuts_is_the_last_fallback_and_warns(misled, monkeypatch: pytest.MonkeyP
         return replace(chains, diagnostics=chains.diagnostics.assign(converged=True))
 
     monkeypatch.setattr(fallback, "nuts", short_chains)
-    with pytest.warns(UserWarning, match="posterior of 0: sampled by NUTS"):
+    with pytest.warns(UserWarning, match="posterior of .*: sampled by NUTS"):
         posterior = Posterior(model, guide, context, 100, fallback="nuts")
     assert posterior.method.tolist() == ["nuts"]
     assert posterior.reliable.tolist() == [True]
