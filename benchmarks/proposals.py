@@ -36,7 +36,7 @@ from fssa_bayes.sampling import effective_sample_size
 COMPARISONS = 10
 SIZES = (0, 1, 2, 5, 10, 20)
 SPREAD = 2.0  # Standard deviation between people of centred utilities, in nats.
-_GRID = 151
+_GRID = 101
 _MANY, _TIMES = 25_000, 8  # Draws of the reference where a grid is too large, and repetitions.
 
 
@@ -141,11 +141,12 @@ def reference(
     model = problem.model
     if model.latent_dim == 2:
         parts = []
-        for start in range(0, len(context), 200):
-            some = range(start, min(start + 200, len(context)))
+        for start in range(0, len(context), 100):
+            some = range(start, min(start + 100, len(context)))
             gold = exact.grid(model, context.subset(some), num=51 if quick else _GRID)
-            posterior = Posterior.from_draws(model, context.subset(some), gold)
-            parts.append(posterior.choice_prob(target.subset(some)).mean)
+            with torch.no_grad():
+                prob = model.choice(target.subset(some).batch(), gold.z).mean
+            parts.append((gold.log_weights.exp().unsqueeze(-1) * prob).sum(0))
         return torch.cat(parts).numpy()
     total, times = 0.0, 1 if quick else _TIMES
     for seed in range(times):
