@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Preferences, user_batches
-from fssa_bayes.inference.maximum import pooled_batches, widen
+from fssa_bayes.inference.maximum import pooled_batches
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
 
@@ -77,7 +77,7 @@ class MarginalLikelihood:
         # People of similar numbers of comparisons share a batch, so that little is padded.
         data = data.subset(np.argsort(data.counts, kind="stable"))
         self.batches = [
-            widen(batch)
+            batch.double()
             for _, batch in user_batches(data, num_draws, model.device, margins=_MARGINS)
         ]
         self.modes: list[Tensor | None] = [None] * len(self.batches)

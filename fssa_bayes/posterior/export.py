@@ -24,7 +24,7 @@ from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, push
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, positions
 from fssa_bayes.posterior.utilities import centred_utilities
-from fssa_bayes.sampling import Draws
+from fssa_bayes.sampling import Draws, judge_guide, score_draws
 
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
@@ -82,7 +82,7 @@ def export_draws(
     count = num_samples if model.latent_dim else 1
     shown = shown_items(context, items, count, max_utility_bytes)
     _check_size(model, context, target, count, len(shown), max_bytes)
-    exporter = Exporter(model, context, draw(), seed, shown)
+    exporter = Exporter(model, guide, context, draw(), seed, shown)
     observed, predictive, log_likelihood = exporter.observed()
     groups = {
         "posterior": exporter.posterior(),
@@ -103,6 +103,7 @@ class Exporter:
 
     Args:
         model: The model.
+        guide: Its guide, or None.
         context: The people and their known choices.
         draws: Equally weighted draws of their z.
         seed: Seed of the prior's draws and of simulated choices.
@@ -110,9 +111,16 @@ class Exporter:
     """
 
     def __init__(
-        self, model: HeterogeneousBTL, context: Preferences, draws: Draws, seed: int, shown: Tensor
+        self,
+        model: HeterogeneousBTL,
+        guide: NeuralProcessGuide | None,
+        context: Preferences,
+        draws: Draws,
+        seed: int,
+        shown: Tensor,
     ) -> None:
         self.model = model
+        self.guide = guide
         self.context = context
         self.draws = draws
         self.shown = shown
@@ -177,14 +185,16 @@ class Exporter:
         return observed, predictive, Group(likelihood, coords)
 
     def sample_stats(self) -> Group:
-        """Returns log-densities of the draws, and how good the guide is for each person."""
-        draws = self.draws
-        variables = {
-            "lp": ((*_DRAW, "user"), draws.log_joint.numpy()[None]),
-            "log_q": ((*_DRAW, "user"), draws.log_guide.numpy()[None]),
-            "pareto_k": (("user",), draws.pareto_k.numpy()),
-            "relative_ess": (("user",), draws.relative_ess.numpy()),
-        }
+        """Returns log-densities of the draws, and how good weights and guide are."""
+        draws, count = self.draws, max(len(self.draws.z), 25)
+        people = {"pareto_k": draws.pareto_k, "relative_ess": draws.relative_ess}
+        variables = {"lp": ((*_DRAW, "user"), draws.log_joint.numpy()[None])}
+        if self.guide is not None:
+            log_guide = score_draws(self.guide, self.context, draws.z)
+            variables["log_q"] = (*_DRAW, "user"), log_guide.numpy()[None]
+            judged = judge_guide(self.model, self.guide, self.context, count, seed=self.seed)
+            people |= zip(("guide_pareto_k", "guide_relative_ess"), judged, strict=True)
+        variables |= {name: (("user",), value.numpy()) for name, value in people.items()}
         return Group(variables, self.coords)
 
     def constant_data(self) -> Group:

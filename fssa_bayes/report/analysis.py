@@ -40,7 +40,7 @@ _MIN_PEOPLE = 5  # Fewest people that can be divided into people to fit and peop
 _MIN_CHOOSERS = 20  # Fewest people of a fit by whom a number of latent dimensions is chosen.
 _LATENT_DIMS = (1, 2, 4, 8)  # Numbers to choose from.
 _IGNORED = (
-    "the largest context has",  # pareto_k judges that.
+    "the largest context has",  # `reliable` judges that.
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
     "the model does not use the covariates",  # The average person has none.
     ".* rows have an empty cell",  # The description of the data counts them.

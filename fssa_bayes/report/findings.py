@@ -34,7 +34,6 @@ from fssa_bayes.report.people import (
     draw_people,
 )
 from fssa_bayes.report.study import draw_figure
-from fssa_bayes.sampling import MOST_PARETO_K
 
 __all__ = [
     "EMPIRICAL_BAYES",
@@ -219,9 +218,15 @@ def compare(
         error = np.nan
         if len(difference) > 1:
             error = difference.std(ddof=1) / math.sqrt(len(difference))
-        doubtful = (person.pareto_k > MOST_PARETO_K).float().mean().item()
+        doubtful = (~person.reliable).float().mean().item()
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
-    columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
+    columns = [
+        "known choices",
+        "average person",
+        "gain",
+        "standard error of gain",
+        "share in doubt",
+    ]
     table = pd.DataFrame(rows, columns=columns).round(4)
     unit, guess = describe_unit(target, has_ties=model.has_ties)
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
@@ -230,8 +235,7 @@ def compare(
         f"({len(test) - len(target):,} others have no more than {sizes[-1]} {unit}s): the mean "
         f"over people of each person's mean, nats per {unit}. Higher is better{guess}. Gain is the "
         "individual model's score less the average person's; the standard error of the gain is "
-        "over people. k > .7 is the share of people for whom the approximation of the posterior "
-        "is in doubt."
+        "over people. In doubt is the share of people whose draws cannot be relied upon."
     ]
     if isinstance(population, PopulationDraws):
         text.append(
@@ -427,15 +431,15 @@ def describe_differences(
     everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
     drawn = isinstance(population, PopulationDraws)
     people = everybody.differences(items)
-    people["pareto_k"] = everybody.pareto_k.numpy()
-    doubtful = (people["pareto_k"] > MOST_PARETO_K).mean()
+    people["reliable"] = everybody.reliable.numpy()
+    doubtful = 1 - people["reliable"].mean()
     text.append(
         f"Everybody's posterior given all of their choices, over the {len(items)} items of the "
         "largest group compared most often. Direction is the correlation of a person's utilities "
         "with the average person's, scale their standard deviation in nats: a small scale means "
         "that choices are hard to predict, from indifference or from carelessness. Medians and "
-        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The approximation is in doubt "
-        f"(k > .7) for {doubtful:.0%} of the people."
+        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The draws cannot be relied "
+        f"upon for {doubtful:.0%} of the people."
     )
     orders = (
         (
@@ -459,7 +463,7 @@ def describe_differences(
         parts=[
             Section(
                 title,
-                table=order.drop(columns="pareto_k").head(5).round(3).reset_index(),
+                table=order.drop(columns="reliable").head(5).round(3).reset_index(),
             )
             for title, order in orders
         ],

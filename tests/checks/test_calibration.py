@@ -124,8 +124,10 @@ def test_guide_and_correction_are_studied_on_the_same_people(model, pairs) -> No
     for name, pit in one.pit.items():
         assert pit.shape == (2, 100, len(one.quantities))
         assert torch.equal(pit, two.pit[name])
-    assert torch.equal(one.relative_ess[0], torch.ones(100))
+    assert torch.equal(one.guide_relative_ess[0], torch.ones(100))
+    assert (one.guide_pareto_k[0] == 0).all()
     assert (one.pareto_k[0] == 0).all()
+    assert one.reliable.all()
 
 
 @pytest.mark.parametrize("utility", ["linear", "bilinear", "mlp"])
