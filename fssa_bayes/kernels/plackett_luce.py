@@ -287,7 +287,7 @@ class Rankings:
         for stage in range(int(self.stages.max())):
             runs = stage < self.stages
             left = (place > stage) & ~self.is_padding
-            share = utility.masked_fill(~left, -torch.inf).softmax(-1)[..., 1:]
+            share = _softmax(utility.masked_fill(~left, -torch.inf))[..., 1:]
             won = (place == stage + 1)[:, 1:]
             firsts.append(
                 (won.to(share.dtype) - share).masked_fill(~(left[:, 1:] & runs.unsqueeze(-1)), 0.0)
@@ -356,7 +356,7 @@ class Rankings:
         slot = torch.arange(self.most, device=utility.device)
         place = torch.full_like(utility, self.most + 1, dtype=torch.int64)
         for stage in range(int(self.stages.max())):
-            total = utility.softmax(-1).nan_to_num().cumsum(-1)
+            total = _softmax(utility).nan_to_num().cumsum(-1)
             winner = (total <= own[..., stage, None] * total[..., -1:]).sum(-1, keepdim=True)
             last = slot.where(utility > -torch.inf, 0).amax(-1, keepdim=True)
             winner = torch.minimum(winner, last)
@@ -373,6 +373,13 @@ class Rankings:
         choice = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
         choice[..., self.cells[is_row]] = drawn[..., is_row]
         return choice.unflatten(-1, self.inside.shape)
+
+
+def _softmax(utility: Tensor) -> Tensor:
+    """Returns the probabilities of the items (*, J), which absent ones at the end do not change."""
+    weight = (utility - utility.amax(-1, keepdim=True)).exp()
+    first, *others = weight.unbind(-1)
+    return weight / sum(others, first).unsqueeze(-1)
 
 
 def _starts(size: Tensor) -> Tensor:
