@@ -1,6 +1,6 @@
 """Paired comparisons of many people: tables, storage, splits and batches."""
 
-from fssa_bayes.data.alignment import find_columns
+from fssa_bayes.data.alignment import align_covariates, find_columns
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches, user_slices
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
@@ -30,7 +30,7 @@ from fssa_bayes.data.precision import (
 )
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.rankings import list_stage_pairs
-from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.categories import expand_levels, name_levels
 from fssa_bayes.data.summary import Summary
 from fssa_bayes.kernels.plackett_luce import StagePairs
 
@@ -39,6 +39,7 @@ __all__ = [
     "Preferences",
     "StagePairs",
     "Summary",
+    "align_covariates",
     "canonical_names",
     "check_column",
     "coarse_columns",
@@ -59,6 +60,7 @@ __all__ = [
     "label_components",
     "list_stage_pairs",
     "list_wins",
+    "name_levels",
     "names_from_json",
     "names_to_json",
     "rank_classes",

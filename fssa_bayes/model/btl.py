@@ -242,7 +242,7 @@ class HeterogeneousBTL(LatentPrior):
 
     @classmethod
     def for_data(
-        cls, data: Preferences, latent_dim: int, *, seed: int = 0, **options: object
+        cls, data: Preferences, latent_dim: int | None, *, seed: int = 0, **options: object
     ) -> Self:
         """Builds a model for data: sizes and names from the data, initial weights from a seed.
 
@@ -262,8 +262,10 @@ class HeterogeneousBTL(LatentPrior):
         has_ties = data.ties == "keep" and bool(data.half_wins.any())
         of_data = {
             "ties": "davidson" if has_ties else None,
-            "num_covariates": data.num_covariates if latent_dim else 0,
+            "num_covariates": 0 if latent_dim == 0 else data.num_covariates,
         }
+        if options.get("utility") == "linear":
+            of_data["feature_names"] = data.feature_names
         with seeded(seed):
             model = cls(data.num_features, latent_dim, **(of_data | options))
         model.take_names(data)
@@ -275,6 +277,7 @@ class HeterogeneousBTL(LatentPrior):
         z: Tensor,
         prepared: PreparedItems | None = None,
         backend: str | None = None,
+        validate_args: bool | None = None,
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
@@ -284,6 +287,8 @@ class HeterogeneousBTL(LatentPrior):
             prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
             backend: Backend of :mod:`fssa_bayes.kernels`; None for the fastest at this size.
+            validate_args: Whether choices are checked when they are scored; None for PyTorch's
+                default.
         """
         prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
@@ -310,6 +315,7 @@ class HeterogeneousBTL(LatentPrior):
             likelihood,
             batch.mask,
             z.shape[:-1],
+            validate_args,
             log_tie=self.log_tie,
             position_bias=self.bias,
             lapse_logit=self.lapse_logit,

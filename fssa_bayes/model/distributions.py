@@ -24,13 +24,24 @@ _NO_SHAPE = Size()
 
 
 class _Choices(constraints.Constraint):
-    """Values 0, ½ and 1, and other multiples of ½ in the rows of rankings."""
+    """Values 0, ½ and 1, and other multiples of ½ in the rows of rankings.
+
+    Args:
+        rankings: Which rows make up rankings; None for none.
+    """
 
     is_discrete = True
-    event_dim = 0
+    event_dim = 1
+
+    def __init__(self, rankings: Rankings | None) -> None:
+        self.rankings = rankings
+        super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        return (2 * value) % 1 == 0
+        is_choice = (value == 0) | (value == 0.5) | (value == 1)
+        if self.rankings is not None:
+            is_choice = is_choice | (self.rankings.inside & ((2 * value) % 1 == 0))
+        return is_choice.all(-1)
 
 
 class Outcomes(NamedTuple):
@@ -135,9 +146,9 @@ class BradleyTerry(TorchDistribution):
     leaves a Pyro model with a single plate, that of the users.
 
     The rows of a ranking, or of a choice from a set, are one event, with the probability of
-    Plackett and Luce. The probability of a single row is that of its two items alone: :attr:`mean` and
-    :attr:`outcomes` describe every row by itself, and log-probabilities and draws are those of the
-    ranking. Rankings exclude ties, lapses and a position bias.
+    Plackett and Luce. The probability of a single row is that of its two items alone: :attr:`mean`
+    and :attr:`outcomes` describe every row by itself, and log-probabilities and draws are those of
+    the ranking. Rankings exclude ties, lapses and a position bias.
 
     Args:
         pairwise: One of the operations of :mod:`fssa_bayes.kernels` with all inputs bound but
@@ -163,7 +174,6 @@ class BradleyTerry(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.independent(_Choices(), 1)
     has_rsample = False
 
     def __init__(
@@ -212,6 +222,11 @@ class BradleyTerry(TorchDistribution):
             mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
         return cls(bind_margin(margin, mask), mask, margin.shape[:-1], **parameters)
 
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """What choices may be."""
+        return _Choices(self.rankings)
+
     @property
     def margin(self) -> Tensor:
         """Utility of left minus utility of right, plus any position bias, with shape (*, U, N).
@@ -236,6 +251,8 @@ class BradleyTerry(TorchDistribution):
         if value.ndim == 2 and self._is_plain and self.rankings is None:
             # The same choices for every draw: one operation.
             return self.pairwise(choice=value).expand(self.batch_shape)
+        if self.rankings is not None and not len(self.rankings.alone):
+            return self.rankings.log_prob_of_people(self.margin, value)
         return steady_sum(self.log_prob_each(value))
 
     def log_prob_each(self, value: Tensor) -> Tensor:

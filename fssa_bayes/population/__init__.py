@@ -2,11 +2,13 @@
 
 from fssa_bayes.data import covariate_rank, identified_covariates
 from fssa_bayes.population.cautious import cautious_population
+from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.events import Answers, list_answers
 from fssa_bayes.population.few import describe_few_people
-from fssa_bayes.population.information import feature_differences
+from fssa_bayes.population.identification import find_null
+from fssa_bayes.population.information import batch_information, feature_differences
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.newton import climb, solve_well_posed
 from fssa_bayes.population.parameters import (
@@ -27,6 +29,7 @@ from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
     "Answers",
+    "Divergence",
     "Estimates",
     "Moments",
     "PopulationDraws",
@@ -34,6 +37,7 @@ __all__ = [
     "Separation",
     "Uncertainty",
     "answer_estimates",
+    "batch_information",
     "cautious_population",
     "check_num_parameters",
     "climb",
@@ -42,6 +46,7 @@ __all__ = [
     "describe_divergence",
     "describe_few_people",
     "feature_differences",
+    "find_null",
     "find_separation",
     "has_population_estimates",
     "identified_covariates",
