@@ -38,7 +38,7 @@ def read_wide_choices(
         columns: Names of the columns `user`, `situation` and `chosen`; the first two may be None.
         alternatives: Names of the alternatives, or what `chosen` holds for each.
         features: Column, or number, of each feature and alternative; None for none.
-        available: ColumnsOf that tell whether alternatives are available, or None.
+        available: Columns that tell whether alternatives are available, or None.
         constants: Whether every alternative but one gets an indicator, beside `features`.
         outside: Name of the outside option, or None.
         users: Covariates of the people, or None.
