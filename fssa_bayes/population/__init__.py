@@ -5,10 +5,12 @@ from fssa_bayes.population.cautious import cautious_population
 from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.estimates import Estimates
+from fssa_bayes.population.events import Answers, list_answers
 from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.identification import find_null
 from fssa_bayes.population.information import batch_information, feature_differences
 from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.newton import climb, solve_well_posed
 from fssa_bayes.population.parameters import (
     answer_estimates,
     check_num_parameters,
@@ -16,6 +18,7 @@ from fssa_bayes.population.parameters import (
     has_population_estimates,
     label_parameters,
 )
+from fssa_bayes.population.pooled import pooled_likelihood
 from fssa_bayes.population.ranking import item_estimates, ranking_table
 from fssa_bayes.population.sampled import population_draws
 from fssa_bayes.population.separation import Separation, find_separation
@@ -25,6 +28,7 @@ from fssa_bayes.population.willingness import willingness_to_pay
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
 __all__ = [
+    "Answers",
     "Divergence",
     "Estimates",
     "Moments",
@@ -36,6 +40,7 @@ __all__ = [
     "batch_information",
     "cautious_population",
     "check_num_parameters",
+    "climb",
     "covariate_effects",
     "covariate_rank",
     "describe_divergence",
@@ -47,9 +52,12 @@ __all__ = [
     "identified_covariates",
     "item_estimates",
     "label_parameters",
+    "list_answers",
+    "pooled_likelihood",
     "population_draws",
     "population_estimates",
     "population_table",
     "ranking_table",
+    "solve_well_posed",
     "willingness_to_pay",
 ]

@@ -14,6 +14,7 @@ NAMES = (
     "train_choice",
     "recovery",
     "inference",
+    "npe",
     "training",
     "scale",
     "precision",
