@@ -88,6 +88,8 @@ def _describe(
         shift: By how many places alternatives are moved at the end, as the base of a ranking stands
             first among its slots and last in the data.
     """
+    # Draws side by side are whole vectors, whose exponentials do not depend on their place.
+    log_prob = log_prob.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     prob, weights = log_prob.exp(), log_weights.exp()
     entropy = -(prob * log_prob.masked_fill(prob == 0, 0.0))
     mean = weighted_mean(prob, weights).clamp(0, 1)

@@ -203,7 +203,7 @@ def test_posteriors_given_choice_sets_are_calibrated(coefficients: dict | None) 
             "corrected": corrected.proposals,
         }
 
-    options = {"sizes": (0, 1, 3, 9), "num_users": 400, "draw": draw}
+    options = {"sizes": (0, 2, 8), "num_users": 200, "draw": draw}
     study = calibrate(model, None, data, **options)
     for name in ("exact", "corrected"):
         assert not study.test(name, prob=0.99).rejected
