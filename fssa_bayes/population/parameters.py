@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +18,9 @@ from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
 from fssa_bayes.population.divergence import Divergence, find_divergence
 from fssa_bayes.population.identification import find_null, warn_of_null
-from fssa_bayes.population.information import settled_information
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.separation import Limit, Separation, find_separation
+from fssa_bayes.population.settled import settle
 from fssa_bayes.population.standard_errors import Uncertainty
 
 __all__ = [
@@ -38,7 +36,6 @@ __all__ = [
 ]
 
 _MAX_PARAMETERS = 2000
-_UNSETTLED = 0.15  # Difference between two sets of draws from which errors are not relied upon.
 
 # What a lack of rank may come from, with and without latent factors.
 _ADVICE_ON_COVARIANCE = (
@@ -152,16 +149,13 @@ def estimate_parameters(
             len(mean) * (1 + rank) + torch.arange(effect.numel() + len(answers)),
         ]
     )
-    outer, information, gap = settled_information(model, data, rotation, free, num_samples, seed)
-    # Where the difference is infinite, the information is not positive, which is said elsewhere.
-    if _UNSETTLED < gap < math.inf and not separation:
-        warnings.warn(
-            f"standard errors of the population differ by {gap:.0%} between two sets of draws, "
-            "as where people's posteriors have heavy tails: do not rely on them, or take more "
-            "draws (num_samples)",
-            stacklevel=4,
-        )
-    information.diagonal().add_(_prior_information(model, len(information)))
+    contrasts = _spreads(triangle.cpu(), entries, len(free))
+    lacks_rank = expected_null > 0
+    settled = settle(
+        model, data, rotation, free, contrasts, num_samples, seed, may_lack_rank=lacks_rank
+    )
+    prior = torch.diag(_prior_information(model, len(free)))
+    information = settled.information + prior
     triangle = triangle.cpu()
     people = None
     if model.latent_dim == 0:  # Of a copy, as the model may be fitted again before they are needed.
@@ -180,7 +174,8 @@ def estimate_parameters(
         effect=effect,
         uncertainty=Uncertainty(
             information,
-            outer,
+            settled.outer,
+            sets=settled.sets if model.latent_dim else (),
             num_people=int((data.counts > 0).sum()),
             people=people,
             expected_null=None if quiet or limit is not None else expected_null,
@@ -192,6 +187,24 @@ def estimate_parameters(
         covariate_scale=model.covariate_units.double().cpu(),
         has_own_effect=has_own_effect,
     )
+
+
+def _spreads(loading: Tensor, entries: Tensor, size: int) -> Tensor:
+    """Returns derivatives by θ (P,) of all parameters but L, and of the deviations of η, (·, P).
+
+    Args:
+        loading: L with shape (D, R).
+        entries: Rows and columns of its free entries, (2, ·).
+        size: Number P of parameters.
+    """
+    number, free = len(loading), entries.shape[1]
+    eye = torch.eye(size, dtype=torch.float64)
+    length = loading.norm(dim=1)
+    row, column = entries
+    of_loading = torch.arange(number, number + free)
+    spread = eye.new_zeros(number, size)
+    spread[row, of_loading] = loading[row, column] / length[row].clamp(min=1e-300)
+    return torch.cat([eye[:number], spread[length > 0], eye[number + free :]])
 
 
 def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:
