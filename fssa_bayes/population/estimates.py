@@ -210,6 +210,8 @@ class Estimates:
 
     def _warn_of_unsettled(self, kinds: Iterable[str]) -> None:
         """Names quantities of whose errors two sets of draws disagree."""
+        if self.uncertainty.limit is not None:  # What is at infinity is said elsewhere.
+            return
         identified, said = self.identified, []
         for kind in kinds:
             unsettled = ~self.uncertainty.settled(self.jacobian, kind).numpy() & identified

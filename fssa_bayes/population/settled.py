@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ __all__ = ["Settled", "settle"]
 
 _SETTLED = 0.05  # Relative difference of standard errors between two sets of draws.
 _DOUBLINGS = 3
-_LEFT_OUT = 0.05  # Share of a quantity in directions of noise from which it has no error.
+_LEFT_OUT = 0.05  # Share of a quantity in directions without information: more, and no error.
+_POSITIVE = 1e-9  # Eigenvalue, by the largest, above which information is positive.
 _APART = 0.5  # Relative difference of the information on a direction from which it is noise.
 
 
@@ -31,25 +33,21 @@ class Settled:
 
     Attributes:
         sets: Of each set the outer products of scores and the information, both (P, P); one set
-            where nothing is drawn.
-        noise: Directions (P, n), orthonormal, in which the information is not positive, or its sets
-            differ by half: they are 0 in `sets`.
+            where nothing is drawn. Directions in which the information of the sets differs by half
+            are noise, and have 0.
     """
 
     sets: tuple[tuple[Tensor, Tensor], ...]
-    noise: Tensor
 
     @classmethod
     def of(cls, sets: list[tuple[Tensor, Tensor]]) -> Settled:
-        """Finds the directions in which two sets of draws tell nothing, and leaves them out."""
+        """Leaves out the directions in which two sets of draws tell nothing."""
         (outer, one), (other_outer, two) = sets
-        eigenvalues, vectors = torch.linalg.eigh(one + two)
+        _, vectors = torch.linalg.eigh(one + two)
         each = torch.stack([((matrix @ vectors) * vectors).sum(0) for matrix in (one, two)])
-        least = _APART * each.amax(0).clamp(min=1e-9 * eigenvalues[-1])
-        told = (each.amin(0) >= least) & (eigenvalues > 0)
-        projection = vectors[:, told] @ vectors[:, told].T
-        one, two = (projection @ matrix @ projection for matrix in (one, two))
-        return cls(((outer, one), (other_outer, two)), vectors[:, ~told])
+        told = vectors[:, (each[0] - each[1]).abs() <= _APART * each.abs().amax(0)]
+        one, two = (told @ (told.T @ matrix @ told) @ told.T for matrix in (one, two))
+        return cls(((outer, one), (other_outer, two)))
 
     @property
     def outer(self) -> Tensor:
@@ -61,14 +59,20 @@ class Settled:
         """The information, the mean of the sets."""
         return sum(information for _, information in self.sets) / len(self.sets)
 
+    @cached_property
+    def lacking(self) -> Tensor:
+        """Directions in which the information is not positive, orthonormal, (P, n)."""
+        eigenvalues, vectors = torch.linalg.eigh(self.information)
+        return vectors[:, eigenvalues <= _POSITIVE * eigenvalues[-1]]
+
     def gap(self, contrasts: Tensor) -> float:
         """Returns the largest relative difference of a standard error between the sets.
 
         Args:
             contrasts: Derivatives of quantities by the parameters, (Q, P). Those with more than
-                5 % of their squared length in `noise` have no errors, and do not count.
+                5 % of their squared length in `lacking` have no errors, and do not count.
         """
-        inside = (contrasts @ self.noise).square().sum(-1)
+        inside = (contrasts @ self.lacking).square().sum(-1)
         known = contrasts[inside <= _LEFT_OUT * contrasts.square().sum(-1)]
         if not len(known):
             return 0.0
@@ -94,9 +98,10 @@ def settle(
 
     Scores come by the margins (:mod:`fssa_bayes.population.information`) or, where coefficients
     have a density, by that (:mod:`fssa_bayes.population.complete_data`). Both are exact in the
-    limit. By the margins little is drawn in vain where a person's choices tell little; by the
-    density nothing grows as exp(η) does. Both are evaluated from the first draws, and the one is
-    taken that leaves out fewer directions as noise; of equals, the one whose sets agree better.
+    limit. By the margins there is less noise where a person's choices tell little, or Λ is close to
+    singular; by the density nothing grows as exp(η) does. Both are evaluated from the first draws,
+    and the one is taken whose information is positive in more directions; of equals, the one whose
+    sets agree better.
 
     Args:
         model: A model with linear utility and normal prior.
@@ -112,8 +117,7 @@ def settle(
     """
     if model.latent_dim == 0:
         outer, information = population_information(model, data, rotation, 1, seed)
-        none = torch.zeros(len(free), 0, dtype=torch.float64)
-        return Settled(((outer[free][:, free], information[free][:, free]),), none)
+        return Settled(((outer[free][:, free], information[free][:, free]),))
     ways = [batch_information]
     if has_density(model) and not may_lack_rank:
         ways.append(information_by_density)
@@ -126,7 +130,7 @@ def settle(
             sets.append([tuple(m[free][:, free] for m in of_way) for of_way in matrices])
         found = [Settled.of(list(of_way)) for of_way in zip(*sets, strict=True)]
         gaps = [one.gap(contrasts) for one in found]
-        best = min(range(len(found)), key=lambda i: (found[i].noise.shape[1], gaps[i]))
+        best = min(range(len(found)), key=lambda i: (found[i].lacking.shape[1], gaps[i]))
         ways = [ways[best]]
         if gaps[best] <= _SETTLED:
             break
@@ -139,7 +143,7 @@ def _errors(contrasts: Tensor, outer: Tensor, information: Tensor) -> Tensor:
     Directions without information are left out.
     """
     eigenvalues, vectors = torch.linalg.eigh(information)
-    seen = eigenvalues > 1e-9 * eigenvalues[-1]
+    seen = eigenvalues > _POSITIVE * eigenvalues[-1]
     root = contrasts @ vectors[:, seen]
     scaled = root / eigenvalues[seen] @ vectors[:, seen].T
     sandwich = torch.einsum("qi,ij,qj->q", scaled, outer, scaled)
