@@ -109,7 +109,7 @@ def test_a_table_lists_and_a_wide_table_hold_the_same_rankings() -> None:
     for data in (from_table, from_lists):
         assert list(data.user_names) == ["ann", "bob", "cat"]
         assert data.judgement_counts.tolist() == [2, 3, 1]
-        assert data.counts.tolist() == [4, 12, 1]
+        assert data.counts.tolist() == [3, 7, 1]
         assert told(data) == told(from_lists)
     wide = pd.DataFrame([[1, 3, 2, np.nan], [3, 1, 2, 4]], columns=list("abcd"), index=["x", "y"])
     molten = wide.rename_axis("user").reset_index().melt("user", var_name="item", value_name="rank")
@@ -119,17 +119,29 @@ def test_a_table_lists_and_a_wide_table_hold_the_same_rankings() -> None:
     )
 
 
+def decode(rows: Sequence[tuple]) -> tuple[list, list]:
+    """The items that rows (left, right, choice) rank, the best first, and those below them."""
+    if len(rows) == 1:
+        ((left, right, choice),) = rows
+        return ([left], [right]) if choice == 1 else ([right], [left])
+    (base,) = {right for _, right, _ in rows}
+    ahead = {left: 2 * choice - 1 for left, _, choice in rows}
+    place = {base: 1 + max(0, *ahead.values())}
+    place |= {item: place[base] - own for item, own in ahead.items()}
+    last = max(place.values())
+    ranked = sorted((item for item in place if place[item] < last), key=place.get)
+    return ranked, sorted(item for item in place if place[item] == last)
+
+
 def told(data: Preferences) -> set:
     """What is said, whatever the numbering: (person, winner, loser), and open pairs."""
-    person = data.user_names[np.repeat(np.arange(len(data)), data.counts)]
-    names = data.item_names.to_numpy()
-    rows = zip(person, names[data.left], names[data.right], data.choice, strict=True)
-    return {
-        (who, *((left, right) if choice > 0.5 else (right, left)))
-        if choice != 0.5
-        else (who, frozenset((left, right)))
-        for who, left, right, choice in rows
-    }
+    names, said = data.item_names, set()
+    for who, rows in judgements(data):
+        ranked, below = ([names[i] for i in part] for part in decode(rows))
+        for place, winner in enumerate(ranked):
+            said |= {(who, winner, loser) for loser in ranked[place + 1 :] + below}
+        said |= {(who, frozenset(pair)) for pair in itertools.combinations(below, 2)}
+    return said
 
 
 def test_a_list_of_rankings_is_of_a_person_each() -> None:
@@ -229,23 +241,30 @@ def test_bad_rankings_are_refused(rankings, options, error, message) -> None:
 @pytest.mark.parametrize(
     ("left", "right", "choice", "message"),
     [
-        ([0, 0, 1], [1, 2, 2], [1, 0, 1], "one order"),  # A cycle.
-        ([0, 0, 0], [1, 1, 2], [1, 1, 1], "each pair once"),
-        ([0, 0], [1, 2], [1, 1], "all pairs"),
-        ([0, 0, 1], [1, 2, 2], [0.5, 0.5, 0.5], "one order"),  # Nobody is ranked.
-        ([0, 0, 1], [1, 2, 2], [1, 0.5, 0.5], "one order"),
+        ([0, 0, 1], [1, 2, 2], [1, 0, 1], "one item on the same side"),
+        ([0, 1, 0], [2, 2, 2], [1, 0.5, 1], "each item once"),
+        ([0, 1, 3], [2, 2, 2], [0.5, 0.5, 0.5], "one order"),  # Nobody is ranked.
+        ([0, 1, 3], [2, 2, 2], [1, 1, 0.5], "one order"),  # Two are chosen.
+        ([0, 1, 3], [2, 2, 2], [2, 0.5, 0.5], "one order"),  # Nobody is second.
     ],
 )
-def test_comparisons_that_are_no_ranking_are_refused(left, right, choice, message) -> None:
+def test_rows_that_are_no_ranking_are_refused(left, right, choice, message) -> None:
     arguments = [np.array(x) for x in (left, right, choice)]
-    offsets = np.array([0, len(left)])
-    ranking = np.zeros(len(left), dtype=int)
+    ranking = np.zeros(3, dtype=int)
     with pytest.raises(ValueError, match=message):
-        Preferences(*arguments, offsets, num_items=3, ranking=ranking)
-    if len(left) == 3 and len(set(zip(left, right, strict=True))) == 3:
-        data = Preferences.from_rankings([(0, 1, 2)])
+        Preferences(*arguments, np.array([0, 3]), num_items=4, ranking=ranking)
+    if len(set(right)) == 1 and len(set(left)) == 3:
+        data = Preferences.from_rankings([(0, 1, 2, 3)])
         with pytest.raises(ValueError, match=message):
             data.with_choices(np.array(choice))
+
+
+@pytest.mark.parametrize("choice", [0.25, np.nan, np.inf])
+def test_a_choice_is_a_multiple_of_a_half(choice) -> None:
+    with pytest.raises(ValueError, match="choice must be 0, 0.5 or 1"):
+        Preferences([0, 1], [2, 2], [choice, 0.5], [0, 2], num_items=3, ranking=[0, 0])
+    with pytest.raises(ValueError, match="choice must be 0, 0.5 or 1"):
+        Preferences([0, 1], [2, 2], [1.5, 1], [0, 2], num_items=3)
 
 
 # Splits.
@@ -350,18 +369,23 @@ def test_random_splits_of_a_batch_keep_rankings_whole() -> None:
 
 def test_digest_and_pairs() -> None:
     data = ballots()
-    alone = Preferences(
-        data.left, data.right, data.choice, data.offsets, items=data.items, ties="half"
+    other = Preferences(
+        data.left, data.right, data.choice.clip(0, 1), data.offsets, items=data.items, ties="half"
     )
-    assert data.digest() != alone.digest()
+    assert data.digest() != other.digest()
     pairs = data.as_pairs()
     assert pairs.ranking is None
     assert (pairs.choice != 0.5).all()
-    known = data.choice != 0.5
-    assert pairs.num_comparisons == known.sum()
     summary = data.summary()
-    assert pairs.broken == (summary.rankings, summary.stages)
-    assert f"{summary.rankings:,} of {summary.stages:,} stages" in str(pairs.summary())
+    assert told(pairs) == {pair for pair in told(data) if len(pair) == 3}
+    assert pairs.num_comparisons == sum(
+        len(ranked) * (len(ranked) - 1) // 2 + len(ranked) * len(below)
+        for ranked, below in (decode(rows) for _, rows in judgements(data))
+    )
+    rankings = summary.rankings + summary.choice_sets
+    stages = summary.stages + summary.choice_sets
+    assert pairs.broken == (rankings, stages)
+    assert f"{rankings:,} of {stages:,} stages" in str(pairs.summary())
     with pytest.warns(UserWarning, match="broken into pairs.*sandwich"):
         broken = Preferences.from_rankings(BALLOTS, method="pairs")
     assert broken.digest() == Preferences.from_rankings(BALLOTS).as_pairs().digest()
@@ -393,13 +417,7 @@ def written_out(data: Preferences, utility: Tensor) -> Tensor:
     """The log-probability of each person's rankings (*, U), from what the data say."""
     totals = {user: utility.new_zeros(utility.shape[:-1]) for user in data.user_names}
     for user, rows in judgements(data):
-        items = sorted({i for left, right, _ in rows for i in (left, right)})
-        wins = dict.fromkeys(items, 0.0)
-        for left, right, choice in rows:
-            if choice != 0.5:
-                wins[left if choice == 1 else right] += 1
-        order = sorted((i for i in items if wins[i]), key=lambda i: -wins[i])
-        below = [i for i in items if not wins[i]]
+        order, below = decode(rows)
         totals[user] = totals[user] + plackett_luce(utility, order, below)
     return torch.stack(list(totals.values()), -1)
 
@@ -423,12 +441,12 @@ def test_mixtures_of_rankings_under_many_draws() -> None:
 
 def test_half_wins_stand_beside_rankings() -> None:
     data = Preferences(
-        np.array([0, 0, 0, 1]),
-        np.array([1, 1, 2, 2]),
-        np.array([0.5, 1, 1, 0.5]),
-        np.array([0, 4]),
+        np.array([0, 0, 1]),
+        np.array([1, 2, 2]),
+        np.array([0.5, 1, 0.5]),
+        np.array([0, 3]),
         num_items=3,
-        ranking=np.array([0, 1, 1, 1]),
+        ranking=np.array([0, 1, 1]),
     )
     r = UTILITY
     expected = plackett_luce(r, [0], [1, 2])
@@ -537,9 +555,9 @@ def test_draws_have_the_stated_frequency(num_ranked: int) -> None:
         expected = distribution.log_prob(outcomes.unsqueeze(1).expand(-1, 2, -1)).exp()[:, user]
         error = (expected * (1 - expected) / len(draws)).sqrt()
         assert ((count / len(draws) - expected).abs() < 4.5 * error).all()
-    # Each pair by itself, where the ranking tells, is a Bradley–Terry comparison.
+    # Each row by itself, where the ranking tells, is a Bradley–Terry comparison.
     known = draws != 0.5
-    share = (draws * known).sum(0) / known.sum(0)
+    share = (draws > 0.5).double().sum(0) / known.sum(0)
     error = (share * (1 - share) / known.sum(0)).sqrt()
     assert ((share - distribution.mean).abs() < 4.5 * error).all()
     assert prob.min() > 0
@@ -559,9 +577,9 @@ def test_models_with_other_answers_are_refused() -> None:
             torch.zeros(batch.mask.shape), batch.mask, log_tie=torch.zeros(()),
             rankings=batch.rankings,
         )  # fmt: skip
-    inside = batch.rankings.inside.nonzero()[0]
-    mask = batch.mask.clone()
-    mask[tuple(inside)] = False
+    # Without the row of its winner a ranking of three says nothing.
+    cut = batch.rankings.inside & (batch.choice > 0.5)
+    mask = batch.mask & ~cut
     with pytest.raises(ValueError, match="ranking as a whole"):
         HeterogeneousBTL(2, 0, "linear").choice(
             batch.replace(mask=mask), torch.zeros(1, len(data), 0)
@@ -585,12 +603,10 @@ def minorise(data: Preferences, rounds: int = 400) -> np.ndarray:
     """Hunter's (2004) MM iterations, stage by stage; log strengths, centred."""
     stages = []
     for _, rows in judgements(data):
-        lost: dict[int, set] = {}
-        for left, right, choice in rows:
-            if choice != 0.5:
-                winner, loser = (left, right) if choice == 1 else (right, left)
-                lost.setdefault(winner, set()).add(loser)
-        stages += [(winner, [winner, *losers]) for winner, losers in lost.items()]
+        ranked, below = decode(rows)
+        items = ranked + below
+        last = len(ranked) if len(below) else len(ranked) - 1
+        stages += [(winner, items[place:]) for place, winner in enumerate(ranked[:last])]
     wins = np.bincount([winner for winner, _ in stages], minlength=data.num_items)
     member = np.zeros((len(stages), data.num_items))
     for row, (_, items) in enumerate(stages):
@@ -895,7 +911,7 @@ def test_everything_that_looks_at_choices_takes_rankings(crowd) -> None:
     assert [at.num_context for at in held_out] == [0, 1]
     for at, left in zip(held_out, (3, 2), strict=True):
         assert ((~at.log_score.isnan()).sum(-1) == left).all()
-        assert ((~at.choice.isnan()).sum(-1) == 10 * left).all()
+        assert ((~at.choice.isnan()).sum(-1) == 4 * left).all()
         assert kstest(at.pit.numpy(), "uniform").pvalue > 1e-3
     gain, error = held_out[1].gain()
     assert gain > 2 * error  # One ranking tells something about the others.
@@ -991,9 +1007,8 @@ def test_partial_rankings_beside_half_wins_go_everywhere() -> None:
     assert torch.equal(~unknown.log_score.isnan(), batch.judgement_mask)
     exported = posterior.to_inference_data()
     simulated = exported["posterior_predictive"]["choice"].values[0, 3]
-    open_pairs = data.choice == 0.5
-    assert (simulated == 0.5).sum() == open_pairs.sum() - summary.half_wins
-    data.with_choices(np.where(data.half_wins, 0.5, simulated))  # Rankings again, or an error.
+    again = data.with_choices(np.where(data.half_wins, 0.5, simulated))  # Or an error.
+    assert again.summary().open_pairs == summary.open_pairs
 
 
 @pytest.mark.slow
@@ -1120,7 +1135,7 @@ def test_held_out_scores_count_rankings_once(two_tastes: Preferences) -> None:
     assert table.loc[(0, "two"), "dse"] == pytest.approx(gain.std().item() * 40**0.5, abs=0.01)
     liked = one.model.item_utility(torch.arange(4), torch.zeros(1, 1, 0)).flatten().detach().numpy()
     known = two_tastes.choice != 0.5
-    right = (liked[two_tastes.left] > liked[two_tastes.right]) == (two_tastes.choice == 1)
+    right = (liked[two_tastes.left] > liked[two_tastes.right]) == (two_tastes.choice > 0.5)
     person = np.repeat(np.arange(40), two_tastes.counts)
     share = pd.Series(right[known]).groupby(person[known]).mean().to_numpy()
     own = scores[(scores["known"] == 0) & (scores["predictor"] == "one")]

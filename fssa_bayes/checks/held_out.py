@@ -112,7 +112,7 @@ def predict_held_out(
             HeldOut(
                 size,
                 prob=expected_choice(known.choice_prob(target)).masked_fill(silent, torch.nan),
-                choice=whole.choice.masked_fill(silent, torch.nan),
+                choice=whole.choice.clamp(0, 1).masked_fill(silent, torch.nan),
                 log_score=tabulate_log_prob(known, target),
                 baseline=tabulate_log_prob(unknown, target),
                 pit=transform_agreements(known, target, average, seed),
@@ -161,8 +161,8 @@ def transform_agreements(
             liked = (expected > 0.5).to(batch.choice) * 2 - 1
             # Half a win each is never drawn by a model without ties.
             is_drawn = batch.mask & (~batch.half_wins | posterior.model.has_ties)
-            weight, drawn = liked * is_drawn, likelihood.sample() - 0.5
-            agreed = ((batch.choice - 0.5) * weight).sum(-1, keepdim=True)
+            weight, drawn = liked * is_drawn, likelihood.sample().clamp(0, 1) - 0.5
+            agreed = ((batch.choice.clamp(0, 1) - 0.5) * weight).sum(-1, keepdim=True)
             pit[people] = diagnostics.weighted_pit(
                 (drawn * weight).sum(-1, keepdim=True).cpu(),
                 log_weights.cpu(),

@@ -115,6 +115,7 @@ class Statistics:
         self.names = list(self.units)
 
     def __call__(self, choices: np.ndarray) -> np.ndarray:
+        choices = choices.clip(0, 1)  # In the rows of rankings, who stands above counts.
         columns = [choices.mean(-1, dtype=np.float64)]
         if self.has_ties:
             columns.append((choices == 0.5).mean(-1, dtype=np.float64))

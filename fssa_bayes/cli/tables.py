@@ -48,12 +48,17 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("user", "item", "rank"), ("ranking", "choice_set")),
     (("orderings",), ("choice_set",)),
     (("ranks",), ("choice_set",)),
+    (
+        ("item", "chosen"),
+        ("situation", "features", "constants", "outside", "available", "worst"),
+    ),
 )
 _ROWS_OF_PEOPLE = ("pair_columns", "orderings", "ranks")
-_LISTS = ("orderings", "ranks", "choice_set")
+_LISTS = ("orderings", "ranks", "choice_set", "features")
 _ROLES = (
     *("user", "left", "right", "choice", "winner", "loser", "side", "count", "left_wins"),
     *("right_wins", "tied", "pair_columns", "item", "rank", "ranking"),
+    *("situation", "chosen", "available", "worst"),
 )
 
 
@@ -187,7 +192,11 @@ class Votes:
         ),
     ] = None
     item: Annotated[
-        str | None, _column("names an item of a ranking, with --rank", _OTHER_PANEL)
+        str | None,
+        _column(
+            "names an item of a ranking, with --rank, or an alternative on offer, with --chosen",
+            _OTHER_PANEL,
+        ),
     ] = None
     rank: Annotated[
         str | None,
@@ -216,6 +225,45 @@ class Votes:
             _OTHER_PANEL,
         ),
     ] = None
+    chosen: Annotated[
+        str | None,
+        _column(
+            "marks the alternative that was chosen: 1 / 0, true / false, or its name", _OTHER_PANEL
+        ),
+    ] = None
+    situation: Annotated[
+        str | None, _column("tells the choice situations of a person apart", _OTHER_PANEL)
+    ] = None
+    features: Annotated[
+        str | None,
+        _option(
+            "COLUMN,…",
+            "Columns with features of the alternatives on offer, in place of --items.",
+            _OTHER_PANEL,
+        ),
+    ] = None
+    constants: Annotated[
+        bool,
+        typer.Option(
+            "--constants",
+            help="Give each alternative but one a constant beside --features.",
+            rich_help_panel=_OTHER_PANEL,
+        ),
+    ] = False
+    outside: Annotated[
+        str | None,
+        _option(
+            "NAME",
+            "The outside option, such as none, on offer in every situation with a row or without.",
+            _OTHER_PANEL,
+        ),
+    ] = None
+    available: Annotated[
+        str | None, _column("tells whether the alternative is on offer: 1 / 0", _OTHER_PANEL)
+    ] = None
+    worst: Annotated[
+        str | None, _column("marks the worst alternative, as --chosen the best", _OTHER_PANEL)
+    ] = None
 
     def check(self) -> None:
         """Raises an error for what is wrong without a look into the files, before any import."""
@@ -236,7 +284,7 @@ class Votes:
     def _check_layout(self) -> None:
         """Raises a ValueError unless the columns named make one of the layouts."""
         named = {name for needed, also in _LAYOUTS for name in (*needed, *also)} - {"user"}
-        given = {name for name in named if getattr(self, name) is not None}
+        given = {name for name in named if getattr(self, name) not in (None, False)}
         if self.user is None and self.users is not None:
             raise ValueError("--users needs --user, got no column that names people")
         for needed, also in _LAYOUTS:
@@ -289,6 +337,8 @@ class Votes:
                     **{role: getattr(self, role) for role in _ROLES},
                     **{role: _listed(getattr(self, role)) for role in _LISTS},
                     choice_labels=self.labels(),
+                    constants=self.constants,
+                    outside=self.outside,
                     items=self.items,
                     users=self.users,
                     ties=ties.value,

@@ -22,12 +22,15 @@ from fssa_bayes.data.precision import (
     usable_numbers,
 )
 from fssa_bayes.data.preferences import Preferences
+from fssa_bayes.data.rankings import list_stage_pairs
 from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.summary import Summary
+from fssa_bayes.kernels.plackett_luce import StagePairs
 
 __all__ = [
     "Batch",
     "Preferences",
+    "StagePairs",
     "Summary",
     "canonical_names",
     "check_column",
@@ -44,6 +47,7 @@ __all__ = [
     "find_win_classes",
     "first_names",
     "identified_covariates",
+    "list_stage_pairs",
     "list_wins",
     "names_from_json",
     "names_to_json",

@@ -13,6 +13,8 @@ from fssa_bayes.data.comparisons import Comparisons, Data, replace, select_where
 from fssa_bayes.data.ids import explain_unknown, find_names
 from fssa_bayes.data.judgements import find_judgements
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.ragged import offsets_of
+from fssa_bayes.data.rankings import lay_out
 from fssa_bayes.data.readers.categories import Levels, recode_levels
 
 __all__ = ["AlignedComparisons", "Fitted", "align_features", "align_items", "find_columns"]
@@ -177,19 +179,58 @@ def select_items(data: Data, names: pd.Index) -> Data:
         table["feature_names"] = data.feature_names
     left, right = number_items(data, names)
     keep = (left >= 0) & (right >= 0)
-    if data.ranking is not None:  # Of a ranking of which nothing is known any more, nothing stays.
-        tells = np.bincount(data.ranking, keep & (data.choice != 0.5)) > 0
-        keep &= ~data.judgements.inside | tells[data.ranking]
-    if data.num_comparisons and not keep.any():
-        raise ValueError(
-            f"items must leave a comparison, got [{first_names(names)}], no two of which are "
-            "compared with each other"
-        )
-    moved = replace(data, left=left, right=right, items=features, **table)
-    kept = select_where(moved, keep)
-    number = None if data.ranking is None else data.ranking[keep]
-    judgements = find_judgements(kept.left, kept.right, kept.choice, number, kept.person)
-    return replace(kept, judgements=judgements)
+    keep &= ~data.judgements.inside
+    if not data.has_rankings:
+        if data.num_comparisons and not keep.any():
+            raise _nothing_left(names)
+        return select_where(replace(data, left=left, right=right, items=features, **table), keep)
+    rows = _select_ranked(data, names)
+    parts = left[keep], right[keep], data.choice[keep], data.judgements.ranking[keep]
+    left, right, choice, number = map(np.concatenate, zip(parts, rows, strict=True))
+    if not len(left):
+        raise _nothing_left(names)
+    order = np.argsort(number, kind="stable")
+    person = data.person[data.judgements.heads[number[order]]]
+    left, right, choice = left[order], right[order], choice[order].astype(np.float32)
+    # A model that has places refuses rankings, so that the side of their rows does not matter.
+    side = None if data.side is None else data.side[data.judgements.heads[number[order]]]
+    return replace(
+        data,
+        left=left.astype(np.int32),
+        right=right.astype(np.int32),
+        choice=choice,
+        offsets=offsets_of(np.bincount(person, minlength=len(data))),
+        items=features,
+        judgements=find_judgements(left, right, choice, number[order], person),
+        side=side,
+        **table,
+    )
+
+
+def _select_ranked(data: Data, names: pd.Index) -> tuple[np.ndarray, ...]:
+    """Lays out what rankings tell of some items: left, right, choice and judgement of rows."""
+    slots, own = data.judgements.list_slots(data.left, data.right, data.choice)
+    position = find_names(data.item_names, names)[slots.item]
+    last = np.zeros(len(own), dtype=np.int64)
+    np.maximum.at(last, slots.ranking, slots.place)
+    is_ranked = slots.place < last[slots.ranking]
+    kept = np.flatnonzero(position >= 0)
+    # Two items at least, and one of them ranked: or else nothing is known any more.
+    size = np.bincount(slots.ranking[kept], minlength=len(own))
+    told = np.bincount(slots.ranking[kept], is_ranked[kept], minlength=len(own))
+    kept = kept[((size > 1) & (told > 0))[slots.ranking[kept]]]
+    rank = np.where(is_ranked, slots.place, np.inf)[kept]
+    left, right, choice, group = lay_out(
+        slots.ranking[kept], position[kept], rank, slots.is_worst[kept]
+    )
+    return left, right, choice, own[group]
+
+
+def _nothing_left(names: pd.Index) -> ValueError:
+    return ValueError(
+        f"items must leave a comparison, got [{first_names(names)}], no two of which are "
+        "compared with each other"
+    )
 
 
 def number_items(data: Comparisons, names: pd.Index) -> tuple[np.ndarray, np.ndarray]:

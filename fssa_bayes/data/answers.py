@@ -24,7 +24,7 @@ from fssa_bayes.data.judgements import Judgements, RankedJudgements
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.rankings import break_into_pairs
+from fssa_bayes.data.rankings import break_into_rows
 from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.readers.pairs import check_frame, decode_choices, name_items, read_covariates
 from fssa_bayes.data.readers.rankings import read_rankings
@@ -153,7 +153,7 @@ class GrowingComparisons(Comparisons):
         """
         ranked = read_rankings({user: [list(ranking)]}, {}, choice_set)
         position = find_items(self, ranked.item)
-        left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
+        left, right, choice, number = break_into_rows(ranked.group, position, ranked.rank)
         person = pd.Series([user] * len(left))
         return join_answers(self, person, left, right, choice, number, users)
 
@@ -205,8 +205,8 @@ def join_answers(
         user: Name of the person of each of Q answers.
         left: Position of each answer's left item, (Q,).
         right: The same for the right item.
-        choice: 1, 0 or ½, (Q,).
-        ranking: Equal numbers for the pairs of one ranking, (Q,); None where all stand alone.
+        choice: The outcome of each row, (Q,).
+        ranking: Equal numbers for the rows of one ranking, (Q,); None where all stand alone.
         users: Covariates of new people, or None.
         side: Whose place is an advantage, one for all or (Q,); None as in the other answers.
     """

@@ -115,12 +115,21 @@ def check_pairs(left: np.ndarray, right: np.ndarray) -> None:
         )
 
 
-def check_choices(choice: np.ndarray, length: int) -> np.ndarray:
-    """Returns choices in single precision, or refuses a wrong number and what is no choice."""
+def check_choices(choice: np.ndarray, length: int, ranked: np.ndarray | None = None) -> np.ndarray:
+    """Returns choices in single precision, or refuses a wrong number and what is no choice.
+
+    Args:
+        choice: The choices.
+        length: How many there must be.
+        ranked: Whether a row may be one of a ranking, whose choices are multiples of ½, (R,).
+    """
     choice = np.asarray(choice, dtype=np.float32)
     if choice.shape != (length,):
         raise ValueError(f"choice must have shape ({length},), got {choice.shape}")
-    wrong = np.flatnonzero(~np.isin(choice, (0, 0.5, 1)))
+    is_choice = np.isin(choice, (0, 0.5, 1))
+    if ranked is not None:
+        is_choice |= ranked & np.isfinite(choice) & (np.rint(2 * choice) == 2 * choice)
+    wrong = np.flatnonzero(~is_choice)
     if len(wrong):
         raise ValueError(
             f"choice must be 0, 0.5 or 1, got {choice[wrong[0]]} in comparison {wrong[0]}"

@@ -8,11 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data.comparisons import Comparisons
+from fssa_bayes.data.comparisons import Comparisons, Data, replace
+from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.names import first_names
+from fssa_bayes.data.ragged import offsets_of
+from fssa_bayes.data.rankings import list_stage_pairs
 
 __all__ = [
     "Wins",
+    "as_pairs",
     "describe_separation",
     "find_components",
     "find_win_classes",
@@ -28,7 +32,7 @@ class Wins(NamedTuple):
     Attributes:
         winner: Position of the winner of each of Q wins, with shape (Q,).
         loser: Position of the loser, (Q,).
-        number: Number of the comparison that the win belongs to, (Q,).
+        number: Number of the comparison that the win belongs to, or of a row of its ranking, (Q,).
         on_left: Whether the winner stood on the left, (Q,).
     """
 
@@ -39,15 +43,55 @@ class Wins(NamedTuple):
 
 
 def list_wins(data: Comparisons) -> Wins:
-    """Lists the wins among comparisons, without the pairs that a ranking leaves open."""
-    known = (data.choice != 0.5) | ~data.judgements.inside
-    by_left = np.flatnonzero(known & (data.choice >= 0.5))
-    by_right = np.flatnonzero(known & (data.choice <= 0.5))
+    """Lists the wins of comparisons that stand alone, then those that rankings tell.
+
+    In a ranking the winner of each stage won over all items that were left.
+    """
+    alone = ~data.judgements.inside
+    by_left = np.flatnonzero(alone & (data.choice >= 0.5))
+    by_right = np.flatnonzero(alone & (data.choice <= 0.5))
+    slots, _ = data.judgements.list_slots(data.left, data.right, data.choice)
+    higher, lower = list_stage_pairs(slots)
+    winner = np.where(slots.is_worst[higher], lower, higher)
+    loser = np.where(slots.is_worst[higher], higher, lower)
+    rows = np.flatnonzero(data.judgements.inside)[slots.row[loser]]
     return Wins(
-        np.concatenate([data.left[by_left], data.right[by_right]]),
-        np.concatenate([data.right[by_left], data.left[by_right]]),
-        np.concatenate([by_left, by_right]),
-        np.arange(len(by_left) + len(by_right)) < len(by_left),
+        np.concatenate([data.left[by_left], data.right[by_right], slots.item[winner]]),
+        np.concatenate([data.right[by_left], data.left[by_right], slots.item[loser]]),
+        np.concatenate([by_left, by_right, rows]),
+        np.arange(len(by_left) + len(by_right) + len(rows)) < len(by_left),
+    )
+
+
+def as_pairs(data: Data) -> Data:
+    """Breaks rankings into the pairs that they tell, each a comparison of its own.
+
+    The item with the lower position is on the left, so that places do not depend on the outcome.
+    """
+    wins, alone = list_wins(data), np.flatnonzero(~data.judgements.inside)
+    ranked = data.judgements.inside[wins.number]
+    winner, loser, rows = wins.winner[ranked], wins.loser[ranked], wins.number[ranked]
+    number = np.concatenate([alone, rows])
+    order = np.argsort(data.judgements.head_of(number), kind="stable")
+    number = number[order]
+    parts = {
+        "left": (data.left[alone], np.minimum(winner, loser)),
+        "right": (data.right[alone], np.maximum(winner, loser)),
+        "choice": (data.choice[alone], winner < loser),
+    }
+    joined = {
+        name: np.concatenate(values).astype(values[0].dtype)[order]
+        for name, values in parts.items()
+    }
+    slots, own = data.judgements.list_slots(data.left, data.right, data.choice)
+    higher, _ = list_stage_pairs(slots)
+    return replace(
+        data,
+        **joined,
+        offsets=offsets_of(np.bincount(data.person[number], minlength=len(data))),
+        judgements=Judgements(len(number)),
+        side=None if data.side is None else data.side[number],
+        broken=(len(own), len(np.unique(higher))),
     )
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from fssa_bayes.data.ragged import list_ranges, offsets_of
-from fssa_bayes.data.rankings import check_rankings
+from fssa_bayes.data.rankings import Slots, check_rankings, list_slots
 
 __all__ = ["Judgements", "RankedJudgements", "find_judgements"]
 
@@ -29,12 +29,12 @@ def find_judgements(
     Args:
         left: Position of each comparison's left item, with shape (R,).
         right: The same for the right item.
-        choice: 1, 0 or ½, (R,).
-        ranking: Equal numbers for the pairs of a ranking, (R,); None for no rankings.
+        choice: The outcome of each row, (R,).
+        ranking: Equal numbers for the rows of a ranking, (R,); None for no rankings.
         person: Position of the person, non-decreasing, (R,).
 
     Raises:
-        ValueError: If comparisons of one number are not the pairs of a ranking.
+        ValueError: If rows of one number are not those of a ranking.
     """
     if ranking is not None:
         number = check_rankings(left, right, choice, ranking, person)
@@ -83,9 +83,15 @@ class Judgements:
         """Number of rankings of three items or more."""
         return 0
 
-    def count_stages(self, left: np.ndarray, right: np.ndarray, choice: np.ndarray) -> int:
-        """Counts the stages of these rankings: choices of the best among the items left."""
-        return 0
+    def list_slots(
+        self, left: np.ndarray, right: np.ndarray, choice: np.ndarray
+    ) -> tuple[Slots, np.ndarray]:
+        """Lists the items of the rankings, and the number of each ranking's judgement, (G,)."""
+        return list_slots(*(x[:0] for x in (left, right, choice, self._none))), self._none
+
+    @property
+    def _none(self) -> np.ndarray:
+        return np.zeros(0, dtype=np.int64)
 
     def count_before(self, comparison: np.ndarray) -> np.ndarray:
         """Counts the judgements that begin before comparisons given by number."""
@@ -149,6 +155,10 @@ class RankedJudgements(Judgements):
         return np.flatnonzero(self._begins)
 
     @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.append(self.heads, self.num_comparisons)
+
+    @cached_property
     def _begins(self) -> np.ndarray:
         return np.diff(self.number, prepend=-1) != 0
 
@@ -162,13 +172,13 @@ class RankedJudgements(Judgements):
 
     @property
     def num_rankings(self) -> int:
-        return int(self.inside[self.heads].sum())
+        return int((np.diff(self._starts) > 1).sum())
 
-    def count_stages(self, left: np.ndarray, right: np.ndarray, choice: np.ndarray) -> int:
-        # Every stage has a winner of its own.
-        known = self.inside & (choice != 0.5)
-        winner = np.where(choice == 1, left, right)[known].astype(np.int64)
-        return len(np.unique(self.number[known] * (winner.max(initial=0) + 1) + winner))
+    def list_slots(
+        self, left: np.ndarray, right: np.ndarray, choice: np.ndarray
+    ) -> tuple[Slots, np.ndarray]:
+        own, number = np.unique(self.number[self.inside], return_inverse=True)
+        return list_slots(*(x[self.inside] for x in (left, right, choice)), number), own
 
     def count_before(self, comparison: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.heads, comparison)
@@ -184,8 +194,9 @@ class RankedJudgements(Judgements):
         return RankedJudgements(len(comparison), np.cumsum(self.begins(comparison)) - 1)
 
     def expand(self, judgement: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = np.diff(self.heads, append=self.num_comparisons)[judgement]
-        rows = list_ranges(self.heads[judgement], size)
+        start = self._starts[judgement]
+        size = self._starts[judgement + 1] - start
+        rows = list_ranges(start, size)
         return rows, np.diff(offsets_of(size)[offsets_of(counts)])
 
     def spread(self, values: np.ndarray) -> np.ndarray:

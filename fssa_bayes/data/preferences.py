@@ -7,10 +7,12 @@ data remember which, by `ties="half"` or `"keep"`, and the latter need a model w
 m is :math:`y\,m - \log(1 + e^m)`; `model/distributions.py` adds ties, a position bias and
 lapses.
 
-A *ranking* of n items is stored as its n (n − 1) / 2 comparisons, which carry its number: choice is
-1 where left stands above right, and ½ where the ranking says nothing, as both stand below the
-ranked ones. A *judgement* is a ranking, or a comparison that stands alone; what is split, drawn
-or left out is a judgement, never a part of one.
+A *ranking* is an order of n items or of the best few of them, and a choice from a set is the
+ranking of which only the best item is known. A ranking is stored as n − 1 rows, which carry its
+number, see `data/rankings.py`: each compares an item with the base item of the ranking. Its choice
+is above ½ where left stands above right, and ½ where the ranking says nothing. A *judgement* is a
+ranking, or a comparison that stands alone; what is split, drawn or left out is a judgement, never
+a part of one.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ from fssa_bayes.data.comparisons import (
     select,
     select_where,
 )
-from fssa_bayes.data.graph import find_components
+from fssa_bayes.data.graph import as_pairs, find_components
 from fssa_bayes.data.imagined import imagine, merge, pool, resample
-from fssa_bayes.data.judgements import Judgements, find_judgements
+from fssa_bayes.data.judgements import find_judgements
 from fssa_bayes.data.precision import digest_parts
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.reading import ReadComparisons
@@ -67,7 +69,8 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         left: Position of the left item of each comparison in the item table, with shape (R,),
             the comparisons of a person lying together.
         right: The same for the right item.
-        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (R,).
+        choice: 1 where left was preferred, 0 where right was, ½ for half a win each, (R,); in the
+            rows of a ranking the outcome as `data/rankings.py` defines it.
         offsets: Person u owns comparisons `offsets[u]` to `offsets[u + 1] - 1`; shape (U + 1,).
         items: Item features with shape (M, D), or None for one indicator per item. Floats of
             single precision are stored as such, other numbers in double precision; the model
@@ -80,8 +83,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         covariate_names: Names of the covariates; positions if None.
         ties: What a choice of ½ means: `"half"`, half a win each, or `"keep"`, a tie proper.
         dropped_ties: Number of ties that were left out, for :meth:`summary`.
-        ranking: Equal numbers for the comparisons of a person that are the pairs of one ranking,
-            with shape (R,); None where every comparison stands alone. See :meth:`from_rankings`.
+        ranking: Equal numbers for the comparisons of a person that are the rows of one ranking,
+            with shape (R,); None where every comparison stands alone. See :meth:`from_rankings`
+            and :meth:`from_choices`.
         side: Whose place is an advantage, which a position bias measures: 1 for left's, −1 for
             right's, 0 for neither's, NaN where it is not known, with shape (R,); None where it is
             left's everywhere.
@@ -98,7 +102,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     Raises:
         ValueError: If shapes disagree, an index is out of range, an item is compared with itself,
             a choice or side is none, a feature or covariate is not finite, or the
-            comparisons of a ranking are not its pairs.
+            comparisons of a ranking are not its rows.
     """
 
     def __init__(
@@ -137,7 +141,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         num_users, total = len(offsets) - 1, offsets[-1]
         left = check_positions("left", left, total, num_items)
         right = check_positions("right", right, total, num_items)
-        choice = check_choices(choice, total)
+        choice = check_choices(choice, total, None if ranking is None else np.ones(total, bool))
         check_pairs(left, right)
         item_names = check_names("item_names", item_names, num_items)
         user_names = check_names("user_names", user_names, num_users)
@@ -208,18 +212,10 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     def as_pairs(self) -> Preferences:
         """Breaks rankings into pairs, each a comparison of its own.
 
-        A composite likelihood, see :meth:`from_rankings`. Pairs that a ranking says nothing about
-        are left out; without rankings the data come back unchanged.
+        A composite likelihood, see :meth:`from_rankings`. The pairs are those of each stage's
+        winner and the items left; without rankings the data come back unchanged.
         """
-        if self.ranking is None:
-            return self
-        pairs = select_where(self, ~self.judgements.inside | (self.choice != 0.5))
-        stages = self.judgements.count_stages(self.left, self.right, self.choice)
-        return replace(
-            pairs,
-            judgements=Judgements(pairs.num_comparisons),
-            broken=(self.judgements.num_rankings, stages),
-        )
+        return self if self.ranking is None else as_pairs(self)
 
     def resample_pairs(
         self, counts: np.ndarray, rng: np.random.Generator, people: np.ndarray | None = None
@@ -323,7 +319,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         """Exchanges left and right, and the choice with them, in all or some comparisons (R,).
 
         Where data have sides, the advantage of a place goes with its item: a side of 1 becomes −1.
-        Without sides it is left's, whichever item that is.
+        Without sides it is left's, whichever item that is. Rankings stay as they are.
         """
         which = np.ones(self.num_comparisons, dtype=bool) if which is None else np.asarray(which)
         if which.dtype != bool or which.shape != (self.num_comparisons,):
@@ -331,6 +327,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
                 f"which must be Boolean with shape ({self.num_comparisons},), got {which.dtype} "
                 f"with shape {which.shape}"
             )
+        which = which & ~self.judgements.inside
         return replace(
             self,
             left=np.where(which, self.right, self.left),
@@ -342,13 +339,13 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     def with_choices(self, choice: np.ndarray, *, ties: str | None = None) -> Preferences:
         """Returns the same people and pairs with other choices, with shape (R,).
 
-        The comparisons of a ranking must be those of a ranking again.
+        The rows of a ranking must be those of a ranking again.
 
         `ties` says what a choice of ½ means, `"half"` or `"keep"`; None leaves it as it is.
         """
         if ties not in (None, "half", "keep"):
             raise ValueError(f"ties must be None, 'half' or 'keep', got {ties!r}")
-        choice = check_choices(choice, self.num_comparisons)
+        choice = check_choices(choice, self.num_comparisons, self.judgements.inside)
         self.judgements.check(self.left, self.right, choice, self.person)
         return replace(self, choice=choice, ties=self.ties if ties is None else ties)
 

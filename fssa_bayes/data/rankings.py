@@ -1,46 +1,157 @@
-r"""Rankings as pairs: broken into them, and recognised in them.
+r"""Rankings as rows: each item of a ranking beside its base item.
 
-A ranking of n items is stored as its n (n − 1) / 2 pairs, in an order that does not depend on the
-outcome. The choice of a pair is 1 where left stands above right, 0 where right does, and ½ where
-the ranking says nothing: both stand below the k items that were ranked.
+A *ranking* is an order of n items, or of the best few of them; a choice from a set is the ranking
+of which only the best item is known. A ranking is stored as n − 1 rows, in an order that does not
+depend on the outcome. Each row compares one item with the *base* item of the ranking, which stands
+on the right in all of them. A choice of the worst is a ranking that begins with the worst item: its
+base stands on the left, so that margins are those of the negated utilities.
+
+The outcome is in the `choice` of the rows. Places count from 1, and all items that are not ranked
+share the place after the last ranked one. The choice of a row is
+
+.. math:: \tfrac12 (1 + \text{place of the base} - \text{place of the other item}),
+
+above ½ where left stands above right, below ½ where right does, and ½ where the ranking says
+nothing. In a choice from a set the row of the chosen item has 1 and the others ½; all have 0 where
+the base was chosen. Two items make an ordinary comparison.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-__all__ = ["break_into_pairs", "check_rankings"]
+from fssa_bayes.data.ragged import list_ranges
+
+__all__ = [
+    "Slots",
+    "break_into_rows",
+    "check_rankings",
+    "lay_out",
+    "list_slots",
+    "list_stage_pairs",
+]
 
 
-def break_into_pairs(
+class Slots(NamedTuple):
+    """Lists the items of rankings: a slot is an item in a ranking.
+
+    Attributes:
+        ranking: Number of the ranking of each of P slots, non-decreasing, with shape (P,).
+        item: Position of the slot's item, (P,).
+        place: The item's place from 1, that of unranked items being the last, (P,).
+        row: Number of the row in which the item is compared with the base, (P,); that of the
+            ranking's first row for the base itself.
+        is_base: Whether the item is the base, (P,).
+        is_worst: Whether the ranking begins with the worst item, (P,).
+    """
+
+    ranking: np.ndarray
+    item: np.ndarray
+    place: np.ndarray
+    row: np.ndarray
+    is_base: np.ndarray
+    is_worst: np.ndarray
+
+
+def break_into_rows(
     group: np.ndarray, item: np.ndarray, rank: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Breaks rankings into all their pairs, each with the lower position on the left.
+    """Breaks rankings into rows, whose base is the item with the highest position.
 
     Args:
-        group: Number of the ranking of each row, non-decreasing, with shape (L,).
-        item: Position of its item, (L,).
+        group: Number of the ranking of each item, non-decreasing, with shape (L,).
+        item: Position of the item, (L,).
         rank: Its rank, NaN below all ranked ones, (L,).
 
     Returns:
-        Left, right, choice and ranking of each pair, ranking by ranking, each with shape (R,).
+        Left, right, choice and ranking of each row, ranking by ranking, each with shape (R,).
     """
     order = np.lexsort((item, group))
-    item, rank = item[order], np.nan_to_num(rank[order], nan=np.inf)
-    size = np.bincount(group)
+    return lay_out(group[order], item[order], np.nan_to_num(rank[order], nan=np.inf))
+
+
+def lay_out(
+    group: np.ndarray, item: np.ndarray, rank: np.ndarray, is_worst: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Lays rankings out as rows, whose base is the last item listed.
+
+    Args:
+        group: Number of the ranking of each item, non-decreasing, with shape (L,).
+        item: Position of the item, (L,).
+        rank: Its rank, infinite below all ranked ones, (L,).
+        is_worst: Whether the ranking begins with the worst item, (L,); None for no such ranking.
+
+    Returns:
+        Left, right, choice and ranking of each row, ranking by ranking, each with shape (R,).
+    """
+    place = _places(group, rank)
+    last = np.append(np.diff(group) != 0, True)[: len(group)]
+    base = np.repeat(np.flatnonzero(last), np.unique(group, return_counts=True)[1])
+    choice = (1.0 + place[base] - place)[~last] / 2
+    left, right = item[~last], item[base][~last]
+    if is_worst is not None:
+        left, right = np.where(is_worst[~last], (right, left), (left, right))
+    return left, right, choice, group[~last]
+
+
+def _places(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Numbers the items of each group by rank from 1; items of infinite rank share a place."""
+    order = np.lexsort((rank, group))
+    number = np.empty(len(group), dtype=np.int64)
+    first = np.searchsorted(group, group)
+    number[order] = np.arange(len(group)) - first + 1
+    ranked = np.bincount(group, np.isfinite(rank))[group].astype(np.int64)
+    return np.minimum(number, ranked + 1)
+
+
+def list_slots(
+    left: np.ndarray, right: np.ndarray, choice: np.ndarray, number: np.ndarray
+) -> Slots:
+    """Lists the items of rankings given by their rows, two rows or more each.
+
+    Args:
+        left: Position of the left item of each row, with shape (R,).
+        right: The same for the right item.
+        choice: Choice of each row, (R,).
+        number: Number of its ranking, from 0 up, non-decreasing, (R,).
+    """
+    size = np.bincount(number)
     start = np.cumsum(size) - size
-    first, second, owner = [], [], []
-    for count in np.unique(size):  # Rankings of one size together.
-        own = np.flatnonzero(size == count)
-        low, high = np.triu_indices(count, 1)
-        first.append((start[own, None] + low).ravel())
-        second.append((start[own, None] + high).ravel())
-        owner.append(np.repeat(own, len(low)))
-    owner = np.concatenate(owner)
-    order = np.argsort(owner, kind="stable")
-    first, second = np.concatenate(first)[order], np.concatenate(second)[order]
-    above, below = rank[first] < rank[second], rank[first] > rank[second]
-    return item[first], item[second], (1.0 + above - below) / 2, owner[order]
+    is_worst = (left[start] == left[start + 1]) if len(size) else np.zeros(0, dtype=bool)
+    ahead = np.rint(2 * choice - 1).astype(np.int64)  # Places by which the item is above the base.
+    most = np.zeros(len(size), dtype=np.int64)
+    np.maximum.at(most, number, ahead)
+    # The base follows the other items of its ranking.
+    position = np.arange(len(number)) + number
+    total = len(number) + len(size)
+    is_base = np.ones(total, dtype=bool)
+    is_base[position] = False
+    ranking = np.repeat(np.arange(len(size)), size + 1)
+    worst = is_worst[number]
+    item, place, row = (np.empty(total, dtype=np.int64) for _ in range(3))
+    item[position] = np.where(worst, right, left)
+    item[is_base] = np.where(is_worst, left[start], right[start])
+    place[position] = 1 + most[number] - ahead
+    place[is_base] = 1 + most
+    row[position], row[is_base] = np.arange(len(number)), start
+    return Slots(ranking, item, place, row, is_base, is_worst[ranking])
+
+
+def list_stage_pairs(slots: Slots) -> tuple[np.ndarray, np.ndarray]:
+    """Lists the pairs of slots whose order rankings tell: the higher and the lower of each, (Q,).
+
+    Pairs are listed ranking by ranking, stage by stage, the higher slot being the stage's winner.
+    """
+    order = np.lexsort((slots.place, slots.ranking))
+    ranking, place = slots.ranking[order], slots.place[order]
+    stop = np.searchsorted(ranking, ranking, side="right")
+    last = place[stop - 1]
+    count = np.where(place < last, stop - np.arange(len(order)) - 1, 0)
+    higher = np.repeat(np.arange(len(order)), count)
+    lower = list_ranges(np.arange(len(order)) + 1, count)
+    return order[higher], order[lower]
 
 
 def check_rankings(
@@ -50,20 +161,20 @@ def check_rankings(
     ranking: np.ndarray,
     person: np.ndarray,
 ) -> np.ndarray:
-    """Checks that comparisons of one number are the pairs of one ranking, or one pair alone.
+    """Checks that rows of one number are those of one ranking, or one comparison.
 
     Args:
-        left: Position of each comparison's left item, with shape (R,).
+        left: Position of each row's left item, with shape (R,).
         right: The same for the right item.
-        choice: 1, 0 or ½, (R,).
-        ranking: Equal numbers for the pairs of a ranking, which lie together, (R,).
+        choice: The outcome, as this module defines it, (R,).
+        ranking: Equal numbers for the rows of a ranking, which lie together, (R,).
         person: Position of the person, non-decreasing, (R,).
 
     Returns:
         Numbers from 0 up, in order, (R,).
 
     Raises:
-        ValueError: If comparisons of one number are not the pairs of one ranking.
+        ValueError: If rows of one number are not those of one ranking.
     """
     ranking = np.asarray(ranking)
     if ranking.shape != left.shape or not np.issubdtype(ranking.dtype, np.integer):
@@ -75,31 +186,25 @@ def check_rankings(
         return ranking.astype(np.int64)
     new = (np.diff(ranking) != 0) | (np.diff(person) != 0)
     number = np.concatenate([[0], np.cumsum(new)])
-    size = np.bincount(number)
-    whole = size[number] > 1  # A pair alone is a comparison that stands alone.
-    left, right, choice = left[whole], right[whole], choice[whole]
-    group = number[whole]
-    low, high = np.minimum(left, right).astype(np.int64), np.maximum(left, right).astype(np.int64)
-    order = np.lexsort((high, low, group))
-    same = (np.diff(group[order]) == 0) & (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
-    _refuse(group[order][1:][same], "must have each pair once")
-    items = max(int(high.max(initial=0)) + 1, 1)
-    slot, place = np.unique(
-        np.stack([group * items + left, group * items + right]), return_inverse=True
+    several = np.bincount(number)[number] > 1
+    _refuse(
+        number[~several & ~np.isin(choice, (0, 0.5, 1))],
+        "must have a choice of 0, 0.5 or 1 where it is a single row",
     )
-    owner = slot // items
-    count = np.bincount(owner, minlength=len(size))
-    several = size > 1
-    wrong = np.flatnonzero(several & (size != count * (count - 1) // 2))
-    _refuse(wrong, "must have all pairs of its items")
-    winner = np.where(choice == 1, *place.reshape(2, -1))[choice != 0.5]
-    wins = np.bincount(winner, minlength=len(slot))
-    order = np.lexsort((-wins, owner))
-    wins, owner = wins[order], owner[order]
-    position = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    expected = count[owner] - 1 - position
-    wrong = (wins != expected) & ((wins != 0) | (position == 0))
-    _refuse(owner[wrong], "must put items in one order, the ranked above the others")
+    own, whole = np.unique(number[several], return_inverse=True)
+    slots = list_slots(left[several], right[several], choice[several], whole)
+    base, is_worst = slots.item[slots.is_base], slots.is_worst[slots.is_base]
+    common = np.where(is_worst[whole], left[several], right[several])
+    _refuse(own[whole[common != base[whole]]], "must have one item on the same side of all rows")
+    order = np.lexsort((slots.item, slots.ranking))
+    again = (np.diff(slots.item[order]) == 0) & (np.diff(slots.ranking[order]) == 0)
+    _refuse(own[slots.ranking[order][1:][again]], "must have each item once")
+    order = np.lexsort((slots.place, slots.ranking))
+    group, place = slots.ranking[order], slots.place[order]
+    position = np.arange(len(group)) - np.searchsorted(group, group) + 1
+    last = place[np.searchsorted(group, group, side="right") - 1]
+    wrong = (place != np.minimum(position, last)) | (last == 1)
+    _refuse(own[group[wrong]], "must put items in one order, the ranked above the others")
     return number
 
 

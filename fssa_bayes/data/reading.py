@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import pandas as pd
 
 from fssa_bayes.data.comparisons import TIES, Comparisons
 from fssa_bayes.data.graph import warn_about_graph
+from fssa_bayes.data.readers.choices import read_choices
 from fssa_bayes.data.readers.counts import read_wins
 from fssa_bayes.data.readers.pairs import read_frame
 from fssa_bayes.data.readers.rankings import read_ranked_pairs
 from fssa_bayes.data.readers.wide import read_pair_columns
+from fssa_bayes.data.readers.wide_choices import read_wide_choices
 
 __all__ = ["ReadComparisons"]
 
@@ -209,6 +211,178 @@ class ReadComparisons(Comparisons):
             raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
         options = sep, columns, user, items, users, choice_labels, ties
         data = cls(**read_pair_columns(df, *options))
+        warn_about_graph(data, stacklevel=2)
+        return data
+
+    @classmethod
+    def from_choices(
+        cls,
+        df: pd.DataFrame,
+        *,
+        user: str | None = None,
+        situation: str | None = None,
+        item: str,
+        chosen: str,
+        items: pd.DataFrame | None = None,
+        features: Sequence | None = None,
+        constants: bool = False,
+        available: str | None = None,
+        outside: Hashable | None = None,
+        worst: str | None = None,
+        users: pd.DataFrame | None = None,
+    ) -> Self:
+        """Reads choices from sets, of any and varying size, with one row an alternative on offer.
+
+        This is the long format of mlogit, xlogit, logitr and Apollo. Features stand in `items`, a
+        row an alternative, or in columns of `df` (`features`), where they vary between situations,
+        as prices do; without either, every alternative has an indicator of its own. With
+        `features`, every row on offer is an item of its own, named like `ann / 3: bus` by person,
+        situation and alternative.
+
+        Args:
+            df: The alternatives on offer. Rows of a situation need not lie together; their order is
+                that of the alternatives, the last of which the others are compared with.
+            user: Column that names the person. None where nobody is named: every situation has a
+                judge of its own, which suits homogeneous models (`latent_dim=0`).
+            situation: Column that tells a person's situations apart; its numbers may begin anew
+                with every person. None where each person was in one.
+            item: Column that names the alternative.
+            chosen: Column that marks the choice: 1 for the chosen alternative and 0 for the others,
+                Booleans, or the name of the chosen alternative in every row of the situation.
+            items: Features of the alternatives, as in :meth:`from_dataframe`.
+            features: Columns of `df` with features of the alternatives, numbers or categories as in
+                `items`, in place of `items`.
+            constants: True gives each alternative an indicator beside `features`, its
+                alternative-specific constant, named like `constant[T.bus]`; but not the outside
+                option or, where there is none, the first alternative (of the categories of `item`,
+                or of the alphabet), with which the others are compared.
+            available: Column that tells which alternatives are on offer, by 1 / 0 or Booleans. None
+                where all rows are.
+            outside: Name of the outside option, such as "none". It is on offer in every situation,
+                with a row there or, as the last, without, unless `available` denies it. Its
+                features are 0, and those that its rows hold are not read; an indicator by its name
+                is its constant. In a situation without a row of it, no 1 in `chosen` says that it
+                was chosen.
+            worst: Column that marks the worst alternative, as `chosen` marks the best, in answers
+                of best–worst scaling. They count as two choices: of the best from all, then of the
+                worst from the others.
+            users: Covariates of people, as in :meth:`from_dataframe`.
+
+        Returns:
+            The choices, people and their situations in order of first appearance. A choice from n
+            alternatives takes n - 1 comparisons; from two, it is that of :meth:`from_dataframe`.
+
+        Raises:
+            TypeError: If `df`, `items` or `users` is not a DataFrame, or a column is given in place
+                of its name.
+            ValueError: If a column, item or person is unknown, a cell is missing, a feature is not
+                finite or (from ten situations on) differs between situations but never within one,
+                an alternative stands twice in a situation, a situation has fewer than two
+                alternatives, not exactly one is chosen, or the worst, or that one is not available,
+                or one alternative is both.
+
+        Warns:
+            UserWarning: For features that have one value within every situation, and as
+                :meth:`from_dataframe` for people and items.
+
+        References:
+            Train (2009), Discrete choice methods with simulation.
+            Marley & Louviere (2005), Some probabilistic models of best, worst, and best–worst
+            choices, Journal of Mathematical Psychology 49.
+
+        Example:
+            >>> from fssa_bayes import Preferences
+            >>> trips = pd.DataFrame(
+            ...     {
+            ...         "who": ["ann", "ann", "ann", "bob", "bob"],
+            ...         "mode": ["bus", "car", "train", "bus", "train"],
+            ...         "price": [2.0, 9.0, 6.0, 3.0, 4.0],
+            ...         "taken": [0, 0, 1, 1, 0],
+            ...     }
+            ... )
+            >>> data = Preferences.from_choices(
+            ...     trips, user="who", item="mode", chosen="taken", features=["price"]
+            ... )
+            >>> data.num_judgements, data.num_comparisons
+            (2, 3)
+        """
+        columns = {"user": user, "situation": situation, "item": item, "chosen": chosen}
+        columns |= {"available": available, "worst": worst}
+        options = features, constants, outside, items, users
+        data = cls(**read_choices(df, columns, *options))
+        warn_about_graph(data, stacklevel=2)
+        return data
+
+    @classmethod
+    def from_wide_choices(
+        cls,
+        df: pd.DataFrame,
+        *,
+        user: str | None = None,
+        situation: str | None = None,
+        chosen: str,
+        alternatives: Sequence | Mapping[Hashable, Hashable],
+        features: Mapping[Hashable, Mapping[Hashable, Hashable]] | None = None,
+        constants: bool = False,
+        available: Mapping[Hashable, Hashable] | None = None,
+        outside: Hashable | None = None,
+        users: pd.DataFrame | None = None,
+    ) -> Self:
+        """Reads choices from sets with one row a situation, and columns for each alternative.
+
+        This is the wide format of Apollo and biogeme. The result is that of :meth:`from_choices`
+        for the same choices in the long format.
+
+        Args:
+            df: The situations.
+            user: Column that names the person; None where nobody is named, and every situation has
+                a judge of its own.
+            situation: Column that tells a person's situations apart, for the names of items. None
+                numbers the rows from 0.
+            chosen: Column with the name, or the code, of the chosen alternative.
+            alternatives: Names of the alternatives, in the order in which they are on offer; or a
+                mapping from names to the codes that `chosen` holds for them, such as
+                `{"train": 1, "car": 3}`.
+            features: For each feature a mapping from alternatives to columns, or to one number for
+                all rows, such as `{"time": {"train": "TRAIN_TT", "car": "CAR_TT"}}`. An alternative
+                that a feature leaves out has 0. None gives every alternative an indicator.
+            constants: Whether alternatives have constants beside `features`, as in
+                :meth:`from_choices`; without an outside option all but the first of the alphabet.
+            available: Columns of 1 / 0 or Booleans that tell whether alternatives are on offer;
+                those that are left out always are.
+            outside: Name of the outside option, as in :meth:`from_choices`. Among `alternatives` it
+                has their order and may have a code; else it is the last, its code its name.
+            users: Covariates of people, as in :meth:`from_dataframe`.
+
+        Returns:
+            The choices, people in order of first appearance.
+
+        Raises:
+            TypeError: If `df` or `users` is not a DataFrame, or an argument is no mapping.
+            ValueError: If a column or alternative is unknown, `chosen` holds no code, and as
+                :meth:`from_choices`.
+
+        Warns:
+            UserWarning: As :meth:`from_choices`.
+
+        Example:
+            >>> from fssa_bayes import Preferences
+            >>> trips = pd.DataFrame(
+            ...     {"who": ["ann", "bob"], "bus": [2.0, 3.0], "car": [9.0, 1.0], "taken": [1, 2]}
+            ... )
+            >>> data = Preferences.from_wide_choices(
+            ...     trips,
+            ...     user="who",
+            ...     chosen="taken",
+            ...     alternatives={"bus": 1, "car": 2},
+            ...     features={"price": {"bus": "bus", "car": "car"}},
+            ... )
+            >>> data.item_names.tolist()
+            ['ann / 0: bus', 'ann / 0: car', 'bob / 1: bus', 'bob / 1: car']
+        """
+        columns = {"user": user, "situation": situation, "chosen": chosen}
+        options = alternatives, features, available, constants, outside, users
+        data = cls(**read_wide_choices(df, columns, *options))
         warn_about_graph(data, stacklevel=2)
         return data
 

@@ -30,10 +30,11 @@ class Summary:
         component_sizes: Sizes of the connected components of the comparison graph, largest first,
             unused items left out.
         ties: Comparisons with choice ½ that are ties proper, kept by `ties="keep"`.
-        rankings: Rankings of three items or more.
+        rankings: Rankings of three items or more, of which more than the best item is known.
         stages: Their stages: choices of the best among the items left.
-        open_pairs: Pairs of items below the ranked ones, among the comparisons, that a ranking
-            says nothing about.
+        open_pairs: Pairs of items below the ranked ones, that a ranking says nothing about.
+        choice_sets: Choices of one item from a set of three or more.
+        alternatives: Smallest and largest number of items in such a set.
         broken: Rankings that were broken into pairs, and their stages.
         sides: Comparisons whose places are an advantage for left, for neither and for right, and
             those of which it is not known; None where they are for left everywhere.
@@ -59,6 +60,8 @@ class Summary:
     rankings: int = 0
     stages: int = 0
     open_pairs: int = 0
+    choice_sets: int = 0
+    alternatives: tuple[int, int] = (0, 0)
     broken: tuple[int, int] = (0, 0)
     sides: tuple[int, int, int, int] | None = None
     reference_levels: tuple[tuple[str, str], ...] = ()
@@ -91,6 +94,10 @@ class Summary:
         if self.rankings:
             pairs = f"{self.stages:,} stages; {self.open_pairs:,} pairs left open"
             rows.insert(4, ("rankings", f"{self.rankings:,} ({pairs})"))
+        if self.choice_sets:
+            low, high = self.alternatives
+            of = f"{low:,} alternatives" if low == high else f"{low:,} to {high:,} alternatives"
+            rows.insert(4, ("choice sets", f"{self.choice_sets:,} of {of}"))
         if self.broken[0]:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
@@ -110,7 +117,7 @@ def summarise(data: Comparisons) -> Summary:
     """Counts people, items, comparisons, ties, repetitions, contradictions and components."""
     labels = find_components(data)
     duplicates, contradictions = count_repetitions(data)
-    counts, judgements = data.counts, data.judgements
+    counts = data.counts
     half_wins = int(data.half_wins.sum())
     return Summary(
         users=len(data),
@@ -125,9 +132,7 @@ def summarise(data: Comparisons) -> Summary:
         unused_items=int((labels < 0).sum()),
         component_sizes=tuple(int(size) for size in np.bincount(labels[labels >= 0])),
         ties=half_wins if data.ties == "keep" else 0,
-        rankings=judgements.num_rankings,
-        stages=judgements.count_stages(data.left, data.right, data.choice),
-        open_pairs=int(((data.choice == 0.5) & judgements.inside).sum()),
+        **count_rankings(data),
         broken=data.broken,
         sides=None if data.side is None else count_sides(data.side),
         reference_levels=tuple(
@@ -145,9 +150,33 @@ def count_sides(side: np.ndarray) -> tuple[int, int, int, int]:
     return left, neither, right, len(side) - left - neither - right
 
 
+def count_rankings(data: Comparisons) -> dict[str, int | tuple[int, int]]:
+    """Counts rankings, their stages and open pairs, and choice sets with their sizes."""
+    slots, own = data.judgements.list_slots(data.left, data.right, data.choice)
+    if not len(own):
+        return {}
+    size = np.bincount(slots.ranking)
+    last = np.zeros(len(own), dtype=np.int64)
+    np.maximum.at(last, slots.ranking, slots.place)
+    # A set of three or more, of which one is chosen, leaves two or more in the last place.
+    is_choice = (last == 2) & (size > 2)
+    unranked = (size - last + 1)[~is_choice]
+    sizes = size[is_choice]
+    return {
+        "rankings": int((~is_choice).sum()),
+        "stages": int((last - 1)[~is_choice].sum()),
+        "open_pairs": int((unranked * (unranked - 1) // 2).sum()),
+        "choice_sets": len(sizes),
+        "alternatives": (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0),
+    }
+
+
 def count_repetitions(data: Comparisons) -> tuple[int, int]:
-    """Counts answers repeated by one person and pairs that one person answered differently."""
-    answered = ~data.judgements.inside | (data.choice != 0.5)
+    """Counts answers repeated by one person and pairs that one person answered differently.
+
+    Comparisons that stand alone are counted, and not the pairs of rankings.
+    """
+    answered = ~data.judgements.inside
     columns = (data.left, data.right, data.choice, data.person)
     left, right, choice, person = (column[answered] for column in columns)
     low, high = np.minimum(left, right), np.maximum(left, right)

@@ -41,15 +41,9 @@ class Part(NamedTuple):
     compared: pd.DataFrame | None = None
 
 
-def choose_layout(
-    roles: Mapping[str, str],
-    pair_columns: str | None,
-    orderings: Sequence[str] | None,
-    ranks: Sequence[str] | None,
-) -> Callable[..., Part]:
-    """Returns the layout that columns make, or refuses columns that make none."""
-    wide = {"pair_columns": pair_columns, "orderings": orderings, "ranks": ranks}
-    given = {*roles, *(name for name, value in wide.items() if value is not None)}
+def choose_layout(roles: Mapping[str, str], options: Mapping[str, Any]) -> Callable[..., Part]:
+    """Returns the layout that columns and options make, or refuses what makes none."""
+    given = {*roles, *(name for name, value in options.items() if value not in (None, False))}
     for needed, also, layout in _LAYOUTS:
         if needed <= given <= needed | also | {"user"}:
             return layout
@@ -184,6 +178,45 @@ def _wide_rankings(
     return Part(read, missing, _people(complete[complete[columns].notna().any(axis=1)], roles))
 
 
+def _choice_sets(
+    path: Path,
+    frame: pd.DataFrame,
+    roles: Mapping[str, str],
+    labels: Mapping[str, str] | None,
+    ties: str,
+    options: Mapping[str, Any],
+) -> Part:
+    """One row an alternative on offer; an empty cell is refused, as a row is part of a set."""
+    features = list(options["features"] or ())
+    wide = {f"feature {number}": column for number, column in enumerate(features, start=1)}
+    cells = _select(path, frame, {**roles, **wide})
+    cells = cells.mask(cells == "", None)
+    marks = [roles[role] for role in ("chosen", "worst", "available") if role in roles]
+    cells = cells.assign(**{column: _decode_marks(cells[column]) for column in marks})
+    read = partial(
+        Preferences.from_choices,
+        cells.assign(**{column: _numbers_or_words(path, cells[column]) for column in features}),
+        **roles,
+        features=features or None,
+        constants=options["constants"],
+        outside=options["outside"],
+    )
+    return Part(read, {}, _people(cells, roles))
+
+
+def _decode_marks(column: pd.Series) -> pd.Series:
+    """Turns true and false into 1 and 0, if no cell holds anything else."""
+    words = column.dropna().str.lower()
+    return words.map(_BOOLEANS).reindex(column.index) if words.isin(_BOOLEANS).all() else column
+
+
+def _numbers_or_words(path: Path, column: pd.Series) -> pd.Series:
+    """Reads a feature: words where no cell is a number, else numbers."""
+    if pd.to_numeric(column, errors="coerce").isna().all():
+        return column
+    return _numbers(path, column, "features")
+
+
 _PAIR = {"left", "right"}
 _LAYOUTS: tuple[tuple[set[str], set[str], Callable[..., Part]], ...] = (
     (_PAIR | {"choice"}, {"side", "count"}, _comparisons),
@@ -193,6 +226,11 @@ _LAYOUTS: tuple[tuple[set[str], set[str], Callable[..., Part]], ...] = (
     ({"user", "item", "rank"}, {"ranking"}, _ranked_items),
     ({"orderings"}, set(), _wide_rankings),
     ({"ranks"}, set(), _wide_rankings),
+    (
+        {"item", "chosen"},
+        {"situation", "available", "worst", "features", "constants", "outside"},
+        _choice_sets,
+    ),
 )
 
 
@@ -260,13 +298,14 @@ def _decode_sides(frame: pd.DataFrame, roles: Mapping[str, str]) -> pd.DataFrame
     return frame.assign(**{roles["side"]: side})
 
 
-def _numbers(path: Path, column: pd.Series) -> pd.Series:
-    """Reads ranks, NaN where a cell is empty."""
-    numbers = pd.to_numeric(column.mask(column == "", None), errors="coerce")
-    wrong = np.flatnonzero(numbers.isna() & (column != ""))
+def _numbers(path: Path, column: pd.Series, what: str = "ranks") -> pd.Series:
+    """Reads numbers, NaN where a cell is empty."""
+    column = column.mask(column == "", None)
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = np.flatnonzero(numbers.isna() & column.notna())
     if len(wrong):
         raise ValueError(
-            f"{path} must hold numbers in the column {column.name!r} of ranks, got "
+            f"{path} must hold numbers in the column {column.name!r} of {what}, got "
             f"{column.iloc[wrong[0]]!r} at row {column.index[wrong[0]]} ({len(wrong)} such rows)"
         )
     return numbers.astype(float)

@@ -61,20 +61,29 @@ def read(
     orderings: Sequence[str] | None = None,
     ranks: Sequence[str] | None = None,
     choice_set: Sequence[str] | None = None,
+    situation: str | None = None,
+    chosen: str | None = None,
+    available: str | None = None,
+    worst: str | None = None,
+    features: Sequence[str] | None = None,
+    constants: bool = False,
+    outside: str | None = None,
     choice_labels: Mapping[Any, str] | None = None,
     items: str | os.PathLike[str] | pd.DataFrame | None = None,
     users: str | os.PathLike[str] | pd.DataFrame | None = None,
     ties: str = "drop",
     delimiter: str | None = None,
 ) -> Table:
-    """Reads comparisons from a file with a header, laid out in one of seven ways.
+    """Reads comparisons from a file with a header, laid out in one of eight ways.
 
     One row per comparison: `left`, `right` and `choice`, or `winner` and `loser`. One row per pair:
     `left`, `right`, `left_wins` and `right_wins`. One row per person: `pair_columns`. One row per
-    item of a ranking: `item` and `rank`. One row per ranking: `orderings` or `ranks`.
+    item of a ranking: `item` and `rank`. One row per ranking: `orderings` or `ranks`. One row per
+    alternative on offer: `item` and `chosen`.
 
     Rows with an empty cell in a column that is named are left out and counted; empty may be a rank,
-    and cells of the columns that `pair_columns`, `orderings` and `ranks` stand for. In columns of
+    and cells of the columns that `pair_columns`, `orderings` and `ranks` stand for. An empty cell
+    of an alternative on offer is refused, as leaving it out would change the choice. In columns of
     choices NA, NaN, null and None are empty too, unless `choice_labels` or an item of the row has
     that name. Messages number the rows of a text file by its lines, those of parquet from 0.
 
@@ -96,12 +105,20 @@ def read(
         tied: The same for ties.
         pair_columns: What stands between two items in the name of a column of answers, as for
             :meth:`Preferences.from_pair_columns`, ":" say.
-        item: Column that names an item of a ranking.
+        item: Column that names an item of a ranking, or an alternative on offer.
         rank: Column with its rank, as for :meth:`Preferences.from_rankings`, like the next four.
         ranking: Column that tells a person's rankings apart.
         orderings: Columns with the names of the first, second, … item.
         ranks: Columns named by items that hold the ranks of these items.
         choice_set: Items that every ranking was made from.
+        situation: Column that tells a person's situations apart, as for
+            :meth:`Preferences.from_choices`, like the next six.
+        chosen: Column that marks the alternative chosen, by 1 / 0, true / false or its name.
+        available: Column that tells which alternatives are on offer.
+        worst: Column that marks the worst alternative.
+        features: Columns with features of the alternatives on offer, in place of `items`.
+        constants: Whether alternatives have constants beside `features`.
+        outside: Name of the outside option.
         choice_labels: Translation of the file's own words into "left", "right" and "tie". Its keys
             are compared as text.
         items: File for :func:`read_items`, or what it returns; None gives every item an indicator.
@@ -128,27 +145,29 @@ def read(
     roles = {"user": user, "left": left, "right": right, "choice": choice, "winner": winner}
     roles |= {"loser": loser, "side": side, "count": count, "left_wins": left_wins}
     roles |= {"right_wins": right_wins, "tied": tied, "item": item, "rank": rank}
-    roles |= {"ranking": ranking}
+    roles |= {"ranking": ranking, "situation": situation, "chosen": chosen}
+    roles |= {"available": available, "worst": worst}
     for role, column in roles.items():
         check_column(role, column)
     roles = {role: column for role, column in roles.items() if column}
-    layout = choose_layout(roles, pair_columns, orderings, ranks)
+    options = {"pair_columns": pair_columns, "orderings": orderings, "ranks": ranks}
+    options |= {"features": features, "constants": constants, "outside": outside}
+    layout = choose_layout(roles, options)
     _check_distinct(roles)
     if user is None and users is not None:
         raise ValueError("users must be None without user=: nobody is named")
     labels = _text_labels(choice_labels)
-    features = _features("items", items, ("item",), delimiter)
+    table = _features("items", items, ("item",), delimiter)
     covariates = _features("users", users, (user, "user"), delimiter)
     frame = read_frame(path, delimiter)
-    options = {"pair_columns": pair_columns, "orderings": orderings, "ranks": ranks}
     part = layout(path, frame, roles, labels, ties, options)
-    if features is not None and part.compared is not None:
-        _check_rows(_source("items", items), features, "item", part.compared)
+    if table is not None and part.compared is not None:
+        _check_rows(_source("items", items), table, "item", part.compared)
     if covariates is not None:
         _check_rows(_source("users", users), covariates, "person", part.people.to_frame())
     more = {} if choice_set is None else {"choice_set": list(choice_set)}
     try:
-        data = part.read(items=features, users=covariates, **more)
+        data = part.read(items=table, users=covariates, **more)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return Table(data=data, rows=len(frame), missing=part.missing)

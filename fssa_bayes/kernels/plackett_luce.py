@@ -1,247 +1,346 @@
-r"""The Plackett–Luce probability of whole rankings, from the margins of their pairs.
+r"""The Plackett–Luce probability of whole rankings, from the margins over their base item.
 
-Stage by stage the best of the items that are left is chosen: with :math:`m_{wj}` the margin of the
-winner w over item j, the probability of a stage is :math:`1 / (1 + \sum_j e^{-m_{wj}})`, over the
-items j that w stands above. A stage of two items is a Bradley–Terry comparison.
+Stage by stage the best of the items that are left is chosen. With :math:`v_j` the utility of item j
+less that of the base item of its ranking, the probability that w wins a stage is
+:math:`e^{v_w} / \sum_j e^{v_j}`, over the items j that are left. A choice from a set has one stage;
+a stage of two items is a Bradley–Terry comparison.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fssa_bayes.kernels.choice_set import choose_log_prob
 from fssa_bayes.kernels.sums import log_add
 
-__all__ = ["Rankings", "find_anchors"]
+__all__ = ["Rankings", "StagePairs", "StageShares"]
+
+
+class StageShares(NamedTuple):
+    """Holds the probabilities of the items in the stages of rankings.
+
+    Attributes:
+        first: Derivatives of the log-probabilities by the rows' margins, with shape (*, U, N).
+        place: Places u · N + n of the rows that take part in stages, (Q,).
+        stage: Number of the stage that each of these takes part in, (Q,).
+        share: Probability that the row's item is chosen in that stage, (*, Q).
+        person: The person of each stage, (P,).
+    """
+
+    first: Tensor
+    place: Tensor
+    stage: Tensor
+    share: Tensor
+    person: Tensor
+
+
+class StagePairs(NamedTuple):
+    """Lists the pairs of each stage's winner and another item that was left.
+
+    Attributes:
+        person: The person of each of Q pairs, with shape (Q,).
+        place: Place of the first row of the pair's ranking, (Q,).
+        winner: Place of the row of the item with the higher utility, (Q,).
+        loser: The same for the other item, (Q,).
+        winner_side: 1 where that item stands on the left of its row, −1 on the right, (Q,).
+        loser_side: The same for the other item, (Q,).
+        is_base: Whether winner and loser are the base item, whose row is that of the other, (2, Q).
+        size: Number of items in the stage, (Q,).
+    """
+
+    person: Tensor
+    place: Tensor
+    winner: Tensor
+    loser: Tensor
+    winner_side: Tensor
+    loser_side: Tensor
+    is_base: Tensor
+    size: Tensor
 
 
 @dataclass(frozen=True)
 class Rankings:
-    """Holds which comparisons of U people make up rankings, and of which items; no outcome.
+    """Holds which rows of U people make up rankings, and how many items are ranked; no outcome.
 
-    A *slot* is an item in a ranking. There are P slots, and the slots of a ranking are contiguous.
-    The R = U · N *places* are those of the comparisons, person by person.
+    The U · N *places* are those of the rows, person by person. The rows of a ranking lie together.
+    A ranking of J items has J − 1 rows and J *slots*: first that of the base item, then those of
+    the rows' other items, as :mod:`fssa_bayes.data.rankings` lays them out.
 
     Attributes:
-        inside: True where a comparison is part of a ranking, with shape (U, N).
-        head: The first comparison of every ranking, (U, N).
+        inside: True where a row is part of a ranking, with shape (U, N).
+        head: The first row of every ranking, (U, N).
         alone: Places of the comparisons that stand alone, with shape (T,).
-        place: Places of the rankings' comparisons, (Q,).
-        pair: Slots of left and right of each of these, (2, Q).
-        owner: Number of each slot's ranking, from 0 up, (P,).
-        start: First slot of that ranking, (P,).
-        most: Largest number of items in a ranking.
-        first: Place of the first comparison of each slot's ranking, (P,).
-        anchor: Place of a pair of the slot and the first slot of its ranking, (P,).
-        anchor_side: 1 or −1 for the slot's side there; 0 for the first slot itself, (P,).
-        num_below: Number of items that are not ranked in each slot's ranking, at least 1, (P,).
+        first: Place of the first row of each of G rankings, (G,).
+        size: Number of rows of each ranking, (G,).
+        num_below: Number of items of each that are not ranked, at least 1, (G,).
+        is_worst: Whether the ranking begins with the worst item, and the base is on the left, (G,).
     """
 
     inside: Tensor
     head: Tensor
     alone: Tensor
-    place: Tensor
-    pair: Tensor
-    owner: Tensor
-    start: Tensor
-    most: int
     first: Tensor
-    anchor: Tensor
-    anchor_side: Tensor
+    size: Tensor
     num_below: Tensor
+    is_worst: Tensor
 
     @classmethod
     def find(
         cls, left: Tensor, right: Tensor, choice: Tensor, mask: Tensor, ranking: Tensor
     ) -> Rankings | None:
-        """Finds the rankings among comparisons (U, N); None where every comparison stands alone.
+        """Finds the rankings among rows (U, N); None where every comparison stands alone.
 
         Args:
-            left: Position of each comparison's left item, int64.
+            left: Position of each row's left item, int64.
             right: The same for the right item.
-            choice: 1, 0 or ½, of which only the number of ½ in a ranking matters.
-            mask: True where there is a comparison.
-            ranking: Equal numbers for a person's comparisons that belong to one ranking.
+            choice: The outcome, of which only the number of unranked items matters.
+            mask: True where there is a row.
+            ranking: Equal numbers for a person's rows that belong to one ranking.
 
         Raises:
             ValueError: If a ranking is masked in part.
         """
-        person, column = mask.nonzero(as_tuple=True)
-        key = _joint(person, ranking[mask])
-        group, size = torch.unique(key, return_inverse=True, return_counts=True)[1:]
-        whole = size[group] > 1
-        if not whole.any():
+        number = ranking.masked_fill(~mask, -1)
+        before = F.pad(number, (1, 0), value=-2)[:, :-1]
+        begins = mask & (number != before)
+        place = mask.flatten().nonzero()[:, 0]
+        first = begins.flatten().nonzero()[:, 0]
+        size = torch.diff(torch.searchsorted(place, first), append=first.new_tensor([len(place)]))
+        several = size > 1
+        if not several.any():
             return None
-        place = person * mask.shape[1] + column
-        place, alone = place[whole], place[~whole]
-        group = torch.unique(group[whole], return_inverse=True)[1]
-        inside = torch.zeros_like(mask).flatten()
-        inside[place] = True
-        inside = inside.view_as(mask)
-        items = torch.stack([left[inside], right[inside]])
-        slot, pair = torch.unique(_joint(group.expand_as(items), items), return_inverse=True)
-        owner = torch.zeros_like(slot).index_put((pair[0],), group).index_put((pair[1],), group)
-        size, count = group.bincount(), owner.bincount()
-        if (size != count * (count - 1) // 2).any():
+        alone, first, size = first[~several], first[several], size[several]
+        start = _starts(size)
+        rows = torch.repeat_interleave(first - start, size) + _count(size)
+        inside, head = torch.zeros_like(mask).flatten(), torch.zeros_like(mask).flatten()
+        inside[rows] = True
+        head[first] = True
+        left = left.flatten()
+        found = cls(
+            inside=inside.view_as(mask),
+            head=head.view_as(mask),
+            alone=alone,
+            first=first,
+            size=size,
+            num_below=torch.ones_like(size),
+            is_worst=left[first] == left[first + 1],
+        )
+        place = found.order(choice)
+        last = place.masked_fill(found.is_padding, 0).amax(-1, keepdim=True)
+        num_below = (place == last).sum(-1)
+        if ((last.squeeze(-1) + num_below != size + 2) | (last.squeeze(-1) == 1)).any():
             raise ValueError(
                 "mask must keep or hide a ranking as a whole, got one that is hidden in part"
             )
-        open_pairs = torch.zeros_like(size).index_add(0, group, (choice[inside] == 0.5).long())
-        num_below = ((1 + (1 + 8 * open_pairs.double()).sqrt()) / 2).round().long()
-        start = torch.full_like(size, mask.numel()).scatter_reduce(0, group, place, "amin")
-        head = torch.zeros_like(inside).flatten()
-        head[start] = True
-        first_slot = torch.searchsorted(owner, owner)
-        return cls(
-            inside,
-            head.view_as(mask),
-            alone,
-            place,
-            pair,
-            owner,
-            first_slot,
-            int(count.max()),
-            start[owner],
-            *find_anchors(first_slot, start[owner], place, pair),
-            num_below[owner],
-        )
+        object.__setattr__(found, "num_below", num_below)
+        return found
+
+    @property
+    def most(self) -> int:
+        """Largest number of items in a ranking."""
+        return self.cells.shape[1] + 1
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """Places of the rows of each ranking, padded by its first row, (G, J − 1)."""
+        column = torch.arange(int(self.size.max()), device=self.size.device)
+        column = torch.where(column < self.size.unsqueeze(-1), column, 0)
+        return self.first.unsqueeze(-1) + column
+
+    @cached_property
+    def is_padding(self) -> Tensor:
+        """True for the slots (G, J) that are none."""
+        return torch.arange(self.most, device=self.size.device) > self.size.unsqueeze(-1)
+
+    @cached_property
+    def stages(self) -> Tensor:
+        """Number of stages of each ranking, (G,)."""
+        return self.size + 1 - self.num_below
+
+    def utility(self, margin: Tensor) -> Tensor:
+        """Returns the utility of each slot less that of the base, (*, G, J); −∞ in padding."""
+        utility = F.pad(self._rows(margin), (1, 0))
+        return utility.masked_fill(self.is_padding, -torch.inf)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """Returns the values (*, U, N) of the rankings' rows, (*, G, J − 1)."""
+        flat = values.flatten(-2)
+        if self._are_contiguous:
+            return flat.unflatten(-1, self.cells.shape)
+        return flat.index_select(-1, self.cells.flatten()).unflatten(-1, self.cells.shape)
+
+    @cached_property
+    def _are_contiguous(self) -> bool:
+        """Whether all places are rows of rankings of one size."""
+        cells = self.cells.flatten()
+        return len(cells) == self.inside.numel() and bool(self.inside.all())
+
+    def order(self, choice: Tensor) -> Tensor:
+        """Returns the place from 1 of each slot, (*, G, J), by choices (*, U, N).
+
+        The unranked share the place after the last; in padding it is 2³¹.
+        """
+        ahead = (2 * self._rows(choice) - 1).round().long()
+        ahead = ahead.masked_fill(self.is_padding[:, 1:], -(2**31))
+        base = 1 + ahead.amax(-1, keepdim=True).clamp(min=0)
+        return torch.cat([base, base - ahead], -1)
 
     def log_prob(self, margin: Tensor, choice: Tensor) -> Tensor:
-        """Evaluates the log-probability of each ranking, in nats, at its first comparison.
+        """Evaluates the log-probability of each ranking, in nats, at its first row.
 
         Args:
             margin: Margins in nats with shape (*, U, N).
             choice: Choices with a shape that broadcasts against it.
 
         Returns:
-            Log-probabilities with the shape of the two, 0 at the other comparisons.
+            Log-probabilities with the shape of the two, 0 at the other rows.
         """
-        batch = torch.broadcast_shapes(margin.shape, choice.shape)
-        stage = self.stages(margin, choice)
-        total = stage.new_zeros((*batch[:-2], self.inside.numel()))
-        return total.index_add(-1, self.first, stage).unflatten(-1, self.inside.shape)
+        each = self.log_prob_of_rankings(margin, choice)
+        total = each.new_zeros((*each.shape[:-1], self.inside.numel()))
+        return total.index_copy(-1, self.first, each).unflatten(-1, self.inside.shape)
 
-    def stages(self, margin: Tensor, choice: Tensor) -> Tensor:
-        """Evaluates the log-probability of the stage that each slot won, (*, P); 0 if none.
+    def log_prob_of_rankings(self, margin: Tensor, choice: Tensor) -> Tensor:
+        """Evaluates the log-probability of each ranking, in nats, with shape (*, G)."""
+        place, utility = self.order(choice), self.utility(margin)
+        if int(self.stages.max()) == 1:
+            return choose_log_prob(utility, place.argmin(-1))
+        return self._log_prob_of_stages(utility, place).sum(-1)
 
-        A stage is the choice of the best among the items left. Items are ordered from the last to
-        the best, so that the items left at a stage come before its winner.
+    def _log_prob_of_stages(self, utility: Tensor, place: Tensor) -> Tensor:
+        """Evaluates the log-probability of the stage that each slot won, in order, (*, G, J).
+
+        Slots are taken from the last to the best, so that the items left at a stage come before
+        its winner; the first `num_below` of them won none.
         """
-        order = self.order(choice)
-        rankings = int(self.owner[-1]) + 1
-        cell, utility = order * rankings + self.owner, self.utility(margin)
-        lead = torch.broadcast_shapes(cell.shape, utility.shape)
-        cell, utility = cell.expand(lead), utility.expand(lead)
-        cells = utility.new_zeros((*lead[:-1], self.most * rankings)).scatter(-1, cell, utility)
-        total, *others = cells.split(rankings, -1)
+        order = place.masked_fill(self.is_padding, -1).argsort(dim=-1, descending=True, stable=True)
+        lead = torch.broadcast_shapes(order.shape, utility.shape)
+        value = utility.expand(lead).gather(-1, order.expand(lead))
+        total, *others = value.unbind(-1)
         stages = [torch.zeros_like(total)]
-        for value in others:
+        for number, value in enumerate(others, 1):
+            is_slot = number <= self.size
+            value = value.masked_fill(~is_slot, 0.0)
             # log σ keeps every digit of a probability near 0 and of one near 1.
-            stages.append(F.logsigmoid(value - total))
-            total = log_add(total, value)
-        stage = torch.cat(stages, -1).gather(-1, cell)
-        return stage.masked_fill(order < self.num_below, 0.0)
+            won = F.logsigmoid(value - total)
+            stages.append(won.masked_fill(~is_slot | (number < self.num_below), 0.0))
+            total = torch.where(is_slot, log_add(total, value), total)
+        return torch.stack(stages, -1)
 
-    def gradient(self, margin: Tensor, choice: Tensor) -> Tensor:
-        """Differentiates by the margins, as if each were free.
+    def shares(self, margin: Tensor, choice: Tensor) -> StageShares:
+        """Returns the probabilities of items in stages, of which derivatives by margins are made.
 
-        The derivative by the winner's margin over item j is the probability that j is chosen in
-        the stage. Shapes are those of :meth:`log_prob`.
+        The first derivative by the margin of item j is 1 for the winner, less p_j, the probability
+        that j is chosen; the second ones are p_j p_k, less p_j on the diagonal, summed over stages.
+
+        Args:
+            margin: Margins in nats with shape (*, U, N).
+            choice: Choices with shape (U, N).
         """
-        won = 2 * choice.flatten(-2)[..., self.place] - 1
-        winner = torch.where(won > 0, *self.pair).expand(*margin.shape[:-2], -1)
-        log_prob = self.stages(margin, choice).gather(-1, winner)
-        slope = won * (log_prob - won * margin.flatten(-2)[..., self.place]).exp()
+        place, utility = self.order(choice), self.utility(margin)
+        firsts, places, stages, shares, people = [], [], [], [], []
+        is_row = ~self.is_padding[:, 1:]
+        number = 0
+        for stage in range(int(self.stages.max())):
+            runs = stage < self.stages
+            left = (place > stage) & ~self.is_padding
+            share = utility.masked_fill(~left, -torch.inf).softmax(-1)[..., 1:]
+            won = (place == stage + 1)[:, 1:]
+            firsts.append(
+                (won.to(share.dtype) - share).masked_fill(~(left[:, 1:] & runs.unsqueeze(-1)), 0.0)
+            )
+            takes_part = left[:, 1:] & is_row & runs.unsqueeze(-1)
+            ranking = takes_part.nonzero()[:, 0]
+            numbers = runs.long().cumsum(0) - 1 + number
+            number += int(runs.sum())
+            places.append(self.cells[takes_part])
+            stages.append(numbers[ranking])
+            shares.append(share[..., takes_part])
+            people.append(self.first[runs] // self.inside.shape[1])
+        first = sum(firsts)[..., is_row]
         total = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
-        return total.index_add(-1, self.place, slope).view_as(margin)
+        total = total.index_copy(-1, self.cells[is_row], first.to(total.dtype))
+        return StageShares(
+            total.unflatten(-1, self.inside.shape),
+            torch.cat(places),
+            torch.cat(stages),
+            torch.cat(shares, -1),
+            torch.cat(people),
+        )
 
-    def utility(self, margin: Tensor) -> Tensor:
-        """Returns the utility of each slot less that of its ranking's first, (*, P)."""
-        utility = margin.flatten(-2).index_select(-1, self.anchor)
-        return utility * self.anchor_side.to(margin.dtype)
-
-    def order(self, choice: Tensor) -> Tensor:
-        """Numbers the items of each ranking from the last, 0, to the best, (*, P)."""
-        won = choice.flatten(-2)[..., self.place]
-        winner = torch.where(won > 0.5, *self.pair)
-        wins = torch.zeros_like(self.owner).expand(*won.shape[:-1], -1)
-        wins = wins.scatter_add(-1, winner, (won != 0.5).long())
-        below = (wins == 0).long()
-        number = below.cumsum(-1) - below
-        return torch.where(wins > 0, wins, number - number[..., self.start])
+    def pairs(self, choice: Tensor) -> StagePairs:
+        """Lists the pairs that rankings tell, by choices (U, N), ranking by ranking."""
+        place = self.order(choice)
+        order = place.masked_fill(self.is_padding, 2**31).argsort(dim=-1, stable=True)
+        slot = torch.arange(self.most, device=order.device)
+        # The slot in order i won over all slots that follow it, if it won a stage.
+        wins = (slot < self.stages.unsqueeze(-1)).unsqueeze(-1) & (slot.unsqueeze(-1) < slot)
+        wins = wins & ~self.is_padding.unsqueeze(1)
+        ranking, high, low = wins.nonzero(as_tuple=True)
+        size = self.size[ranking] + 1 - high
+        high, low = order[ranking, high], order[ranking, low]
+        is_worst = self.is_worst[ranking]
+        winner, loser = torch.where(is_worst, low, high), torch.where(is_worst, high, low)
+        is_base = torch.stack([winner == 0, loser == 0])
+        rows = [self.cells[ranking, (x - 1).clamp(min=0)] for x in (winner, loser)]
+        # The base has no row of its own, and stands in that of the other item.
+        rows = torch.where(is_base[0], rows[1], rows[0]), torch.where(is_base[1], rows[0], rows[1])
+        side = 1 - 2 * is_worst.long()
+        sides = [torch.where(base, -side, side) for base in is_base]
+        first = self.first[ranking]
+        person = first // self.inside.shape[1]
+        return StagePairs(person, first, *rows, *sides, is_base, size)
 
     def sample(self, margin: Tensor) -> Tensor:
         """Draws rankings given margins (*, U, N) in nats, as choices of that shape.
 
         Utilities with Gumbel noise, sorted, are a draw of Plackett–Luce (Yellott 1977). The number
-        of ranked items stays the same; comparisons outside of rankings are 0.
+        of ranked items stays the same; rows outside of rankings are 0.
         """
         utility = self.utility(margin)
-        return self._ordered(utility - torch.empty_like(utility).exponential_().log(), margin)
+        value = utility - torch.empty_like(utility).exponential_().log()
+        order = value.masked_fill(self.is_padding, -torch.inf).argsort(dim=-1, descending=True)
+        number = torch.arange(1, self.most + 1, device=order.device).expand_as(order)
+        return self._as_choices(torch.zeros_like(order).scatter(-1, order, number), margin)
 
     def decide(self, margin: Tensor, uniform: Tensor) -> Tensor:
-        """Makes rankings of uniform numbers from [0, 1), one for each comparison, (*, U, N).
+        """Makes rankings of uniform numbers from [0, 1), one for each row, (*, U, N).
 
-        A ranking of three items or more has as many comparisons as items, at least: each item takes
-        the number of one of them.
+        The winner of each stage is drawn by the number of one row; a ranking has as many rows as
+        stages, at least.
         """
-        number = torch.arange(len(self.start), device=self.start.device) - self.start
-        ranking, order = self.owner[self.pair[0]].sort(stable=True)
-        taken = order[torch.searchsorted(ranking, self.owner) + number]
-        own = uniform.flatten(-2)[..., self.place[taken]]
-        # −log E of an exponential E = −log(1 − uniform) is Gumbel noise.
-        return self._ordered(self.utility(margin) - (-torch.log1p(-own)).log(), margin)
+        utility, own = self.utility(margin), self._rows(uniform)
+        slot = torch.arange(self.most, device=utility.device)
+        place = torch.full_like(utility, self.most + 1, dtype=torch.int64)
+        for stage in range(int(self.stages.max())):
+            total = utility.softmax(-1).nan_to_num().cumsum(-1)
+            winner = (total <= own[..., stage, None] * total[..., -1:]).sum(-1, keepdim=True)
+            last = slot.where(utility > -torch.inf, 0).amax(-1, keepdim=True)
+            winner = torch.minimum(winner, last)
+            runs = (stage < self.stages).unsqueeze(-1)
+            place = torch.where(runs, place.scatter(-1, winner, stage + 1), place)
+            utility = utility.scatter(-1, winner, -torch.inf)
+        return self._as_choices(place, margin)
 
-    def _ordered(self, value: Tensor, margin: Tensor) -> Tensor:
-        """Ranks items by their values (*, P), and returns the choices (*, U, N)."""
-        left, right = value[..., self.pair[0]], value[..., self.pair[1]]
-        left_wins = left > right
-        winner = torch.where(left_wins, *self.pair)
-        wins = torch.zeros_like(value, dtype=torch.int64)
-        wins = wins.scatter_add(-1, winner, torch.ones_like(winner))
-        is_ranked = wins.gather(-1, winner) >= self.num_below[winner]
-        drawn = torch.where(is_ranked, left_wins.to(margin.dtype), 0.5)
+    def _as_choices(self, place: Tensor, margin: Tensor) -> Tensor:
+        """Returns the choices (*, U, N) of slots' places (*, G, J), of which the first count."""
+        place = torch.minimum(place, (self.stages + 1).unsqueeze(-1))
+        drawn = (1 + place[..., :1] - place[..., 1:]).to(margin.dtype) / 2
+        is_row = ~self.is_padding[:, 1:]
         choice = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
-        choice[..., self.place] = drawn
-        return choice.view_as(margin)
-
-    def winner(self, choice: Tensor) -> Tensor:
-        """Returns the slot that won each of the rankings' comparisons, (Q,), by choices (U, N).
-
-        The comparisons that a slot won are a stage. Where a ranking says nothing about a pair, the
-        winner is either slot.
-        """
-        return torch.where(choice.flatten()[self.place] > 0.5, *self.pair)
-
-    def stage_sizes(self, choice: Tensor) -> Tensor:
-        """Counts the items among which the winner of each comparison was chosen, (U, N).
-
-        2 for a comparison that stands alone, and where a ranking says nothing about the pair.
-        """
-        winner = self.winner(choice)
-        is_open = choice.flatten()[self.place] == 0.5
-        wins = torch.zeros_like(self.first).index_add(0, winner, (~is_open).long())
-        size = torch.full_like(self.inside, 2, dtype=torch.int64).flatten()
-        size[self.place] = torch.where(is_open, 2, 1 + wins[winner])
-        return size.view_as(self.inside)
+        choice[..., self.cells[is_row]] = drawn[..., is_row]
+        return choice.unflatten(-1, self.inside.shape)
 
 
-def _joint(first: Tensor, second: Tensor) -> Tensor:
-    """Numbers pairs of numbers from 0 up, in their order."""
-    return first * (second.max() + 1 if second.numel() else 1) + second
+def _starts(size: Tensor) -> Tensor:
+    return size.cumsum(0) - size
 
 
-def find_anchors(
-    start: Tensor, first: Tensor, place: Tensor, pair: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Finds the pair of each slot with the first slot of its ranking, and the slot's side in it."""
-    is_first = start == torch.arange(len(start), device=start.device)
-    anchor, side = first.clone(), torch.zeros_like(first)
-    for one, other, sign in ((pair[1], pair[0], 1), (pair[0], pair[1], -1)):
-        with_first = is_first[one]
-        anchor[other[with_first]] = place[with_first]
-        side[other[with_first]] = sign
-    return anchor, side
+def _count(size: Tensor) -> Tensor:
+    """Counts 0, 1, 2, … through all entries, to be added to starts less their position."""
+    return torch.arange(int(size.sum()), device=size.device)

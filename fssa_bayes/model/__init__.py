@@ -13,6 +13,7 @@ from fssa_bayes.model.distributions import (
     BradleyTerry,
     Derivatives,
     Outcomes,
+    StageShares,
     log_prob_of_choices,
 )
 from fssa_bayes.model.utilities import (
@@ -35,6 +36,7 @@ __all__ = [
     "ModuleUtility",
     "Outcomes",
     "PreparedItems",
+    "StageShares",
     "Utility",
     "align",
     "check_same_people",

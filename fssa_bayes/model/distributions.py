@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from fssa_bayes import kernels
-from fssa_bayes.kernels.plackett_luce import Rankings
+from fssa_bayes.kernels.plackett_luce import Rankings, StageShares
 from fssa_bayes.kernels.reference import outcome_log_probs
 from fssa_bayes.kernels.sums import steady_sum
 
@@ -24,13 +24,13 @@ _NO_SHAPE = Size()
 
 
 class _Choices(constraints.Constraint):
-    """Values 0, ½ and 1."""
+    """Values 0, ½ and 1, and other multiples of ½ in the rows of rankings."""
 
     is_discrete = True
     event_dim = 0
 
     def check(self, value: Tensor) -> Tensor:
-        return (value == 0) | (value == 0.5) | (value == 1)
+        return (2 * value) % 1 == 0
 
 
 class Outcomes(NamedTuple):
@@ -104,25 +104,22 @@ class Outcomes(NamedTuple):
 class Derivatives:
     r"""Holds first and second derivatives of log p(choices) by margins and answers' parameters.
 
-    In a stage of a ranking the derivative by the winner's margin over item j is p_j, the
-    probability that j is chosen, and the second derivatives are p_j p_k, less p_j on the diagonal.
-    `second` holds −p_j alone; the caller adds the products within each stage.
+    In a stage of a ranking or of a choice from a set, the derivative by the margin of item j over
+    the base item is 1 for the winner, less p_j, the probability that j is chosen, and the second
+    derivatives are p_j p_k, less p_j on the diagonal. `second` holds the sums of −p_j alone; the
+    caller adds the products within each stage.
 
     Attributes:
         first: Derivatives by the margin, and by log ν, position bias and logit λ as far as the
             model has them, each with shape (S, U, N); 0 under the mask. A parameter is taken for
             each comparison's own: what is summed over comparisons later is seen one by one here.
         second: The symmetric table of second derivatives, as those of `first`.
-        place: Places u · N + n of the comparisons in stages of rankings, (Q,).
-        stage: Number of the stage that each of these belongs to, (Q,).
-        person: The person of each stage, (P,).
+        stages: Probabilities of the items in stages of rankings; None where there are none.
     """
 
     first: list[Tensor]
     second: list[list[Tensor]]
-    place: Tensor
-    stage: Tensor
-    person: Tensor
+    stages: StageShares | None = None
 
 
 class BradleyTerry(TorchDistribution):
@@ -137,10 +134,10 @@ class BradleyTerry(TorchDistribution):
     Keeping the comparisons in the event lets one fused operation sum their log-probabilities, and
     leaves a Pyro model with a single plate, that of the users.
 
-    The pairs of a ranking are one event, with the probability of Plackett and Luce. The probability
-    of a single pair is its marginal: :attr:`mean` and :attr:`outcomes` describe every pair by
-    itself, and log-probabilities and draws are those of the ranking. Rankings exclude ties, lapses
-    and a position bias.
+    The rows of a ranking, or of a choice from a set, are one event, with the probability of
+    Plackett and Luce. The probability of a single row is that of its two items alone: :attr:`mean` and
+    :attr:`outcomes` describe every row by itself, and log-probabilities and draws are those of the
+    ranking. Rankings exclude ties, lapses and a position bias.
 
     Args:
         pairwise: One of the operations of :mod:`fssa_bayes.kernels` with all inputs bound but
@@ -329,22 +326,22 @@ class BradleyTerry(TorchDistribution):
             second[bias] = [value * side for value in second[bias]]
             for row in second:
                 row[bias] = row[bias] * side
-        nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
-        return Derivatives(first, second, nothing, nothing, nothing)
+        return Derivatives(first, second)
 
     def _differentiate_margins(self, margin: Tensor, choice: Tensor) -> Derivatives:
         prob = torch.sigmoid(margin)
         first = (choice - prob).masked_fill(~self.mask_, 0.0)
         second = (-prob * (1 - prob)).masked_fill(~self.mask_, 0.0)
-        nothing = torch.empty(0, dtype=torch.int64, device=margin.device)
-        place, stage, person = nothing, nothing, nothing
+        stages = None
         if self.rankings is not None:
-            ranked = self.rankings.gradient(margin, choice)
-            first = torch.where(self.rankings.inside, ranked, first)
-            second = torch.where(self.rankings.inside, -first.abs(), second)
-            place, stage = self.rankings.place, self.rankings.winner(choice)
-            person = self.rankings.first // choice.shape[-1]
-        return Derivatives([first], [[second]], place, stage, person)
+            inside = self.rankings.inside
+            stages = self.rankings.shares(margin, choice)
+            first = torch.where(inside, stages.first, first)
+            # A row takes part in one stage, or several.
+            total = torch.zeros_like(second).flatten(-2)
+            total = total.index_add(-1, stages.place, -stages.share).view_as(second)
+            second = torch.where(inside, total, second)
+        return Derivatives([first], [[second]], stages)
 
     def sample(self, sample_shape: Size = _NO_SHAPE) -> Tensor:
         """Draws choices 0 or 1, and ½ with ties, with shape (*sample_shape, *, U, N).

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from scipy import linalg, sparse
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, list_stage_pairs
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = ["Answers", "Events", "Features", "Matrix", "list_answers", "scale_rows"]
@@ -382,14 +382,12 @@ def _comparison_rows(
 
 def _ranking_rows(data: Preferences) -> tuple[np.ndarray, ...]:
     """Returns the same of rankings, whose stages are events."""
-    ranked = data.judgements.inside & (data.choice != 0.5)
-    left, right = (side[ranked].astype(np.int64) for side in (data.left, data.right))
-    won = data.choice[ranked] == 1
-    better, worse = np.where(won, left, right), np.where(won, right, left)
-    number = np.zeros(0, dtype=np.int64)
-    if ranked.any():
-        number = data.ranking[ranked]
-    stage, event = np.unique(number * data.num_items + better, return_inverse=True)
+    slots, _ = data.judgements.list_slots(data.left, data.right, data.choice)
+    higher, lower = list_stage_pairs(slots)
+    is_worst = slots.is_worst[higher]
+    better = slots.item[np.where(is_worst, lower, higher)]
+    worse = slots.item[np.where(is_worst, higher, lower)]
+    stage, event = np.unique(higher, return_inverse=True)
     order = np.argsort(event, kind="stable")
     ones = np.ones(len(order))
     columns = better[order], worse[order], ones, 0 * ones, 0 * ones, event[order]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
-from fssa_bayes.model import CoefficientMap, Derivatives, HeterogeneousBTL
+from fssa_bayes.model import CoefficientMap, HeterogeneousBTL, StageShares
 from fssa_bayes.sampling import draw_around_modes
 
 __all__ = [
@@ -199,7 +199,10 @@ def batch_information(
     information[:size, :size] += complete.reshape(size, size)
     start = size + len(complete_of_effect)
     information[size:start, size:start] += complete_of_effect
-    information[:size, :size] -= stage_products(derivatives, difference, factors, weights, taste)
+    if derivatives.stages is not None:
+        information[:size, :size] -= stage_products(
+            derivatives.stages, difference, factors, weights, taste
+        )
     for i, row in enumerate(second[1:], start):
         pulled = taste.pull(torch.einsum("sun,und->sud", -row[0], difference))
         cross = torch.einsum("su,sud,suk->dk", weights, pulled, factors)
@@ -269,26 +272,25 @@ def effect_information(
 
 
 def stage_products(
-    derivatives: Derivatives,
+    stages: StageShares,
     difference: Tensor,
     factors: Tensor,
     weights: Tensor,
     taste: Taste,
 ) -> Tensor:
-    """Sums E[g gᵀ] over stages of rankings, with g = Σ_j p_j (x_w − x_j) ⊗ u, to shape (P, P).
+    """Sums E[g gᵀ] over stages, with g = Σ_j p_j x_j ⊗ u, to shape (P, P).
 
     Args:
-        derivatives: Derivatives of the choices' log-probability by the margins.
-        difference: Differences of features, with shape (U, N, D).
+        stages: Probabilities p of the items in stages.
+        difference: Differences of features, those of the rows' items over the base x, (U, N, D).
         factors: u = (1, Rᵀz) with shape (S, U, 1 + R).
         weights: Normalised weights of the draws, with shape (S, U).
         taste: How coefficients depend on η.
     """
-    place, person = derivatives.place, derivatives.person
-    terms = derivatives.first[0].flatten(1)[:, place].unsqueeze(-1)
-    terms = terms * difference.flatten(0, 1)[place]
+    person = stages.person
+    terms = stages.share.unsqueeze(-1) * difference.flatten(0, 1)[stages.place]
     stage = terms.new_zeros(len(terms), len(person), terms.shape[-1])
-    stage = stage.index_add(1, derivatives.stage, terms)
+    stage = stage.index_add(1, stages.stage, terms)
     if taste.jacobian is not None:
         stage = torch.einsum("sped,spe->spd", taste.jacobian[:, person], stage)
     products = torch.einsum("spd,spk->spdk", stage, factors[:, person]).flatten(2)

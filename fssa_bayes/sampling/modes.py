@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.data import Batch
-from fssa_bayes.model import BradleyTerry, Derivatives, HeterogeneousBTL
+from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, StageShares
 
 __all__ = ["Modes", "find_modes"]
 
@@ -106,8 +106,8 @@ def _expand(
     first, second = derivatives.first[0][0], derivatives.second[0][0][0]
     slope = torch.einsum("un,unk->uk", first, jacobian)
     information = torch.einsum("un,unk,unl->ukl", (-second).clamp(min=0), jacobian, jacobian)
-    if len(derivatives.person):
-        information = information - _stage_products(derivatives, first, jacobian)
+    if derivatives.stages is not None:
+        information = information - _stage_products(derivatives.stages, jacobian)
     if model.utility.map.is_identity:
         return slope, (information, information)
     difference = (items[batch.left] - items[batch.right]).double()
@@ -116,15 +116,14 @@ def _expand(
     return slope, (information - curvature, information)
 
 
-def _stage_products(derivatives: Derivatives, first: Tensor, jacobian: Tensor) -> Tensor:
+def _stage_products(stages: StageShares, jacobian: Tensor) -> Tensor:
     """Sums the outer products of stages' mean directions, with shape (U, K, K)."""
-    place = derivatives.place
-    terms = first.flatten()[place].unsqueeze(-1) * jacobian.flatten(0, 1)[place]
-    stage = terms.new_zeros(len(derivatives.person), terms.shape[-1])
-    stage = stage.index_add(0, derivatives.stage, terms)
-    products = stage.unsqueeze(-1) * stage.unsqueeze(-2)
-    total = terms.new_zeros(len(first), *products.shape[1:])
-    return total.index_add(0, derivatives.person, products)
+    terms = stages.share[0].unsqueeze(-1) * jacobian.flatten(0, 1)[stages.place]
+    mean = terms.new_zeros(len(stages.person), terms.shape[-1])
+    mean = mean.index_add(0, stages.stage, terms)
+    products = mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    total = terms.new_zeros(len(jacobian), *products.shape[1:])
+    return total.index_add(0, stages.person, products)
 
 
 def _climb(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize
 
 from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.data import Preferences
@@ -117,6 +118,86 @@ def test_rankings_of_every_layout_are_the_lists(command, saved: Save, layout: st
     figures = json.loads(ended.out)
     leader = int(utility.argmax())
     assert figures["leader"] == expected.item_names[leader]
+
+
+HERE = {True: "true", False: "FALSE"}
+SETS = pd.DataFrame(
+    [
+        (
+            f"p{person}",
+            situation,
+            item,
+            price,
+            "FALSE" if item == "c" and person != 2 else "true",
+            item == best,
+        )
+        for person, own in enumerate(["aab", "bad", "cba", "bda", "add", "dba"])
+        for situation, best in enumerate(own)
+        for item, price in zip("abcd", np.random.default_rng(person).random(4), strict=True)
+    ],
+    columns=["who", "when", "what", "price", "here", "best"],
+)
+SET_COLUMNS = {"user": "who", "situation": "when", "item": "what", "chosen": "best"}
+
+
+@pytest.mark.parametrize("more", [{}, {"features": ["price"], "constants": True}])
+def test_choice_sets_are_those_of_the_table(command, saved: Save, more: dict) -> None:
+    options = SET_COLUMNS | {"available": "here"} | more
+    expected = Preferences.from_choices(
+        SETS.assign(here=SETS["here"] == "true", when=SETS["when"].astype(str)), **options
+    )
+    for marks in (
+        SETS["best"],
+        SETS["best"].astype(int),
+        SETS["best"].map({True: "1.0", False: "0"}),
+    ):
+        assert (
+            table.read(saved(SETS.assign(best=marks)), **options).data.digest() == expected.digest()
+        )
+
+
+def test_choice_sets_are_ranked_as_their_maximum_says(command, saved: Save) -> None:
+    columns = [text for name, own in SET_COLUMNS.items() for text in (f"--{name}", own)]
+    ended = command("rank", saved(SETS), *columns, "--available", "here", "--json")
+    assert ended.code == 0, ended.err
+    here = SETS[SETS["here"] == "true"]
+    names = ["a", "b", "d", "c"]
+
+    def loss(utility: np.ndarray) -> float:
+        values = here["what"].map(dict(zip(names, [*utility, 0.0], strict=True)))
+        groups = [here["who"], here["when"]]
+        return np.log(np.exp(values).groupby(groups).sum()).sum() - values[here["best"]].sum()
+
+    best = minimize(loss, np.zeros(3), options={"gtol": 1e-8}).x
+    assert json.loads(ended.out)["leader"] == names[int(np.append(best, 0.0).argmax())]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, ("--situation", "when", "--features", "price,here,cost"), "'cost' is not a column of"),
+        ({}, ("--situation", "when", "--rank", "best"), "--chosen, --item, --rank, --situation"),
+        ({}, ("--situation", "when", "--constants"), "constants=True goes with features="),
+        ({}, (), "an alternative must stand once in a situation, got 'a' again at row 6"),
+        (
+            {"price": ""},
+            ("--situation", "when", "--features", "price"),
+            "no missing values, got one",
+        ),
+        ({"best": 0}, ("--situation", "when"), "--chosen 'best' must mark one alternative of each"),
+        ({"best": ""}, ("--situation", "when"), "--chosen 'best' must have no missing values"),
+        (
+            {"price": SETS["price"].astype(str).where(SETS["when"] > 0, "dear")},
+            ("--situation", "when", "--features", "price"),
+            "must hold numbers in the column 'price' of features, got 'dear' at row 2",
+        ),
+    ],
+)
+def test_wrong_choice_sets_are_named(command, saved: Save, change, options, message) -> None:
+    columns = ("--user", "who", "--item", "what", "--chosen", "best")
+    ended = command("rank", saved(SETS.assign(**change)), *columns, *options)
+    assert ended.code == 2
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(

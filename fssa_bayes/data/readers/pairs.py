@@ -32,6 +32,7 @@ __all__ = [
     "lookup_items",
     "name_items",
     "neutral_order",
+    "parse_number",
     "read_count",
     "read_covariates",
     "read_frame",
@@ -409,7 +410,7 @@ def _word(value: object) -> float:
     return _WORDS.get(value.strip().lower(), np.nan) if isinstance(value, str) else np.nan
 
 
-def _number(value: object) -> float:
+def parse_number(value: object) -> float:
     """Reads a number, a Boolean, or text such as "1" or "0.5"; NaN for anything else."""
     try:
         return float(value) if isinstance(value, _NUMBERS) else np.nan
@@ -421,7 +422,7 @@ def _decode_numbers(choice: pd.Series) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
         values = choice.to_numpy(dtype=np.float32)
     else:
-        values = np.array([_number(value) for value in choice], dtype=np.float32)
+        values = np.array([parse_number(value) for value in choice], dtype=np.float32)
     return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)
 
 

@@ -18,7 +18,7 @@ from fssa_bayes.data.ids import (
 from fssa_bayes.data.names import check_column, show_cell, show_value
 from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.rankings import break_into_pairs
+from fssa_bayes.data.rankings import break_into_rows
 from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.readers.pairs import (
     leave_out_idle,
@@ -39,8 +39,6 @@ __all__ = [
     "read_rankings",
     "read_table",
 ]
-
-_MOST_PAIRS = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def read_ranked_pairs(
     if items is None:
         names = neutral_order(names, choice_set)
     position = lookup_items(frame, "item", names, ranked.describe)
-    left, right, choice, number = break_into_pairs(ranked.group, position, ranked.rank)
+    left, right, choice, number = break_into_rows(ranked.group, position, ranked.rank)
     counts = np.bincount(ranked.person[number], minlength=len(ranked.users))
     return {
         "left": left,
@@ -314,7 +312,7 @@ def add_unranked(table: pd.DataFrame, choice_set: Sequence) -> pd.DataFrame:
 
 
 def check_sizes(table: pd.DataFrame) -> None:
-    """Refuses rankings of one item, rankings without a rank, and more pairs than memory holds."""
+    """Refuses rankings of one item, and rankings without a rank."""
     size = table.groupby("group")["rank"].agg(["size", "count"])
     for wrong, problem in (
         (size["size"] < 2, "must have at least two items, got one"),
@@ -324,10 +322,3 @@ def check_sizes(table: pd.DataFrame) -> None:
             row = table[table["group"] == wrong.idxmax()].iloc[0]
             hint = f" ({show_value(row['item'])})" if "two" in problem else ""
             raise ValueError(f"{_where(row)} {problem}{hint} ({int(wrong.sum())} such rankings)")
-    pairs = int((size["size"] * (size["size"] - 1) // 2).sum())
-    if pairs > _MOST_PAIRS:
-        raise ValueError(
-            f"rankings would take {pairs:,} pairs, n (n − 1) / 2 for n items, more than "
-            f"{_MOST_PAIRS:,}: the largest has {int(size['size'].max()):,} items, of which fewer "
-            "may do (a choice among a part of the items follows the same model)"
-        )
