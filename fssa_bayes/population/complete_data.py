@@ -114,7 +114,7 @@ def _complete_of_effect(
     rank = factors.shape[-1] - 1
     eye = torch.eye(rank, dtype=factors.dtype, device=factors.device)
     across = torch.einsum("su,suk,uw->kw", weights, factors, covariates)
-    return torch.kron(eye, covariates.T @ covariates), torch.kron(eye, across.contiguous())
+    return _product(eye, covariates.T @ covariates), _product(eye, across)
 
 
 def _by_choices(
@@ -136,13 +136,14 @@ def _by_choices(
     complete = score.new_zeros(score.shape[-1], score.shape[-1])
     if fixed:
         ones = score.new_ones(*z.shape[:-1], 1)
-        own = -stage_products(derivatives, difference, ones, weights, taste)
         if taste.jacobian is None:
             curvature = torch.einsum("su,sun->un", weights, -second[0][0])
-            own = own + torch.einsum("un,und,une->de", curvature, difference, difference)
+            own = torch.einsum("un,und,une->de", curvature, difference, difference)
         else:
             each = taste.complete_information(of_beta, -second[0][0], difference)
-            own = own + torch.einsum("su,sude->de", weights, each)
+            own = torch.einsum("su,sude->de", weights, each)
+        if derivatives.stages is not None:
+            own = own - stage_products(derivatives.stages, difference, ones, weights, taste)
         complete[: len(fixed), : len(fixed)] = own[fixed][:, fixed]
     for i, row in enumerate(second[1:], len(fixed)):
         pulled = taste.pull(torch.einsum("sun,und->sud", -row[0], difference))[..., fixed]
@@ -160,14 +161,19 @@ def _change_of_parameters(model: HeterogeneousBTL, rotation: Tensor) -> Tensor:
     """
     random = torch.tensor(model.utility.map.is_random, device=model.device)
     rank, number = rotation.shape[1], len(random)
-    inverse = torch.linalg.inv(_random_rows(model) @ rotation).contiguous()
+    inverse = torch.linalg.inv(_random_rows(model) @ rotation)
     effects, answers = rank * model.num_covariates, len(model.answer_parameters())
     eye = torch.eye(1 + rank, dtype=inverse.dtype, device=inverse.device)
     size = rank * (1 + rank) + effects + int((~random).sum()) + answers
     table = inverse.new_zeros(size, number * (1 + rank) + effects + answers)
     columns = torch.arange(number * (1 + rank), device=inverse.device).reshape(number, -1)
-    table[: rank * (1 + rank), columns[random].flatten()] = torch.kron(inverse, eye)
+    table[: rank * (1 + rank), columns[random].flatten()] = _product(inverse, eye)
     rest = torch.arange(rank * (1 + rank), size, device=inverse.device)
     after = number * (1 + rank) + torch.arange(effects + answers, device=inverse.device)
     table[rest, torch.cat([after[:effects], columns[~random, 0], after[effects:]])] = 1.0
     return table
+
+
+def _product(one: Tensor, two: Tensor) -> Tensor:
+    """Returns the Kronecker product; `torch.kron` refuses some strides (PyTorch 2.13)."""
+    return torch.einsum("ab,cd->acbd", one, two).reshape(len(one) * len(two), -1)
