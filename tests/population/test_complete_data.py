@@ -139,7 +139,7 @@ def test_scores_and_information_are_those_of_a_grid(name: str) -> None:
         expected = score[:, order][:, free]
         torch.testing.assert_close(scores[:, free], expected, atol=0.02, rtol=0.01)
         expected = -hessian[order][:, order][free][:, free]
-        scale = expected.diagonal().abs().sqrt()
+        scale = (expected.diagonal().abs() + 2).sqrt()  # Complete data have a few times 25.
         gap = (information[free][:, free] - expected) / torch.outer(scale, scale)
         assert gap.abs().max() < 0.06, way.__name__
 
