@@ -20,8 +20,8 @@ from fssa_bayes.population.divergence import Divergence, find_divergence
 from fssa_bayes.population.identification import find_null, warn_of_null
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.separation import Limit, Separation, find_separation
-from fssa_bayes.population.settled import settle
-from fssa_bayes.population.standard_errors import Uncertainty
+from fssa_bayes.population.settled import SETTLED, settle
+from fssa_bayes.population.standard_errors import UNSETTLED, Uncertainty
 
 __all__ = [
     "ParameterEstimate",
@@ -29,6 +29,7 @@ __all__ = [
     "check_num_parameters",
     "describe_divergence",
     "estimate_parameters",
+    "free_positions",
     "has_population_estimates",
     "identify_loading",
     "label_parameters",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _MAX_PARAMETERS = 2000
+_MOST_CORRELATIONS = 300  # For which more draws are taken.
 
 # What a lack of rank may come from, with and without latent factors.
 _ADVICE_ON_COVARIANCE = (
@@ -139,20 +141,19 @@ def estimate_parameters(
         has_own_effect = identified_covariates(data.covariates)
         expected_null += rank * (model.num_covariates - covariate_rank(data.covariates))
     check_num_parameters(what, len(mean) + entries.shape[1] + effect.numel())
-    # Positions of the free parameters among the entries of (w0, L), row by row, and the others.
     row, column = entries
     answers = torch.tensor(list(answer_estimates(model).values()), dtype=torch.float64)
-    free = torch.cat(
-        [
-            torch.arange(len(mean)) * (rank + 1),
-            row * (rank + 1) + 1 + column,
-            len(mean) * (1 + rank) + torch.arange(effect.numel() + len(answers)),
-        ]
-    )
-    contrasts = _spreads(triangle.cpu(), entries, len(free))
-    lacks_rank = expected_null > 0
+    free = free_positions(triangle, entries, effect.numel() + len(answers))
+    are_correlated = not model.utility.is_uncorrelated
     settled = settle(
-        model, data, rotation, free, contrasts, num_samples, seed, may_lack_rank=lacks_rank
+        model,
+        data,
+        rotation,
+        free,
+        _quantities_to_settle(triangle.cpu(), entries, len(free), are_correlated=are_correlated),
+        num_samples,
+        seed,
+        may_lack_rank=expected_null > 0,
     )
     prior = torch.diag(_prior_information(model, len(free)))
     information = settled.information + prior
@@ -189,22 +190,57 @@ def estimate_parameters(
     )
 
 
-def _spreads(loading: Tensor, entries: Tensor, size: int) -> Tensor:
-    """Returns derivatives by θ (P,) of all parameters but L, and of the deviations of η, (·, P).
+def free_positions(loading: Tensor, entries: Tensor, others: int) -> Tensor:
+    """Finds θ (P,) among (w0, L), row by row, and what follows, as information has them.
+
+    Args:
+        loading: L with shape (D, R).
+        entries: Rows and columns of its free entries, (2, ·).
+        others: Number of the parameters that follow.
+    """
+    number, width = len(loading), loading.shape[1] + 1
+    row, column = entries
+    parts = torch.arange(number) * width, row * width + 1 + column
+    return torch.cat([*parts, number * width + torch.arange(others)])
+
+
+def _quantities_to_settle(
+    loading: Tensor, entries: Tensor, size: int, *, are_correlated: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns derivatives of quantities by θ, (Q, P), and how far sets of draws may differ, (Q,).
+
+    All parameters but L and the deviations of η within 5 %; correlations of η, where they are not
+    too many, within 15 %.
 
     Args:
         loading: L with shape (D, R).
         entries: Rows and columns of its free entries, (2, ·).
         size: Number P of parameters.
+        are_correlated: Whether η has correlations.
     """
     number, free = len(loading), entries.shape[1]
+    length = loading.norm(dim=1, keepdim=True)
+    random = (length > 0).flatten()
+    unit = loading / length.clamp(min=1e-300)
+    first, second = torch.combinations(torch.arange(number)[random], 2).T
+    if not are_correlated or loading.shape[1] < 2 or len(first) > _MOST_CORRELATIONS:
+        first = second = first[:0]
+    product = unit @ unit.T
+    by_loading = torch.zeros(len(first), *loading.shape, dtype=torch.float64)
+    here, value = torch.arange(len(first)), product[first, second].unsqueeze(-1)
+    by_loading[here, first] = (unit[second] - value * unit[first]) / length[first]
+    by_loading[here, second] = (unit[first] - value * unit[second]) / length[second]
     eye = torch.eye(size, dtype=torch.float64)
-    length = loading.norm(dim=1)
     row, column = entries
-    of_loading = torch.arange(number, number + free)
+    of_loading = slice(number, number + free)
     spread = eye.new_zeros(number, size)
-    spread[row, of_loading] = loading[row, column] / length[row].clamp(min=1e-300)
-    return torch.cat([eye[:number], spread[length > 0], eye[number + free :]])
+    spread[row, torch.arange(number, number + free)] = unit[row, column]
+    correlation = eye.new_zeros(len(first), size)
+    correlation[:, of_loading] = by_loading[:, row, column]
+    narrow = torch.cat([eye[:number], spread[random], eye[number + free :]])
+    tolerance = torch.full((len(narrow) + len(first),), SETTLED, dtype=torch.float64)
+    tolerance[len(narrow) :] = UNSETTLED
+    return torch.cat([narrow, correlation]), tolerance
 
 
 def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:

@@ -18,9 +18,11 @@ from fssa_bayes.population.information import (
     sum_information,
 )
 
-__all__ = ["Settled", "settle"]
+__all__ = ["SETTLED", "Settled", "settle"]
 
-_SETTLED = 0.05  # Relative difference of standard errors between two sets of draws.
+SETTLED = 0.05
+"""Relative difference of a standard error between two sets of draws that is small."""
+
 _DOUBLINGS = 3
 _LEFT_OUT = 0.05  # Share of a quantity in directions without information: more, and no error.
 _POSITIVE = 1e-9  # Eigenvalue, by the largest, above which information is positive.
@@ -65,19 +67,21 @@ class Settled:
         eigenvalues, vectors = torch.linalg.eigh(self.information)
         return vectors[:, eigenvalues <= _POSITIVE * eigenvalues[-1]]
 
-    def gap(self, contrasts: Tensor) -> float:
-        """Returns the largest relative difference of a standard error between the sets.
+    def gap(self, contrasts: Tensor, tolerance: Tensor) -> float:
+        """Returns the largest relative difference of a standard error, by what is tolerated.
 
         Args:
             contrasts: Derivatives of quantities by the parameters, (Q, P). Those with more than
                 5 % of their squared length in `lacking` have no errors, and do not count.
+            tolerance: Tolerated relative differences, (Q,).
         """
         inside = (contrasts @ self.lacking).square().sum(-1)
-        known = contrasts[inside <= _LEFT_OUT * contrasts.square().sum(-1)]
-        if not len(known):
+        known = inside <= _LEFT_OUT * contrasts.square().sum(-1)
+        if not known.any():
             return 0.0
-        one, two = (_errors(known, *matrices) for matrices in self.sets)
-        return ((one - two).abs() / (0.5 * (one + two)).clamp(min=1e-300)).max().item()
+        one, two = (_errors(contrasts[known], *matrices) for matrices in self.sets)
+        difference = (one - two).abs() / (0.5 * (one + two)).clamp(min=1e-300)
+        return (difference / tolerance[known]).max().item()
 
 
 def settle(
@@ -85,7 +89,7 @@ def settle(
     data: Preferences,
     rotation: Tensor,
     free: Tensor,
-    contrasts: Tensor,
+    quantities: tuple[Tensor, Tensor],
     num_samples: int,
     seed: int,
     *,
@@ -94,7 +98,7 @@ def settle(
     """Sums the information with as many draws as the standard errors need.
 
     Two sets of draws are taken, and doubled until the standard errors of some quantities agree
-    between the sets within 5 %, or the draws have been doubled three times.
+    between the sets, or the draws have been doubled three times.
 
     Scores come by the margins (:mod:`fssa_bayes.population.information`) or, where coefficients
     have a density, by that (:mod:`fssa_bayes.population.complete_data`). Both are exact in the
@@ -109,7 +113,8 @@ def settle(
         rotation: R with shape (K, R). Parameters are those of the model of Rᵀz.
         free: Positions of the free parameters, (P,), among those of
             :func:`fssa_bayes.population.information.population_information`.
-        contrasts: Derivatives of the quantities by the free parameters, (Q, P).
+        quantities: Derivatives of the quantities by the free parameters, (Q, P), and by how much
+            their errors may differ between the sets, (Q,).
         num_samples: Draws of each person's z in each set, to begin with.
         seed: Seed of the draws.
         may_lack_rank: Whether some parameters are not identified, as of constant features; scores
@@ -129,10 +134,10 @@ def settle(
             matrices = sum_information(model, data, rotation, draws, own, ways)
             sets.append([tuple(m[free][:, free] for m in of_way) for of_way in matrices])
         found = [Settled.of(list(of_way)) for of_way in zip(*sets, strict=True)]
-        gaps = [one.gap(contrasts) for one in found]
+        gaps = [one.gap(*quantities) for one in found]
         best = min(range(len(found)), key=lambda i: (found[i].lacking.shape[1], gaps[i]))
         ways = [ways[best]]
-        if gaps[best] <= _SETTLED:
+        if gaps[best] <= 1:
             break
     return found[best]
 

@@ -15,14 +15,16 @@ from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.identification import in_null
 from fssa_bayes.population.separation import Limit
 
-__all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
+__all__ = ["KINDS", "UNSETTLED", "Uncertainty", "find_unidentified", "invert_information"]
 
 KINDS = ("hessian", "outer_product", "sandwich")
 """Covariances: by the information, by the outer products of people's scores, by both."""
 
 
+UNSETTLED = 0.15
+"""Relative difference of a standard error between two sets of draws that is too large."""
+
 _DEGENERATE = 0.01  # Share of the classical variance: by chance 8 % for 2 people, .02 % for 5.
-_UNSETTLED = 0.15  # Relative difference of an error between two sets of draws that is too large.
 _LOST = 1e-3  # Share of a quantity's squared derivative that one set of draws may leave out.
 _SILENT = 1e-6  # Share of the information that scores have where they do not vary.
 
@@ -223,7 +225,7 @@ class Uncertainty:
         one, two = (
             _variances(jacobian, twin.covariance(kind)).clamp(min=0).sqrt() for twin in self._twins
         )
-        agree = (one - two).abs() <= _UNSETTLED * 0.5 * (one + two)
+        agree = (one - two).abs() <= UNSETTLED * 0.5 * (one + two)
         seen = jacobian @ self.inverse @ self.information
         for twin in self._twins:  # What one set leaves out, it does not confirm.
             lost = seen - jacobian @ twin.inverse @ twin.information
