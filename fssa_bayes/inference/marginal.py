@@ -151,6 +151,7 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         searches = ((_COARSE_DRAWS, steps // 2), (leg.stage.num_draws, steps))
         for (num_draws, most), gain in zip(searches, _GAINS, strict=True):
             if step < most:
+                losses.clear()
                 likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
                 noise = _climb(likelihood, parameters, most - step, gain, after_iteration)
         if step >= steps and len(losses) > 1 and losses[-2] - losses[-1] > noise:
