@@ -16,7 +16,15 @@ from benchmarks.harness import environment
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery"),
     *("inference", "training", "scale", "kernels", "kernels_cuda", "precision"),
-    *("refinement", "calibration", "nuts", "population_uncertainty", "few_judges", "few_people"),
+    *(
+        "refinement",
+        "calibration",
+        "nuts",
+        "population_uncertainty",
+        "interval_coverage",
+        "few_judges",
+        "few_people",
+    ),
     *("policy", "experiments"),
 )
 

@@ -103,9 +103,9 @@ def settle(
     Scores come by the margins (:mod:`fssa_bayes.population.information`) or, where coefficients
     have a density, by that (:mod:`fssa_bayes.population.complete_data`). Both are exact in the
     limit. By the margins there is less noise where a person's choices tell little, or Λ is close to
-    singular; by the density nothing grows as exp(η) does. Both are evaluated from the first draws,
-    and the one is taken whose information is positive in more directions; of equals, the one whose
-    sets agree better.
+    singular; by the density nothing grows as exp(η) does. Both are evaluated from the same
+    draws, and the one is taken whose information is positive in more directions; of equals, the one
+    whose sets agree better.
 
     Args:
         model: A model with linear utility and normal prior.
@@ -136,7 +136,6 @@ def settle(
         found = [Settled.of(list(of_way)) for of_way in zip(*sets, strict=True)]
         gaps = [one.gap(*quantities) for one in found]
         best = min(range(len(found)), key=lambda i: (found[i].lacking.shape[1], gaps[i]))
-        ways = [ways[best]]
         if gaps[best] <= 1:
             break
     return found[best]

@@ -73,6 +73,16 @@ def test_a_price_without_effect_is_named_where_others_are_relative_to_it() -> No
     assert describe_vanished(model, data) == ""
 
 
+def test_a_price_that_may_be_0_is_said_beside_its_standard_error() -> None:
+    data = answer([0.02, 1.0], [0.0, 0.0])
+    model = build(data, coefficients=["fixed", "fixed"], price="price")
+    result = fit(model, None, data, progress_bar=False)
+    with pytest.warns(UserWarning, match="price 'price' is .* not distinct from 0: willingness"):
+        table = result.population()
+    row = table.loc[("mean", "price")]
+    assert abs(row["estimate"]) < 2 * row["se_hessian"]
+
+
 def test_models_without_such_coefficients_have_none() -> None:
     data = answer([0.0, 1.0], [0.0, 0.5])
     assert describe_vanished(build(data), data) == ""
