@@ -27,7 +27,12 @@ from fssa_bayes.inference.objectives import (
     Sleep,
 )
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import Separation, describe_divergence, find_separation
+from fssa_bayes.population import (
+    Separation,
+    describe_divergence,
+    describe_vanished,
+    find_separation,
+)
 
 __all__ = [
     "check_training_covariates",
@@ -39,6 +44,7 @@ __all__ = [
     "warn_of_busy_people",
     "warn_of_divergence",
     "warn_of_separation",
+    "warn_of_vanished_coefficients",
 ]
 
 AUTO = "auto"
@@ -145,6 +151,12 @@ def warn_of_divergence(model: HeterogeneousBTL, data: Preferences) -> None:
             "it stopped. A remedy: penalty=0.5 keeps utilities finite, or a fit without lapses",
             stacklevel=3,
         )
+
+
+def warn_of_vanished_coefficients(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns by name of log-normal coefficients, or a price, that are estimated at 0."""
+    if message := describe_vanished(model, data):
+        warnings.warn(message, stacklevel=3)
 
 
 def check_columns(
