@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes._random import Streams
-from fssa_bayes.data import Batch, Preferences, user_batches
+from fssa_bayes.data import Preferences, user_batches
 from fssa_bayes.inference.maximum import pooled_batches, widen
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
@@ -32,7 +32,8 @@ __all__ = ["MarginalLikelihood", "Value", "maximise_marginal"]
 
 _MARGINS = 2**20  # Margins held at once, in double precision: 8 MB.
 _COARSE_DRAWS = 64  # Of the first search.
-_GAIN = 0.01  # Standard errors of the log-likelihood by which an iteration must improve on it.
+# Standard errors of the log-likelihood by which an iteration must improve on it, coarse and fine.
+_GAINS = (0.1, 0.01)
 _LINE_SEARCH = 8  # Evaluations along a direction, which noise may make useless.
 
 
@@ -93,21 +94,17 @@ class MarginalLikelihood:
         for index, (batch, points) in enumerate(zip(self.batches, self.points, strict=True)):
             modes = find_modes(self.model, batch, self.modes[index])
             self.modes[index] = modes.z
-            draws = draw_adapted(self.model, batch, modes, points)
-            weights = draws.log_weights.softmax(0)
-            if gradient:
-                (weights * self.log_joint(batch, draws.z)).sum().backward()
+            with torch.set_grad_enabled(gradient):
+                draws = draw_adapted(self.model, batch, modes, points)
+                weights = draws.log_weights.softmax(0)
+                if gradient:
+                    (weights * draws.log_joint).sum().backward()
             relative_ess = 1 / weights.square().sum(0) / points.number
             log_mean = draws.log_weights.logsumexp(0) - math.log(points.number)
             total += log_mean.sum().item()
             variance += ((1 / relative_ess - 1) / points.number).sum().item()
             least = min(least, relative_ess.min().item())
         return Value(total, math.sqrt(variance), least)
-
-    def log_joint(self, batch: Batch, z: Tensor) -> Tensor:
-        """Evaluates log p(z, C) of draws (S, U, K), in nats, with shape (S, U)."""
-        prior = self.model.prior(batch.num_users, batch.covariates)
-        return prior.log_prob(z) + self.model.choice(batch, z).log_prob(batch.choice)
 
 
 def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
@@ -145,10 +142,11 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     try:
         if not model.utility.mean.count_nonzero():
             start_from_average(model, leg.training)
-        for num_draws, most in ((_COARSE_DRAWS, steps // 2), (leg.stage.num_draws, steps)):
+        searches = ((_COARSE_DRAWS, steps // 2), (leg.stage.num_draws, steps))
+        for (num_draws, most), gain in zip(searches, _GAINS, strict=True):
             if step < most:
                 likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
-                _climb(likelihood, parameters, most - step, after_iteration)
+                _climb(likelihood, parameters, most - step, gain, after_iteration)
     finally:
         model.to(dtype)
     progress.skip(leg.stage.steps - step)
@@ -178,9 +176,10 @@ def _climb(
     likelihood: MarginalLikelihood,
     parameters: list[nn.Parameter],
     steps: int,
+    gain: float,
     after_iteration: Callable[[OptimizeResult], None],
 ) -> None:
-    """Climbs from the parameters to the best ones seen."""
+    """Climbs from the parameters to the best ones seen, until iterations gain too little."""
     from scipy.optimize import minimize  # A tenth of the time to import the package.
 
     best_value, best_vector = -math.inf, parameters_to_vector(parameters).detach()
@@ -204,7 +203,7 @@ def _climb(
         return -value, -parameters_to_vector([p.grad for p in parameters]).cpu().numpy()
 
     start = best_vector.cpu().numpy()
-    tolerance = _GAIN * noise.standard_error / max(abs(noise.log_likelihood), 1.0)
+    tolerance = gain * noise.standard_error / max(abs(noise.log_likelihood), 1.0)
     options = {"maxiter": steps, "maxls": _LINE_SEARCH, "ftol": tolerance, "gtol": 0.0}
     minimize(
         loss_and_gradient,

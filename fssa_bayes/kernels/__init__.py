@@ -11,6 +11,8 @@ operation              inputs                                          utility o
 `pairwise_mlp`         item (M, H), user (S, U, H), weight (H,)        weight · relu(item + user)
 =====================  ==============================================  =========================
 
+A fourth, `choice_set`, evaluates choices from sets of any size, given margins over a base item.
+
 What runs where, unless `backend=` says otherwise:
 
 ==========  ==========================  =======================================================
@@ -71,6 +73,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fssa_bayes.kernels.backends import run
+from fssa_bayes.kernels.choice_set import choice_set
 from fssa_bayes.kernels.comparisons import (
     check_comparisons,
     check_inputs,
@@ -78,7 +81,7 @@ from fssa_bayes.kernels.comparisons import (
     check_width,
 )
 
-__all__ = ["pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
+__all__ = ["choice_set", "pairwise_bilinear", "pairwise_gather", "pairwise_mlp"]
 
 
 def pairwise_gather(

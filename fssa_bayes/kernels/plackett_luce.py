@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fssa_bayes.kernels.choice_set import choose_log_prob
-from fssa_bayes.kernels.sums import log_add
+from fssa_bayes.kernels.choice_set import choice_set
+from fssa_bayes.kernels.sums import log_add, steady_sum
 
 __all__ = ["Rankings", "StagePairs", "StageShares"]
 
@@ -178,8 +178,7 @@ class Rankings:
     @cached_property
     def _are_contiguous(self) -> bool:
         """Whether all places are rows of rankings of one size."""
-        cells = self.cells.flatten()
-        return len(cells) == self.inside.numel() and bool(self.inside.all())
+        return self._are_of_one_size and bool(self.inside.all())
 
     def order(self, choice: Tensor) -> Tensor:
         """Returns the place from 1 of each slot, (*, G, J), by choices (*, U, N).
@@ -207,10 +206,34 @@ class Rankings:
 
     def log_prob_of_rankings(self, margin: Tensor, choice: Tensor) -> Tensor:
         """Evaluates the log-probability of each ranking, in nats, with shape (*, G)."""
-        place, utility = self.order(choice), self.utility(margin)
-        if int(self.stages.max()) == 1:
-            return choose_log_prob(utility, place.argmin(-1))
-        return self._log_prob_of_stages(utility, place).sum(-1)
+        place = self.order(choice)
+        if self._have_one_stage:
+            available = None if self._are_of_one_size else ~self.is_padding[:, 1:]
+            return choice_set(self._rows(margin), place.argmin(-1), available)
+        return self._log_prob_of_stages(self.utility(margin), place).sum(-1)
+
+    def log_prob_of_people(self, margin: Tensor, choice: Tensor) -> Tensor:
+        """Sums the log-probabilities of the rankings of each person, in nats, to shape (*, U)."""
+        each, users = self.log_prob_of_rankings(margin, choice), len(self.inside)
+        person = self.first // self.inside.shape[1]
+        count = torch.bincount(person, minlength=users)
+        most = int(count.max())
+        if users * most == len(person):
+            return steady_sum(each.unflatten(-1, (users, most)))
+        number = torch.arange(most, device=count.device)
+        index = (count.cumsum(0) - count).unsqueeze(-1) + number
+        index = torch.where(number < count.unsqueeze(-1), index, len(person))
+        padded = F.pad(each, (0, 1)).index_select(-1, index.flatten())
+        return steady_sum(padded.unflatten(-1, (users, most)))
+
+    @cached_property
+    def _have_one_stage(self) -> bool:
+        """Whether all rankings are choices from a set."""
+        return int(self.stages.max()) == 1
+
+    @cached_property
+    def _are_of_one_size(self) -> bool:
+        return bool((self.size == self.size[0]).all())
 
     def _log_prob_of_stages(self, utility: Tensor, place: Tensor) -> Tensor:
         """Evaluates the log-probability of the stage that each slot won, in order, (*, G, J).

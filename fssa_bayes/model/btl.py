@@ -242,7 +242,7 @@ class HeterogeneousBTL(LatentPrior):
 
     @classmethod
     def for_data(
-        cls, data: Preferences, latent_dim: int, *, seed: int = 0, **options: object
+        cls, data: Preferences, latent_dim: int | None, *, seed: int = 0, **options: object
     ) -> Self:
         """Builds a model for data: sizes and names from the data, initial weights from a seed.
 
@@ -262,8 +262,10 @@ class HeterogeneousBTL(LatentPrior):
         has_ties = data.ties == "keep" and bool(data.half_wins.any())
         of_data = {
             "ties": "davidson" if has_ties else None,
-            "num_covariates": data.num_covariates if latent_dim else 0,
+            "num_covariates": 0 if latent_dim == 0 else data.num_covariates,
         }
+        if options.get("utility") == "linear":
+            of_data["feature_names"] = data.feature_names
         with seeded(seed):
             model = cls(data.num_features, latent_dim, **(of_data | options))
         model.take_names(data)

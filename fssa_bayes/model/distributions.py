@@ -135,9 +135,9 @@ class BradleyTerry(TorchDistribution):
     leaves a Pyro model with a single plate, that of the users.
 
     The rows of a ranking, or of a choice from a set, are one event, with the probability of
-    Plackett and Luce. The probability of a single row is that of its two items alone: :attr:`mean` and
-    :attr:`outcomes` describe every row by itself, and log-probabilities and draws are those of the
-    ranking. Rankings exclude ties, lapses and a position bias.
+    Plackett and Luce. The probability of a single row is that of its two items alone: :attr:`mean`
+    and :attr:`outcomes` describe every row by itself, and log-probabilities and draws are those of
+    the ranking. Rankings exclude ties, lapses and a position bias.
 
     Args:
         pairwise: One of the operations of :mod:`fssa_bayes.kernels` with all inputs bound but
@@ -236,6 +236,8 @@ class BradleyTerry(TorchDistribution):
         if value.ndim == 2 and self._is_plain and self.rankings is None:
             # The same choices for every draw: one operation.
             return self.pairwise(choice=value).expand(self.batch_shape)
+        if self.rankings is not None and not len(self.rankings.alone):
+            return self.rankings.log_prob_of_people(self.margin, value)
         return steady_sum(self.log_prob_each(value))
 
     def log_prob_each(self, value: Tensor) -> Tensor:

@@ -5,6 +5,11 @@ from the prior, and the others from a t distribution at the mean and the covaria
 two parts give by their importance weights. All draws are weighed by the mixture of the three, so
 that the prior bounds every weight, and the tails of the t distributions are heavier than a
 posterior's.
+
+The draws are made in two halves, and each half takes mean and covariance from the other one. A
+proposal that was adapted to the draws it weighs is too dense where these happened to lie: with six
+dimensions and 512 draws that took .014 nats from a person's log p(C), 5 of 3,668 from that of 361
+people.
 """
 
 from __future__ import annotations
@@ -44,9 +49,19 @@ class Points:
     adapted: Tensor
 
     @property
+    def sizes(self) -> list[int]:
+        """Numbers of the three kinds of draws of each person."""
+        return [len(self.around_mode), len(self.prior), len(self.adapted)]
+
+    @property
     def number(self) -> int:
         """Number of draws S of each person."""
-        return len(self.around_mode) + len(self.prior) + len(self.adapted)
+        return sum(self.sizes)
+
+    def halves(self) -> list[Points]:
+        """Divides the points of each kind in two."""
+        parts = (self.around_mode, self.prior, self.adapted)
+        return [Points(*half) for half in zip(*(x.tensor_split(2) for x in parts), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -57,10 +72,13 @@ class WeightedDraws:
         z: Draws with shape (S, U, K).
         log_weights: Unnormalised log p(z) p(C|z) / m(z), in nats, with shape (S, U). Their mean
             estimates p(C).
+        log_joint: Log p(z) p(C|z), in nats, with shape (S, U); where gradients are enabled, a
+            function of the model's parameters at given z.
     """
 
     z: Tensor
     log_weights: Tensor
+    log_joint: Tensor
 
 
 def draw_points(
@@ -84,30 +102,37 @@ def draw_points(
         integration, SIAM Journal on Numerical Analysis 13(6).
     """
     keys = np.arange(num_users) if keys is None else keys
-    around, prior = (max(1, round(share * num_samples)) for share in _SHARES)
+    around, prior = (max(2, round(share * num_samples)) for share in _SHARES)
+    numbers = {"around_mode": around, "prior": prior, "adapted": num_samples - around - prior}
+    width = latent_dim + 1
+    shift = np.stack([streams.of(key).random((2, len(numbers), width)) for key in keys])
 
-    def uniform(part: str, number: int, width: int) -> np.ndarray:
+    def uniform(number: int, own: np.ndarray) -> np.ndarray:
         from scipy.stats import qmc
 
         bits = max(number - 1, 1).bit_length()
         base = qmc.Sobol(width, scramble=False).random_base2(bits)[:number, None]
-        own = streams.part(part)
-        shift = np.stack([own.of(key).random(width) for key in keys])
-        return ((base + shift) % 1).clip(1e-12, 1 - 1e-12)
+        return ((base + own) % 1).clip(1e-12, 1 - 1e-12)
 
-    def heavy(part: str, number: int) -> Tensor:
-        points = uniform(part, number, latent_dim + 1)
-        chi_square = 2 * gammaincinv(_FREEDOM / 2, points[..., -1:])
-        return torch.from_numpy(ndtri(points[..., :-1]) * np.sqrt(_FREEDOM / chi_square))
-
-    return Points(
-        heavy("around mode", around),
-        torch.from_numpy(ndtri(uniform("prior", prior, latent_dim))),
-        heavy("adapted", num_samples - around - prior),
-    )
+    # The halves have shifts of their own: points that fill each other's gaps are not independent.
+    points = {
+        kind: [
+            torch.from_numpy(_standard(uniform(len(half), shift[:, h, k]), kind != "prior"))
+            for h, half in enumerate(np.array_split(np.arange(number), 2))
+        ]
+        for k, (kind, number) in enumerate(numbers.items())
+    }
+    return Points(**{kind: torch.cat(halves) for kind, halves in points.items()})
 
 
-@torch.no_grad()
+def _standard(uniform: np.ndarray, is_heavy: bool) -> np.ndarray:
+    """Maps uniform points (S, U, K + 1) to standard t ones, or to normal ones, (S, U, K)."""
+    normal = ndtri(uniform[..., :-1])
+    if not is_heavy:
+        return normal
+    return normal * np.sqrt(_FREEDOM / (2 * gammaincinv(_FREEDOM / 2, uniform[..., -1:])))
+
+
 def draw_adapted(
     model: HeterogeneousBTL, batch: Batch, modes: Modes, points: Points
 ) -> WeightedDraws:
@@ -117,12 +142,12 @@ def draw_adapted(
         model: A model with linear utility and normal prior.
         batch: The people's contexts, on the model's device.
         modes: The modes of their posteriors.
-        points: Points of these people.
+        points: Points of these people, two of each kind at least.
     """
     batch = batch.clean()
     prepared = model.prepare_items(batch.items)
     prior = model.prior(batch.num_users, batch.covariates)
-    location = model.location(batch.covariates).double()
+    location = model.location(batch.covariates).detach().double()
     near = _Student(modes.z, _SPREAD * torch.linalg.inv(modes.factor).mT)
 
     def log_joint(z: Tensor) -> Tensor:
@@ -130,21 +155,32 @@ def draw_adapted(
         log_prob = model.choice(batch, z, prepared).log_prob(batch.choice)
         return (log_prob + prior.log_prob(z)).double()
 
-    def log_prior(z: Tensor) -> Tensor:
-        return prior.log_prob(z.to(model.utility.mean.dtype)).double()
+    @torch.no_grad()
+    def log_mixture(z: Tensor, sizes: list[int], adapted: _Student | None = None) -> Tensor:
+        of_prior = prior.log_prob(z.to(model.utility.mean.dtype)).double()
+        others = [] if adapted is None else [adapted.log_prob(z)]
+        return _log_mixture([near.log_prob(z), of_prior, *others], sizes)
 
-    first = torch.cat([near.at(points.around_mode), location + points.prior])
-    sizes = [len(points.around_mode), len(points.prior), len(points.adapted)]
-    joint = log_joint(first)
-    weights = joint - _log_mixture([near.log_prob(first), log_prior(first)], sizes[:2])
-    adapted = _Student(*_moments(first, weights, modes))
-    second = adapted.at(points.adapted)
-    z = torch.cat([first, second])
-    densities = [near.log_prob(z), log_prior(z), adapted.log_prob(z)]
-    log_weights = torch.cat([joint, log_joint(second)]) - _log_mixture(densities, sizes)
-    return WeightedDraws(z, log_weights)
+    halves = points.halves()
+    first = [torch.cat([near.at(half.around_mode), location + half.prior]) for half in halves]
+    joint = log_joint(torch.cat(first)).split([len(z) for z in first])
+    moments = [
+        _moments(z, of_z.detach() - log_mixture(z, half.sizes[:2]), modes)
+        for half, z, of_z in zip(halves, first, joint, strict=True)
+    ]
+    adapted = [_Student(*own) for own in reversed(moments)]
+    second = [own.at(half.adapted) for own, half in zip(adapted, halves, strict=True)]
+    others = log_joint(torch.cat(second)).split([len(z) for z in second])
+    z = [torch.cat(parts) for parts in zip(first, second, strict=True)]
+    mixture = [
+        log_mixture(own, half.sizes, student)
+        for own, half, student in zip(z, halves, adapted, strict=True)
+    ]
+    joint = torch.cat([part for pair in zip(joint, others, strict=True) for part in pair])
+    return WeightedDraws(torch.cat(z), joint.detach() - torch.cat(mixture), joint)
 
 
+@torch.no_grad()
 def draw_around_modes(
     model: HeterogeneousBTL, batch: Batch, num_samples: int, streams: Streams
 ) -> WeightedDraws:
