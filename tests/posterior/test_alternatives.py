@@ -181,7 +181,7 @@ def test_a_person_has_the_same_numbers_beside_others() -> None:
     for user in range(len(context)):
         alone = Posterior(model, guide, context.subset([user]), 1000)
         one = alone.alternative_prob(target.subset([user]))
-        pd.testing.assert_frame_equal(one, table.loc[[context.user_names[user]]], atol=1e-5)
+        pd.testing.assert_frame_equal(one, table.loc[[context.user_names[user]]], check_exact=True)
 
 
 def test_the_first_rank_and_the_worst_of_a_set() -> None:
