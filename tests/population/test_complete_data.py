@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from fssa_bayes import HeterogeneousBTL, Preferences
-from fssa_bayes._random import Streams
 from fssa_bayes.population.complete_data import has_density, information_by_density
 from fssa_bayes.population.information import batch_information
-from fssa_bayes.sampling import draw_around_modes
+from fssa_bayes.sampling import Streams, draw_around_modes
 
 PEOPLE, COMPARISONS, NODES = 25, 6, 41
 
