@@ -2,9 +2,9 @@
 
 A bilinear model with K = 8 is known here, and its guide is taught by `Sleep`, on simulated people
 only. Then ten new people are inferred from ten choices each in three ways: by the guide alone
-(amortised), by the guide with importance correction (corrected), and by four chains of NUTS a
-person (the gold standard, tens of seconds instead of milliseconds). All three predict the same new
-pairs.
+(amortised), by the guide with importance correction (corrected), and by four long chains of Pyro's
+NUTS a person (the gold standard). All three predict the same new pairs. The chains run one after
+another and are there to be right: what is fast is the question of `python -m benchmarks inference`.
 
 What to see: the corrected posterior's choice probabilities differ from NUTS's by .02 at most in
 root mean square, about what the Monte-Carlo error of both allows, and its standard deviations of

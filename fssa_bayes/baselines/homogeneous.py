@@ -71,7 +71,7 @@ class HomogeneousBaseline(Baseline):
 class HomogeneousBTL(HomogeneousBaseline):
     r"""Gives everybody the same utilities, :math:`p(y) = \sigma(r(x_l) - r(x_r))`.
 
-    Maximum likelihood by L-BFGS; a network is stopped early on held-out people.
+    Maximum likelihood; a network is stopped early on held-out people.
 
     Args:
         utility: `"linear"`, `"bilinear"` or `"mlp"` (a network of the item), or a module as in

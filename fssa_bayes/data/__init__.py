@@ -1,10 +1,16 @@
 """Paired comparisons of many people: tables, storage, splits and batches."""
 
-from fssa_bayes.data.alignment import find_columns
+from fssa_bayes.data.alignment import align_covariates, find_columns
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.chunks import user_batches, user_slices
 from fssa_bayes.data.covariates import covariate_rank, identified_covariates
-from fssa_bayes.data.graph import describe_separation, find_win_classes, list_wins, rank_classes
+from fssa_bayes.data.graph import (
+    describe_separation,
+    find_win_classes,
+    label_components,
+    list_wins,
+    rank_classes,
+)
 from fssa_bayes.data.ids import (
     canonical_names,
     explain_unknown,
@@ -13,6 +19,7 @@ from fssa_bayes.data.ids import (
     names_from_json,
     names_to_json,
 )
+from fssa_bayes.data.keys import count_keys, distinct_keys
 from fssa_bayes.data.names import check_column, first_names
 from fssa_bayes.data.precision import (
     coarse_columns,
@@ -23,7 +30,7 @@ from fssa_bayes.data.precision import (
 )
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.rankings import list_stage_pairs
-from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.categories import expand_levels, name_levels
 from fssa_bayes.data.summary import Summary
 from fssa_bayes.kernels.plackett_luce import StagePairs
 
@@ -32,13 +39,16 @@ __all__ = [
     "Preferences",
     "StagePairs",
     "Summary",
+    "align_covariates",
     "canonical_names",
     "check_column",
     "coarse_columns",
     "column_moments",
     "constant_columns",
+    "count_keys",
     "covariate_rank",
     "describe_separation",
+    "distinct_keys",
     "expand_levels",
     "explain_unknown",
     "factorise_names",
@@ -47,8 +57,10 @@ __all__ = [
     "find_win_classes",
     "first_names",
     "identified_covariates",
+    "label_components",
     "list_stage_pairs",
     "list_wins",
+    "name_levels",
     "names_from_json",
     "names_to_json",
     "rank_classes",

@@ -17,7 +17,14 @@ from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import lay_out
 from fssa_bayes.data.readers.categories import Levels, recode_levels
 
-__all__ = ["AlignedComparisons", "Fitted", "align_features", "align_items", "find_columns"]
+__all__ = [
+    "AlignedComparisons",
+    "Fitted",
+    "align_covariates",
+    "align_features",
+    "align_items",
+    "find_columns",
+]
 
 
 class Fitted(Protocol):

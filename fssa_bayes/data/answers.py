@@ -26,7 +26,9 @@ from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_rows
 from fssa_bayes.data.readers.categories import expand_levels
-from fssa_bayes.data.readers.pairs import check_frame, decode_choices, name_items, read_covariates
+from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
+from fssa_bayes.data.readers.pairs import check_frame, name_items, read_covariates
 from fssa_bayes.data.readers.rankings import read_rankings
 
 __all__ = ["GrowingComparisons", "find_items", "join_answers"]
@@ -75,7 +77,10 @@ class GrowingComparisons(Comparisons):
         parts: dict[str, Any] = {"item_names": items, "num_items": len(items)}
         if isinstance(items, pd.DataFrame):
             items, levels = expand_levels("items", items)
-            parts = {"item_names": name_items(items, "", "", items), "feature_names": items.columns}
+            parts = {
+                "item_names": name_items(Columns(items), "", "", items),
+                "feature_names": items.columns,
+            }
             parts |= {"items": table_values(items), "feature_levels": levels}
         if isinstance(users, pd.DataFrame):
             users, parts["covariate_levels"] = expand_levels("users", users)
@@ -124,7 +129,7 @@ class GrowingComparisons(Comparisons):
         check_frame(table, same)
         sides = find_items(self, table["left"]), find_items(self, table["right"])
         check_pairs(*sides)
-        outcome = decode_choices(table, same, None)
+        outcome = decode_choices(Columns(table), same, None)
         return join_answers(self, table["user"], *sides, outcome, None, users, side)
 
     def append_ranking(

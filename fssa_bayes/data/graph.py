@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from fssa_bayes.data.comparisons import Comparisons, Data, replace
 from fssa_bayes.data.judgements import Judgements
+from fssa_bayes.data.keys import distinct_keys
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import list_stage_pairs
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 __all__ = [
     "Wins",
@@ -20,6 +23,7 @@ __all__ = [
     "describe_separation",
     "find_components",
     "find_win_classes",
+    "label_components",
     "list_wins",
     "rank_classes",
     "warn_about_graph",
@@ -91,26 +95,27 @@ def as_pairs(data: Data) -> Data:
         offsets=offsets_of(np.bincount(data.person[number], minlength=len(data))),
         judgements=Judgements(len(number)),
         side=None if data.side is None else data.side[number],
-        broken=(len(own), len(np.unique(higher))),
+        broken=(len(own), len(distinct_keys(higher, len(slots.item)))),
     )
 
 
 def find_components(data: Comparisons) -> np.ndarray:
     """Labels the connected component of each item, largest first, −1 where never compared."""
-    from scipy import sparse
-
-    pairs = pd.unique(data.left.astype(np.int64) * data.num_items + data.right)
-    edges = sparse.coo_array(
-        (np.ones(len(pairs), dtype=bool), np.divmod(pairs, data.num_items)),
-        shape=(data.num_items, data.num_items),
-    )
-    _, labels = sparse.csgraph.connected_components(edges, directed=False)
+    labels = label_components(data.left, data.right, data.num_items)
     used = np.zeros(data.num_items, dtype=bool)
     used[data.left] = used[data.right] = True
     sizes = np.bincount(labels[used], minlength=labels.max(initial=0) + 1)
     rank = np.empty_like(sizes)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
     return np.where(used, rank[labels], -1)
+
+
+def label_components(first: np.ndarray, second: np.ndarray, num_items: int) -> np.ndarray:
+    """Labels the component of each item, (M,), in the graph of pairs (Q,) given by position."""
+    from scipy import sparse
+
+    edges = _list_edges(first, second, num_items)
+    return sparse.csgraph.connected_components(edges, directed=False)[1]
 
 
 def find_win_classes(winner: np.ndarray, loser: np.ndarray, num_items: int) -> np.ndarray:
@@ -125,10 +130,18 @@ def find_win_classes(winner: np.ndarray, loser: np.ndarray, num_items: int) -> n
     """
     from scipy import sparse
 
-    edges = sparse.coo_array(
-        (np.ones(len(winner), dtype=bool), (winner, loser)), shape=(num_items, num_items)
-    )
+    edges = _list_edges(winner, loser, num_items)
     return sparse.csgraph.connected_components(edges, connection="strong")[1]
+
+
+def _list_edges(start: np.ndarray, end: np.ndarray, size: int) -> sparse.coo_array:
+    """Lists the different edges (Q,) of a graph of some size, in order."""
+    from scipy import sparse
+
+    pairs = distinct_keys(start.astype(np.int64) * size + end, size**2)
+    return sparse.coo_array(
+        (np.ones(len(pairs), dtype=bool), np.divmod(pairs, size)), shape=(size, size)
+    )
 
 
 def rank_classes(winner: np.ndarray, loser: np.ndarray, count: int) -> np.ndarray:
@@ -190,7 +203,7 @@ def _reach(start: np.ndarray, end: np.ndarray, members: np.ndarray) -> np.ndarra
     first = np.flatnonzero(members)[0]
     # One node in place of the members, which reach one another.
     start, end = (np.where(members[nodes], first, nodes) for nodes in (start, end))
-    edges = sparse.coo_array((np.ones(len(start), dtype=bool), (start, end)), shape=(size, size))
+    edges = _list_edges(start, end, size)
     found = np.zeros(size, dtype=bool)
     order = sparse.csgraph.breadth_first_order(edges.tocsr(), first, return_predecessors=False)
     found[order] = True

@@ -13,6 +13,7 @@ for text alone, and Python's values as objects otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import warnings
@@ -29,6 +30,7 @@ __all__ = [
     "explain_unknown",
     "factorise_names",
     "find_names",
+    "find_values",
     "join_names",
     "names_from_json",
     "names_to_json",
@@ -86,9 +88,10 @@ def factorise_names(argument: str, column: pd.Series) -> tuple[np.ndarray, pd.In
         TypeError: If a name is of a kind that cannot be saved.
         ValueError: If a name is missing, not finite or text that files cannot hold.
     """
+    # An array, as pandas may make floats of the objects of a series.
+    table = column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array
     try:
-        # An array, as pandas may make floats of the objects of a series.
-        code, values = pd.factorize(column.array, use_na_sentinel=False)
+        code, values = pd.factorize(table, use_na_sentinel=False)
     except TypeError as error:  # Lists and other values without a hash.
         raise TypeError(f"{argument} must hold names that can be saved: {error}") from error
     return code, canonical_names(argument, values)
@@ -107,6 +110,18 @@ def find_names(names: pd.Index, index: pd.Index) -> np.ndarray:
     if names.dtype != index.dtype:  # Integers and floats together would be compared as floats.
         names, index = names.astype(object), index.astype(object)
     return index.get_indexer(names)
+
+
+def find_values(values: list, index: pd.Index) -> np.ndarray:
+    """Finds the positions of values in an index of distinct names; −1 also for what is no name."""
+    try:
+        return find_names(canonical_names("values", values), index)
+    except (TypeError, ValueError):
+        position = np.full(len(values), -1, dtype=np.int64)
+    for place, value in enumerate(values):
+        with contextlib.suppress(TypeError, ValueError):
+            position[place] = find_names(canonical_names("values", [value]), index)[0]
+    return position
 
 
 def explain_unknown(name: object, names: pd.Index) -> str:

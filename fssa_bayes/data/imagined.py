@@ -12,6 +12,8 @@ import pandas as pd
 from fssa_bayes.data.batch import Batch
 from fssa_bayes.data.comparisons import Data, covariates_of, pad, replace, select
 from fssa_bayes.data.judgements import Judgements
+from fssa_bayes.data.keys import count_keys
+from fssa_bayes.data.ragged import number_runs
 
 __all__ = ["imagine", "merge", "pool", "resample"]
 
@@ -19,7 +21,8 @@ __all__ = ["imagine", "merge", "pool", "resample"]
 def pool(data: Data, width: int) -> Data:
     """Reassigns all comparisons in order to simulated people, about `width` to each."""
     # No ranking is divided between two people.
-    starts = np.unique(data.judgements.head_of(np.arange(0, data.num_comparisons, width)))
+    heads = data.judgements.head_of(np.arange(0, data.num_comparisons, width))
+    starts, _ = number_runs(heads)
     return replace(
         data,
         offsets=np.append(starts, data.num_comparisons),
@@ -51,10 +54,25 @@ def merge(data: Data, width: int) -> tuple[Data, np.ndarray | None]:
     if data.side is not None:
         answer = 4 * answer + np.nan_to_num(data.side + 1, nan=3.0).astype(np.int64)
     pair = data.left.astype(np.int64) * data.num_items + data.right
-    _, rows, count = np.unique(12 * pair + answer, return_index=True, return_counts=True)
-    if 2 * len(rows) > data.num_comparisons:
+    distinct, count = count_keys(12 * pair + answer, 12 * data.num_items**2)
+    if 2 * len(distinct) > data.num_comparisons:
         return pool(data, width), None
-    return pool(select(data, rows, np.array([len(rows)])), width), count
+    pair, answer = np.divmod(distinct, 12)
+    left, right = np.divmod(pair, data.num_items)
+    side = None
+    if data.side is not None:
+        answer, place = np.divmod(answer, 4)
+        side = np.float32([-1, 0, 1, np.nan])[place]
+    merged = replace(
+        data,
+        left=left.astype(data.left.dtype),
+        right=right.astype(data.right.dtype),
+        choice=answer.astype(np.float32) / 2,
+        offsets=np.array([0, len(distinct)]),
+        judgements=Judgements(len(distinct)),
+        side=side,
+    )
+    return pool(merged, width), count
 
 
 def resample(

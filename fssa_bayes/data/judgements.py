@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fssa_bayes.data.ragged import list_ranges, offsets_of
+from fssa_bayes.data.ragged import list_ranges, number_runs, offsets_of
 from fssa_bayes.data.rankings import Slots, check_rankings, list_slots
 
 __all__ = ["Judgements", "RankedJudgements", "find_judgements"]
@@ -177,7 +177,7 @@ class RankedJudgements(Judgements):
     def list_slots(
         self, left: np.ndarray, right: np.ndarray, choice: np.ndarray
     ) -> tuple[Slots, np.ndarray]:
-        own, number = np.unique(self.number[self.inside], return_inverse=True)
+        own, number = number_runs(self.number[self.inside])
         return list_slots(*(x[self.inside] for x in (left, right, choice)), number), own
 
     def count_before(self, comparison: np.ndarray) -> np.ndarray:

@@ -51,6 +51,7 @@ from fssa_bayes.data.comparisons import (
 from fssa_bayes.data.graph import as_pairs, find_components
 from fssa_bayes.data.imagined import imagine, merge, pool, resample
 from fssa_bayes.data.judgements import find_judgements
+from fssa_bayes.data.keys import order_by
 from fssa_bayes.data.precision import digest_parts
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.reading import ReadComparisons
@@ -307,8 +308,8 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
                 stacklevel=2,
             )
             return self.subset(enough).split_context(num_context, seed=seed)
-        key = np.random.default_rng(seed).random(self.num_judgements)
-        order = np.lexsort((key, np.repeat(np.arange(len(self)), counts)))
+        order = np.argsort(np.random.default_rng(seed).random(self.num_judgements))
+        order = order[order_by(np.repeat(np.arange(len(self)), counts)[order], len(self))]
         chosen = np.zeros(self.num_judgements, dtype=bool)
         starts = offsets_of(counts)[:-1]
         chosen[order[(starts[:, None] + np.arange(num_context)).ravel()]] = True
@@ -368,7 +369,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         )
         for table in tables:
             if table is not None:
-                digest.update(np.ascontiguousarray(table).tobytes())
+                digest.update(np.ascontiguousarray(table))
         for names in (self.user_names, self.item_names, self.feature_names):
             digest.update(repr(names.tolist()).encode())
         return digest.hexdigest()

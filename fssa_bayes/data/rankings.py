@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fssa_bayes.data.ragged import list_ranges
+from fssa_bayes.data.keys import order_within
+from fssa_bayes.data.ragged import list_ranges, number_runs, run_ends
 
 __all__ = [
     "Slots",
@@ -68,7 +69,7 @@ def break_into_rows(
     Returns:
         Left, right, choice and ranking of each row, ranking by ranking, each with shape (R,).
     """
-    order = np.lexsort((item, group))
+    order = order_within(group, item)
     return lay_out(group[order], item[order], np.nan_to_num(rank[order], nan=np.inf))
 
 
@@ -100,7 +101,7 @@ def _places(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """Numbers the items of each group by rank from 1; items of infinite rank share a place."""
     order = np.lexsort((rank, group))
     number = np.empty(len(group), dtype=np.int64)
-    first = np.searchsorted(group, group)
+    first, _ = run_ends(group)
     number[order] = np.arange(len(group)) - first + 1
     ranked = np.bincount(group, np.isfinite(rank))[group].astype(np.int64)
     return np.minimum(number, ranked + 1)
@@ -144,9 +145,9 @@ def list_stage_pairs(slots: Slots) -> tuple[np.ndarray, np.ndarray]:
 
     Pairs are listed ranking by ranking, stage by stage, the higher slot being the stage's winner.
     """
-    order = np.lexsort((slots.place, slots.ranking))
+    order = order_within(slots.ranking, slots.place)
     ranking, place = slots.ranking[order], slots.place[order]
-    stop = np.searchsorted(ranking, ranking, side="right")
+    _, stop = run_ends(ranking)
     last = place[stop - 1]
     count = np.where(place < last, stop - np.arange(len(order)) - 1, 0)
     higher = np.repeat(np.arange(len(order)), count)
@@ -191,18 +192,18 @@ def check_rankings(
         number[~several & ~np.isin(choice, (0, 0.5, 1))],
         "must have a choice of 0, 0.5 or 1 where it is a single row",
     )
-    own, whole = np.unique(number[several], return_inverse=True)
+    own, whole = number_runs(number[several])
     slots = list_slots(left[several], right[several], choice[several], whole)
     base, is_worst = slots.item[slots.is_base], slots.is_worst[slots.is_base]
     common = np.where(is_worst[whole], left[several], right[several])
     _refuse(own[whole[common != base[whole]]], "must have one item on the same side of all rows")
-    order = np.lexsort((slots.item, slots.ranking))
+    order = order_within(slots.ranking, slots.item)
     again = (np.diff(slots.item[order]) == 0) & (np.diff(slots.ranking[order]) == 0)
     _refuse(own[slots.ranking[order][1:][again]], "must have each item once")
-    order = np.lexsort((slots.place, slots.ranking))
+    order = order_within(slots.ranking, slots.place)
     group, place = slots.ranking[order], slots.place[order]
-    position = np.arange(len(group)) - np.searchsorted(group, group) + 1
-    last = place[np.searchsorted(group, group, side="right") - 1]
+    start, stop = run_ends(group)
+    position, last = np.arange(len(group)) - start + 1, place[stop - 1]
     wrong = (place != np.minimum(position, last)) | (last == 1)
     _refuse(own[group[wrong]], "must put items in one order, the ranked above the others")
     return number

@@ -8,6 +8,7 @@ import numpy as np
 
 from fssa_bayes.data.comparisons import Comparisons
 from fssa_bayes.data.graph import describe_separation, find_components
+from fssa_bayes.data.keys import combine_keys
 
 __all__ = ["Summary", "count_repetitions", "count_sides", "summarise"]
 
@@ -180,11 +181,10 @@ def count_repetitions(data: Comparisons) -> tuple[int, int]:
     columns = (data.left, data.right, data.choice, data.person)
     left, right, choice, person = (column[answered] for column in columns)
     low, high = np.minimum(left, right), np.maximum(left, right)
-    low_wins = np.where(left == low, choice, 1 - choice)
-    order = np.lexsort((low_wins, high, low, person))
-    person = person[order]
-    same_pair = (np.diff(person) == 0) & (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
-    same_answer = np.diff(low_wins[order]) == 0
+    low_wins = (2 * np.where(left == low, choice, 1 - choice)).astype(np.int64)
+    sizes = len(data), data.num_items, data.num_items, 3
+    key = np.sort(combine_keys([person, low, high, low_wins], sizes)[0])
+    same_pair, same_answer = np.diff(key // 3) == 0, np.diff(key) == 0
     pair = np.concatenate([[0], np.cumsum(~same_pair)])
-    contradicted = np.unique(pair[1:][same_pair & ~same_answer])
-    return int((same_pair & same_answer).sum()), len(contradicted)
+    contradicted = np.diff(pair[1:][same_pair & ~same_answer], prepend=-1) != 0
+    return int((same_pair & same_answer).sum()), int(contradicted.sum())

@@ -13,10 +13,11 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-__all__ = ["BentCoupling", "HeavyNoise", "Whitening"]
+__all__ = ["AffineCoupling", "BentCoupling", "HeavyNoise", "Whitening"]
 
 _LARGEST_BEND = 0.95  # Inverting divides by 1 − s², so slopes of 0 would cost every digit.
 _LARGEST_LOG_SCALE = 3.0
+_LEAST_LOG_SCALE = -5.0  # Of an affine coupling.
 # In a guide trained without it, of shares from .02 to .2 and scales from 1.25 to 2, these lowered
 # k-hat most, and cost .002 to .007 nats.
 _WIDE_SHARE = 0.1
@@ -80,6 +81,54 @@ class HeavyNoise(TorchDistribution):
         batch_shape = Size(batch_shape)
         is_wide = (self.share > 0).expand(batch_shape)
         return HeavyNoise(is_wide, self.event_shape[0], self.share.dtype)
+
+
+class AffineCoupling(Transform):
+    r"""Shifts and scales the active half of a vector by functions of the passive half.
+
+    :math:`y = a + e^b x` with b between −5 and 3, whose bounds leave its gradient as it is. Equal
+    to Pyro's coupling of that name, in fewer operations.
+
+    Args:
+        split_dim: Width of the passive half, which comes first.
+        hypernet: Maps the passive half (*, split_dim) to a and b.
+
+    References:
+        Dinh, Sohl-Dickstein & Bengio (2017), Density estimation using Real NVP, arXiv 1605.08803.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, split_dim: int, hypernet: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__(cache_size=1)
+        self.split_dim = split_dim
+        self.hypernet = hypernet
+        self._log_det: tuple[Tensor | None, Tensor | None] = None, None
+
+    def _call(self, x: Tensor) -> Tensor:
+        passive, active = x.tensor_split([self.split_dim], -1)
+        shift, log_scale = self._parameters(passive)
+        self._log_det = x, log_scale.sum(-1)
+        return torch.cat([passive, torch.addcmul(shift, log_scale.exp(), active)], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        passive, active = y.tensor_split([self.split_dim], -1)
+        shift, log_scale = self._parameters(passive)
+        x = torch.cat([passive, (active - shift) * (-log_scale).exp()], -1)
+        self._log_det = x, log_scale.sum(-1)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the log-determinant of the Jacobian, (*)."""
+        if self._log_det[0] is not x:
+            self._call(x)
+        return self._log_det[1]
+
+    def _parameters(self, passive: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self.hypernet(passive)
+        free = log_scale.detach()
+        return shift, log_scale + (free.clamp(_LEAST_LOG_SCALE, _LARGEST_LOG_SCALE) - free)
 
 
 class BentCoupling(Transform):
@@ -158,6 +207,8 @@ class Whitening(Transform):
         self.loc, self.scale_tril, self.inverse_tril = loc, scale_tril, inverse_tril
 
     def _call(self, x: Tensor) -> Tensor:
+        if self.loc.ndim == 3 and self.loc.shape[1] == 1:  # Draws of a person have one matrix.
+            return torch.baddbmm(self.loc.mT, self.scale_tril.squeeze(1), x.mT).mT
         return self.loc + _apply(self.scale_tril, x)
 
     def _inverse(self, y: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from pyro.distributions.transforms import Permute
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
@@ -34,7 +35,10 @@ class Encoding(NamedTuple):
 
     def for_draws(self, num_users: int | None) -> Encoding:
         """Returns the encoding of the first people with an axis for draws: shapes (u, 1, *)."""
-        tensors = [tensor[:num_users].unsqueeze(1) for tensor in (*self[:5], *self.conditions)]
+        tensors = [*self[:5], *self.conditions]
+        if num_users is not None:
+            tensors = [tensor[:num_users] for tensor in tensors]
+        tensors = [tensor.unsqueeze(1) for tensor in tensors]
         return Encoding(*tensors[:5], conditions=tuple(tensors[5:]))
 
     def whitening(self) -> Whitening:
@@ -73,7 +77,8 @@ class NoiseDensity:
         log_det = 0.0
         for transform in reversed(self.transforms):
             noise = transform.inv(draws)
-            log_det = log_det + _log_det(transform, noise, draws)
+            if not isinstance(transform, Permute):
+                log_det = log_det + _log_det(transform, noise, draws)
             draws = noise
         return self._base(draws) - log_det
 
@@ -86,7 +91,8 @@ def push(transforms: list[Transform], values: Tensor) -> tuple[Tensor, Tensor]:
     log_det = values.new_zeros(values.shape[:-1])
     for transform in transforms:
         mapped = transform(values)
-        log_det = log_det + _log_det(transform, values, mapped)
+        if not isinstance(transform, Permute):
+            log_det = log_det + _log_det(transform, values, mapped)
         values = mapped
     return values, log_det
 

@@ -9,13 +9,13 @@ import pyro
 import torch
 import torch.nn.functional as F
 from pyro import distributions as dist
-from pyro.distributions import transforms as T
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
 
 from fssa_bayes.data import Batch
-from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise
+from fssa_bayes.guide.couplings import AffineCoupling, BentCoupling, HeavyNoise
 from fssa_bayes.guide.density import Encoding, NoiseDensity
+from fssa_bayes.guide.gaussian import FromPrecision
 from fssa_bayes.guide.pairs import Pairs
 from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 from fssa_bayes.model.nn import (
@@ -24,6 +24,7 @@ from fssa_bayes.model.nn import (
     GatedHypernet,
     ItemLinear,
     flip_between,
+    perceptron,
     row_product,
     steady_softplus,
 )
@@ -187,6 +188,7 @@ class NeuralProcessGuide(nn.Module):
         elements = self.embed_pairs(items, factors, pairs)
         if self.of_location is not None:
             elements = elements + self.embed_covariates(batch, PreparedItems(items, factors), pairs)
+        elements = F.relu(elements)
         summary = self.encoder(elements, pairs.weight, pairs.mask, pairs.count)
         if self.spline is not None:
             conditions = (self.spline(summary),)
@@ -232,9 +234,15 @@ class NeuralProcessGuide(nn.Module):
         if len(items) < len(winner):  # Items that repeat are embedded once.
             chosen, rejected = self.chosen(items, factors), self.rejected(items, factors)
             elements = F.embedding(winner, chosen) + F.embedding(loser, rejected)
-        else:
+        elif items.dtype == torch.int64:
             chosen = self.chosen(items[winner], factors[winner])
             elements = chosen + self.rejected(items[loser], factors[loser])
+        else:  # Both embeddings by one product.
+            seen = torch.cat([items, factors], -1)
+            seen = torch.cat([seen.index_select(0, winner), seen.index_select(0, loser)], -1)
+            parts = (*self.chosen.weights(), *self.rejected.weights())
+            bias = self.chosen.features.bias + self.rejected.features.bias
+            elements = F.linear(seen, torch.cat(parts, -1), bias)
         return elements if self.side is None else elements + pairs.side * self.side
 
     def embed_covariates(self, batch: Batch, prepared: PreparedItems, pairs: Pairs) -> Tensor:
@@ -258,9 +266,14 @@ class NeuralProcessGuide(nn.Module):
             Its mean (U, K), its triangular scale and the inverse of that scale, both (U, K, K).
         """
         width = self.model.latent_dim
-        seen = torch.cat([elements, summary[pairs.person]], -1)
-        bend, precision, shift = self.potential(F.relu(seen)).split([width, 1, 1], -1)
-        difference = factors[pairs.winner] - factors[pairs.loser]
+        first, _, second = self.potential
+        # The first layer sees elements and summary; the summary's part is that of all elements.
+        of_elements, of_summary = first.weight.chunk(2, -1)
+        added = row_product(F.relu(summary), of_summary).index_select(0, pairs.person)
+        layers = [of_elements, first.bias, second.weight, second.bias]
+        potentials = perceptron(elements, layers, added=added)
+        bend, precision, shift = potentials.split([width, 1, 1], -1)
+        difference = factors.index_select(0, pairs.winner) - factors.index_select(0, pairs.loser)
         direction = bend + row_product(difference, self.direction.weight)
         weight = pairs.weight[pairs.mask].unsqueeze(-1)
         precision, shift = weight * steady_softplus(precision), weight * shift
@@ -272,13 +285,7 @@ class NeuralProcessGuide(nn.Module):
         outer = (precision * direction).unsqueeze(-1) * direction.unsqueeze(-2)
         eye = torch.eye(width, device=zero.device, dtype=zero.dtype)
         total = eye.expand(len(summary), width, width).index_add(0, pairs.person, outer)
-        # P = L Lᵀ, so ε = P⁻¹ shift + L⁻ᵀ noise; reversing the order twice makes L⁻ᵀ triangular.
-        factor, failed = torch.linalg.cholesky_ex(total.flip(-2, -1))
-        # P ≥ I has no factor only where something is not finite; NaN shows it.
-        factor = factor.masked_fill(failed.bool()[:, None, None], torch.nan).flip(-2, -1)
-        tril = torch.linalg.solve_triangular(factor, eye, upper=True).mT
-        loc = (tril @ (tril.mT @ total_shift.unsqueeze(-1))).squeeze(-1)
-        return loc, tril, factor.mT
+        return FromPrecision.apply(total, total_shift)
 
     @property
     def _has_independent_dimensions(self) -> bool:
@@ -295,7 +302,7 @@ class NeuralProcessGuide(nn.Module):
             slopes = steady_softplus(slopes + math.log(math.expm1(1.0)))
             parameters = widths.softmax(-1), heights.softmax(-1), slopes, None
             return [GatedSpline(lambda: parameters, bound=5.0, order="quadratic")]
-        coupling = BentCoupling if self.config["coupling"] == "bent" else T.AffineCoupling
+        coupling = BentCoupling if self.config["coupling"] == "bent" else AffineCoupling
         couplings = [
             coupling(net.split_dim, partial(net, context=(condition, gate)))
             for net, condition in zip(self.couplings, conditions, strict=True)
@@ -314,6 +321,10 @@ class ItemEmbedding(nn.Module):
     def forward(self, items: Tensor, factors: Tensor) -> Tensor:
         """Returns embeddings (R, H) of items (R, D) or (R,) with factors (R, F)."""
         return self.features(items) + self.factors(factors)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Returns the weights of features (H, D) and of factors (H, F)."""
+        return self.features.weight, self.factors.weight
 
 
 class GatedSpline(ConditionedSpline):

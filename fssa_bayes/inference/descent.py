@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, first_names
+from fssa_bayes.inference.flat import FlatParameters
 from fssa_bayes.inference.scores import validation_score
 from fssa_bayes.inference.state import FitState, prefixed
 from fssa_bayes.model import HeterogeneousBTL
@@ -33,6 +34,8 @@ __all__ = [
 _CHECKS = 25  # Evaluations on the held-out people during a stage.
 _PATIENCE = 6  # Evaluations without an improvement before a stage ends.
 _WARM_UP = 0.05  # Share of the steps in which the learning rate rises.
+_LONGEST_GRADIENT = 5.0  # Norm above which gradients are scaled down.
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # What Adam keeps of a parameter beside the number of steps.
 _MOST_LUCK = 30.0  # Nats above 0 that draws give a bound with a probability below e^−30, or 1e-13.
 
 
@@ -50,7 +53,11 @@ class Descent:
         self.fitter, self.leg, self.steps, self.rng = fitter, leg, steps, rng
         model, stage = fitter.model, leg.stage
         self.parameters = [p for p in stage.trained(model, fitter.guide) if p.requires_grad]
-        groups = parameter_groups(model, self.parameters, fitter.rates)
+        self.flat, groups = [], parameter_groups(model, self.parameters, fitter.rates)
+        for group in groups:
+            flat = FlatParameters.of(group["params"])
+            group["params"] = [each.values for each in flat]
+            self.flat += flat
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         self.frozen = (
             [] if stage.learns_model else [p for p in model.parameters() if p.requires_grad]
@@ -65,7 +72,10 @@ class Descent:
         """Runs to the end and returns the number of the best step."""
         fitter, leg = self.fitter, self.leg
         interval = max(1, self.steps // _CHECKS)
-        with without_gradients(self.frozen):
+        with contextlib.ExitStack() as block:
+            block.enter_context(without_gradients(self.frozen))
+            for flat in self.flat:
+                block.enter_context(flat.shared())
             while self.step < self.steps and self.waited <= _PATIENCE:
                 if self.step % fitter.interval == 0:
                     fitter.checkpoint(leg, *self.state())
@@ -96,16 +106,22 @@ class Descent:
         """
         fitter, stage = self.fitter, self.leg.stage
         batch = stage.draw_batch(fitter.model, self.leg.training, self.rng)
-        self.optimiser.zero_grad()
+        for flat in self.flat:
+            flat.clear()
         loss = stage.backward(fitter.model, fitter.guide, batch)
-        norm = nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        for flat in self.flat:
+            flat.collect()
+        norm = math.hypot(*(flat.norm() for flat in self.flat))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
-                f"loss must be finite, got loss {loss} and gradient norm {norm.item()} at step "
+                f"loss must be finite, got loss {loss} and gradient norm {norm} at step "
                 f"{self.step} of {stage.name}, in a batch of {describe_people(self.leg, batch)}; "
                 "parameters are those before the step. A lower learning_rate may help"
             )
         check_bound(stage, loss, batch.num_users, self.step)
+        if norm > _LONGEST_GRADIENT:
+            for flat in self.flat:
+                flat.values.grad.mul_(_LONGEST_GRADIENT / norm)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(self.step - 1, self.steps)
         self.optimiser.step()
@@ -114,7 +130,7 @@ class Descent:
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Returns what, beside the fit's own state, a checkpoint must hold."""
         tensors = prefixed("best", self.best)
-        for index, moments in self.optimiser.state_dict()["state"].items():
+        for index, moments in enumerate(self.moments()):
             tensors |= prefixed(f"optimiser.{index}", moments)
         values = {
             "step": self.step,
@@ -131,8 +147,7 @@ class Descent:
         for name, value in saved.part("optimiser").items():
             index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.set_moments([moments[index] for index in sorted(moments)])
         device = self.fitter.model.device
         self.best = {name: value.to(device) for name, value in saved.part("best").items()}
         values = saved.values
@@ -142,6 +157,32 @@ class Descent:
         self.best_score = values["best_score"] if self.best else -math.inf
         self.rng.bit_generator.state = values["rng"]
         saved.set_random_state(device)
+
+    def moments(self) -> list[dict[str, Tensor]]:
+        """Lists the optimiser's state of every parameter; none before the first step."""
+        every: list[dict[str, Tensor]] = []
+        for flat in self.flat:
+            state = self.optimiser.state[flat.values]
+            if state:
+                parts = [flat.split(state[name]) for name in _MOMENTS]
+                every += [
+                    {"step": state["step"], **dict(zip(_MOMENTS, each, strict=True))}
+                    for each in zip(*parts, strict=True)
+                ]
+        return every
+
+    def set_moments(self, every: list[dict[str, Tensor]]) -> None:
+        """Puts back what :meth:`moments` listed."""
+        state, rest = {}, iter(every)
+        for index, flat in enumerate(self.flat):
+            mine = [moments for _, moments in zip(flat.parameters, rest, strict=False)]
+            if mine:
+                state[index] = {"step": mine[0]["step"]} | {
+                    name: torch.cat([moments[name].flatten() for moments in mine])
+                    for name in _MOMENTS
+                }
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
 def parameter_groups(

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -457,9 +457,9 @@ def fit(
 ) -> FitResult:
     """Fits a model and its guide to the comparisons of many people, in place.
 
-    Maximum likelihood, of a homogeneous model or a linear utility, is found by L-BFGS to
-    convergence; the other objectives are optimised by Adam, with warm-up, cosine decay and gradient
-    clipping.
+    Maximum likelihood is found to convergence: of a homogeneous model with linear utility by
+    Newton's method, otherwise by L-BFGS. The other objectives are optimised by Adam, with warm-up,
+    cosine decay and gradient clipping.
 
     Args:
         model: The model; it starts from the parameters it has.
@@ -470,7 +470,7 @@ def fit(
             and `[MaximumLikelihood(), Sleep()]` for the linear utility with a normal prior. A
             homogeneous model has maximum likelihood as its only objective.
         steps: Steps of every stage, in place of the objectives' own; for a homogeneous model the
-            largest number of L-BFGS iterations.
+            largest number of iterations.
         batch_size: People in a batch, in place of the objectives' own.
         learning_rate: Peak learning rate of the networks.
         population_learning_rate: That of the linear utility's w0 and Λ and of the covariates' B;
@@ -486,9 +486,9 @@ def fit(
         progress_bar: Whether to show progress, of a fit of more than a second.
         checkpoint: A folder that keeps the last states of this fit, or None. A fit that finds its
             own checkpoint there goes on from it and ends with the same parameters (bitwise on a
-            CPU) as one that was never interrupted; a finished one returns at once. L-BFGS, which
-            takes seconds, begins its stage again. One fit at a time uses a folder; a state that
-            cannot be written is left out with a warning.
+            CPU) as one that was never interrupted; a finished one returns at once. Maximum
+            likelihood, which takes seconds, begins its stage again. One fit at a time uses a
+            folder; a state that cannot be written is left out with a warning.
         checkpoint_interval: Steps from one checkpoint to the next.
 
     Returns:
@@ -540,15 +540,17 @@ def fit(
         raise ValueError(
             f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
         )
-    about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
-    kept = nullcontext() if checkpoint is None else Checkpoints(checkpoint, about)
+    kept: AbstractContextManager[Checkpoints | None] = nullcontext()
+    if checkpoint is not None:
+        about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
+        kept = Checkpoints(checkpoint, about)
     with kept as checkpoints:
         if device is not None:
             model.to(device)
             if guide is not None:
                 guide.to(device)
         model.take_units(data)
-        warn_of_separation(model, data)
+        separation = warn_of_separation(model, data)
         if few := describe_few_people(model, data):
             warnings.warn(
                 f"{few}: posteriors of individuals that hold the population at its estimate are "
@@ -557,7 +559,8 @@ def fit(
             )
         legs = plan(stages, data, validation, refit, seed)
         fitter = Fitter(
-            model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval
+            *(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval),
+            separation=separation,
         )
         fitter.run()
     warn_of_divergence(model, data)

@@ -11,14 +11,13 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
-import pyro
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, Preferences
-from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, PreparedItems
+from fssa_bayes.guide import NeuralProcessGuide, NoiseDensity, standard_normal_log_prob
+from fssa_bayes.inference.direct import draw, importance_log_weights, to_latents
+from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import GUIDE_SHARE
 
 __all__ = [
@@ -104,7 +103,7 @@ class Objective(ABC):
 
 
 class MaximumLikelihood(Objective):
-    r"""Maximises the likelihood; `fit` does so by L-BFGS, on everybody at once.
+    r"""Maximises the likelihood; `fit` does so to convergence, on everybody at once.
 
     Without latent factor the likelihood is exact. Under a linear utility and a normal prior it is
     the marginal one, :math:`\sum_u \log \int p(C_u \mid z)\, p(z)\, dz`, by adaptive importance
@@ -144,7 +143,7 @@ class ImportanceWeightedELBO(Objective):
     r"""Maximises :math:`\log \frac{1}{S} \sum_s p(C, z_s) / q(z_s \mid C)`, one weight per person.
 
     With more particles it approaches the log marginal likelihood, and the fit approaches maximum
-    marginal likelihood. It is Pyro's `RenyiELBO` at α = 0.
+    marginal likelihood. It equals Pyro's `RenyiELBO` at α = 0, whose program is not traced here.
 
     Args:
         num_particles: Number of draws S.
@@ -171,50 +170,19 @@ class ImportanceWeightedELBO(Objective):
         super().__init__(steps=steps, batch_size=batch_size)
         self.num_particles = _checked_particles(num_particles)
         self.subset = subset
-        if num_particles == 1:  # Pyro does not vectorise a single particle; the two coincide.
-            self._elbo = Trace_ELBO(max_plate_nesting=1)
-        else:
-            self._elbo = RenyiELBO(
-                alpha=0, num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1
-            )
 
     def backward(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> float:
         """Accumulates the gradient of the loss per person and returns the loss, in nats."""
         if self.subset:
             batch = batch.replace(mask=split_batch(batch)[0])
-        if self.num_particles == 1:
-            return super().backward(model, guide, batch)
-
-        def registered(batch: Batch, prepared: PreparedItems) -> Tensor:
-            # RenyiELBO takes gradients only where it has seen a parameter of Pyro's own.
-            pyro.param("fit", batch.choice.new_zeros(()))
-            return model(batch, prepared=prepared)
-
-        trained = [p for p in self.trained(model, guide) if p.requires_grad]
-        earlier = [parameter.grad for parameter in trained]
-        for parameter in trained:
-            parameter.grad = None
-        prepared = model.prepare(batch)
-        with pyro.get_param_store().scope():
-            loss = self._elbo.loss_and_grads(registered, guide, batch, prepared=prepared)
-        # Pyro sums over people.
-        for parameter, gradient in zip(trained, earlier, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad /= batch.num_users
-                if gradient is not None:
-                    parameter.grad += gradient
-        return loss / batch.num_users
+        return super().backward(model, guide, batch)
 
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
-        prepared = model.prepare(batch)
-        if self.num_particles == 1:
-            loss = self._elbo.differentiable_loss(model, guide, batch, prepared=prepared)
-            return loss / batch.num_users
-        loss = self._elbo.loss(model, guide, batch, prepared=prepared)
-        return batch.choice.new_tensor(loss / batch.num_users)
+        prepared = model.prepare_items(batch.items)
+        proposal = guide.noise_density(batch, prepared)
+        log_weights = importance_log_weights(model, batch, prepared, proposal, self.num_particles)
+        return math.log(self.num_particles) - log_weights.logsumexp(0).mean()
 
 
 class ELBO(ImportanceWeightedELBO):
@@ -239,23 +207,15 @@ class NeuralProcessELBO(Objective):
 
     bounds_choices = True
 
-    def __init__(self, *, steps: int | None = None, batch_size: int | None = None) -> None:
-        super().__init__(steps=steps, batch_size=batch_size)
-        self._elbo = Trace_ELBO(max_plate_nesting=1)
-
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of the loss per person, in nats."""
         context_mask, target_mask = split_batch(batch)
         context, target = batch.replace(mask=context_mask), batch.replace(mask=target_mask)
 
-        def predict(everything: Batch, prepared: PreparedItems) -> None:
-            with pyro.plate("users", batch.num_users, dim=-1):
-                z = pyro.sample("z", guide.posterior(context, prepared))
-                pyro.sample("choice", model.choice(target, z, prepared), obs=target.choice)
-
-        prepared = model.prepare(batch)
-        loss = self._elbo.differentiable_loss(predict, guide, batch, prepared=prepared)
-        return loss / batch.num_users
+        prepared = model.prepare_items(batch.items)
+        proposal = guide.noise_density(batch, prepared)
+        prior = guide.noise_density(context, prepared).log_prob
+        return -importance_log_weights(model, target, prepared, proposal, 1, prior).mean()
 
 
 class PredictiveLikelihood(Objective):
@@ -303,8 +263,10 @@ class PredictiveLikelihood(Objective):
         if self.deterministic:
             z = guide.location(context, prepared).unsqueeze(0)
         else:
-            z = guide.posterior(context, prepared).rsample((self.num_particles,))
-        log_prob = model.choice(target, z, prepared).log_prob(batch.choice)
+            noise, _ = draw(guide.noise_density(context, prepared), self.num_particles)
+            z = to_latents(model, noise, batch)[0].transpose(0, 1)
+        likelihood = model.choice(target, z, prepared, validate_args=False)
+        log_prob = likelihood.log_prob(batch.choice)
         return math.log(self.num_particles) - log_prob.logsumexp(0).mean()
 
 
@@ -378,28 +340,36 @@ class Sleep(Objective):
     def loss(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> Tensor:
         """Returns an estimate of −E log q(z | C) per person, in nats."""
         with torch.no_grad():
-            prepared = model.prepare(batch)
-            prior = model.prior(batch.num_users, batch.covariates, prepared.transforms)
-            z = prior.sample()
-            context = batch.replace(choice=model.choice(batch, z, prepared).sample())
-        posterior = guide.posterior(context, prepared)
+            prepared = model.prepare_items(batch.items)
+            noise = torch.randn(
+                batch.num_users, 1, model.latent_dim, dtype=model.dtype, device=model.device
+            )
+            z, log_det = to_latents(model, noise, batch)
+            likelihood = model.choice(batch, z.squeeze(1), prepared, validate_args=False)
+            context = batch.replace(choice=likelihood.sample())
+        density = guide.noise_density(context, prepared)
         if self.num_particles == 1:
-            return -posterior.log_prob(z).mean()
+            return (log_det - density.log_prob(noise)).mean()
         with torch.no_grad():
-            shape = (self.num_particles - 1,)
-            # Draws of the prior reach tails that the guide has yet to learn.
-            by_guide = torch.rand((*shape, batch.num_users, 1), device=z.device) < GUIDE_SHARE
-            others = torch.where(by_guide, posterior.sample(shape), prior.sample(shape))
-            z = torch.cat([z.unsqueeze(0), others])
-        log_guide = posterior.log_prob(z)
+            others = self.draw_others(density)
+            noise = torch.cat([noise, others], 1)
+            z, log_det = to_latents(model, noise, batch)
+        log_guide = density.log_prob(noise)
         with torch.no_grad():
-            log_prior = prior.log_prob(z)
+            log_prior = standard_normal_log_prob(noise)
             log_mixture = torch.logaddexp(
                 log_guide + math.log(GUIDE_SHARE), log_prior + math.log1p(-GUIDE_SHARE)
             )
-            log_joint = log_prior + model.choice(context, z, prepared).log_prob(context.choice)
-            weights = (log_joint - log_mixture).softmax(0)
-        return -(weights * log_guide).sum(0).mean()
+            likelihood = model.choice(context, z.transpose(0, 1), prepared, validate_args=False)
+            log_joint = log_prior + likelihood.log_prob(context.choice).T
+            weights = (log_joint - log_mixture).softmax(1)
+        return (weights * (log_det - log_guide)).sum(1).mean()
+
+    def draw_others(self, density: NoiseDensity) -> Tensor:
+        """Draws ε (U, S − 1, K) from the guide or the prior, which reaches tails better."""
+        of_guide, _ = draw(density, self.num_particles - 1)
+        by_guide = torch.rand(*of_guide.shape[:2], 1, device=of_guide.device) < GUIDE_SHARE
+        return torch.where(by_guide, of_guide, torch.randn_like(of_guide))
 
 
 def _checked_particles(num_particles: int) -> int:

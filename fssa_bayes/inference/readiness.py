@@ -27,7 +27,7 @@ from fssa_bayes.inference.objectives import (
     Sleep,
 )
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import describe_divergence, find_separation
+from fssa_bayes.population import Separation, describe_divergence, find_separation
 
 __all__ = [
     "check_training_covariates",
@@ -114,13 +114,17 @@ def check_sides(data: Preferences) -> None:
             )
 
 
-def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> None:
-    """Warns by name of estimates that separated choices put at infinity."""
+def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> Separation | None:
+    """Warns by name of estimates that separated choices put at infinity.
+
+    Returns:
+        The separation; None where it is not looked for.
+    """
     if not model.utility.is_linear or model.penalty:
-        return
+        return None
     separation = find_separation(model, data)
     if not separation:
-        return
+        return separation
     warnings.warn(
         f"choices are separated, so that the likelihood has no maximum: {separation.message}. "
         "What the fit gives for these says where it stopped; estimates and errors of the others "
@@ -129,6 +133,7 @@ def warn_of_separation(model: HeterogeneousBTL, data: Preferences) -> None:
         "`fssa-bayes rank` and `analyse`) keeps all estimates finite",
         stacklevel=3,
     )
+    return separation
 
 
 def warn_of_divergence(model: HeterogeneousBTL, data: Preferences) -> None:

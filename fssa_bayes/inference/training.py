@@ -24,6 +24,7 @@ from fssa_bayes.inference.scores import held_out_scores, warn_if_costly
 from fssa_bayes.inference.state import FitState, prefixed, random_state
 from fssa_bayes.io import Checkpoints, flatten, unflatten
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import Separation
 
 __all__ = ["Fitter", "Leg", "plan", "train_mode"]
 
@@ -83,6 +84,7 @@ class Fitter:
         best_steps: Best number of steps of every stage, as far as held-out people were scored.
         scores: Held-out scores after every stage.
         start: Parameters before the first step.
+        separation: What the choices put at infinity; None where it was not looked for.
     """
 
     model: HeterogeneousBTL
@@ -98,6 +100,7 @@ class Fitter:
     best_steps: list[int] = field(default_factory=list)
     scores: list[dict] = field(default_factory=list)
     start: dict[str, Tensor] = field(default_factory=dict)
+    separation: Separation | None = None
 
     def run(self) -> None:
         """Runs what is left to do, from the latest checkpoint if there is one."""

@@ -277,6 +277,7 @@ class HeterogeneousBTL(LatentPrior):
         z: Tensor,
         prepared: PreparedItems | None = None,
         backend: str | None = None,
+        validate_args: bool | None = None,
     ) -> BradleyTerry:
         """Returns p(choices | z), with batch shape (*, U), for z with shape (*, U, K).
 
@@ -286,6 +287,8 @@ class HeterogeneousBTL(LatentPrior):
             prepared: The result of :meth:`prepare_items` for the batch's items, for a caller that
                 needs it more than once; None to prepare the items here.
             backend: Backend of :mod:`fssa_bayes.kernels`; None for the fastest at this size.
+            validate_args: Whether choices are checked when they are scored; None for PyTorch's
+                default.
         """
         prepared = prepared or self.prepare_items(batch.items)
         self.check_z(z)
@@ -312,6 +315,7 @@ class HeterogeneousBTL(LatentPrior):
             likelihood,
             batch.mask,
             z.shape[:-1],
+            validate_args,
             log_tie=self.log_tie,
             position_bias=self.bias,
             lapse_logit=self.lapse_logit,

@@ -24,13 +24,24 @@ _NO_SHAPE = Size()
 
 
 class _Choices(constraints.Constraint):
-    """Values 0, ½ and 1, and other multiples of ½ in the rows of rankings."""
+    """Values 0, ½ and 1, and other multiples of ½ in the rows of rankings.
+
+    Args:
+        rankings: Which rows make up rankings; None for none.
+    """
 
     is_discrete = True
-    event_dim = 0
+    event_dim = 1
+
+    def __init__(self, rankings: Rankings | None) -> None:
+        self.rankings = rankings
+        super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        return (2 * value) % 1 == 0
+        is_choice = (value == 0) | (value == 0.5) | (value == 1)
+        if self.rankings is not None:
+            is_choice = is_choice | (self.rankings.inside & ((2 * value) % 1 == 0))
+        return is_choice.all(-1)
 
 
 class Outcomes(NamedTuple):
@@ -163,7 +174,6 @@ class BradleyTerry(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.independent(_Choices(), 1)
     has_rsample = False
 
     def __init__(
@@ -211,6 +221,11 @@ class BradleyTerry(TorchDistribution):
         if mask is None:
             mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
         return cls(bind_margin(margin, mask), mask, margin.shape[:-1], **parameters)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """What choices may be."""
+        return _Choices(self.rankings)
 
     @property
     def margin(self) -> Tensor:

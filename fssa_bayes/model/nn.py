@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from fssa_bayes.kernels.comparisons import is_batched, is_transformed
 from fssa_bayes.kernels.sums import steady_sum
 
 __all__ = [
@@ -23,11 +25,15 @@ __all__ = [
     "GatedHypernet",
     "ItemLinear",
     "Linear",
+    "Perceptron",
+    "PoolSets",
     "ProductTF32",
+    "Tower",
     "allow_tf32",
     "flip_between",
     "linear_layer",
-    "pool_sets",
+    "parameters_of",
+    "perceptron",
     "product",
     "row_product",
     "shed_denormals",
@@ -134,6 +140,121 @@ class MLP(nn.Sequential):
             layers.append(linear_layer(width_in, width_out))
         super().__init__(*layers)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns outputs (*, H) of inputs (*, D)."""
+        return perceptron(x, *parameters_of(list(self)[::2]))
+
+
+class Tower(nn.Sequential):
+    """A multilayer perceptron whose first layer takes item features or item positions."""
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Returns factors (M, F) of items (M, D) or (M,)."""
+        first, relu, rest = self
+        if items.dtype == torch.int64:
+            return rest(relu(first(items)))
+        return perceptron(items, *parameters_of([first, *list(rest)[::2]]))
+
+
+def parameters_of(layers: Sequence[Linear]) -> tuple[list[Tensor], str]:
+    """Lists weights and biases of linear layers, with their precision."""
+    return [t for layer in layers for t in (layer.weight, layer.bias)], layers[0].precision
+
+
+def perceptron(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    precision: str = "highest",
+    added: Tensor | None = None,
+) -> Tensor:
+    """Evaluates linear layers with ReLU between them.
+
+    Args:
+        x: Inputs with shape (*, D).
+        parameters: Weight (H, D) and bias (H,) of each layer in turn.
+        precision: Precision of the products, one of :data:`PRECISIONS`.
+        added: What is added to the first layer's result, of a shape that broadcasts to (*, H); None
+            for nothing.
+
+    Returns:
+        Results of the last layer, with shape (*, H).
+    """
+    # Other kinds of derivatives, and rounded products, take every operation by itself.
+    if precision != "highest" or is_transformed(x, added, *parameters):
+        return evaluate_layers(x, added, parameters, precision)[-1]
+    return Perceptron.apply(x, added, *parameters)
+
+
+def evaluate_layers(
+    x: Tensor, added: Tensor | None, parameters: Sequence[Tensor], precision: str = "highest"
+) -> list[Tensor]:
+    """Returns the results of all layers, with the arguments of :func:`perceptron`.
+
+    ReLU has been applied to all but the last one.
+    """
+    results: list[Tensor] = []
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        x = results[-1].relu_() if results else x
+        if precision == "highest":
+            x = row_product(x, weight, bias)
+        else:
+            x = product(x, weight, precision) + bias
+        if added is not None and not results:
+            x = x.add_(added)
+        results.append(x)
+    return results
+
+
+class Perceptron(Function):
+    """Evaluates a network as one operation, and its gradient layer by layer.
+
+    The networks of this package are small: what autograd does for a layer takes as long as its
+    products. Here a network is one node of autograd's graph, and gradients are computed in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, *parameters: Tensor) -> Tensor:
+        *hidden, result = evaluate_layers(x, added, parameters)
+        ctx.num_parameters = len(parameters)
+        ctx.save_for_backward(x, added, *parameters, *hidden)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, added, *rest = ctx.saved_tensors
+        parameters, hidden = rest[: ctx.num_parameters], rest[ctx.num_parameters :]
+        if torch.is_grad_enabled() or is_batched(gradient):
+            inputs = x, added, *parameters
+            return _differentiable_gradients(gradient, inputs, ctx.needs_input_grad)
+        inputs, of_parameters, of_added = [x, *hidden], [], None
+        for layer, weight in reversed(list(enumerate(parameters[::2]))):
+            count = math.prod(gradient.shape[:-1])
+            rows = gradient.reshape(count, len(weight))
+            rows_in = inputs[layer].reshape(count, weight.shape[1])
+            of_parameters = [rows.T @ rows_in, rows.sum(0), *of_parameters]
+            if layer == 0 and ctx.needs_input_grad[1]:
+                of_added = gradient.sum_to_size(added.shape)
+            if layer > 0 or ctx.needs_input_grad[0]:
+                gradient = (rows @ weight).view(inputs[layer].shape)
+            if layer > 0:
+                torch.ops.aten.threshold_backward.grad_input(
+                    gradient, inputs[layer], 0, grad_input=gradient
+                )
+        return gradient if ctx.needs_input_grad[0] else None, of_added, *of_parameters
+
+
+def _differentiable_gradients(
+    gradient: Tensor, inputs: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Computes gradients of a perceptron that can themselves be differentiated."""
+    x, added, *parameters = inputs
+    with torch.enable_grad():
+        result = evaluate_layers(x, added, parameters)[-1]
+    wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+    create = torch.is_grad_enabled()
+    found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=create))
+    return tuple(next(found) if need else None for need in needs)
+
 
 def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes x Wᵀ + b so that a row of the result does not depend on the row's place.
@@ -158,9 +279,9 @@ def steady_softplus(x: Tensor) -> Tensor:
     return F.softplus(padded)[: x.numel()].view(x.shape)
 
 
-def tower(num_features: int, *widths: int) -> nn.Sequential:
+def tower(num_features: int, *widths: int) -> Tower:
     """Builds an MLP whose first layer takes item features or item positions."""
-    return nn.Sequential(ItemLinear(num_features, widths[0]), nn.ReLU(inplace=True), MLP(*widths))
+    return Tower(ItemLinear(num_features, widths[0]), nn.ReLU(inplace=True), MLP(*widths))
 
 
 def linear_layer(width_in: int, width_out: int) -> nn.Linear:
@@ -210,22 +331,52 @@ class DeepSet(nn.Module):
         Returns:
             One summary for each set, which does not depend on the other sets.
         """
-        elements = self.element(F.relu(elements))
-        padded = elements.new_zeros((*mask.shape, elements.shape[-1]))
-        padded = padded.index_put(mask.nonzero(as_tuple=True), elements)
-        return self.summary(pool_sets(padded, weight, mask, count))
+        elements = self.element(elements)
+        if len(elements) == mask.numel():
+            padded, mask = elements.view(*mask.shape, elements.shape[-1]), None
+        else:
+            padded = elements.new_zeros((*mask.shape, elements.shape[-1]))
+            padded = padded.index_put(mask.nonzero(as_tuple=True), elements)
+        return self.summary(PoolSets.apply(padded, weight, mask, count))
 
 
-def pool_sets(elements: Tensor, weight: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Pools padded elements (U, N, H) to mean, maximum, log(1 + n), n / (n + 1): (U, 2 H + 2)."""
-    count = count.unsqueeze(-1).to(elements.dtype)
-    mean = steady_sum(elements * weight.unsqueeze(-1), -2) / count.clamp(min=1)
-    if elements.shape[-2]:
-        maximum = elements.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(-2)
-        maximum = maximum.masked_fill(count == 0, 0.0)
-    else:
-        maximum = torch.zeros_like(mean)
-    return torch.cat([mean, maximum, count.log1p(), count / (count + 1)], -1)
+class PoolSets(Function):
+    """Pools padded elements (U, N, H) to mean, maximum, log(1 + n), n / (n + 1): (U, 2 H + 2).
+
+    The mask is None where there is no padding. The sum of a mean is taken in an order that padding
+    does not change, which autograd would follow step by step; its gradient does not need it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, elements: Tensor, weight: Tensor, mask: Tensor | None, count: Tensor
+    ) -> Tensor:
+        count = count.unsqueeze(-1).to(elements.dtype)
+        hidden = None if mask is None else ~mask.unsqueeze(-1)
+        share = weight / count.clamp(min=1)
+        mean = steady_sum(elements * weight.unsqueeze(-1), -2) / count.clamp(min=1)
+        if elements.shape[-2]:
+            shown = elements if hidden is None else elements.masked_fill(hidden, -torch.inf)
+            maximum = shown.amax(-2).masked_fill(count == 0, 0.0)
+        else:
+            maximum = torch.zeros_like(mean)
+        ctx.save_for_backward(elements, maximum, share, hidden)
+        return torch.cat([mean, maximum, count.log1p(), count / (count + 1)], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        elements, maximum, share, hidden = ctx.saved_tensors
+        of_mean, of_maximum, _ = gradient.split([*[maximum.shape[-1]] * 2, 2], -1)
+        largest = elements == maximum.unsqueeze(-2)
+        if hidden is not None:
+            largest = largest.masked_fill_(hidden, False)
+        largest = largest.to(elements.dtype)
+        # Elements that share the maximum share its gradient.
+        of_maximum = of_maximum / largest.sum(-2).clamp_(min=1)
+        found = share.unsqueeze(-1) * of_mean.unsqueeze(-2)
+        found.addcmul_(largest, of_maximum.unsqueeze(-2))
+        return found if hidden is None else found.masked_fill_(hidden, 0.0), None, None, None
 
 
 class GatedHypernet(nn.Module):
@@ -255,7 +406,7 @@ class GatedHypernet(nn.Module):
         self.split_dim = split_dim
         self.passive = linear_layer(split_dim, hidden_dim)
         self.context = nn.Linear(context_dim, hidden_dim)
-        self.output = nn.Linear(hidden_dim, num_outputs * transformed_dim)
+        self.output = Linear(hidden_dim, num_outputs * transformed_dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -267,9 +418,8 @@ class GatedHypernet(nn.Module):
             context: The layer `context` of the context, (U, H), and the gate, (U, 1).
         """
         of_context, gate = context
-        # In place: with many draws, passes over (S, U, H) are what a coupling costs.
-        hidden = self.passive(passive).add_(of_context).relu_()
-        return (gate * self.output(hidden)).chunk(self.num_outputs, -1)
+        layers = parameters_of([self.passive, self.output])
+        return (gate * perceptron(passive, *layers, of_context)).chunk(self.num_outputs, -1)
 
 
 def flip_between(couplings: Sequence, width: int, device: torch.device) -> list:

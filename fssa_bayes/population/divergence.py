@@ -24,7 +24,6 @@ __all__ = ["Divergence", "find_divergence"]
 
 _FLAT = 1e-6  # Mean curvature of the answers along a direction, as at margins of 14 nats.
 _ROUNDING = 1e-3  # Share of a quantity's derivative along flat directions that is rounding.
-_FAR = 10.0  # Nats from which a quantity is at infinity, for a derivative of unit length.
 _SETTLED = 1e-4  # Length of a derivative from which a quantity of flat directions has a limit.
 
 
@@ -37,11 +36,13 @@ class Divergence:
             depend on them, with shape (P, R), R ≥ 1.
         point: Where the fit stopped, with shape (P,).
         is_penalised: False: no prior keeps these estimates finite.
+        far: Nats from which a quantity is at infinity, for a derivative of unit length.
     """
 
     directions: Tensor
     point: Tensor
     is_penalised: bool = False
+    far: float = 10.0
 
     def reference(self, jacobian: Tensor) -> Tensor:
         """Tells which of some quantities the others are compared with, with shape (M,).
@@ -64,7 +65,7 @@ class Divergence:
         A lapse rate that goes to 0 stays.
         """
         length = jacobian.norm(dim=-1)
-        limit = torch.where(values.abs() > _FAR * length, values.sign() * torch.inf, torch.nan)
+        limit = torch.where(values.abs() > self.far * length, values.sign() * torch.inf, torch.nan)
         stays = self.estimable(jacobian) | (length < _SETTLED)
         return torch.where(stays, values, limit)
 

@@ -9,19 +9,19 @@ each item that is left.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import sparse
 
-from fssa_bayes.data import Preferences, list_stage_pairs
+from fssa_bayes.data import Preferences, count_keys, distinct_keys, list_stage_pairs
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population.newton import climb, solve_with_ridge
 
 __all__ = ["Answers", "Events", "Features", "Matrix", "list_answers", "scale_rows"]
 
 Matrix = np.ndarray | sparse.csr_array
 
-_MAX_STEPS = 200
 _CHUNK = 65_536  # Rows whose features are looked at together.
 
 
@@ -84,7 +84,7 @@ class Events:
         return sparse.csr_array((prob, place), shape=(len(self.weight), len(prob))) @ self.rows
 
     def maximise(
-        self, start: np.ndarray, fixed: np.ndarray | None = None, *, max_steps: int = _MAX_STEPS
+        self, start: np.ndarray, fixed: np.ndarray | None = None, *, max_steps: int = 200
     ) -> np.ndarray:
         """Maximises the log-likelihood by Newton's method, from a start (P,).
 
@@ -96,23 +96,8 @@ class Events:
         Returns:
             The maximum, with shape (P,); where there is none, the last point.
         """
-        point = np.array(start, dtype=np.float64)
-        value, gradient, information = self.differentiate(point)
-        for _ in range(max_steps):
-            step = _newton_step(gradient, information, fixed)
-            decrement = step @ gradient
-            if not decrement > 1e-18 * (1 + abs(value)):
-                break
-            length = 1.0
-            while (new := self.log_prob(point + length * step)) < value + 1e-4 * length * decrement:
-                length /= 2
-                if length < 1e-9:  # Rounding hides what is left to be gained.
-                    return point + step if decrement < 1e-8 else point
-            point = point + length * step
-            if new - value < 1e-15 * (1 + abs(value)) and decrement < 1e-16 * (1 + abs(value)):
-                break
-            value, gradient, information = self.differentiate(point)
-        return point
+        solve = partial(solve_with_ridge, fixed=fixed)
+        return climb(self, start, solve, max_steps=max_steps).point
 
 
 def scale_rows(matrix: Matrix, factor: np.ndarray) -> Matrix:
@@ -120,20 +105,6 @@ def scale_rows(matrix: Matrix, factor: np.ndarray) -> Matrix:
     if sparse.issparse(matrix):
         return sparse.diags_array(factor) @ matrix
     return matrix * factor[:, None]
-
-
-def _newton_step(
-    gradient: np.ndarray, information: np.ndarray, fixed: np.ndarray | None
-) -> np.ndarray:
-    """Solves for a step; a ridge of 1e-12 of the mean curvature keeps idle directions still."""
-    size = len(gradient)
-    ridge = 1e-12 * max(np.trace(information) / size, 1e-300)
-    factor = linalg.cho_factor(information + ridge * np.eye(size))
-    step = linalg.cho_solve(factor, gradient)
-    if fixed is not None:
-        along = linalg.cho_solve(factor, fixed)
-        step = step - along * (fixed @ step) / (fixed @ along)
-    return step
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +179,16 @@ class Answers:
         """Number of coefficients: of items, or of features D."""
         return self.num_items if self.features is None else len(self.features.scale)
 
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the better and the worse item of each row, each (Q,)."""
+        return self.better, self.worse
+
+    @property
+    def are_wins(self) -> bool:
+        """Whether each event is the win of one item against another, and nothing else."""
+        return not self._answer_columns() and len(self.weight) == len(self.event)
+
     def _answer_columns(self) -> list[np.ndarray]:
         return [column for column in (self.tie, self.bias) if column is not None]
 
@@ -266,7 +247,7 @@ class Answers:
         """Returns the rows between items of different classes (M,), with a coefficient a class."""
         better, worse = classes[self.better], classes[self.worse]
         count = int(classes.max()) + 1
-        pair = np.unique((better * np.int64(count) + worse)[better != worse])
+        pair = distinct_keys((better * np.int64(count) + worse)[better != worse], count**2)
         ones = np.ones(len(pair))
         return Answers(
             *(pair // count, pair % count, ones, None, None, None, count),
@@ -340,7 +321,7 @@ def _merge_comparisons(data: Preferences, has_sides: bool) -> tuple[np.ndarray, 
     elif data.side is not None:
         factor = data.side[alone].astype(np.int64)
     key = ((left * data.num_items + right) * 3 + twice) * 3 + factor + 1
-    key, count = np.unique(key, return_counts=True)
+    key, count = count_keys(key, 9 * data.num_items**2)
     pair, answer = np.divmod(key, 9)
     left, right = np.divmod(pair, data.num_items)
     return left, right, answer // 3 / 2, answer % 3 - 1.0, count.astype(np.float64)

@@ -498,7 +498,8 @@ def _draw_a_person(
     p = person.choice_prob(one)
     names = (one.item_names[side[shown]] for side in (one.left, one.right))
     fields = (tensor[0, shown] for tensor in (p.mean, p.lower, p.upper))
-    choices = plots.choice_intervals(*fields, one.choice[shown], zip(*names, strict=True))
+    chosen = one.choice[shown].clip(0, 1)  # In rankings, who stands above.
+    choices = plots.choice_intervals(*fields, chosen, zip(*names, strict=True))
     items = _common_items(data, 12)
     ranks = plots.rank_distribution(person.rank_prob(items)[0], items)
     return [

@@ -1,7 +1,7 @@
 """Draws of z given a context: importance weights, grids, chains."""
 
 from fssa_bayes._random import Streams
-from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
+from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size, pareto_smooth
 from fssa_bayes.sampling.adaptive import Points, draw_adapted, draw_around_modes, draw_points
 from fssa_bayes.sampling.draws import Draws, check_draws
 from fssa_bayes.sampling.evidence import (
@@ -55,6 +55,7 @@ __all__ = [
     "pad_draws",
     "pad_items",
     "padded_draws",
+    "pareto_smooth",
     "person_log_marginal_likelihood",
     "propose",
     "score_draws",

@@ -16,6 +16,7 @@ NAMES = (
     "parity",
     "mixed_logit",
     "inference",
+    "npe",
     "training",
     "scale",
     "precision",

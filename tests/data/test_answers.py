@@ -89,7 +89,7 @@ def test_rankings_one_by_one_make_the_rankings_read_at_once() -> None:
     # Comparisons among rankings, and a ranking of two among comparisons.
     mixed = grown.append("ann", "tea", "cola", 0).append("bob", "tea", "cola", 0)
     assert mixed.judgement_counts.tolist() == [3, 2]
-    assert mixed.judgements.inside.tolist() == [True] * 6 + [False] + [True] * 3 + [False]
+    assert mixed.judgements.inside.tolist() == [True] * 4 + [False] + [True] * 2 + [False]
     plain = Preferences.empty(["ann"], DRINKS).append_ranking("ann", ["milk", "tea"])
     assert not plain.has_rankings
     assert plain.ranking is None

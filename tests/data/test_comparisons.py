@@ -96,7 +96,9 @@ def test_comparisons_that_stand_alone_are_rankings_of_two() -> None:
     for mine, other in zip(alone.expand(some, counts), ranked.expand(some, counts), strict=True):
         assert np.array_equal(mine, other)
     columns = (data.left, data.right, data.choice)
-    assert alone.count_stages(*columns) == ranked.count_stages(*columns) == 0
+    for judgements in (alone, ranked):
+        slots, own = judgements.list_slots(*columns)
+        assert len(slots.item) == len(own) == 0
     assert alone.begins(some) is None
     assert ranked.begins(some).all()
     assert len(alone.select(some).heads) == len(ranked.select(some).heads) == 4
@@ -112,16 +114,16 @@ def test_rankings_of_two_are_found_to_stand_alone() -> None:
 
 def test_judgements_hold_their_comparisons() -> None:
     judgements = DATA["rankings"]().judgements  # Rankings of 3, 2, 3, 4, 2 and 2 items.
-    assert judgements.heads.tolist() == [0, 3, 4, 7, 13, 14]
+    assert judgements.heads.tolist() == [0, 2, 3, 5, 8, 9]
     assert judgements.num_rankings == 3
-    assert judgements.count_before(np.array([0, 1, 4, 15])).tolist() == [0, 1, 2, 6]
-    assert judgements.head_of(np.array([0, 2, 3, 12])).tolist() == [0, 0, 3, 7]
+    assert judgements.count_before(np.array([0, 1, 3, 10])).tolist() == [0, 1, 2, 6]
+    assert judgements.head_of(np.array([0, 1, 2, 7])).tolist() == [0, 0, 2, 5]
     rows, counts = judgements.expand(np.array([2, 1, 1, 0]), np.array([1, 0, 3]))
-    assert rows.tolist() == [4, 5, 6, 3, 3, 0, 1, 2]
-    assert counts.tolist() == [3, 0, 5]
+    assert rows.tolist() == [3, 4, 2, 2, 0, 1]
+    assert counts.tolist() == [2, 0, 4]
     chosen = judgements.spread(np.array([True, False, False, False, True, True]))
-    assert np.flatnonzero(chosen).tolist() == [0, 1, 2, 13, 14]
-    assert judgements.select(np.array([3, 3, 0, 1, 2])).ranking.tolist() == [0, 1, 2, 2, 2]
+    assert np.flatnonzero(chosen).tolist() == [0, 1, 8, 9]
+    assert judgements.select(np.array([2, 2, 0, 1])).ranking.tolist() == [0, 1, 2, 2]
 
 
 def test_ranges_are_listed_end_to_end() -> None:

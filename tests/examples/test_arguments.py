@@ -21,11 +21,11 @@ EXAMPLES = sorted(
 )
 REQUIRED = {
     "analyse_csv": ["none.csv", "--user", "u", "--left", "l", "--right", "r", "--choice", "c"],
-    "mixed_logit": ["--data", "none.csv"],
+    "value_of_time": ["--data", "none.csv"],
     "paper_ultrafeedback": ["--data", "none.jsonl", "--embedder", "none"],
     "real_crowds": ["--data", "none"],
 }
-NUMBERS = {"most", "rounds", "steps"}  # Those of them that have no default.
+NUMBERS = {"most", "people", "rounds", "steps"}  # Those of them that have no default.
 MAY_BE_ZERO = {"seed", "contexts", "components", "conflict"}
 
 
@@ -65,7 +65,7 @@ def test_numbers_out_of_range_are_refused(
     parser = load(name).make_parser()
     options = numeric_options(parser)
     assert {"seed"} <= set(options)
-    assert name in ("calibration_study", "mixed_logit") or len(options) >= 2
+    assert name in ("calibration_study", "value_of_time") or len(options) >= 2
     for option in options:
         values = ["-1", "nan", "inf", "-1e9", "many", "", "9" * 30]
         for value in values if option in MAY_BE_ZERO else [*values, "0"]:
@@ -103,9 +103,9 @@ def test_a_folder_that_cannot_be_written_is_refused(
     ("name", "options", "message"),
     [
         ("analyse_csv", REQUIRED["analyse_csv"], "none.csv"),
-        ("mixed_logit", ["--data", "none.csv"], "--data must exist, got 'none.csv'"),
-        ("mixed_logit", ["--data", "empty.csv"], "path must be a csv file, 'empty.csv'"),
-        ("mixed_logit", ["--data", "binary.csv"], "path must be a csv file, 'binary.csv'"),
+        ("value_of_time", ["--data", "none.csv"], "--data must exist, got 'none.csv'"),
+        ("value_of_time", ["--data", "empty.csv"], "path must be a csv file, 'empty.csv'"),
+        ("value_of_time", ["--data", "binary.csv"], "path must be a csv file, 'binary.csv'"),
         ("rank_of_heterogeneity", ["--data", "none.csv"], "none.csv"),
         ("is_heterogeneity_real", ["--data", ".", "--user", "u"], "--left"),
         (

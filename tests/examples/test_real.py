@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,30 @@ def test_paper_ultrafeedback_draws_people_before_it_embeds(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_mixed_logit(tmp_path: Path, train_choices: Path) -> None:
+def test_value_of_time(tmp_path: Path, train_choices: Path) -> None:
     out = run(
-        "examples/mixed_logit.py",
+        "examples/value_of_time.py",
         *("--data", str(train_choices), "--steps", "20", "--draws", "100"),
         *("--out", str(tmp_path)),
     )
     assert "-1724.150" in out
     assert "Willingness to pay" in out
-    assert (tmp_path / "mixed_logit.png").stat().st_size > 10_000
+    assert re.search(r"log-normal +-\d", out)
+    assert (tmp_path / "value_of_time.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "willingness_to_pay.csv")) == 30
+
+
+@pytest.mark.slow
+def test_mixed_logit(tmp_path: Path) -> None:
+    few = ("--people", "40", "--fit-draws", "64", "--draws", "100", "--populations", "5")
+    out = run("examples/mixed_logit.py", *few, "--out", str(tmp_path))
+    assert "-4958.649 (xlogit" in out
+    assert re.search(r"price log-normal, correlated +-\d", out)
+    assert (tmp_path / "mixed_logit.png").stat().st_size > 10_000
+    # Five features for each of forty people, all with an interval.
+    table = pd.read_csv(tmp_path / "willingness_to_pay.csv")
+    assert len(table) == 200
+    assert (table["lower"] < table["upper"]).all()
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from pyro.distributions import transforms as T
 from torch import Tensor
 
-from fssa_bayes.guide.couplings import BentCoupling, HeavyNoise, Whitening
+from fssa_bayes.guide.couplings import AffineCoupling, BentCoupling, HeavyNoise, Whitening
 
 
 def coupling(strength: float) -> BentCoupling:
@@ -21,13 +22,20 @@ def coupling(strength: float) -> BentCoupling:
     return BentCoupling(1, hypernet)
 
 
+def affine() -> AffineCoupling:
+    bent = coupling(0.7)
+    return AffineCoupling(1, lambda passive: bent.hypernet(passive)[:2])
+
+
 def whitening() -> Whitening:
     tril = torch.tensor([[2.0, 0.0, 0.0], [-1.0, 0.5, 0.0], [0.3, 0.2, 0.1]]).double()
     return Whitening(torch.tensor([[1.0, -2.0, 0.5]]).double(), tril[None], tril.inverse()[None])
 
 
 TRANSFORMS = pytest.mark.parametrize(
-    "transform", [coupling(0.7), coupling(8.0), whitening()], ids=["bent", "very bent", "whitening"]
+    "transform",
+    [affine(), coupling(0.7), coupling(8.0), whitening()],
+    ids=["affine", "bent", "very bent", "whitening"],
 )
 
 
@@ -42,6 +50,26 @@ def test_inverse_and_jacobian(transform: BentCoupling | Whitening) -> None:
     afresh = transform.log_abs_det_jacobian(x.clone(), y.clone())
     for result in (remembered, afresh):
         torch.testing.assert_close(result, expected, atol=1e-8, rtol=1e-8)
+
+
+def test_affine_coupling_is_that_of_pyro_beyond_its_bounds_too() -> None:
+    weight = torch.tensor([3.0, -4.0, 9.0, 2.0], dtype=torch.float64)  # Log-scales to ±30.
+
+    def hypernet(passive: Tensor) -> tuple[Tensor, ...]:
+        return (passive * parameters).chunk(2, -1)
+
+    results = []
+    for kind in (AffineCoupling, T.AffineCoupling):
+        torch.manual_seed(0)
+        parameters = weight.clone().requires_grad_()
+        x = (2 * torch.randn(50, 3, dtype=torch.float64)).requires_grad_()
+        transform = kind(1, hypernet)
+        y = transform(x)
+        log_det = transform.log_abs_det_jacobian(x, y)
+        (y.sin().sum() + log_det.square().sum()).backward()
+        results.append([y, log_det, transform.inv(y.detach().clone()), x.grad, parameters.grad])
+    assert (results[0][1].abs() > 5).any()
+    torch.testing.assert_close(*results)
 
 
 def test_no_parameters_are_the_identity() -> None:

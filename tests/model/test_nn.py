@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,10 @@ from fssa_bayes.model.nn import (
     GatedHypernet,
     ItemLinear,
     Linear,
+    PoolSets,
     ProductTF32,
     flip_between,
+    perceptron,
     product,
     shed_denormals,
     tower,
@@ -70,6 +74,68 @@ def test_mlp_without_inputs_is_a_constant() -> None:
     assert mlp[0].weight.shape == (4, 0)
 
 
+@pytest.mark.parametrize("added", [None, (4, 1, 20), (4, 5, 20)], ids=["none", "shared", "each"])
+@pytest.mark.parametrize("widths", [(3, 20), (3, 20, 2), (1, 20, 18, 2)])
+def test_gradients_of_a_perceptron_are_those_of_its_operations(
+    widths: tuple[int, ...], added: tuple[int, ...] | None
+) -> None:
+    x = torch.randn(4, 5, widths[0], dtype=torch.float64, requires_grad=True)
+    more = None if added is None else torch.randn(added, dtype=torch.float64, requires_grad=True)
+    parameters = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for width_in, width_out in pairwise(widths)
+        for shape in ((width_out, width_in), (width_out,))
+    ]
+    inputs = [x, *parameters, *([] if more is None else [more])]
+    weight = torch.randn(4, 5, widths[-1], dtype=torch.float64)
+
+    def naive() -> Tensor:
+        result, layers = x, list(zip(parameters[::2], parameters[1::2], strict=True))
+        for index, (matrix, bias) in enumerate(layers):
+            result = (result if index == 0 else result.clamp(min=0)) @ matrix.T + bias
+            result = result + more if index == 0 and more is not None else result
+        return result
+
+    results = [naive(), perceptron(x, parameters, added=more)]
+    torch.testing.assert_close(*results)
+    expected, found = (torch.autograd.grad((r * weight).sum(), inputs) for r in results)
+    torch.testing.assert_close(found, expected)
+    twice = []
+    for result in (naive(), perceptron(x, parameters, added=more)):  # Gradients of gradients.
+        first = torch.autograd.grad((result * weight).sum(), inputs[:-1], create_graph=True)
+        twice.append(torch.autograd.grad(sum(g.square().sum() for g in first), parameters[0]))
+    torch.testing.assert_close(*twice)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_perceptrons_can_be_mapped_and_differentiated_forward() -> None:
+    mlp, x = MLP(3, 20, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(mlp, x[0])
+    torch.testing.assert_close(torch.func.jacfwd(mlp)(x[0]), expected)
+    torch.testing.assert_close(torch.func.vmap(torch.func.jacrev(mlp))(x)[0], expected)
+    point = x[0].clone().requires_grad_()
+    many = torch.autograd.grad(mlp(point), point, torch.eye(2).double(), is_grads_batched=True)
+    torch.testing.assert_close(*many, expected)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_of_pooling_are_finite_differences(masked: bool) -> None:
+    elements = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    mask = ragged([3, 0, 5]) if masked else None
+    weight = torch.rand(3, 5, dtype=torch.float64)
+    count = (weight if mask is None else weight * mask).sum(-1)
+    if masked:
+        weight = weight * mask  # Weights of padding are 0 or of no effect in the mean.
+    assert torch.autograd.gradcheck(lambda e: PoolSets.apply(e, weight, mask, count), elements)
+
+
+def test_equal_elements_share_the_gradient_of_the_maximum() -> None:
+    elements = torch.tensor([[[1.0], [1.0], [0.0]]], requires_grad=True)
+    pooled = PoolSets.apply(elements, torch.ones(1, 3), None, torch.tensor([3.0]))
+    pooled[0, 1].backward()
+    assert elements.grad.flatten().tolist() == [0.5, 0.5, 0.0]
+
+
 def test_order_of_a_set_does_not_matter() -> None:
     encoder, sets = DeepSet(HIDDEN), random_sets()
     shuffled = [elements[torch.randperm(len(elements))] for elements in sets]
@@ -94,7 +160,7 @@ def test_two_halves_make_a_whole() -> None:
 
 def test_deep_set_sees_mean_maximum_and_size() -> None:
     encoder, (elements,) = DeepSet(HIDDEN), random_sets([5])
-    embedded = encoder.element(elements.clamp(min=0))
+    embedded = encoder.element(elements)
     pooled = torch.cat(
         [
             sum(embedded) / 5,

@@ -19,6 +19,7 @@ from fssa_bayes.data.ids import canonical_names, find_names
 from fssa_bayes.data.names import show_cell, show_value
 from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.readers.categories import expand_levels, name_levels
+from fssa_bayes.data.readers.columns import Columns
 from fssa_bayes.data.readers.pairs import lookup_items, name_items, neutral_order
 
 if TYPE_CHECKING:
@@ -78,10 +79,10 @@ def shared(offers: Offers, items: pd.DataFrame | None) -> AlternativeTable:
         place = np.empty(len(offers.names), dtype=np.int32)
         place[used] = np.arange(len(used))
         return AlternativeTable(place[offers.item], None, offers.names[used], None, {})
-    names = name_items(offers.table, offers.columns["item"], offers.columns["item"], items)
+    names = name_items(Columns(offers.table), offers.columns["item"], offers.columns["item"], items)
     inside = np.flatnonzero(~offers.is_outside)
     rows = offers.names[offers.item[inside]].to_frame(index=False, name="item")
-    found = lookup_items(rows, "item", names, lambda row: offers.describe(inside[row]))
+    found = lookup_items(Columns(rows), "item", names, lambda row: offers.describe(inside[row]))
     position = np.full(len(offers.item), len(names), dtype=np.int32)
     position[inside] = found
     values, features = table_values(items), items.columns

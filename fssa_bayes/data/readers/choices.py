@@ -32,10 +32,10 @@ from fssa_bayes.data.readers.alternatives import (
     shared,
 )
 from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.outcomes import parse_number
 from fssa_bayes.data.readers.pairs import (
     check_frame,
     leave_out_idle,
-    parse_number,
     read_covariates,
 )
 from fssa_bayes.data.readers.wide import check_columns

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fssa_bayes.data.readers.columns import Columns
 from fssa_bayes.data.readers.pairs import arrange, check_frame, read_count
 
 __all__ = ["read_wins"]
@@ -38,4 +39,4 @@ def read_wins(
     outcome = np.tile(np.float32([_ANSWERS[role] for role in answers]), len(df))
     asked = {role: column for role, column in named.items() if role not in _ANSWERS}
     ties = "keep" if "ties" in named else "half"
-    return arrange(df.iloc[rows], asked, outcome, count.ravel(), items, users, ties)
+    return arrange(Columns(df.iloc[rows]), asked, outcome, count.ravel(), items, users, ties)

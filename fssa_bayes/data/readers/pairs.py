@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,34 +12,32 @@ import pandas as pd
 from fssa_bayes.data.ids import (
     canonical_names,
     explain_unknown,
-    factorise_names,
     find_names,
     join_names,
     warn_of_lookalikes,
 )
+from fssa_bayes.data.keys import combine_keys, count_repeated, order_by
 from fssa_bayes.data.names import check_column, first_names, show_cell, show_value
 from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
 
 __all__ = [
     "arrange",
     "check_frame",
     "choose_columns",
-    "decode_choices",
     "leave_out_idle",
     "lookup_items",
     "name_items",
     "neutral_order",
-    "parse_number",
     "read_count",
     "read_covariates",
     "read_frame",
     "read_sides",
 ]
 
-_WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
-_NUMBERS = bool | np.bool_ | int | float | np.number | Decimal | str
 _FEW_CHOICES = 10  # Even choices would all be the same in 1 of 512 tables.
 _MOST_COMPARISONS = 200_000_000
 
@@ -67,13 +64,14 @@ def read_frame(
     columns = choose_columns(columns)
     check_frame(df, columns)
     count = read_count(df, "count", columns["count"]) if "count" in columns else None
+    table = Columns(df)
     if "winner" in columns:
         if choice_labels is not None:
             raise ValueError("choice_labels translates choice, and winner and loser have none")
-        return arrange(df, columns, np.ones(len(df), np.float32), count, items, users, ties)
-    outcome = decode_choices(df, columns, choice_labels)
+        return arrange(table, columns, np.ones(len(df), np.float32), count, items, users, ties)
+    outcome = decode_choices(table, columns, choice_labels)
     _warn_of_constant_choices(columns, outcome)
-    return arrange(df, columns, outcome, count, items, users, ties)
+    return arrange(table, columns, outcome, count, items, users, ties)
 
 
 def choose_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
@@ -90,7 +88,7 @@ def choose_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def arrange(
-    df: pd.DataFrame,
+    table: Columns,
     columns: Mapping[str, str],
     outcome: np.ndarray,
     count: np.ndarray | None,
@@ -101,7 +99,7 @@ def arrange(
     """Arranges comparisons by person, as the arguments of `Preferences`.
 
     Args:
-        df: One row a comparison, which stands for as many equal ones as `count` says.
+        table: One row a comparison, which stands for as many equal ones as `count` says.
         columns: Names of the columns `left` and `right`, or `winner` and `loser`; and `user` and
             `side` where there are any.
         outcome: 1, 0 or ½ for each row, (R,).
@@ -113,15 +111,21 @@ def arrange(
     items, feature_levels = expand_levels("items", items)
     if count is not None:
         _check_total(count)
-        df, outcome, count = df[count > 0], outcome[count > 0], count[count > 0]
+        if not count.all():
+            table, outcome, count = (
+                Columns(table.df[count > 0]),
+                outcome[count > 0],
+                count[count > 0],
+            )
+    df = table.df
     by_outcome = "winner" in columns
     first, second = ("winner", "loser") if by_outcome else ("left", "right")
     first, second = columns[first], columns[second]
-    item_names = name_items(df, first, second, items)
+    item_names = name_items(table, first, second, items)
     if by_outcome and items is None:
         item_names = neutral_order(item_names, None)
-    left_item = lookup_items(df, first, item_names)
-    right_item = lookup_items(df, second, item_names)
+    left_item = lookup_items(table, first, item_names)
+    right_item = lookup_items(table, second, item_names)
     same = np.flatnonzero(left_item == right_item)
     if len(same):
         raise ValueError(
@@ -134,12 +138,13 @@ def arrange(
         left_item, right_item = np.where(turn, [right_item, left_item], [left_item, right_item])
         outcome = np.where(turn, 1 - outcome, outcome)
         side = np.full(len(df), np.nan) if side is None else np.where(turn, 0 - side, side)
-    person, user_names = _find_people(df, columns, users)
+    person, user_names = _find_people(table, columns, users)
     users = leave_out_idle(users, user_names, stacklevel=5)
     users, covariate_levels = expand_levels("users", users)
     covariates = None if users is None else read_covariates(users, user_names)
     if "user" in columns:
-        _warn_of_repetitions(person, left_item, right_item, outcome, side)
+        sizes = len(user_names), len(item_names)
+        _warn_of_repetitions(person, left_item, right_item, outcome, side, sizes)
 
     tied = outcome == 0.5
     number = np.ones(len(df), dtype=np.int64) if count is None else count
@@ -147,8 +152,9 @@ def arrange(
     keep = ~tied if ties == "drop" else np.ones(len(df), dtype=bool)
     if not keep.any():
         raise ValueError(f"no comparison is left: all {dropped} are ties and ties='drop'")
-    order = np.flatnonzero(keep)
-    order = order[np.argsort(person[order], kind="stable")]
+    order = order_by(person, len(user_names))
+    if not keep.all():
+        order = order[keep[order]]
     if count is not None:
         order = np.repeat(order, count[order])
     counts = np.bincount(person[order], minlength=len(user_names))
@@ -183,25 +189,38 @@ def arrange(
 
 
 def _find_people(
-    df: pd.DataFrame, columns: Mapping[str, str], users: pd.DataFrame | None
+    table: Columns, columns: Mapping[str, str], users: pd.DataFrame | None
 ) -> tuple[np.ndarray, pd.Index]:
     """Returns the person of each row, and the names of people."""
     if "user" not in columns:
         if users is not None:
             raise ValueError("users must be None where user=None: nobody is named")
-        return np.arange(len(df)), pd.RangeIndex(len(df))
-    person, names = factorise_names(_described(columns, "user"), df[columns["user"]])
+        return np.arange(len(table.df)), pd.RangeIndex(len(table.df))
+    person, names = table.names(f"user={columns['user']!r}", columns["user"])
     warn_of_lookalikes("names of people", names, stacklevel=6)
     return person, names
 
 
-def _warn_of_repetitions(*columns: np.ndarray | None) -> None:
-    """Warns of rows with the same person, items, answer and side as an earlier row."""
-    table = pd.DataFrame({n: column for n, column in enumerate(columns) if column is not None})
-    repeated = int(table.duplicated().sum())
+def _warn_of_repetitions(
+    person: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    outcome: np.ndarray,
+    side: np.ndarray | None,
+    sizes: tuple[int, int],
+) -> None:
+    """Warns of rows with the same person, items, answer and side as an earlier row.
+
+    `sizes` are the numbers of people and of items.
+    """
+    answer = (2 * outcome).astype(np.int64)
+    if side is not None:
+        answer += 3 * np.nan_to_num(side + 1, nan=3.0).astype(np.int64)
+    numbers = sizes[0], sizes[1], sizes[1], 12
+    repeated = count_repeated(combine_keys([person, left, right, answer], numbers)[0])
     if repeated:
         warnings.warn(
-            f"{repeated} of {len(table)} rows repeat an earlier row (same person, left, right and "
+            f"{repeated} of {len(person)} rows repeat an earlier row (same person, left, right and "
             "choice); each counts as a judgement of its own",
             stacklevel=5,
         )
@@ -285,10 +304,10 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
             )
 
 
-def name_items(df: pd.DataFrame, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
+def name_items(table: Columns, left: str, right: str, items: pd.DataFrame | None) -> pd.Index:
     """Names the items: those of the features, or else all that are compared."""
     if items is None:
-        names = [factorise_names(f"column {column!r}", df[column])[1] for column in (left, right)]
+        names = [table.names(f"column {column!r}", column)[1] for column in (left, right)]
         names = join_names(*names)
         warn_of_lookalikes("names of items", names, stacklevel=6)
         return names
@@ -309,11 +328,6 @@ def neutral_order(names: pd.Index, choice_set: Sequence | None) -> pd.Index:
         return names.sort_values()
     except TypeError:  # Names of different types have no order.
         return names
-
-
-def _described(columns: Mapping[str, str], argument: str) -> str:
-    """Names a column in a message by the argument that named it."""
-    return f"{argument}={columns[argument]!r}"
 
 
 def _check_numeric(argument: str, table: pd.DataFrame) -> None:
@@ -340,7 +354,7 @@ def _check_numeric(argument: str, table: pd.DataFrame) -> None:
 
 
 def lookup_items(
-    df: pd.DataFrame,
+    table: Columns,
     column: str,
     names: pd.Index,
     describe: Callable[[int], str] | None = None,
@@ -348,123 +362,23 @@ def lookup_items(
     """Finds the positions of the items in a column, int32, or refuses unknown items.
 
     Args:
-        df: A table.
+        table: A table.
         column: Name of its column of items.
         names: Names of all items.
         describe: Says where a row, given by position, stands; None for column and index.
     """
-    code, distinct = factorise_names(f"column {column!r}", df[column])
-    position = find_names(distinct, names)[code]
+    code, distinct = table.names(f"column {column!r}", column)
+    position = find_names(distinct, names).astype(np.int32)[code]
     unknown = np.flatnonzero(position < 0)
     if len(unknown):
         row, name = unknown[0], distinct.tolist()[code[unknown[0]]]
-        where = f"in column {column!r} at row {df.index[row]}"
+        where = f"in column {column!r} at row {table.df.index[row]}"
         raise ValueError(
             f"unknown item {name!r} {describe(row) if describe else where} ({len(unknown)} such "
             f"rows): items has no row of that name; its index begins with {names[:3].tolist()}"
             f"{explain_unknown(name, names)}"
         )
-    return position.astype(np.int32)
-
-
-def decode_choices(
-    df: pd.DataFrame, columns: Mapping[str, str], labels: Mapping[Any, str] | None
-) -> np.ndarray:
-    """Translates the choice column into 1, 0 and ½, refusing what has no or two meanings."""
-    choice = df[columns["choice"]]
-    if isinstance(choice.dtype, pd.CategoricalDtype):
-        choice = choice.astype(object)
-    if labels is not None:
-        return _decode_labels(choice, labels)
-    codings = {
-        "numbers 1 / 0 / 0.5": _decode_numbers(choice),
-        'words "left" / "right" / "tie"': choice.map(_word).to_numpy(dtype=np.float32),
-        "name of the preferred item": _decode_names(df, columns),
-    }
-    fitting = {name: code for name, code in codings.items() if not np.isnan(code).any()}
-    if not fitting:
-        best = min(codings, key=lambda name: np.isnan(codings[name]).sum())
-        row = np.flatnonzero(np.isnan(codings[best]))[0]
-        raise ValueError(
-            f"choice must be 1 / 0 / 0.5, a Boolean, 'left' / 'right' / 'tie' or the preferred "
-            f"item's name, the same way in every row, got {show_cell(choice, row)} at row "
-            f"{df.index[row]}{_of_user(df, columns, row)}; choice_labels translates the data's own "
-            "words and numbers"
-        )
-    first, *others = fitting.values()
-    if any((other != first).any() for other in others):
-        row = next(np.flatnonzero(other != first)[0] for other in others if (other != first).any())
-        raise ValueError(
-            f"choice is ambiguous: {show_cell(choice, row)} at row {df.index[row]} can be read as "
-            f"{' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
-        )
-    return first
-
-
-def _of_user(df: pd.DataFrame, columns: Mapping[str, str], row: int) -> str:
-    return f" (user {show_cell(df[columns['user']], row)})" if "user" in columns else ""
-
-
-def _word(value: object) -> float:
-    """Reads "left", "right" or "tie" in any case, with blanks around it or not; else NaN."""
-    return _WORDS.get(value.strip().lower(), np.nan) if isinstance(value, str) else np.nan
-
-
-def parse_number(value: object) -> float:
-    """Reads a number, a Boolean, or text such as "1" or "0.5"; NaN for anything else."""
-    try:
-        return float(value) if isinstance(value, _NUMBERS) else np.nan
-    except ValueError:  # Text that is no number.
-        return np.nan
-
-
-def _decode_numbers(choice: pd.Series) -> np.ndarray:
-    if pd.api.types.is_numeric_dtype(choice.dtype):  # Booleans are numeric.
-        values = choice.to_numpy(dtype=np.float32)
-    else:
-        values = np.array([parse_number(value) for value in choice], dtype=np.float32)
-    return np.where(np.isin(values, (0, 0.5, 1)), values, np.nan).astype(np.float32)
-
-
-def _decode_names(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
-    code = np.full(len(df), np.nan, dtype=np.float32)
-    choice, left, right = (df[columns[name]] for name in ("choice", "left", "right"))
-    if pd.api.types.is_bool_dtype(choice.dtype):
-        return code
-    numeric = [pd.api.types.is_numeric_dtype(column.dtype) for column in (choice, left, right)]
-    # Strings, categories and mixtures compare as Python objects, and so do numbers of two types,
-    # which NumPy would compare as floats.
-    if not all(numeric) or len({choice.dtype, left.dtype, right.dtype}) > 1:
-        choice, left, right = (column.astype(object) for column in (choice, left, right))
-    choice, left, right = (column.to_numpy() for column in (choice, left, right))
-    if choice.dtype == object:
-        code[[_word(value) == 0.5 for value in choice]] = 0.5
-    code[choice == right] = 0.0
-    code[choice == left] = 1.0
-    if choice.dtype == object:  # True equals 1 in Python, and would be taken for the name 1.
-        code[[isinstance(value, bool | np.bool_) for value in choice]] = np.nan
-    return code
-
-
-def _decode_labels(choice: pd.Series, labels: Mapping[Any, str]) -> np.ndarray:
-    if not isinstance(labels, Mapping):
-        raise TypeError(
-            "choice_labels must be a mapping such as {'a1': 'left', 'a2': 'right'}, "
-            f"got {type(labels).__name__}"
-        )
-    wrong = [value for value in labels.values() if value not in _WORDS]
-    if wrong:
-        raise ValueError(
-            f"choice_labels must translate into 'left', 'right' or 'tie', got {wrong[0]!r}"
-        )
-    code = choice.map({label: _WORDS[word] for label, word in labels.items()})
-    unknown = np.flatnonzero(code.isna())
-    if len(unknown):
-        raise ValueError(
-            f"choice_labels has no translation for {show_cell(choice, unknown[0])} at row "
-            f"{choice.index[unknown[0]]} ({len(unknown)} such rows); it knows {list(labels)}"
-        )
-    return code.to_numpy(dtype=np.float32)
+    return position
 
 
 def leave_out_idle(

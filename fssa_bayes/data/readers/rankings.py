@@ -20,6 +20,7 @@ from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_rows
 from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.columns import Columns
 from fssa_bayes.data.readers.pairs import (
     leave_out_idle,
     lookup_items,
@@ -149,7 +150,7 @@ def read_ranked_pairs(
     warn_of_lookalikes("names of people", ranked.users, stacklevel=4)
     users = leave_out_idle(users, ranked.users, stacklevel=4)
     users, covariate_levels = expand_levels("users", users)
-    frame = ranked.item.to_frame("item")
+    frame = Columns(ranked.item.to_frame("item"))
     names = name_items(frame, "item", "item", items)
     if items is None:
         names = neutral_order(names, choice_set)

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from fssa_bayes.data.names import check_column, first_names, show_cell
-from fssa_bayes.data.readers.pairs import arrange, decode_choices
+from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.outcomes import decode_choices
+from fssa_bayes.data.readers.pairs import arrange
 
 __all__ = ["read_orderings", "read_pair_columns", "read_ranks"]
 
@@ -63,8 +65,9 @@ def read_pair_columns(
         }
     )
     long.index = df.index[row]
-    outcome = decode_choices(long, _ROLES | {"choice": "choice"}, choice_labels)
-    return arrange(long, _ROLES, outcome, None, items, users, ties)
+    rows = Columns(long)
+    outcome = decode_choices(rows, _ROLES | {"choice": "choice"}, choice_labels)
+    return arrange(rows, _ROLES, outcome, None, items, users, ties)
 
 
 def find_blanks(table: pd.DataFrame) -> np.ndarray:
