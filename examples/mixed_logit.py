@@ -11,7 +11,7 @@ correlated model fits worse here (about 50 nats): some people seem not to mind t
 
     python examples/mixed_logit.py
 
-About a minute on two cores.
+A few minutes on two cores, most of them for standard errors.
 """
 
 from __future__ import annotations
@@ -85,13 +85,18 @@ def fit_model(data: Preferences, options: dict[str, object], args: argparse.Name
 
 
 def print_population(result: FitResult, args: argparse.Namespace) -> None:
-    table = result.population(seed=args.seed)
+    table = result.population(args.error_draws, seed=args.seed)
     print("\nCorrelated normal coefficients, nats a unit; standard errors clustered by person")
     print(table[["estimate", "se_sandwich", "se_hessian"]].round(3).to_string(na_rep=""))
 
 
 def print_payments(result: FitResult, args: argparse.Namespace) -> None:
-    table = result.willingness_to_pay(PRICE, num_populations=args.populations, seed=args.seed)
+    table = result.willingness_to_pay(
+        PRICE,
+        num_populations=args.populations,
+        num_samples=args.error_draws,
+        seed=args.seed,
+    )
     print("\nWillingness to pay in the population, cents a kWh for a unit of each feature")
     print(table.round(2).to_string(na_rep=""))
 
@@ -130,6 +135,9 @@ def make_parser() -> Parser:
     parser.add_argument("--draws", type=whole(25), default=1_000, help="posterior draws a person")
     parser.add_argument(
         "--fit-draws", type=whole(16), default=512, help="draws a person of the fits"
+    )
+    parser.add_argument(
+        "--error-draws", type=whole(16), default=256, help="draws a person of standard errors"
     )
     parser.add_argument(
         "--populations", type=whole(2), default=100, help="draws of the population, for errors"

@@ -64,7 +64,8 @@ def score_users(
 
     Args:
         model: A fitted model.
-        guide: Its guide; None for `latent_dim=0`.
+        guide: Its guide; None for `latent_dim=0`, or for draws around the modes of people's
+            posteriors under a linear utility and a normal prior.
         data: The comparisons of other people than those of the fit.
         num_samples: Number of proposals for each person to begin with.
         seed: Seed of the proposals.
@@ -76,7 +77,7 @@ def score_users(
         ValueError: If data, model and guide do not fit each other or there are too few proposals.
     """
     aligned = align(model, data)
-    check_guide(model, guide)
+    check_guide(model, guide, may_lack=model.is_mixed_logit)
     check_draws(model, num_samples, "psis")
     values, variance, _ = person_log_marginal_likelihood(
         model, guide, aligned, num_samples, TARGET_ERROR, MAX_SAMPLES, seed

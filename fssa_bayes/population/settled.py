@@ -104,8 +104,8 @@ def settle(
     have a density, by that (:mod:`fssa_bayes.population.complete_data`). Both are exact in the
     limit. By the margins there is less noise where a person's choices tell little, or Λ is close to
     singular; by the density nothing grows as exp(η) does. Both are evaluated from the same
-    draws, and the one is taken whose information is positive in more directions; of equals, the one
-    whose sets agree better.
+    first draws, and the one is taken whose information is positive in more directions; of equals,
+    the one whose sets agree better.
 
     Args:
         model: A model with linear utility and normal prior.
@@ -138,6 +138,7 @@ def settle(
         best = min(range(len(found)), key=lambda i: (found[i].lacking.shape[1], gaps[i]))
         if gaps[best] <= 1:
             break
+        ways = [ways[best]]  # Further draws are for the better way alone.
     return found[best]
 
 

@@ -83,7 +83,18 @@ def test_value_of_time(tmp_path: Path, train_choices: Path) -> None:
 
 @pytest.mark.slow
 def test_mixed_logit(tmp_path: Path) -> None:
-    few = ("--people", "40", "--fit-draws", "64", "--draws", "100", "--populations", "5")
+    few = (
+        "--people",
+        "40",
+        "--fit-draws",
+        "64",
+        "--draws",
+        "100",
+        "--populations",
+        "5",
+        "--error-draws",
+        "32",
+    )
     out = run("examples/mixed_logit.py", *few, "--out", str(tmp_path))
     assert "-4958.649 (xlogit" in out
     assert re.search(r"price log-normal, correlated +-\d", out)
