@@ -710,6 +710,7 @@ def test_everybody_needs_covariates_that_are_numbers() -> None:
         (lambda x: [x, 1 - 2 * x], "2 covariates .* are collinear, of rank 1", [0, 0]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:maximum likelihood did not converge in")
 def test_effects_that_the_data_do_not_identify_have_no_number(
     columns: Callable, match: str, identified: list[int]
 ) -> None:

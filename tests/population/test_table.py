@@ -121,6 +121,7 @@ def test_coefficients_of_features_have_no_reference() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:standard errors of the population differ:UserWarning")
+@pytest.mark.filterwarnings("ignore:maximum likelihood did not converge in")
 def test_people_who_differ_have_no_spread_of_a_constant_feature() -> None:
     """Nor a correlation with it; what is known of the others stays."""
     data = simulate(people=60)

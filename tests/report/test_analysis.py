@@ -88,6 +88,7 @@ def test_a_report_speaks_of_choices_from_sets(shared: bool, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:the largest context has:UserWarning")
+@pytest.mark.filterwarnings("ignore:maximum likelihood did not converge in")
 def test_the_gain_is_that_of_posteriors(data: Preferences) -> None:
     model = HeterogeneousBTL(data.num_features, 2, utility="linear")
     guide = NeuralProcessGuide(model, hidden_dim=8)

@@ -229,12 +229,25 @@ class MistakenGuide(NeuralProcessGuide):
         return TooHighFarOut(super().noise_density(*given, **options))
 
 
+class DrawnByGuide(HeterogeneousBTL):
+    """A linear model whose posteriors are drawn from the guide, as those of other utilities."""
+
+    is_mixed_logit = False
+
+
+@pytest.fixture
+def drawn_by_guide(truth: HeterogeneousBTL) -> HeterogeneousBTL:
+    model = copy.deepcopy(truth)
+    model.__class__ = DrawnByGuide
+    return model
+
+
 @pytest.mark.slow
-def test_a_wrong_posterior_fails_on_simulated_people(truth, guide, people, only) -> None:
+def test_a_wrong_posterior_fails_on_simulated_people(drawn_by_guide, guide, people, only) -> None:
     only("simulated people")
-    mistaken = MistakenGuide(truth, hidden_dim=16)
+    mistaken = MistakenGuide(drawn_by_guide, hidden_dim=16)
     mistaken.load_state_dict(guide.state_dict())
-    report = diagnose(truth, mistaken, people, **SMALL)
+    report = diagnose(drawn_by_guide, mistaken, people, **SMALL)
     assert verdict(report, "simulation-based calibration of the posterior") == "fail"
     assert verdict(report, "joint coverage of the latent factors") == "note"
     assert not report.passed
@@ -290,14 +303,14 @@ def test_only_what_data_do_not_allow_is_skipped(
         assert str(raised) in shown
 
 
-def test_errors_everywhere_are_counted(truth, people) -> None:
+def test_errors_everywhere_are_counted(drawn_by_guide, people) -> None:
     """A fault in the estimate of the time stops every part, and nothing is said to hold."""
 
     class Broken(NeuralProcessGuide):
         def encode(self, *arguments, **options) -> None:
             raise IndexError("a planted fault")
 
-    report = diagnose(truth, Broken(truth), people, **SMALL)
+    report = diagnose(drawn_by_guide, Broken(drawn_by_guide), people, **SMALL)
     assert set(report.table["verdict"]) == {"error", "skipped"}  # No people of a fit are given.
     assert report.summary[0].startswith("7 parts of this report stopped with an error")
     assert "was not checked in full" in report.summary[1]
