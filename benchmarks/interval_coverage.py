@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, spread
 from fssa_bayes import HeterogeneousBTL, Preferences, fit
 
 LEVEL = 0.95
@@ -116,12 +116,12 @@ def pairs(people: int, comparisons: int, seed: int) -> Preferences:
 
 
 def _row(case: str, error: str, quantity: str, values: np.ndarray) -> Row:
-    """Reports a share of intervals that cover, and the band that chance leaves to an exact one."""
+    """Reports a share of intervals that cover, and what chance leaves to exact ones."""
     values = np.asarray(values)
     given = values[~np.isnan(values)]
-    low, high = stats.binom.interval(0.999, max(len(given), 1), LEVEL)
+    number = max(len(given), 1)
+    low, high = (100 * end / number for end in stats.binom.interval(0.999, number, LEVEL))
     share = 100 * given.mean() if len(given) else np.nan
     missing = f", {len(values) - len(given)} not given" if len(given) < len(values) else ""
-    metric = f"{quantity} covered [chance]{missing}"
-    band = 100 * low / max(len(given), 1), 100 * high / max(len(given), 1)
-    return Row("interval_coverage", case, error, metric, "%", share, *band)
+    metric = f"{quantity} ({low:.0f}-{high:.0f} by chance{missing})"
+    return spread("interval_coverage", case, error, metric, "%", [share])

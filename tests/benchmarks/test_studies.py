@@ -14,6 +14,7 @@ NAMES = (
     "calibration",
     "nuts",
     "population_uncertainty",
+    "interval_coverage",
     "few_judges",
     "few_people",
     "policy",
