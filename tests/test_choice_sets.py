@@ -174,6 +174,31 @@ def test_the_guide_sees_neither_the_order_of_alternatives_nor_the_base(posterior
     torch.testing.assert_close(modes[0].z, modes[1].z, atol=1e-5, rtol=1e-4)
 
 
+def test_a_choice_has_the_same_digits_beside_full_rankings() -> None:
+    """Or what is known of a person would depend on how others were asked."""
+    rows = [
+        ("ann", 0, name, rank) for name, rank in zip("abcd", (None, 1, None, None), strict=True)
+    ]
+    rows += [("ann", 1, name, rank) for name, rank in zip("bda", (None, None, 1), strict=True)]
+    others = [("bob", 0, name, rank) for name, rank in zip("dbca", (1, 2, 3, 4), strict=True)]
+    names = ["user", "ranking", "item", "rank"]
+    items = pd.DataFrame(np.random.default_rng(0).normal(size=(4, 2)), index=list("abcd"))
+    alone, beside = (
+        Preferences.from_rankings(
+            pd.DataFrame(own, columns=names), **dict(zip(names, names, strict=True)), items=items
+        )
+        for own in (rows, rows + others)
+    )
+    model = linear(beside, 2)
+    z = torch.randn(64, 2, 2)
+    values = []
+    for data in (alone, beside):
+        batch = data.batch()
+        likelihood = model.choice(batch, z[:, : len(data)], backend="chunked")
+        values.append(likelihood.log_prob(batch.choice)[:, 0])
+    assert torch.equal(*values)
+
+
 def test_modes_are_those_of_a_grid() -> None:
     table = simulate(6, 5, (2, 5))
     data = read(table)

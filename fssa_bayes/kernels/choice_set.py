@@ -77,14 +77,14 @@ class _ChoiceSet(Function):
     @staticmethod
     def forward(ctx: Any, margin: Tensor, chosen: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(margin.shape[:-1], chosen.shape)
-        flat, chosen = _flatten(margin, chosen, lead)
+        flat, own = _flatten(margin, chosen, lead)
         log_prob, total = (margin.new_empty(flat.shape[:-1]) for _ in range(2))
         for part in _parts(flat):
             largest, rest = _largest_and_rest(flat[part])
             total[part] = largest + torch.log1p(rest)
             won = torch.zeros_like(largest)
             for number, value in enumerate(flat[part].unbind(-1), 1):
-                won = torch.where(_of(chosen, part) == number, value, won)
+                won = torch.where(_of(own, part) == number, value, won)
             log_prob[part] = (won - largest) - torch.log1p(rest)
         ctx.save_for_backward(margin, chosen, total)
         return log_prob.view(lead)
@@ -94,19 +94,18 @@ class _ChoiceSet(Function):
         margin, chosen, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # A gradient that is itself to be differentiated.
             lead = grad.shape
-            with torch.enable_grad():
-                share = F.pad(margin, (1, 0)).softmax(-1)[..., 1:].expand(*lead, -1)
+            share = F.pad(margin, (1, 0)).softmax(-1)[..., 1:].expand(*lead, -1)
             numbers = torch.arange(1, margin.shape[-1] + 1, device=margin.device)
             won = chosen.expand(lead).unsqueeze(-1) == numbers
             slope = grad.unsqueeze(-1) * (won.to(share) - share)
             return slope.sum_to_size(margin.shape), None
-        flat, _ = _flatten(margin, chosen, grad.shape)
+        flat, own = _flatten(margin, chosen, grad.shape)
         slope = margin.new_empty(flat.shape)
         numbers = torch.arange(1, flat.shape[-1] + 1, device=margin.device)
         rows = grad.reshape(total.shape)
         for part in _parts(flat):
             share = (flat[part] - total[part].unsqueeze(-1)).exp_()
-            won = _of(chosen, part).unsqueeze(-1) == numbers
+            won = _of(own, part).unsqueeze(-1) == numbers
             torch.mul(won.to(share.dtype).sub(share), rows[part].unsqueeze(-1), out=slope[part])
         return slope.view(*grad.shape, margin.shape[-1]).sum_to_size(margin.shape), None
 

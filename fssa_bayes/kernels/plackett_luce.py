@@ -8,7 +8,7 @@ a stage of two items is a Bradley–Terry comparison.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -115,11 +115,9 @@ class Rankings:
         several = size > 1
         if not several.any():
             return None
-        alone, first, size = first[~several], first[several], size[several]
-        start = _starts(size)
-        rows = torch.repeat_interleave(first - start, size) + _count(size)
         inside, head = torch.zeros_like(mask).flatten(), torch.zeros_like(mask).flatten()
-        inside[rows] = True
+        inside[place[several.repeat_interleave(size)]] = True
+        alone, first, size = first[~several], first[several], size[several]
         head[first] = True
         left = left.flatten()
         found = cls(
@@ -131,15 +129,14 @@ class Rankings:
             num_below=torch.ones_like(size),
             is_worst=left[first] == left[first + 1],
         )
-        place = found.order(choice)
-        last = place.masked_fill(found.is_padding, 0).amax(-1, keepdim=True)
-        num_below = (place == last).sum(-1)
-        if ((last.squeeze(-1) + num_below != size + 2) | (last.squeeze(-1) == 1)).any():
+        order = found.order(choice)
+        last = order.masked_fill(found.is_padding, 0).amax(-1)
+        num_below = (order == last.unsqueeze(-1)).sum(-1)
+        if ((last + num_below != size + 2) | (last == 1)).any():
             raise ValueError(
                 "mask must keep or hide a ranking as a whole, got one that is hidden in part"
             )
-        object.__setattr__(found, "num_below", num_below)
-        return found
+        return replace(found, num_below=num_below)
 
     @property
     def most(self) -> int:
@@ -206,11 +203,19 @@ class Rankings:
 
     def log_prob_of_rankings(self, margin: Tensor, choice: Tensor) -> Tensor:
         """Evaluates the log-probability of each ranking, in nats, with shape (*, G)."""
-        place = self.order(choice)
-        if self._have_one_stage:
-            available = None if self._are_of_one_size else ~self.is_padding[:, 1:]
-            return choice_set(self._rows(margin), place.argmin(-1), available)
-        return self._log_prob_of_stages(self.utility(margin), place).sum(-1)
+        place, is_choice = self.order(choice), self.stages == 1
+        if is_choice.all():
+            return self._log_prob_of_choices(margin, place)
+        stages = steady_sum(self._log_prob_of_stages(self.utility(margin), place))
+        if not is_choice.any():
+            return stages
+        # A choice from a set has the same digits whether or not there are other rankings.
+        return torch.where(is_choice, self._log_prob_of_choices(margin, place), stages)
+
+    def _log_prob_of_choices(self, margin: Tensor, place: Tensor) -> Tensor:
+        """Evaluates the log-probability of the first stage of each ranking, (*, G)."""
+        available = None if self._are_of_one_size else ~self.is_padding[:, 1:]
+        return choice_set(self._rows(margin), place.argmin(-1), available)
 
     def log_prob_of_people(self, margin: Tensor, choice: Tensor) -> Tensor:
         """Sums the log-probabilities of the rankings of each person, in nats, to shape (*, U)."""
@@ -240,11 +245,6 @@ class Rankings:
             is_slot = number <= self.size
             total = torch.where(is_slot, log_add(total, value.masked_fill(~is_slot, 0.0)), total)
         return utility - total.unsqueeze(-1)
-
-    @cached_property
-    def _have_one_stage(self) -> bool:
-        """Whether all rankings are choices from a set."""
-        return int(self.stages.max()) == 1
 
     @cached_property
     def _are_of_one_size(self) -> bool:
@@ -289,10 +289,8 @@ class Rankings:
             left = (place > stage) & ~self.is_padding
             share = _softmax(utility.masked_fill(~left, -torch.inf))[..., 1:]
             won = (place == stage + 1)[:, 1:]
-            firsts.append(
-                (won.to(share.dtype) - share).masked_fill(~(left[:, 1:] & runs.unsqueeze(-1)), 0.0)
-            )
-            takes_part = left[:, 1:] & is_row & runs.unsqueeze(-1)
+            takes_part = left[:, 1:] & runs.unsqueeze(-1)
+            firsts.append((won.to(share.dtype) - share).masked_fill(~takes_part, 0.0))
             ranking = takes_part.nonzero()[:, 0]
             numbers = runs.long().cumsum(0) - 1 + number
             number += int(runs.sum())
@@ -380,12 +378,3 @@ def _softmax(utility: Tensor) -> Tensor:
     weight = (utility - utility.amax(-1, keepdim=True)).exp()
     first, *others = weight.unbind(-1)
     return weight / sum(others, first).unsqueeze(-1)
-
-
-def _starts(size: Tensor) -> Tensor:
-    return size.cumsum(0) - size
-
-
-def _count(size: Tensor) -> Tensor:
-    """Counts 0, 1, 2, … through all entries, to be added to starts less their position."""
-    return torch.arange(int(size.sum()), device=size.device)

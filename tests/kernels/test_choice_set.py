@@ -71,6 +71,10 @@ def test_choices_may_differ_between_draws() -> None:
     value = choice_set(margin, chosen)
     each = [choice_set(margin[s : s + 1], chosen[s]) for s in range(6)]
     torch.testing.assert_close(value, torch.cat(each))
+    groups = margin.view(2, 3, 5, 2).clone().requires_grad_()
+    in_groups = chosen.view(2, 3, 5)
+    torch.testing.assert_close(choice_set(groups, in_groups).view(6, 5), value)
+    assert torch.autograd.gradgradcheck(lambda m: choice_set(m, in_groups), groups)
 
 
 def test_pairs_are_bradley_terry_comparisons() -> None:
