@@ -29,7 +29,7 @@ from fssa_bayes.data.precision import (
     usable_numbers,
 )
 from fssa_bayes.data.preferences import Preferences
-from fssa_bayes.data.rankings import list_stage_pairs
+from fssa_bayes.data.rankings import list_stage_wins
 from fssa_bayes.data.readers.categories import expand_levels, name_levels
 from fssa_bayes.data.summary import Summary
 from fssa_bayes.kernels.plackett_luce import StagePairs
@@ -58,7 +58,7 @@ __all__ = [
     "first_names",
     "identified_covariates",
     "label_components",
-    "list_stage_pairs",
+    "list_stage_wins",
     "list_wins",
     "name_levels",
     "names_from_json",

@@ -218,9 +218,7 @@ def _select_ranked(data: Data, names: pd.Index) -> tuple[np.ndarray, ...]:
     """Lays out what rankings tell of some items: left, right, choice and judgement of rows."""
     slots, own = data.judgements.list_slots(data.left, data.right, data.choice)
     position = find_names(data.item_names, names)[slots.item]
-    last = np.zeros(len(own), dtype=np.int64)
-    np.maximum.at(last, slots.ranking, slots.place)
-    is_ranked = slots.place < last[slots.ranking]
+    is_ranked = slots.place < slots.last[slots.ranking]
     kept = np.flatnonzero(position >= 0)
     # Two items at least, and one of them ranked: or else nothing is known any more.
     size = np.bincount(slots.ranking[kept], minlength=len(own))

@@ -12,7 +12,7 @@ from fssa_bayes.data.judgements import Judgements
 from fssa_bayes.data.keys import distinct_keys
 from fssa_bayes.data.names import first_names
 from fssa_bayes.data.ragged import offsets_of
-from fssa_bayes.data.rankings import list_stage_pairs
+from fssa_bayes.data.rankings import list_stage_wins
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -55,9 +55,7 @@ def list_wins(data: Comparisons) -> Wins:
     by_left = np.flatnonzero(alone & (data.choice >= 0.5))
     by_right = np.flatnonzero(alone & (data.choice <= 0.5))
     slots, _ = data.judgements.list_slots(data.left, data.right, data.choice)
-    higher, lower = list_stage_pairs(slots)
-    winner = np.where(slots.is_worst[higher], lower, higher)
-    loser = np.where(slots.is_worst[higher], higher, lower)
+    _, winner, loser = list_stage_wins(slots)
     rows = np.flatnonzero(data.judgements.inside)[slots.row[loser]]
     return Wins(
         np.concatenate([data.left[by_left], data.right[by_right], slots.item[winner]]),
@@ -88,14 +86,13 @@ def as_pairs(data: Data) -> Data:
         for name, values in parts.items()
     }
     slots, own = data.judgements.list_slots(data.left, data.right, data.choice)
-    higher, _ = list_stage_pairs(slots)
     return replace(
         data,
         **joined,
         offsets=offsets_of(np.bincount(data.person[number], minlength=len(data))),
         judgements=Judgements(len(number)),
         side=None if data.side is None else data.side[number],
-        broken=(len(own), len(distinct_keys(higher, len(slots.item)))),
+        broken=(len(own), int((slots.last - 1).sum())),  # A stage for each place but the last.
     )
 
 

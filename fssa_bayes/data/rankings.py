@@ -27,11 +27,12 @@ from fssa_bayes.data.ragged import list_ranges, number_runs, run_ends
 
 __all__ = [
     "Slots",
+    "StageWins",
     "break_into_rows",
     "check_rankings",
     "lay_out",
     "list_slots",
-    "list_stage_pairs",
+    "list_stage_wins",
 ]
 
 
@@ -54,6 +55,26 @@ class Slots(NamedTuple):
     row: np.ndarray
     is_base: np.ndarray
     is_worst: np.ndarray
+
+    @property
+    def last(self) -> np.ndarray:
+        """Last place of each of G rankings, that of the unranked items, with shape (G,)."""
+        start = np.flatnonzero(np.diff(self.ranking, prepend=-1))
+        return np.maximum.reduceat(self.place, start) if len(start) else start
+
+
+class StageWins(NamedTuple):
+    """Lists the wins that the stages of rankings tell.
+
+    Attributes:
+        stage: Slot of the item that each of Q wins' stage chose, with shape (Q,).
+        winner: Slot of the item with the higher utility, (Q,).
+        loser: Slot of the other item, (Q,).
+    """
+
+    stage: np.ndarray
+    winner: np.ndarray
+    loser: np.ndarray
 
 
 def break_into_rows(
@@ -88,13 +109,13 @@ def lay_out(
         Left, right, choice and ranking of each row, ranking by ranking, each with shape (R,).
     """
     place = _places(group, rank)
-    last = np.append(np.diff(group) != 0, True)[: len(group)]
-    base = np.repeat(np.flatnonzero(last), np.unique(group, return_counts=True)[1])
-    choice = (1.0 + place[base] - place)[~last] / 2
-    left, right = item[~last], item[base][~last]
+    base = run_ends(group)[1] - 1
+    other = base != np.arange(len(group))
+    choice = (1.0 + place[base] - place)[other] / 2
+    left, right = item[other], item[base][other]
     if is_worst is not None:
-        left, right = np.where(is_worst[~last], (right, left), (left, right))
-    return left, right, choice, group[~last]
+        left, right = np.where(is_worst[other], (right, left), (left, right))
+    return left, right, choice, group[other]
 
 
 def _places(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -140,19 +161,20 @@ def list_slots(
     return Slots(ranking, item, place, row, is_base, is_worst[ranking])
 
 
-def list_stage_pairs(slots: Slots) -> tuple[np.ndarray, np.ndarray]:
-    """Lists the pairs of slots whose order rankings tell: the higher and the lower of each, (Q,).
+def list_stage_wins(slots: Slots) -> StageWins:
+    """Lists the wins that rankings tell, ranking by ranking and stage by stage.
 
-    Pairs are listed ranking by ranking, stage by stage, the higher slot being the stage's winner.
+    A stage chooses the best item of those that are left, or the worst where a ranking begins with
+    the worst.
     """
     order = order_within(slots.ranking, slots.place)
     ranking, place = slots.ranking[order], slots.place[order]
     _, stop = run_ends(ranking)
-    last = place[stop - 1]
-    count = np.where(place < last, stop - np.arange(len(order)) - 1, 0)
-    higher = np.repeat(np.arange(len(order)), count)
-    lower = list_ranges(np.arange(len(order)) + 1, count)
-    return order[higher], order[lower]
+    count = np.where(place < slots.last[ranking], stop - np.arange(len(order)) - 1, 0)
+    stage = order[np.repeat(np.arange(len(order)), count)]
+    rest = order[list_ranges(np.arange(len(order)) + 1, count)]
+    is_worst = slots.is_worst[stage]
+    return StageWins(stage, np.where(is_worst, rest, stage), np.where(is_worst, stage, rest))
 
 
 def check_rankings(

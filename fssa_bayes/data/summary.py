@@ -178,8 +178,7 @@ def count_rankings(data: Comparisons) -> dict[str, int | tuple[int, int]]:
     if not len(own):
         return {}
     size = np.bincount(slots.ranking)
-    last = np.zeros(len(own), dtype=np.int64)
-    np.maximum.at(last, slots.ranking, slots.place)
+    last = slots.last
     # A set of three or more, of which one is chosen, leaves two or more in the last place.
     is_choice = (last == 2) & (size > 2)
     unranked = (size - last + 1)[~is_choice]

@@ -83,7 +83,34 @@ class HeavyNoise(TorchDistribution):
         return HeavyNoise(is_wide, self.event_shape[0], self.share.dtype)
 
 
-class AffineCoupling(Transform):
+class _Coupling(Transform):
+    """Changes the active half of a vector by functions of the passive half.
+
+    A subclass keeps the log-determinant of the last call or inversion beside its x, because to
+    compute it again would take another pass of the network.
+
+    Args:
+        split_dim: Width of the passive half, which comes first.
+        hypernet: Maps the passive half (*, split_dim) to the parameters of the change.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, split_dim: int, hypernet: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__(cache_size=1)
+        self.split_dim = split_dim
+        self.hypernet = hypernet
+        self._log_det: tuple[Tensor | None, Tensor | None] = None, None
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the log-determinant of the Jacobian, (*)."""
+        if self._log_det[0] is not x:
+            self._call(x)
+        return self._log_det[1]
+
+
+class AffineCoupling(_Coupling):
     r"""Shifts and scales the active half of a vector by functions of the passive half.
 
     :math:`y = a + e^b x` with b between −5 and 3, whose bounds leave its gradient as it is. Equal
@@ -96,15 +123,6 @@ class AffineCoupling(Transform):
     References:
         Dinh, Sohl-Dickstein & Bengio (2017), Density estimation using Real NVP, arXiv 1605.08803.
     """
-
-    domain = codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self, split_dim: int, hypernet: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        super().__init__(cache_size=1)
-        self.split_dim = split_dim
-        self.hypernet = hypernet
-        self._log_det: tuple[Tensor | None, Tensor | None] = None, None
 
     def _call(self, x: Tensor) -> Tensor:
         passive, active = x.tensor_split([self.split_dim], -1)
@@ -119,19 +137,13 @@ class AffineCoupling(Transform):
         self._log_det = x, log_scale.sum(-1)
         return x
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the log-determinant of the Jacobian, (*)."""
-        if self._log_det[0] is not x:
-            self._call(x)
-        return self._log_det[1]
-
     def _parameters(self, passive: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.hypernet(passive)
         free = log_scale.detach()
         return shift, log_scale + (free.clamp(_LEAST_LOG_SCALE, _LARGEST_LOG_SCALE) - free)
 
 
-class BentCoupling(Transform):
+class BentCoupling(_Coupling):
     r"""Shifts, scales and bends the active half of a vector by functions of the passive half,
 
     .. math:: y = a + e^b \left(x + s (\sqrt{1 + x^2} - 1)\right), \quad |s| < 1.
@@ -145,15 +157,6 @@ class BentCoupling(Transform):
         split_dim: Width of the passive half, which comes first.
         hypernet: Maps the passive half (*, split_dim) to a, b and s before they are bounded.
     """
-
-    domain = codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self, split_dim: int, hypernet: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        super().__init__(cache_size=1)
-        self.split_dim = split_dim
-        self.hypernet = hypernet
-        self._log_det: tuple[Tensor | None, Tensor | None] = None, None
 
     def _call(self, x: Tensor) -> Tensor:
         passive, active = x.tensor_split([self.split_dim], -1)
@@ -172,12 +175,6 @@ class BentCoupling(Transform):
         self._keep(x, active, (1 + active.square()).sqrt(), log_scale, bend)
         return x
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the log-determinant of the Jacobian, (*)."""
-        if self._log_det[0] is not x:
-            self._call(x)
-        return self._log_det[1]
-
     def _parameters(self, passive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift, log_scale, bend = self.hypernet(passive)
         log_scale = _LARGEST_LOG_SCALE * torch.tanh(log_scale / _LARGEST_LOG_SCALE)
@@ -186,7 +183,7 @@ class BentCoupling(Transform):
     def _keep(
         self, x: Tensor, active: Tensor, root: Tensor, log_scale: Tensor, bend: Tensor
     ) -> None:
-        """Stores the log-determinant, which would take another pass of the network."""
+        """Keeps the log-determinant."""
         self._log_det = x, (log_scale + torch.log1p(bend * active / root)).sum(-1)
 
 

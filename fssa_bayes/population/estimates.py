@@ -120,9 +120,7 @@ class Estimates:
         """
         kind = self.uncertainty.choose(kind)
         self._warn_of_unsettled([kind])
-        if kind == "sandwich":
-            self._warn_of_single_people()
-        return self.uncertainty.standard_errors(self.jacobian, kind).numpy()
+        return self._standard_errors(kind)
 
     def _standard_errors(self, kind: str) -> np.ndarray:
         if kind == "sandwich":

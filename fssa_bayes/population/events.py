@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 from scipy import sparse
 
-from fssa_bayes.data import Preferences, count_keys, distinct_keys, list_stage_pairs
+from fssa_bayes.data import Preferences, count_keys, distinct_keys, list_stage_wins
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population.newton import climb, solve_with_ridge
 
@@ -364,11 +364,9 @@ def _comparison_rows(
 def _ranking_rows(data: Preferences) -> tuple[np.ndarray, ...]:
     """Returns the same of rankings, whose stages are events."""
     slots, _ = data.judgements.list_slots(data.left, data.right, data.choice)
-    higher, lower = list_stage_pairs(slots)
-    is_worst = slots.is_worst[higher]
-    better = slots.item[np.where(is_worst, lower, higher)]
-    worse = slots.item[np.where(is_worst, higher, lower)]
-    stage, event = np.unique(higher, return_inverse=True)
+    wins = list_stage_wins(slots)
+    better, worse = slots.item[wins.winner], slots.item[wins.loser]
+    stage, event = np.unique(wins.stage, return_inverse=True)
     order = np.argsort(event, kind="stable")
     ones = np.ones(len(order))
     columns = better[order], worse[order], ones, 0 * ones, 0 * ones, event[order]

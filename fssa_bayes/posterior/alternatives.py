@@ -13,16 +13,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fssa_bayes.data import Preferences
-from fssa_bayes.posterior.choices import Likelihoods, weighted_mean, weighted_quantiles
+from fssa_bayes.posterior.choices import (
+    Likelihoods,
+    check_level,
+    weighted_mean,
+    weighted_quantiles,
+)
+from fssa_bayes.sampling import pad_draws
 
-__all__ = ["check_level", "describe_alternatives", "tabulate_alternatives"]
-
-
-_LANES = 64  # Numbers: whole vectors of every processor.
+__all__ = ["describe_alternatives", "tabulate_alternatives"]
 
 
 class _Described(NamedTuple):
@@ -33,12 +35,6 @@ class _Described(NamedTuple):
     upper: Tensor
     epistemic: Tensor
     aleatoric: Tensor
-
-
-def check_level(level: float) -> None:
-    """Raises a ValueError unless `level` is the probability of an interval."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
 def describe_alternatives(level: float) -> Callable[[Likelihoods], tuple[_Described, _Described]]:
@@ -95,7 +91,7 @@ def _describe(
     mean = weighted_mean(prob, weights).clamp(0, 1)
     aleatoric = _add_up(weighted_mean(entropy, weights))
     # A function of whole vectors does not depend on the place in memory.
-    total = torch.special.entr(F.pad(mean.flatten(), (0, -mean.numel() % _LANES)))
+    total = torch.special.entr(pad_draws(mean.flatten(), 0))
     total = _add_up(total[: mean.numel()].view_as(mean))
     epistemic = (total - aleatoric).clamp(min=0)
     values = (

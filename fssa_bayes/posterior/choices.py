@@ -20,6 +20,7 @@ __all__ = [
     "ChoiceProbability",
     "Likelihoods",
     "Predictor",
+    "check_level",
     "describe_choices",
     "describe_part",
     "join_choices",
@@ -140,6 +141,12 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Averages draws (S, U, N) with normalised weights (S, U), to (U, N)."""
     # Draws come last, so that they are added in one order wherever a comparison stands.
     return (values.permute(1, 2, 0).contiguous() * weights.T.unsqueeze(1)).sum(-1)
+
+
+def check_level(level: float) -> None:
+    """Raises a ValueError unless `level` is the probability of an interval."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
 def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, push
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.posterior.choices import check_level
 from fssa_bayes.sampling import propose
 
 __all__ = [
@@ -59,8 +60,7 @@ def context_surprise(
     ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_level(level)
     streams = Streams(seed, "surprise")
     observed = torch.cat(
         [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL, positions, require_linear
-from fssa_bayes.posterior.choices import weighted_quantiles
+from fssa_bayes.posterior.choices import check_level, weighted_quantiles
 
 __all__ = ["MOST_POSITIVE", "find_price", "payment_table", "payments"]
 
@@ -31,8 +31,7 @@ def find_price(
     require_linear(model, what)
     if data.items is None:
         raise ValueError(f"{what} needs items with features, of which one is a price")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_level(level)
     return int(positions("price", [price], data.feature_names)[0])
 
 

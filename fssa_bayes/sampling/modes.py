@@ -71,8 +71,7 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
     """
     # In double precision everywhere: the order of a sum, which the other people decide, must not be
     # seen in a mode that is rounded.
-    if model.dtype != torch.float64:
-        model = copy.deepcopy(model).double()
+    model = _in_double(model)
     batch = batch.clean().double()
     items = model.prepare_items(batch.items)
     location = model.location(batch.covariates).double().expand(batch.num_users, model.latent_dim)
@@ -113,12 +112,19 @@ def find_all_modes(model: HeterogeneousBTL, data: Preferences) -> Modes:
     On a CPU each person's are the same in any order, subset and thread.
     """
 
+    model = _in_double(model)  # Once for all parts.
+
     def find(people: slice) -> Modes:
         return find_modes(model, data.batch(range(people.start, people.stop)).to(model.device))
 
     parts = map_people(model.device, find, list(user_slices(data, _DRAWS)))
     z, factor = (torch.cat(part) for part in zip(*((m.z, m.factor) for m in parts), strict=True))
     return Modes(z, factor).rounded()
+
+
+def _in_double(model: HeterogeneousBTL) -> HeterogeneousBTL:
+    """Returns a model in double precision: a copy, unless the model is in it."""
+    return model if model.dtype == torch.float64 else copy.deepcopy(model).double()
 
 
 def _expand(

@@ -8,14 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fssa_bayes._random import Streams
+from fssa_bayes.sampling.steady import pad_draws
 
 __all__ = ["normal_points"]
 
-_LANES = 64
 _MOST_DIMENSIONS = 16  # Beyond, points fill space no more evenly than independent draws do.
 
 
@@ -52,7 +51,7 @@ def normal_points(
 
 def _normal(uniform: Tensor) -> Tensor:
     """Maps uniform numbers to standard normal ones, each in a whole vector of the processor."""
-    flat = F.pad(uniform.flatten(), (0, -uniform.numel() % _LANES), value=0.5)
+    flat = pad_draws(uniform.flatten(), 0, 0.5)
     return (math.sqrt(2) * torch.erfinv(2 * flat - 1))[: uniform.numel()].view(uniform.shape)
 
 
