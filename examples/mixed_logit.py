@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> None:
     if args.people is not None:
         data = data.subset(range(min(args.people, len(data))))
     print(data.summary())
-    results = {name: fit_model(data, options, args) for name, options in MODELS.items()}
+    print(f"\n{'coefficients':<30}{'log-likelihood':>20}{'CPU s':>8}  published")
+    results = {name: fit_model(name, data, args) for name in MODELS}
     print_population(results["normal, correlated"], args)
     result = results["price log-normal, correlated"]
     print_payments(result, args)
@@ -67,12 +68,9 @@ def main(args: argparse.Namespace) -> None:
     print(f"\nfigure and table in {args.out}")
 
 
-def fit_model(data: Preferences, options: dict[str, object], args: argparse.Namespace) -> FitResult:
+def fit_model(name: str, data: Preferences, args: argparse.Namespace) -> FitResult:
     """Fits a model, and prints its log-likelihood beside the published ones."""
-    name = next(name for name, own in MODELS.items() if own is options)
-    if options is MODELS["the same for everybody"]:
-        print(f"\n{'coefficients':<30}{'log-likelihood':>20}{'CPU s':>8}  published")
-    options = {"latent_dim": None} | options
+    options = {"latent_dim": None} | MODELS[name]
     model = HeterogeneousBTL.for_data(data, utility="linear", seed=args.seed, **options)
     start = time.process_time()
     # A homogeneous model has nothing to integrate over.

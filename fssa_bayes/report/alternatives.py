@@ -20,6 +20,7 @@ __all__ = [
     "describe_coefficients",
     "describe_unit",
     "draw_sets",
+    "has_own_items",
     "tabulate_population",
 ]
 
@@ -38,6 +39,11 @@ def count_judgements(data: Preferences) -> str:
     )
     said = [f"{n:,} {what}{'' if n == 1 else 's'}{rest}" for n, what, rest in counted if n]
     return " and ".join(said or ["0 comparisons"])
+
+
+def has_own_items(data: Preferences) -> bool:
+    """Tells whether choices are from sets whose items, with features, are of one situation each."""
+    return data.has_rankings and data.items is not None and not data.summary().items_recur
 
 
 def describe_unit(data: Preferences, *, has_ties: bool) -> tuple[str, str]:

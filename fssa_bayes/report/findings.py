@@ -23,6 +23,7 @@ from fssa_bayes.report.alternatives import (
     describe_coefficients,
     describe_unit,
     draw_sets,
+    has_own_items,
     tabulate_population,
 )
 from fssa_bayes.report.page import Section
@@ -282,8 +283,8 @@ def _verdict(size: int, gain: float, error: float, people: int) -> str:
 
 
 def describe_average(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
-    """Ranks items, or tabulates coefficients where every item is in one judgement alone."""
-    if data.items is not None and not data.summary().items_recur:
+    """Ranks items, or tabulates coefficients where situations have items of their own."""
+    if has_own_items(data):
         return describe_coefficients(data, seed, penalty, ties=model_of_ties(data))
     return rank_items(data, seed, penalty)
 
@@ -421,7 +422,7 @@ def describe_differences(
         f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
         f"over the fitted population{half}). The difference, {between - within:.3f}, is taste."
     )
-    if not data.summary().items_recur and data.items is not None:
+    if has_own_items(data):
         text.append("Every item is in one judgement alone, so that people are not compared by it.")
         figures = [draw_sets(*choose_person(model, guide, data, num_samples, seed), MAX_DRAWN)]
         return Section(heading, text, figures=figures, parts=tabulate_population(result, seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,7 @@ def data() -> Preferences:
     return linear_factors.simulate(40, 12, population, seed=0).data
 
 
-def test_the_ranking_is_that_of_a_fit(make_data: Callable[..., Preferences]) -> None:
-    data = make_data([6] * 30, num_items=8)
+def test_the_ranking_is_that_of_a_fit(data: Preferences) -> None:
     analysis = rank(data, seed=3)
     model = HeterogeneousBTL(data.num_features, 0, utility="linear")
     labels = data.components()
@@ -36,7 +34,16 @@ def test_the_ranking_is_that_of_a_fit(make_data: Callable[..., Preferences]) -> 
     assert analysis.figures["leader"] == str(expected.index[0])
 
 
-def test_items_of_one_judgement_each_are_not_ranked(data: Preferences) -> None:
+def test_items_of_one_choice_set_each_are_not_ranked() -> None:
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(rng.normal(size=(720, 2)), columns=["x", "y"])
+    df = df.assign(
+        user=np.arange(720) // 18, situation=np.arange(720) // 3, item=np.arange(720) % 3
+    )
+    value = (df["x"] - df["y"] + rng.gumbel(size=720)).to_numpy().reshape(-1, 3)
+    df["chosen"] = (value == value.max(-1, keepdims=True)).ravel()
+    columns = {name: name for name in ("user", "situation", "item", "chosen")}
+    data = Preferences.from_choices(df, **columns, features=["x", "y"])
     analysis = rank(data, seed=3)
     model = HeterogeneousBTL(data.num_features, 0, utility="linear")
     expected = fit(model, None, data, progress_bar=False).population(level=0.9).loc["mean"]
