@@ -18,7 +18,8 @@ import torch
 from scipy import stats
 
 from benchmarks.harness import Row, spread
-from fssa_bayes import HeterogeneousBTL, Preferences, fit
+from benchmarks.population_uncertainty import pairs
+from fssa_bayes import HeterogeneousBTL, fit
 
 LEVEL = 0.95
 ERRORS = ("se_hessian", "se_sandwich")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 def cover(kind: str, people: int, seed: int) -> dict[tuple[str, tuple], float]:
     """Fits a set of people, and tells which intervals hold the truth; NaN without an interval."""
     truth = build(kind)
-    data, _ = truth.simulate(pairs(people, 10, seed), seed=seed)
+    data, _ = truth.simulate(pairs(people, 10, seed, NAMES), seed=seed)
     model = build(kind, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of intervals that are not given, which are counted.
@@ -102,17 +103,6 @@ def figures(kind: str) -> pd.Series:
 
 
 FIGURES = {kind: figures(kind) for kind in KINDS}
-
-
-def pairs(people: int, comparisons: int, seed: int) -> Preferences:
-    """Asks people about random pairs of 200 items."""
-    rng = np.random.default_rng(seed)
-    left = rng.integers(200, size=people * comparisons)
-    right = (left + rng.integers(1, 200, size=len(left))) % 200
-    offsets = np.arange(0, len(left) + 1, comparisons)
-    items = np.random.default_rng(0).normal(size=(200, len(NAMES)))
-    options = {"items": items, "feature_names": NAMES}
-    return Preferences(left, right, np.zeros(len(left)), offsets, **options)
 
 
 def _row(case: str, error: str, quantity: str, values: np.ndarray) -> Row:

@@ -76,11 +76,15 @@ def coverage(people: int, others: int, steps: int, seed: int) -> dict[tuple[int,
     return {key: value.item() for key, value in found.items()}
 
 
-def pairs(people: int, comparisons: int, seed: int) -> Preferences:
-    """Asks people about random pairs of 200 items."""
+def pairs(
+    people: int, comparisons: int, seed: int, names: tuple[str, ...] | None = None
+) -> Preferences:
+    """Asks people about random pairs of 200 items, with features of these names, or of none."""
     rng = np.random.default_rng(seed)
     left = rng.integers(200, size=people * comparisons)
     right = (left + rng.integers(1, 200, size=len(left))) % 200
     offsets = np.arange(0, len(left) + 1, comparisons)
-    features = np.random.default_rng(0).normal(size=(200, len(MEAN)))
-    return Preferences(left, right, np.zeros(len(left)), offsets, items=features)
+    width = len(MEAN if names is None else names)
+    items = np.random.default_rng(0).normal(size=(200, width))
+    choice = np.zeros(len(left))
+    return Preferences(left, right, choice, offsets, items=items, feature_names=names)
