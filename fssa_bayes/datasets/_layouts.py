@@ -18,11 +18,31 @@ import pandas as pd
 from fssa_bayes.data import Preferences
 from fssa_bayes.datasets._tables import as_text, list_names
 
-__all__ = ["Part", "choose_layout"]
+__all__ = ["Part", "Source", "choose_layout"]
 
 _MISSING_CHOICES = ("na", "n/a", "<na>", "nan", "null", "none")
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 Path = str | os.PathLike[str]
+
+
+class Source(NamedTuple):
+    """Holds a file as it was read, and what is asked of it.
+
+    Attributes:
+        path: Path of the file, for messages.
+        frame: Its cells, as text.
+        roles: Names of columns by the roles that they were given.
+        labels: Translation of the file's own words for choices, or None.
+        ties: `"drop"`, `"half"` or `"keep"`.
+        options: What layouts need beside columns of roles, by the name of the argument.
+    """
+
+    path: Path
+    frame: pd.DataFrame
+    roles: Mapping[str, str]
+    labels: Mapping[str, str] | None
+    ties: str
+    options: Mapping[str, Any]
 
 
 class Part(NamedTuple):
@@ -41,7 +61,7 @@ class Part(NamedTuple):
     compared: pd.DataFrame | None = None
 
 
-def choose_layout(roles: Mapping[str, str], options: Mapping[str, Any]) -> Callable[..., Part]:
+def choose_layout(roles: Mapping[str, str], options: Mapping[str, Any]) -> Callable[[Source], Part]:
     """Returns the layout that columns and options make, or refuses what makes none."""
     given = {*roles, *(name for name, value in options.items() if value not in (None, False))}
     for needed, also, layout in _LAYOUTS:
@@ -53,36 +73,24 @@ def choose_layout(roles: Mapping[str, str], options: Mapping[str, Any]) -> Calla
     )
 
 
-def _comparisons(
-    path: Path,
-    frame: pd.DataFrame,
-    roles: Mapping[str, str],
-    labels: Mapping[str, str] | None,
-    ties: str,
-    options: Mapping[str, Any],
-) -> Part:
+def _comparisons(source: Source) -> Part:
     """One row a comparison."""
+    roles, labels = source.roles, source.labels
     chosen = roles.get("choice")
-    cells = _select(path, frame, roles)
-    complete, missing = _complete(path, cells, roles, labels or ())
+    complete, missing = _complete(source.path, _select(source), roles, labels or ())
     if labels is None and chosen:
-        complete = complete.assign(**{chosen: _decode_choices(path, complete, roles)})
+        complete = complete.assign(**{chosen: _decode_choices(source.path, complete, roles)})
     complete = _decode_sides(complete, roles)
     pair = [roles[role] for role in ("left", "right", "winner", "loser") if role in roles]
-    read = partial(Preferences.from_dataframe, complete, **roles, choice_labels=labels, ties=ties)
+    options = {"choice_labels": labels, "ties": source.ties}
+    read = partial(Preferences.from_dataframe, complete, **roles, **options)
     return Part(read, missing, _people(complete, roles), complete[pair])
 
 
-def _wins(
-    path: Path,
-    frame: pd.DataFrame,
-    roles: Mapping[str, str],
-    labels: Mapping[str, str] | None,
-    ties: str,
-    options: Mapping[str, Any],
-) -> Part:
+def _wins(source: Source) -> Part:
     """One row a pair, with numbers of wins."""
-    complete, missing = _complete(path, _select(path, frame, roles), roles, ())
+    roles, ties = source.roles, source.ties
+    complete, missing = _complete(source.path, _select(source), roles, ())
     complete = _decode_sides(complete, roles)
     columns = {role: column for role, column in roles.items() if role != "tied"}
     if "tied" in roles and ties != "drop":
@@ -95,28 +103,22 @@ def _wins(
     return Part(read, missing, _people(complete, roles), complete[[roles["left"], roles["right"]]])
 
 
-def _pair_columns(
-    path: Path,
-    frame: pd.DataFrame,
-    roles: Mapping[str, str],
-    labels: Mapping[str, str] | None,
-    ties: str,
-    options: Mapping[str, Any],
-) -> Part:
+def _pair_columns(source: Source) -> Part:
     """One row a person, one column a pair."""
-    sep, user = options["pair_columns"], roles.get("user")
-    columns = [name for name in frame.columns if sep in name and name != user]
+    sep, user = source.options["pair_columns"], source.roles.get("user")
+    named = source.frame.columns
+    columns = [name for name in named if sep in name and name != user]
     if not columns:
         raise ValueError(
-            f"{path} must have columns named like 'a{sep}b', got {list_names(frame.columns)}"
+            f"{source.path} must have columns named like 'a{sep}b', got {list_names(named)}"
         )
-    complete, missing = _complete_rows(path, frame, roles, columns)
+    complete, missing = _complete_rows(source, columns)
     cells = complete[columns]
     nothing = cells.isin([""]) | cells.apply(lambda column: column.str.lower()).isin(
-        [word for word in _MISSING_CHOICES if word not in (labels or ())]
+        [word for word in _MISSING_CHOICES if word not in (source.labels or ())]
     )
     cells = cells.mask(nothing, None)
-    if labels is None:
+    if source.labels is None:
         cells = _decode_cells(cells)
     complete = complete.drop(columns=columns).join(cells)
     read = partial(
@@ -125,10 +127,10 @@ def _pair_columns(
         sep=sep,
         columns=columns,
         user=user,
-        choice_labels=labels,
-        ties=ties,
+        choice_labels=source.labels,
+        ties=source.ties,
     )
-    return Part(read, missing, _people(complete[cells.notna().any(axis=1)], roles))
+    return Part(read, missing, _people(complete[cells.notna().any(axis=1)], source.roles))
 
 
 def _decode_cells(cells: pd.DataFrame) -> pd.DataFrame:
@@ -142,54 +144,36 @@ def _decode_cells(cells: pd.DataFrame) -> pd.DataFrame:
     return cells
 
 
-def _ranked_items(
-    path: Path,
-    frame: pd.DataFrame,
-    roles: Mapping[str, str],
-    labels: Mapping[str, str] | None,
-    ties: str,
-    options: Mapping[str, Any],
-) -> Part:
+def _ranked_items(source: Source) -> Part:
     """One row an item of a ranking."""
+    path, roles = source.path, source.roles
     needed = {role: column for role, column in roles.items() if role != "rank"}
-    cells = _select(path, frame, roles)
-    complete, missing = _complete(path, cells, needed, ())
+    complete, missing = _complete(path, _select(source), needed, ())
     complete = complete.assign(**{roles["rank"]: _numbers(path, complete[roles["rank"]])})
     read = partial(Preferences.from_rankings, complete, **roles)
     return Part(read, missing, _people(complete, roles))
 
 
-def _wide_rankings(
-    path: Path,
-    frame: pd.DataFrame,
-    roles: Mapping[str, str],
-    labels: Mapping[str, str] | None,
-    ties: str,
-    options: Mapping[str, Any],
-) -> Part:
+def _wide_rankings(source: Source) -> Part:
     """One row a ranking."""
-    name = "orderings" if options["orderings"] is not None else "ranks"
-    columns = list(options[name])
-    complete, missing = _complete_rows(path, frame, roles, columns)
+    name = "orderings" if source.options["orderings"] is not None else "ranks"
+    columns, user = list(source.options[name]), source.roles.get("user")
+    complete, missing = _complete_rows(source, columns)
     for column in columns:
         cells = complete[column].mask(complete[column] == "", None)
-        complete[column] = cells if name == "orderings" else _numbers(path, complete[column])
-    read = partial(Preferences.from_rankings, complete, user=roles.get("user"), **{name: columns})
-    return Part(read, missing, _people(complete[complete[columns].notna().any(axis=1)], roles))
+        is_name = name == "orderings"
+        complete[column] = cells if is_name else _numbers(source.path, complete[column])
+    read = partial(Preferences.from_rankings, complete, user=user, **{name: columns})
+    given = complete[columns].notna().any(axis=1)
+    return Part(read, missing, _people(complete[given], source.roles))
 
 
-def _choice_sets(
-    path: Path,
-    frame: pd.DataFrame,
-    roles: Mapping[str, str],
-    labels: Mapping[str, str] | None,
-    ties: str,
-    options: Mapping[str, Any],
-) -> Part:
+def _choice_sets(source: Source) -> Part:
     """One row an alternative on offer; an empty cell is refused, as a row is part of a set."""
+    path, roles, options = source.path, source.roles, source.options
     features = list(options["features"] or ())
     wide = {f"feature {number}": column for number, column in enumerate(features, start=1)}
-    cells = _select(path, frame, {**roles, **wide})
+    cells = _select(source, wide)
     cells = cells.mask(cells == "", None)
     marks = [roles[role] for role in ("chosen", "worst", "available") if role in roles]
     cells = cells.assign(**{column: _decode_marks(cells[column]) for column in marks})
@@ -218,7 +202,7 @@ def _numbers_or_words(path: Path, column: pd.Series) -> pd.Series:
 
 
 _PAIR = {"left", "right"}
-_LAYOUTS: tuple[tuple[set[str], set[str], Callable[..., Part]], ...] = (
+_LAYOUTS: tuple[tuple[set[str], set[str], Callable[[Source], Part]], ...] = (
     (_PAIR | {"choice"}, {"side", "count"}, _comparisons),
     ({"winner", "loser"}, {"side", "count"}, _comparisons),
     (_PAIR | {"left_wins", "right_wins"}, {"side", "tied"}, _wins),
@@ -238,8 +222,9 @@ def _people(frame: pd.DataFrame, roles: Mapping[str, str]) -> pd.Series | None:
     return frame[roles["user"]] if "user" in roles else None
 
 
-def _select(path: Path, frame: pd.DataFrame, roles: Mapping[str, str]) -> pd.DataFrame:
-    """Takes the columns of the roles, in their order, as text."""
+def _select(source: Source, more: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Takes the columns of the roles, and of more roles, in their order, as text."""
+    path, frame, roles = source.path, source.frame, {**source.roles, **(more or {})}
     for role, column in roles.items():
         if column not in frame.columns:
             raise ValueError(
@@ -251,12 +236,10 @@ def _select(path: Path, frame: pd.DataFrame, roles: Mapping[str, str]) -> pd.Dat
     return pd.DataFrame({column: as_text(path, frame[column]) for column in roles.values()})
 
 
-def _complete_rows(
-    path: Path, frame: pd.DataFrame, roles: Mapping[str, str], columns: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, int]]:
+def _complete_rows(source: Source, columns: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
     """Takes columns whose cells may be empty, beside those of the roles, in which none may be."""
     wide = {f"column {number}": column for number, column in enumerate(columns, start=1)}
-    return _complete(path, _select(path, frame, {**roles, **wide}), roles, (), 5)
+    return _complete(source.path, _select(source, wide), source.roles, (), 5)
 
 
 def _complete(

@@ -18,7 +18,7 @@ import pandas as pd
 
 from fssa_bayes.data import Preferences, check_column
 from fssa_bayes.datasets._features import read_features
-from fssa_bayes.datasets._layouts import choose_layout
+from fssa_bayes.datasets._layouts import Source, choose_layout
 from fssa_bayes.datasets._tables import as_text, list_names, read_frame
 
 __all__ = ["Table", "read", "read_items", "read_users"]
@@ -160,7 +160,7 @@ def read(
     table = _features("items", items, ("item",), delimiter)
     covariates = _features("users", users, (user, "user"), delimiter)
     frame = read_frame(path, delimiter)
-    part = layout(path, frame, roles, labels, ties, options)
+    part = layout(Source(path, frame, roles, labels, ties, options))
     if table is not None and part.compared is not None:
         _check_rows(_source("items", items), table, "item", part.compared)
     if covariates is not None:

@@ -3,6 +3,7 @@ r"""Parts of a guide's flow: base noise, and transforms that are the identity at
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from statistics import NormalDist
 from typing import ClassVar
@@ -83,11 +84,11 @@ class HeavyNoise(TorchDistribution):
         return HeavyNoise(is_wide, self.event_shape[0], self.share.dtype)
 
 
-class _Coupling(Transform):
+class _Coupling(Transform, ABC):
     """Changes the active half of a vector by functions of the passive half.
 
-    A subclass keeps the log-determinant of the last call or inversion beside its x, because to
-    compute it again would take another pass of the network.
+    The log-determinant of the last call or inversion is kept beside its x, because to compute it
+    again would take another pass of the network.
 
     Args:
         split_dim: Width of the passive half, which comes first.
@@ -109,6 +110,31 @@ class _Coupling(Transform):
             self._call(x)
         return self._log_det[1]
 
+    def _call(self, x: Tensor) -> Tensor:
+        passive, active = x.tensor_split([self.split_dim], -1)
+        changed, log_slope = self._change(active, *self._parameters(passive))
+        self._log_det = x, log_slope.sum(-1)
+        return torch.cat([passive, changed], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        passive, changed = y.tensor_split([self.split_dim], -1)
+        active, log_slope = self._undo(changed, *self._parameters(passive))
+        x = torch.cat([passive, active], -1)
+        self._log_det = x, log_slope.sum(-1)
+        return x
+
+    @abstractmethod
+    def _parameters(self, passive: Tensor) -> tuple[Tensor, ...]:
+        """Returns the parameters of the change, within their bounds."""
+
+    @abstractmethod
+    def _change(self, active: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the changed half, and the logarithms of the slopes there."""
+
+    @abstractmethod
+    def _undo(self, changed: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the active half, and the logarithms of the slopes there."""
+
 
 class AffineCoupling(_Coupling):
     r"""Shifts and scales the active half of a vector by functions of the passive half.
@@ -124,23 +150,16 @@ class AffineCoupling(_Coupling):
         Dinh, Sohl-Dickstein & Bengio (2017), Density estimation using Real NVP, arXiv 1605.08803.
     """
 
-    def _call(self, x: Tensor) -> Tensor:
-        passive, active = x.tensor_split([self.split_dim], -1)
-        shift, log_scale = self._parameters(passive)
-        self._log_det = x, log_scale.sum(-1)
-        return torch.cat([passive, torch.addcmul(shift, log_scale.exp(), active)], -1)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        passive, active = y.tensor_split([self.split_dim], -1)
-        shift, log_scale = self._parameters(passive)
-        x = torch.cat([passive, (active - shift) * (-log_scale).exp()], -1)
-        self._log_det = x, log_scale.sum(-1)
-        return x
-
     def _parameters(self, passive: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.hypernet(passive)
         free = log_scale.detach()
         return shift, log_scale + (free.clamp(_LEAST_LOG_SCALE, _LARGEST_LOG_SCALE) - free)
+
+    def _change(self, active: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.addcmul(shift, log_scale.exp(), active), log_scale
+
+    def _undo(self, changed: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        return (changed - shift) * (-log_scale).exp(), log_scale
 
 
 class BentCoupling(_Coupling):
@@ -158,33 +177,25 @@ class BentCoupling(_Coupling):
         hypernet: Maps the passive half (*, split_dim) to a, b and s before they are bounded.
     """
 
-    def _call(self, x: Tensor) -> Tensor:
-        passive, active = x.tensor_split([self.split_dim], -1)
-        shift, log_scale, bend = self._parameters(passive)
-        root = (1 + active.square()).sqrt()
-        self._keep(x, active, root, log_scale, bend)
-        return torch.cat([passive, shift + log_scale.exp() * (active + bend * (root - 1))], -1)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        passive, active = y.tensor_split([self.split_dim], -1)
-        shift, log_scale, bend = self._parameters(passive)
-        # With c = (y − a) e^−b + s, x is the root of (c − x)² = s² (1 + x²) on the bend's side.
-        c, rest = (active - shift) * (-log_scale).exp() + bend, 1 - bend.square()
-        active = (c - bend * (c.square() + rest).sqrt()) / rest
-        x = torch.cat([passive, active], -1)
-        self._keep(x, active, (1 + active.square()).sqrt(), log_scale, bend)
-        return x
-
     def _parameters(self, passive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift, log_scale, bend = self.hypernet(passive)
         log_scale = _LARGEST_LOG_SCALE * torch.tanh(log_scale / _LARGEST_LOG_SCALE)
         return shift, log_scale, _LARGEST_BEND * torch.tanh(bend)
 
-    def _keep(
-        self, x: Tensor, active: Tensor, root: Tensor, log_scale: Tensor, bend: Tensor
-    ) -> None:
-        """Keeps the log-determinant."""
-        self._log_det = x, (log_scale + torch.log1p(bend * active / root)).sum(-1)
+    def _change(
+        self, active: Tensor, shift: Tensor, log_scale: Tensor, bend: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        root = (1 + active.square()).sqrt()
+        changed = shift + log_scale.exp() * (active + bend * (root - 1))
+        return changed, log_scale + torch.log1p(bend * active / root)
+
+    def _undo(
+        self, changed: Tensor, shift: Tensor, log_scale: Tensor, bend: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # With c = (y − a) e^−b + s, x is the root of (c − x)² = s² (1 + x²) on the bend's side.
+        c, rest = (changed - shift) * (-log_scale).exp() + bend, 1 - bend.square()
+        active = (c - bend * (c.square() + rest).sqrt()) / rest
+        return active, log_scale + torch.log1p(bend * active / (1 + active.square()).sqrt())
 
 
 class Whitening(Transform):
