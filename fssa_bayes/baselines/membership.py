@@ -265,10 +265,8 @@ def maximise_membership(design: Tensor, responsibility: Tensor, start: Tensor) -
         step = torch.linalg.solve(information, gradient)
         if not step @ gradient > 1e-14 * len(design):
             break
-        move, length = (
-            torch.cat([point.new_zeros(1, design.shape[1]), step.view_as(point[1:])]),
-            1.0,
-        )
+        move = torch.cat([point.new_zeros(1, design.shape[1]), step.view_as(point[1:])])
+        length = 1.0
         while (new := _weighted_log_share(design, responsibility, point + length * move)) < value:
             length /= 2
             if length < 1e-9:  # Rounding hides what is left to be gained.

@@ -31,7 +31,7 @@ from fssa_bayes.data.precision import (
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.rankings import list_stage_wins
 from fssa_bayes.data.readers.categories import expand_levels, name_levels
-from fssa_bayes.data.summary import Summary
+from fssa_bayes.data.summary import Summary, find_recurrence
 from fssa_bayes.kernels.plackett_luce import StagePairs
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "factorise_names",
     "find_columns",
     "find_names",
+    "find_recurrence",
     "find_win_classes",
     "first_names",
     "identified_covariates",

@@ -10,7 +10,7 @@ from fssa_bayes.data.comparisons import Comparisons
 from fssa_bayes.data.graph import describe_separation, find_components
 from fssa_bayes.data.keys import combine_keys
 
-__all__ = ["Summary", "count_repetitions", "count_sides", "summarise"]
+__all__ = ["Summary", "count_repetitions", "count_sides", "find_recurrence", "summarise"]
 
 
 @dataclass(frozen=True)

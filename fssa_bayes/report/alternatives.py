@@ -8,7 +8,7 @@ import numpy as np
 
 from fssa_bayes import plots
 from fssa_bayes._random import seeded
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, find_recurrence
 from fssa_bayes.inference import FitResult, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
@@ -43,7 +43,7 @@ def count_judgements(data: Preferences) -> str:
 
 def has_own_items(data: Preferences) -> bool:
     """Tells whether choices are from sets whose items, with features, are of one situation each."""
-    return data.has_rankings and data.items is not None and not data.summary().items_recur
+    return data.has_rankings and data.items is not None and not find_recurrence(data)
 
 
 def describe_unit(data: Preferences, *, has_ties: bool) -> tuple[str, str]:

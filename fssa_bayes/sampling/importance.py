@@ -313,7 +313,6 @@ def _draw_people(
     populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]] = (),
 ) -> Proposals:
     """Draws for all people, a few people at a time, and returns the draws on the CPU."""
-
     modes = None
     if draw is propose and model.is_mixed_logit and not populations:
         modes = find_all_modes(model, context)

@@ -111,7 +111,6 @@ def find_all_modes(model: HeterogeneousBTL, data: Preferences) -> Modes:
 
     On a CPU each person's are the same in any order, subset and thread.
     """
-
     model = _in_double(model)  # Once for all parts.
 
     def find(people: slice) -> Modes:

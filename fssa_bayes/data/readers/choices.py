@@ -33,7 +33,7 @@ from fssa_bayes.data.readers.alternatives import (
 )
 from fssa_bayes.data.readers.categories import expand_levels
 from fssa_bayes.data.readers.columns import Columns
-from fssa_bayes.data.readers.outcomes import parse_number
+from fssa_bayes.data.readers.outcomes import decode_flags
 from fssa_bayes.data.readers.pairs import (
     check_frame,
     leave_out_idle,
@@ -208,7 +208,7 @@ def _find_situations(
 def _read_flags(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
     """Reads which rows are available, Boolean with shape (R,)."""
     column = df[columns["available"]]
-    flags = _decode_flags(column)
+    flags = decode_flags(column)
     wrong = np.flatnonzero(np.isnan(flags))
     if len(wrong):
         raise ValueError(
@@ -216,13 +216,6 @@ def _read_flags(df: pd.DataFrame, columns: Mapping[str, str]) -> np.ndarray:
             f"{show_cell(column, wrong[0])} at row {df.index[wrong[0]]} ({len(wrong)} such rows)"
         )
     return flags == 1
-
-
-def _decode_flags(column: pd.Series) -> np.ndarray:
-    """Reads 1, 0 and Booleans, numbers also as text; NaN for anything else, with shape (R,)."""
-    code, values = pd.factorize(column)
-    flags = np.array([parse_number(value) for value in values], dtype=np.float64)
-    return np.where(np.isin(flags, (0, 1)), flags, np.nan)[code]
 
 
 def describe_situation(df: pd.DataFrame, columns: Mapping[str, str], row: int) -> str:
@@ -274,7 +267,7 @@ class _Rows:
         option has no row, it is what a situation without a 1 marks.
         """
         column = self.table[self.columns[argument]]
-        flags = _decode_flags(column)[self.row]
+        flags = decode_flags(column)[self.row]
         by_flag = (flags == 1) & ~self.added
         none = np.bincount(self.group, by_flag) == 0
         by_flag |= self.added & none[self.group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from fssa_bayes.data.ids import canonical_names, factorise_names, find_distinct
 
-__all__ = ["Columns"]
+__all__ = ["Columns", "find_column"]
 
 
 class Columns:
@@ -65,3 +66,21 @@ class Columns:
                 return factorise_names(argument, self.df[column])
             self._names[column] = canonical_names(argument, values)
         return code, self._names[column]
+
+
+def find_column(df: pd.DataFrame, argument: str, column: Hashable, table: str = "df") -> pd.Series:
+    """Returns a column, or refuses a name of none or of several.
+
+    Args:
+        df: The table.
+        argument: The argument that named the column, for messages.
+        column: Name of the column.
+        table: What the table is called in messages.
+    """
+    found = int((df.columns == column).sum())
+    if found != 1:
+        reason = "is not a column" if not found else f"is the name of {found} columns"
+        raise ValueError(
+            f"{argument}={column!r} {reason} of {table}; its columns are {list(df.columns)}"
+        )
+    return df[column]

@@ -13,7 +13,7 @@ from fssa_bayes.data.ids import find_names, find_values, join_names, tell_object
 from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.readers.columns import Columns
 
-__all__ = ["decode_choices", "parse_number"]
+__all__ = ["decode_choices", "decode_flags"]
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
 _NAMES = "name of the preferred item"
@@ -38,7 +38,7 @@ def decode_choices(
     used = np.zeros(len(values), dtype=bool)
     used[code] = True
     meanings = {
-        "numbers 1 / 0 / 0.5": _translate(parse_number, values),
+        "numbers 1 / 0 / 0.5": _translate(_parse_number, values),
         'words "left" / "right" / "tie"': _translate(_word, values),
     }
     fitting = {n: one[code] for n, one in meanings.items() if not np.isnan(one[used]).any()}
@@ -102,7 +102,14 @@ def _word(value: object) -> float:
     return _WORDS.get(value.strip().lower(), np.nan) if isinstance(value, str) else np.nan
 
 
-def parse_number(value: object) -> float:
+def decode_flags(column: pd.Series) -> np.ndarray:
+    """Reads 1, 0 and Booleans, numbers also as text; NaN for anything else, with shape (R,)."""
+    code, values = pd.factorize(column, use_na_sentinel=False)
+    flags = np.array([_parse_number(value) for value in values], dtype=np.float64)
+    return np.where(np.isin(flags, (0, 1)), flags, np.nan)[code]
+
+
+def _parse_number(value: object) -> float:
     """Reads a number, a Boolean, or text such as "1" or "0.5"; NaN for anything else."""
     try:
         return float(value) if isinstance(value, _NUMBERS) else np.nan

@@ -21,7 +21,7 @@ from fssa_bayes.data.names import check_column, first_names, show_cell, show_val
 from fssa_bayes.data.precision import LARGEST, table_values, usable_numbers
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.readers.categories import expand_levels
-from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.columns import Columns, find_column
 from fssa_bayes.data.readers.outcomes import decode_choices
 
 __all__ = [
@@ -283,12 +283,7 @@ def check_frame(table: Columns, columns: Mapping[str, str]) -> None:
         raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
     for argument, column in columns.items():
         check_column(argument, column)
-        found = int((df.columns == column).sum())
-        if found != 1:
-            reason = "is not a column" if not found else f"is the name of {found} columns"
-            raise ValueError(
-                f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
-            )
+        find_column(df, argument, column)
     if len(set(columns.values())) < len(columns):
         *roles, last = columns
         raise ValueError(

@@ -20,7 +20,7 @@ from fssa_bayes.data.precision import table_values
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.rankings import break_into_rows
 from fssa_bayes.data.readers.categories import expand_levels
-from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.columns import Columns, find_column
 from fssa_bayes.data.readers.pairs import (
     leave_out_idle,
     lookup_items,
@@ -183,13 +183,7 @@ def read_table(df: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFr
             raise ValueError(f"{name} must name a column of the table, got None")
     for name, column in named.items():
         check_column(name, column)
-        found = int((df.columns == column).sum())
-        if found != 1:
-            reason = "is not a column" if not found else f"is the name of {found} columns"
-            raise ValueError(
-                f"{name}={column!r} {reason} of rankings; its columns are {list(df.columns)}"
-            )
-        missing = np.flatnonzero(df[column].isna())
+        missing = np.flatnonzero(find_column(df, name, column, "rankings").isna())
         if len(missing) and name != "rank":
             raise ValueError(
                 f"{name}={column!r} must have no missing values, got {len(missing)}, the first at "

@@ -13,7 +13,8 @@ from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
 from fssa_bayes.data.names import show_cell, show_value
 from fssa_bayes.data.readers.alternatives import check_constants, each_row, shared
 from fssa_bayes.data.readers.choices import arrange_choices, collect_offers
-from fssa_bayes.data.readers.columns import Columns
+from fssa_bayes.data.readers.columns import Columns, find_column
+from fssa_bayes.data.readers.outcomes import decode_flags
 from fssa_bayes.data.readers.pairs import check_frame
 
 __all__ = ["read_wide_choices"]
@@ -124,16 +125,6 @@ def _check_keys(argument: str, keys: Mapping, names: pd.Index) -> None:
         )
 
 
-def _find_column(df: pd.DataFrame, argument: str, column: Hashable) -> pd.Series:
-    found = int((df.columns == column).sum())
-    if found != 1:
-        reason = "is not a column" if not found else f"is the name of {found} columns"
-        raise ValueError(
-            f"{argument}={column!r} {reason} of df; its columns are {list(df.columns)}"
-        )
-    return df[column]
-
-
 def _read_available(
     df: pd.DataFrame, names: pd.Index, available: Mapping[Hashable, Hashable]
 ) -> np.ndarray:
@@ -144,9 +135,9 @@ def _read_available(
         if name not in available:
             continue
         argument = f"available[{name!r}]"
-        cells = _find_column(df, argument, available[name])
-        own = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = np.flatnonzero(~np.isin(own, (0, 1)))
+        cells = find_column(df, argument, available[name])
+        own = decode_flags(cells)
+        wrong = np.flatnonzero(np.isnan(own))
         if len(wrong):
             raise ValueError(
                 f"{argument} must name a column of 1 / 0 or Booleans, got "
@@ -186,5 +177,5 @@ def _read_cells(df: pd.DataFrame, argument: str, column: Hashable) -> pd.Series:
     """Reads a feature of one alternative: a column of the table, or one number for all rows."""
     if isinstance(column, Real) and not (df.columns == column).any():
         return pd.Series(np.full(len(df), float(column)))
-    cells = _find_column(df, argument, column)
+    cells = find_column(df, argument, column)
     return cells.astype(float) if pd.api.types.is_bool_dtype(cells.dtype) else cells
