@@ -30,6 +30,7 @@ from fssa_bayes.inference import FitResult
 from fssa_bayes.plots import forest
 
 PRICE = "pf"
+LINEAR = 5.0  # Cents a kWh: axes are logarithmic beyond.
 MODELS: dict[str, dict[str, object]] = {
     "the same for everybody": {"latent_dim": 0},
     "normal": {"correlation": "none"},
@@ -117,12 +118,11 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
             reference=0.0,
             ax=ax,
         )
-        ax.set_xscale("symlog", linthresh=5)
+        if own[["lower", "upper"]].abs().to_numpy().max() > LINEAR:
+            ax.set_xscale("symlog", linthresh=LINEAR)
     axes[1].set_ylabel("")
-    figure.suptitle(
-        f"{len(own)} people: posterior median and 90 % interval; axes logarithmic beyond ±5",
-        fontsize=10,
-    )
+    caption = f"{len(own)} people: posterior median and 90 % interval"
+    figure.suptitle(f"{caption}; axes logarithmic beyond ±{LINEAR:g}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
