@@ -29,13 +29,12 @@ from fssa_bayes import (
     exact,
     fit,
 )
-from fssa_bayes.checks import ask
+from fssa_bayes.checks import ask, draw_model
 from fssa_bayes.datasets import two_mode
 from fssa_bayes.sampling import effective_sample_size
 
 COMPARISONS = 10
 SIZES = (0, 1, 2, 5, 10, 20)
-SPREAD = 2.0  # Standard deviation between people of centred utilities, in nats.
 _GRID = 101
 _MANY, _TIMES = 25_000, 8  # Draws of the reference where a grid is too large, and repetitions.
 
@@ -161,14 +160,8 @@ def linear(latent_dim: int, quick: bool) -> Problem:
     width = 5 if latent_dim == 2 else 10
     rng = np.random.default_rng(0)
     items = torch.from_numpy(rng.normal(size=(200, width))).float()
+    model = draw_model(items, latent_dim, "linear")
     torch.manual_seed(0)
-    model = HeterogeneousBTL(width, latent_dim, "linear")
-    with torch.no_grad():
-        model.utility.mean.normal_(0, 0.4)
-        model.utility.loading.normal_()
-        utility = model.item_utility(items, torch.randn(2000, latent_dim))
-        centred = utility - utility.mean(-1, keepdim=True)
-        model.utility.loading.mul_(SPREAD / centred.var(0).mean().sqrt())
     guide = NeuralProcessGuide(model, "multivariate_normal")
     data = model.simulate(ask(items, 100 if quick else 3000, 12, rng), seed=0)[0]
     teach(model, guide, data, [Sleep(steps=10 if quick else 400)])
