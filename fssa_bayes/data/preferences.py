@@ -108,8 +108,8 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
 
     Raises:
         ValueError: If shapes disagree, an index is out of range, an item is compared with itself,
-            a choice or side is none, a weight is not positive and finite, a feature or covariate is not finite, or the
-            comparisons of a ranking are not its rows.
+            a choice or side is none, a weight is not positive and finite, a feature or covariate is
+            not finite, or the comparisons of a ranking are not its rows.
     """
 
     def __init__(
@@ -377,8 +377,8 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # The digest of data without rankings, covariates, sides or weights, whose features single precision
-        # holds, is that of format 1, so that old checkpoints are recognised.
+        # The digest of data without rankings, covariates, sides or weights, whose features single
+        # precision holds, is that of format 1, so that old checkpoints are recognised.
         comparisons = self.offsets, self.left, self.right, self.choice
         tables = (
             *comparisons,

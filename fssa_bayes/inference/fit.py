@@ -23,6 +23,7 @@ from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.readiness import (
     AUTO,
     check_training_data,
+    check_weights,
     choose_stages,
     choose_validation,
     explain_validation,
@@ -529,6 +530,7 @@ def fit(
             f"validation must be None without a guide, which predicts held-out choices, got "
             f"{validation}"
         )
+    check_weights(stages, data)
     warn_of_busy_people(stages, data)
     if population_learning_rate is None:
         population_learning_rate = 10 * learning_rate
