@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -122,8 +123,8 @@ def test_copies_keep_the_weights() -> None:
     assert np.array_equal(weights, data.weights[position])
     copies = [*data.split_context(2), data.swap(), data.with_choices(1 - data.choice)]
     copies += [data.as_pairs(), data.select_items([0, 1, 2]), data.for_model(_model())]
-    for copy in copies:
-        assert copy.weights.tolist() == [1, 2, 3, 4.5]
+    for one in copies:
+        assert one.weights.tolist() == [1, 2, 3, 4.5]
 
 
 def _model() -> HeterogeneousBTL:
@@ -136,9 +137,15 @@ def test_pairs_of_rankings_keep_the_weights() -> None:
 
 
 def test_new_people_have_weight_one() -> None:
-    data = Preferences([0], [1], [1], [0, 1], num_items=2, weights=[3], user_names=["ann"])
+    data = Preferences(
+        *([0], [1], [1], [0, 1]),
+        item_names=["x", "y"],
+        num_items=2,
+        weights=[3],
+        user_names=["ann"],
+    )
     table = pd.DataFrame(
-        {"user": ["bob", "ann"], "left": [0, 0], "right": [1, 1], "choice": [1, 0]}
+        {"user": ["bob", "ann"], "left": ["x", "x"], "right": ["y", "y"], "choice": [1, 0]}
     )
     grown = data
     for row in table.itertuples():
@@ -222,16 +229,16 @@ def test_wide_choices_and_pairs_are_read_with_weights() -> None:
     pairs = pd.DataFrame(
         {
             "u": list("abab"),
-            "l": list("xyxy"),
-            "r": list("yxyx"),
-            "c": [1, 0, 1, 1],
+            "l": list("xyxx"),
+            "r": list("yxyy"),
+            "c": [1, 0, 0, 1],
             "w": [5, 2, 5, 2],
         }
     )
     columns = {"left": "l", "right": "r", "choice": "c", "weight": "w"}
     assert Preferences.from_dataframe(pairs, user="u", **columns).weights.tolist() == [5, 2]
     with pytest.warns(UserWarning, match="have only ties"):
-        tied = Preferences.from_dataframe(pairs.assign(c=[1, 0.5, 1, 0.5]), user="u", **columns)
+        tied = Preferences.from_dataframe(pairs.assign(c=[1, 0.5, 0, 0.5]), user="u", **columns)
     assert tied.weights.tolist() == [5]
     many = pairs.assign(n=[2, 1, 0, 1])
     assert Preferences.from_dataframe(many, count="n", **columns).weights.tolist() == [5, 5, 2, 2]
@@ -246,7 +253,7 @@ def test_wide_choices_and_pairs_are_read_with_weights() -> None:
     [
         ("features", {}),
         ("items", {}),
-        ("items", {"lapses": True}),
+        ("features", {"lapses": True}),
         ("items", {"ties": "davidson"}),
         ("rankings", {}),
     ],
@@ -269,15 +276,18 @@ def test_homogeneous_fits(
     assert np.allclose(*(table.vcov("hessian") for table in tables), rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_search_and_newton_agree_with_weights(times: np.ndarray) -> None:
-    data = simulate().with_weights(times * 0.7)
-    estimates = []
-    for validation in (None, 0.1):  # Held-out people make L-BFGS of it; a refit takes everybody.
-        model = _model()
-        with_lbfgs = {"validation": validation, "refit": validation is not None}
-        fit(model, None, data, progress_bar=False, objective=MaximumLikelihood(), **with_lbfgs)
-        estimates.append(model.utility.mean.detach())
-    assert torch.allclose(*estimates, atol=0.02)
+@pytest.mark.parametrize("kind", ["features", "rankings"])
+def test_gradient_search_and_newton_agree_with_weights(
+    kind: str, times: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = simulate() if kind == "features" else rank_sets()
+    data, estimates = data.with_weights(0.7 * times), []
+    for _ in range(2):
+        model = HeterogeneousBTL(data.num_features, 0, "linear")
+        result = fit(model, None, data, progress_bar=False)
+        estimates.append(result.estimates().values)
+        monkeypatch.setattr("fssa_bayes.inference.maximum.find_answers", lambda *_: None)
+    assert torch.allclose(*estimates, atol=1e-5)
 
 
 def test_the_unit_of_weights_does_not_matter(times: np.ndarray) -> None:
@@ -304,14 +314,18 @@ def mixed() -> HeterogeneousBTL:
 
 
 def test_marginal_likelihood_and_gradient(mixed: HeterogeneousBTL, times: np.ndarray) -> None:
-    model, data = mixed.double(), simulate()
-    each = [_value_and_gradient(model, data.subset([user])) for user in range(len(data))]
+    model, data = copy.deepcopy(mixed).double(), simulate()
     value, gradient = _value_and_gradient(model, data.with_weights(times))
-    weights = torch.tensor(times, dtype=torch.float64)
-    assert np.isclose(value, sum(w * v for w, (v, _) in zip(times, each, strict=True)), rtol=1e-9)
-    expected = (weights[:, None] * torch.stack([g for _, g in each])).sum(0)
-    assert torch.allclose(gradient, expected, rtol=1e-7)
-    model.float()
+    all_value, all_gradient = _value_and_gradient(model, data)
+    mixture = _value_and_gradient(model, data.with_weights(0.3 * times + 0.5))
+    assert np.isclose(mixture[0], 0.3 * value + 0.5 * all_value, rtol=1e-9)
+    assert torch.allclose(mixture[1], 0.3 * gradient + 0.5 * all_gradient, rtol=1e-7)
+    # Person by person, modes are found to another last digit.
+    each = [_value_and_gradient(model, data.subset([user])) for user in range(len(data))]
+    expected = sum(w * v for w, (v, _) in zip(times, each, strict=True))
+    assert np.isclose(value, expected, rtol=1e-5)
+    expected = sum(w * g for w, (_, g) in zip(times, each, strict=True))
+    assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-2)
 
 
 def _value_and_gradient(model: HeterogeneousBTL, data: Preferences) -> tuple[float, Tensor]:
@@ -330,7 +344,8 @@ def test_heterogeneous_fit(times: np.ndarray) -> None:
         results.append(fit(model, None, people, objective=MaximumLikelihood(), progress_bar=False))
     weighted, repeated = (result.population() for result in results)
     assert np.allclose(weighted["estimate"], repeated["estimate"], atol=0.02)
-    assert np.allclose(weighted["se_hessian"], repeated["se_hessian"], rtol=0.03)
+    errors = weighted["se_hessian"], repeated["se_hessian"]
+    assert np.allclose(*errors, rtol=0.03, atol=1e-3, equal_nan=True)
     assert weighted["se_outer_product"].isna().all()
     values = [result.log_marginal_likelihood(data.with_weights(times)) for result in results]
     assert np.isclose(values[0].value, values[1].value, atol=0.3)
@@ -348,8 +363,10 @@ def test_information_and_outer_products(latent_dim: int, times: np.ndarray) -> N
     for user, weight in enumerate(times):
         one = population_information(model, data.subset([user]), rotation, 64, 0)
         outer, information = outer + weight**2 * one[0], information + weight * one[1]
-    assert torch.allclose(found[0], outer, rtol=1e-6, atol=1e-6)
-    assert torch.allclose(found[1], information, rtol=1e-6, atol=1e-6)
+    # Modes around which z is drawn are found to single precision.
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if latent_dim == 0 else {"rtol": 1e-3, "atol": 0.05}
+    assert torch.allclose(found[0], outer, **tolerance)
+    assert torch.allclose(found[1], information, **tolerance)
 
 
 def test_information_of_covariates(times: np.ndarray) -> None:
@@ -462,8 +479,7 @@ def test_posteriors_do_not_depend_on_weights(mixed: HeterogeneousBTL, times: np.
     data = simulate()
     guide = NeuralProcessGuide(mixed)
     draws = [
-        Posterior(mixed, guide, people, 64, seed=0).draws.z
-        for people in (data, data.with_weights(times))
+        Posterior(mixed, guide, people, 64, seed=0).z for people in (data, data.with_weights(times))
     ]
     assert torch.equal(*draws)
 

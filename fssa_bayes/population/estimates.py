@@ -53,10 +53,10 @@ class Estimates:
 
     Where people have weights w, the sandwich is that of weighted pseudo-likelihood, with
     information Σ w I and the outer products Σ w² s sᵀ of scores s. It does not depend on the unit
-    of weights, and few people are corrected by the factor G / (G − 1) alone. `"hessian"` takes weights
-    for numbers of equal people, so that it shrinks with their unit, as do bounds by the profile
-    likelihood; what has the classical error in place of the sandwich has it times √(Σ w² / Σ w).
-    `"outer_product"` is NaN.
+    of weights, and few people are corrected by the factor G / (G − 1) alone. `"hessian"` takes
+    weights for numbers of equal people, so that it shrinks with their unit, as do bounds by the
+    profile likelihood; what has the classical error in place of the sandwich has it times
+    √(Σ w² / Σ w). `"outer_product"` is NaN.
 
     Attributes:
         names: Names of the quantities, Q.
