@@ -484,6 +484,20 @@ def test_posteriors_do_not_depend_on_weights(mixed: HeterogeneousBTL, times: np.
     assert torch.equal(*draws)
 
 
+def test_few_people_with_weights_are_told_what_to_do(times: np.ndarray) -> None:
+    data = simulate().with_weights(times)
+    model = HeterogeneousBTL(2, 2, "linear")
+    guide = NeuralProcessGuide(model)
+    objective = [MaximumLikelihood(), Sleep(steps=3)]
+    with pytest.warns(UserWarning, match="posteriors of individuals"):
+        result = fit(model, guide, data, objective=objective, progress_bar=False)
+    with pytest.raises(ValueError, match=r"or else population='fixed'.* weights of people"):
+        result.posterior(data)
+    draws = result.population_draws(4, seed=0)
+    for population in ("fixed", draws):
+        assert result.posterior(data, 64, population=population).z.isfinite().all()
+
+
 # What ignores weights refuses them
 
 

@@ -75,7 +75,7 @@ class FitResult:
             own objective).
         held_out: Log-loss of held-out people's unseen choices after each stage (nats per
             comparison, contexts of random size), for the raw guide and the importance-corrected
-            posterior, with standard errors by person; None where nobody was held out.
+            posterior, with standard errors by person, without weights; None where nobody was.
         held_out_note: Why `held_out` is None; empty where it is not.
     """
 
