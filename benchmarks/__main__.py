@@ -15,8 +15,9 @@ from benchmarks.harness import environment
 
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
-    *("inference", "npe", "training", "scale", "large", "kernels", "kernels_cuda", "precision"),
-    *("refinement", "calibration", "nuts", "population_uncertainty", "few_judges", "few_people"),
+    *("inference", "npe", "proposals", "training", "scale", "large", "kernels", "kernels_cuda"),
+    *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
+    *("interval_coverage", "few_judges", "few_people"),
     *("policy", "experiments"),
 )
 

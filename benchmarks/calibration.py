@@ -128,7 +128,8 @@ def raw_guide(
         divergence = (gold.log_weights.exp() * log_ratio).sum(0)
         case = f"{size} known"
         values[case, "guide", "KL to the exact posterior", "nats"] = divergence.mean().item()
-        ess, pareto_k = calibration.relative_ess[index], calibration.pareto_k[index]
+        ess = calibration.guide_relative_ess[index]
+        pareto_k = calibration.guide_pareto_k[index]
         values[case, "guide", "relative effective sample size", ""] = ess.mean().item()
         share = (pareto_k < MOST_PARETO_K).float().mean().item()
         values[case, "guide", "people with k-hat below .7", "%"] = 100 * share

@@ -34,10 +34,16 @@ class Row:
 
     def __str__(self) -> str:
         ratio = "" if self.ratio is None else f"   {self.ratio:.2f} x {self.ratio_to}"
+        median, low, high = (_digits(value) for value in (self.median, self.low, self.high))
         return (
             f"{self.benchmark:<14}{self.case:<26}{self.implementation:<24}{self.metric:<34}"
-            f"{self.median:>11.5g} [{self.low:.5g}, {self.high:.5g}] {self.unit}{ratio}"
+            f"{median:>11} [{low}, {high}] {self.unit}{ratio}"
         )
+
+
+def _digits(value: float) -> str:
+    """Writes five digits, and of log-likelihoods, which are compared by differences, three more."""
+    return f"{value:.3f}" if 1_000 <= -value < 1e6 else f"{value:.5g}"
 
 
 def spread(

@@ -152,13 +152,16 @@ def measure(
     """Measures the guide on people simulated from the model with `count` choices each.
 
     Returns:
-        `kl` in nats (K = 2), `ess` as a share of the draws and `pareto_k`, each with shape (U,).
+        `kl` in nats (K = 2); of the guide, `ess` as a share of the draws and `pareto_k`; each (U,).
     """
     context, _ = model.simulate(questions(items, people, count, seed), seed=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the largest context has")
         posterior = Posterior(model, guide, context, seed=seed)
-    figures = {"ess": posterior.relative_ess.numpy(), "pareto_k": posterior.pareto_k.numpy()}
+    figures = {
+        "ess": posterior.guide_relative_ess.numpy(),
+        "pareto_k": posterior.guide_pareto_k.numpy(),
+    }
     if model.latent_dim == 2:
         figures["kl"] = divergence(model, guide, context).numpy()
     return figures

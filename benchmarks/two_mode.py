@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
                 exact = row["bayes_accuracy"].mean() - lost
                 values[case, "accuracy lost", "points"].append(100 * lost)
                 values[case, "confidence - accuracy", "points"].append(100 * (confidence - exact))
-                ess = posterior.relative_ess.mean().item()
+                ess = posterior.guide_relative_ess.mean().item()
                 values[case, "relative effective sample size", ""].append(ess)
         for (case, metric, unit), figures in values.items():
             yield spread("two_mode", case, utility, metric, unit, figures)

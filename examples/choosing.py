@@ -122,8 +122,8 @@ def measure(
     variance = loading.square().sum() / torch.tensor(LOADING).square().sum()
     return scores | {
         "variance between people / truth": variance.item(),
-        "relative ESS": draws.relative_ess.mean().item(),
-        "k > .7": (draws.pareto_k > PARETO_K_THRESHOLD).float().mean().item(),
+        "relative ESS": draws.guide_relative_ess.mean().item(),
+        "k > .7": (draws.guide_pareto_k > PARETO_K_THRESHOLD).float().mean().item(),
     }
 
 

@@ -156,8 +156,8 @@ def show(
         table[name, "sd ratio"] = np.median(spread[name] / spread["NUTS"], -1)
         table[name, "ms"] = 1000 * seconds[name]
     table["NUTS", "s"] = seconds["NUTS"]
-    table["guide", "k-hat"] = posteriors["corrected"].pareto_k.numpy()
-    table["guide", "ESS share"] = posteriors["corrected"].relative_ess.numpy()
+    table["guide", "k-hat"] = posteriors["corrected"].guide_pareto_k.numpy()
+    table["guide", "ESS share"] = posteriors["corrected"].guide_relative_ess.numpy()
     table.columns = pd.MultiIndex.from_tuples(table.columns)
     everybody = table.median()
     for name in ("amortised", "corrected"):

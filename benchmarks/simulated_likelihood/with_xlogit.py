@@ -16,14 +16,13 @@ __all__ = ["fit_xlogit"]
 _HELD = 2**28  # Terms of persons, choices, alternatives and draws that are held at once: 2 GB.
 
 
-def fit_xlogit(sets: Sets, is_random: np.ndarray, num_draws: int, seed: int) -> Population:
+def fit_xlogit(sets: Sets, is_random: np.ndarray, num_draws: int) -> Population:
     """Fits independent normal coefficients, without standard errors; there are no others.
 
     Args:
         sets: The choices.
         is_random: Which coefficients differ between people, with shape (D,).
         num_draws: Number of Halton draws of each person.
-        seed: Seed of nothing, as Halton draws are not random.
     """
     from xlogit import MixedLogit
 

@@ -53,6 +53,8 @@ _QUANTITIES = (
 Weighted = dict[str, tuple[Tensor, Tensor]]
 """By the name of a posterior, its draws (S, U, K) and their normalised log-weights (S, U)."""
 
+_ABOUT = ("pareto_k", "relative_ess", "reliable", "guide_pareto_k", "guide_relative_ess")
+
 
 @dataclass(frozen=True)
 class CalibrationStudy:
@@ -67,8 +69,12 @@ class CalibrationStudy:
             `"corrected"`, the importance-weighted draws, and `"guide"`, the guide's own draws,
             unless other draws were studied. The log-likelihood of an empty context says nothing:
             its transforms are random numbers.
-        relative_ess: Effective sample size of the guide's draws as a share of their number, (G, U).
-        pareto_k: Pareto k-hat of the guide's draws, (G, U).
+        pareto_k: Pareto k-hat of the importance weights of the corrected posteriors, (G, U).
+        relative_ess: Effective sample size of these weights as a share of the draws, (G, U).
+        reliable: 1 where the corrected draws can be relied upon, else 0, (G, U).
+        guide_pareto_k: Pareto k-hat of draws of the guide alone, (G, U).
+        guide_relative_ess: Their effective sample size as a share of the draws, (G, U). All five
+            are NaN where other draws were studied.
         contraction: 1 − posterior over prior variance of a margin, the mean over the fixed pairs,
             for the first posterior, (G, U). The prior is that of all people together, so that what
             is learned from covariates counts.
@@ -77,8 +83,11 @@ class CalibrationStudy:
     sizes: tuple[int, ...]
     quantities: tuple[str, ...]
     pit: dict[str, Tensor]
-    relative_ess: Tensor
     pareto_k: Tensor
+    relative_ess: Tensor
+    reliable: Tensor
+    guide_pareto_k: Tensor
+    guide_relative_ess: Tensor
     contraction: Tensor
 
     def test(self, posterior: str = "corrected", *, prob: float = 0.95) -> diagnostics.SbcResult:
@@ -173,13 +182,13 @@ def calibrate(
                 "corrected": posterior.proposals,
                 "guide": (alone.z, alone.log_weights),
             }
-            about = {"relative_ess": posterior.relative_ess, "pareto_k": posterior.pareto_k}
+            about = {name: getattr(posterior, name).float() for name in _ABOUT}
         else:
             weighted = draw(people, seed)
-            about = dict.fromkeys(("relative_ess", "pareto_k"), torch.full((num_users,), math.nan))
+            about = dict.fromkeys(_ABOUT, torch.full((num_users,), math.nan))
         parts.append(transform_truths(model, people, weighted, seed) | about)
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-    summaries = {name: stacked.pop(name) for name in ("relative_ess", "pareto_k", "contraction")}
+    summaries = {name: stacked.pop(name) for name in (*_ABOUT, "contraction")}
     return CalibrationStudy(sizes, _QUANTITIES, stacked, **summaries)
 
 

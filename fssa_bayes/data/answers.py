@@ -126,10 +126,11 @@ class GrowingComparisons(Comparisons):
         columns = {"user": user, "left": left, "right": right, "choice": choice}
         table = tabulate(columns)
         same = {name: name for name in columns}
-        check_frame(table, same)
+        rows = Columns(table)
+        check_frame(rows, same)
         sides = find_items(self, table["left"]), find_items(self, table["right"])
         check_pairs(*sides)
-        outcome = decode_choices(Columns(table), same, None)
+        outcome = decode_choices(rows, same, None)
         return join_answers(self, table["user"], *sides, outcome, None, users, side)
 
     def append_ranking(

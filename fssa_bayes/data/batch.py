@@ -104,6 +104,11 @@ class Batch:
         }
         return dataclasses.replace(self, **moved)
 
+    def double(self) -> Batch:
+        """Returns a copy with features and choices in double precision."""
+        items = self.items if self.items.dtype == torch.int64 else self.items.double()
+        return self.replace(items=items, choice=self.choice.double())
+
     def replace(self, **changes: Any) -> Batch:
         """Returns a copy with some fields replaced, for example `mask=` or `choice=`."""
         return dataclasses.replace(self, **changes)

@@ -452,8 +452,8 @@ class ReadComparisons(Comparisons):
 
         Returns:
             The rankings, people in order of first appearance. A ranking of n items, whether it is
-            full or of the best k, takes n (n − 1) / 2 comparisons; broken into pairs, it has no
-            pairs that it says nothing about.
+            full or of the best k, takes n − 1 comparisons, of each other item with the last one;
+            broken into pairs, it has one for each pair whose order it tells.
 
         Raises:
             TypeError: If `rankings`, `items` or `users` is of another type.
@@ -478,7 +478,7 @@ class ReadComparisons(Comparisons):
             >>> ballots = {"ann": [("tea", "cola", "milk")], "bob": [("milk", "tea")]}
             >>> data = Preferences.from_rankings(ballots)
             >>> data.num_judgements, data.num_comparisons
-            (2, 4)
+            (2, 3)
         """
         if method not in _METHODS:
             raise ValueError(f"method must be one of {_METHODS}, got {method!r}")

@@ -22,7 +22,7 @@ class Summary:
         items: Number of items in the table.
         features: Number of features of an item, or None where items have none.
         comparisons: Number of comparisons, those that make up rankings included.
-        per_user: Smallest, median and largest number of comparisons of a person.
+        per_user: Smallest, median and largest number of judgements of a person.
         half_wins: Comparisons with choice ½ that count as half a win each.
         dropped_ties: Ties that `ties="drop"` removed.
         duplicates: Comparisons of a pair that the same person had answered before, the same way.
@@ -44,6 +44,8 @@ class Summary:
             for items without features; `""` for none.
         people_are_named: Whether the data say who answered; else each comparison or ranking
             counts as one of `users`.
+        lone_comparisons: Comparisons that are no rows of rankings or choice sets.
+        items_recur: Whether some item is in two judgements; else every item is of one situation.
     """
 
     users: int
@@ -68,6 +70,8 @@ class Summary:
     reference_levels: tuple[tuple[str, str], ...] = ()
     separated: str = ""
     people_are_named: bool = True
+    lone_comparisons: int = 0
+    items_recur: bool = True
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -81,14 +85,8 @@ class Summary:
             ("people", f"{self.users:,}" if self.people_are_named else "not named"),
             ("items", f"{self.items:,} ({self.unused_items:,} never compared)"),
             ("features of an item", "none" if self.features is None else f"{self.features:,}"),
-            ("comparisons", f"{self.comparisons:,}"),
+            ("comparisons", f"{self.lone_comparisons:,}"),
             ("per person", f"{low:,} to {high:,}, median {median:g}"),
-            ("half wins", f"{self.half_wins:,}"),
-            ("ties kept", f"{self.ties:,}"),
-            ("ties dropped", f"{self.dropped_ties:,}"),
-            ("repeated answers", f"{self.duplicates:,}"),
-            ("contradicted pairs", f"{self.contradictions:,}"),
-            ("connected components", f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"),
         ]
         if not self.people_are_named:  # Then each judgement is of a person of its own.
             rows[4] = ("judgements", f"{self.users:,}, taken for independent")
@@ -102,6 +100,18 @@ class Summary:
         if self.broken[0]:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
+        if self.lone_comparisons or self.dropped_ties:
+            rows += [
+                ("half wins", f"{self.half_wins:,}"),
+                ("ties kept", f"{self.ties:,}"),
+                ("ties dropped", f"{self.dropped_ties:,}"),
+                ("repeated answers", f"{self.duplicates:,}"),
+                ("contradicted pairs", f"{self.contradictions:,}"),
+            ]
+        components = f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"
+        if not self.items_recur and len(self.component_sizes) > 1:
+            components = "none larger than a judgement: every item is in one alone"
+        rows.append(("connected components", components))
         if self.sides is not None:
             where = ("left", "neither", "right", "not known")
             shown = [f"{n:,} {place}" for n, place in zip(self.sides, where, strict=True) if n]
@@ -118,7 +128,7 @@ def summarise(data: Comparisons) -> Summary:
     """Counts people, items, comparisons, ties, repetitions, contradictions and components."""
     labels = find_components(data)
     duplicates, contradictions = count_repetitions(data)
-    counts = data.counts
+    counts = data.judgement_counts
     half_wins = int(data.half_wins.sum())
     return Summary(
         users=len(data),
@@ -142,7 +152,18 @@ def summarise(data: Comparisons) -> Summary:
         ),
         separated=describe_separation(data) if data.items is None else "",
         people_are_named=data.people_are_named,
+        lone_comparisons=int((~data.judgements.inside).sum()),
+        items_recur=find_recurrence(data),
     )
+
+
+def find_recurrence(data: Comparisons) -> bool:
+    """Tells whether some item is in two judgements."""
+    number = data.judgements.spread(np.arange(data.num_judgements))
+    of = np.full(data.num_items, -1, dtype=np.int64)
+    for side in (data.left, data.right):
+        of[side] = number
+    return any((of[side] != number).any() for side in (data.left, data.right))
 
 
 def count_sides(side: np.ndarray) -> tuple[int, int, int, int]:

@@ -83,7 +83,9 @@ class Pairs:
         self.mask = torch.arange(int(counts.max()), device=counts.device) < counts.unsqueeze(-1)
         self.weight = torch.zeros_like(self.mask, dtype=dtype)
         self.weight[self.mask] = weight[order]
-        self.count = self.weight.sum(-1)
+        # Added up pair by pair: a sum over a row depends on the number of columns.
+        count = torch.zeros(len(self.mask), dtype=dtype, device=counts.device)
+        self.count = count.index_add(0, self.person, weight[order])
 
     @staticmethod
     def _terms_of(

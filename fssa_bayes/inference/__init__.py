@@ -1,6 +1,7 @@
 """How are model and guide fitted? Objectives, the loop of a fit, its result."""
 
 from fssa_bayes.guide import check_guide
+from fssa_bayes.inference.convergence import Convergence, describe_convergence
 from fssa_bayes.inference.fit import FitResult, fit
 from fssa_bayes.inference.objectives import (
     ELBO,
@@ -15,6 +16,7 @@ from fssa_bayes.inference.objectives import (
 
 __all__ = [
     "ELBO",
+    "Convergence",
     "FitResult",
     "ImportanceWeightedELBO",
     "MaximumLikelihood",
@@ -23,6 +25,7 @@ __all__ = [
     "PredictiveLikelihood",
     "Sleep",
     "check_guide",
+    "describe_convergence",
     "fit",
     "split_batch",
 ]

@@ -19,6 +19,7 @@ import torch
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.average import fit_average
+from fssa_bayes.inference.convergence import Convergence, describe_convergence
 from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.readiness import (
     AUTO,
@@ -30,9 +31,11 @@ from fssa_bayes.inference.readiness import (
     warn_of_busy_people,
     warn_of_divergence,
     warn_of_separation,
+    warn_of_vanished_coefficients,
 )
+from fssa_bayes.inference.state import describe_fit
 from fssa_bayes.inference.training import Fitter, plan
-from fssa_bayes.io import Checkpoints, flatten
+from fssa_bayes.io import Checkpoints
 from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
 from fssa_bayes.population import (
     Estimates,
@@ -59,7 +62,7 @@ from fssa_bayes.sampling import (
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
 
-__all__ = ["FitResult", "describe_fit", "fit"]
+__all__ = ["FitResult", "fit"]
 
 
 @dataclass
@@ -149,6 +152,16 @@ class FitResult:
             num_samples=num_samples,
             seed=seed,
         )
+
+    def convergence(
+        self, *, num_draws: int = 512, num_samples: int = 1024, seed: int = 1
+    ) -> Convergence:
+        """Judges by fresh draws how close a mixed logit's fit came to its maximum.
+
+        See :func:`fssa_bayes.inference.describe_convergence` for arguments, errors and sources.
+        """
+        options = {"num_draws": num_draws, "num_samples": num_samples, "seed": seed}
+        return describe_convergence(self.model, self.data, self.history, **options)
 
     def estimates(
         self,
@@ -509,8 +522,9 @@ def fit(
             that contexts of `Sleep` must be shorter, if a checkpoint cannot be written, if the
             model does not use the covariates of the people, if these are constant or collinear, if
             choices are separated, so that some estimates of a linear utility are infinite (by name,
-            before the fit), if a homogeneous fit did not converge, or if `Sleep` costs held-out
-            accuracy.
+            before the fit), if maximum likelihood did not converge, if a log-normal coefficient or
+            the price of willingness-to-pay space is estimated at 0 for everybody (by name), or if
+            `Sleep` costs held-out accuracy.
 
     Example:
         >>> from fssa_bayes.datasets import two_mode
@@ -566,33 +580,6 @@ def fit(
         )
         fitter.run()
     warn_of_divergence(model, data)
+    warn_of_vanished_coefficients(model, data)
     history, note = pd.DataFrame(fitter.history), explain_validation(asked, validation)
     return FitResult(model, guide, data, history, fitter.held_out(), note)
-
-
-def describe_fit(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
-    data: Preferences,
-    stages: list[Objective],
-    rates: tuple[float, float],
-    validation: float | None,
-    refit: bool,
-    seed: int,
-) -> dict[str, object]:
-    """Describes a fit, so that it does not go on from the checkpoint of another fit.
-
-    Arguments are those of :func:`fit`; `rates` holds both learning rates.
-    """
-    return {
-        "model": model.config,
-        "guide": None if guide is None else guide.config,
-        "parameters": {name: list(v.shape) for name, v in flatten(model, guide).items()},
-        "data": data.digest(),
-        "objective": [stage.config for stage in stages],
-        "learning_rate": rates[0],
-        "population_learning_rate": rates[1],
-        "validation": validation,
-        "refit": refit,
-        "seed": seed,
-    }

@@ -7,6 +7,7 @@ log p(C, z), here taken with self-normalised importance weights.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Preferences, total_weight, user_batches
-from fssa_bayes.inference.maximum import pooled_batches, widen
+from fssa_bayes.inference.maximum import pooled_batches
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
 
@@ -77,7 +78,7 @@ class MarginalLikelihood:
         # People of similar numbers of comparisons share a batch, so that little is padded.
         data = data.subset(np.argsort(data.counts, kind="stable"))
         self.batches = [
-            widen(batch)
+            batch.double()
             for _, batch in user_batches(data, num_draws, model.device, margins=_MARGINS)
         ]
         self.modes: list[Tensor | None] = [None] * len(self.batches)
@@ -130,17 +131,22 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
 
     Raises:
         FloatingPointError: If the likelihood is not finite at the start.
+
+    Warns:
+        UserWarning: If the last of `steps` iterations still gained more than the log-likelihood's
+            Monte-Carlo standard error.
     """
     model, count = fitter.model, total_weight(leg.training)
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype
     model.double()
-    step = 0
+    step, losses = 0, []
 
     def after_iteration(intermediate_result: OptimizeResult) -> None:
         nonlocal step
         step += 1
-        loss = float(intermediate_result.fun) / count
+        losses.append(float(intermediate_result.fun))
+        loss = losses[-1] / count
         fitter.record(leg, step, loss, None)
         progress.update(leg.name, loss)
 
@@ -150,8 +156,16 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         searches = ((_COARSE_DRAWS, steps // 2), (leg.stage.num_draws, steps))
         for (num_draws, most), gain in zip(searches, _GAINS, strict=True):
             if step < most:
+                losses.clear()
                 likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
-                _climb(likelihood, parameters, most - step, gain, after_iteration)
+                noise = _climb(likelihood, parameters, most - step, gain, after_iteration)
+        if step >= steps and len(losses) > 1 and losses[-2] - losses[-1] > noise:
+            warnings.warn(
+                f"maximum likelihood did not converge in {steps} iterations: the last one gained "
+                f"{losses[-2] - losses[-1]:.2g} nats, more than the Monte-Carlo standard error of "
+                f"{noise:.2g}. Allow more (steps)",
+                stacklevel=5,
+            )
     finally:
         model.to(dtype)
     progress.skip(leg.stage.steps - step)
@@ -183,8 +197,12 @@ def _climb(
     steps: int,
     gain: float,
     after_iteration: Callable[[OptimizeResult], None],
-) -> None:
-    """Climbs from the parameters to the best ones seen, until iterations gain too little."""
+) -> float:
+    """Climbs from the parameters to the best ones seen, until iterations gain too little.
+
+    Returns:
+        The Monte-Carlo standard error of the log-likelihood where the climb began, in nats.
+    """
     from scipy.optimize import minimize  # A tenth of the time to import the package.
 
     best_value, best_vector = -math.inf, parameters_to_vector(parameters).detach()
@@ -219,3 +237,4 @@ def _climb(
         options=options,
     )
     vector_to_parameters(best_vector, parameters)
+    return noise.standard_error

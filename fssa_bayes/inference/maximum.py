@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fssa_bayes.inference.progress import Progress
     from fssa_bayes.inference.training import Fitter, Leg
 
-__all__ = ["check_maximum", "find_answers", "maximise", "pooled_batches", "widen"]
+__all__ = ["check_maximum", "find_answers", "maximise", "pooled_batches"]
 
 _MOST_ITEMS = 2000  # Items without features: a step takes time in the cube of their number.
 _MOST_FEATURES = 64  # Features: every comparison adds a matrix of their squares to a step.
@@ -233,11 +233,5 @@ def pooled_batches(data: Preferences, model: HeterogeneousBTL) -> list[Batch]:
             )
             table[batch.mask] = torch.from_numpy(count[start:stop]).double()
             batch, start = batch.replace(count=table), stop
-        batches.append(widen(batch.to(model.device)))
+        batches.append(batch.to(model.device).double())
     return batches
-
-
-def widen(batch: Batch) -> Batch:
-    """Returns a copy of a batch in double precision."""
-    items = batch.items if batch.items.dtype == torch.int64 else batch.items.double()
-    return batch.replace(items=items, choice=batch.choice.double())

@@ -28,7 +28,12 @@ from fssa_bayes.inference.objectives import (
     Sleep,
 )
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import Separation, describe_divergence, find_separation
+from fssa_bayes.population import (
+    Separation,
+    describe_divergence,
+    describe_vanished,
+    find_separation,
+)
 
 __all__ = [
     "check_training_covariates",
@@ -41,6 +46,7 @@ __all__ = [
     "warn_of_busy_people",
     "warn_of_divergence",
     "warn_of_separation",
+    "warn_of_vanished_coefficients",
 ]
 
 AUTO = "auto"
@@ -57,7 +63,7 @@ def check_training_data(
         guide: Its guide; None if `latent_dim` is 0, or for the population of a mixed logit alone.
         data: The comparisons of the training people.
     """
-    check_guide(model, guide, may_lack=_is_mixed_logit(model))
+    check_guide(model, guide, may_lack=model.is_mixed_logit)
     empty = np.flatnonzero(data.counts == 0)
     if len(empty):
         raise ValueError(
@@ -147,6 +153,12 @@ def warn_of_divergence(model: HeterogeneousBTL, data: Preferences) -> None:
             "it stopped. A remedy: penalty=0.5 keeps utilities finite, or a fit without lapses",
             stacklevel=3,
         )
+
+
+def warn_of_vanished_coefficients(model: HeterogeneousBTL, data: Preferences) -> None:
+    """Warns by name of log-normal coefficients, or a price, that are estimated at 0."""
+    if message := describe_vanished(model, data):
+        warnings.warn(message, stacklevel=3)
 
 
 def check_columns(
@@ -240,7 +252,7 @@ def choose_stages(
         stages = list(objective) if isinstance(objective, Sequence) else [objective]
     if not stages or not all(isinstance(stage, Objective) for stage in stages):
         raise TypeError(f"objective must be an Objective or a list of them, got {objective!r}")
-    if any(isinstance(stage, MaximumLikelihood) for stage in stages) and not _is_mixed_logit(model):
+    if any(isinstance(stage, MaximumLikelihood) for stage in stages) and not model.is_mixed_logit:
         raise ValueError(
             "MaximumLikelihood of a model with latent factor needs utility='linear' and "
             f"prior='normal', got utility={model.config['utility']!r} and "
@@ -285,15 +297,11 @@ def warn_of_busy_people(stages: Sequence[Objective], data: Preferences) -> None:
 
 def default_stages(model: HeterogeneousBTL) -> list[Objective]:
     """Lists the stages of a heterogeneous model: maximum likelihood where there is one."""
-    if not _is_mixed_logit(model):
+    if not model.is_mixed_logit:
         return [ImportanceWeightedELBO(), Sleep()]
     # Effective sample size of the guide's draws on the train-choice data after 500, 1,000 and 2,500
     # steps: .55, .72 and .80 given all choices, .75, .83 and .87 given five.
     return [MaximumLikelihood(), Sleep(steps=1000)]
-
-
-def _is_mixed_logit(model: HeterogeneousBTL) -> bool:
-    return model.utility.is_linear and not len(model.prior_flow)
 
 
 def choose_validation(

@@ -14,7 +14,7 @@ from fssa_bayes.data import Preferences, total_weight, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import Objective, split_batch
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling import propose
+from fssa_bayes.sampling import draw_guide, propose
 
 __all__ = ["held_out_scores", "validation_score", "warn_if_costly"]
 
@@ -65,13 +65,17 @@ def held_out_scores(
             context_mask, target_mask = split_batch(batch)
             known = batch.replace(mask=context_mask)
             draws = propose(model, guide, known, _HELD_OUT_DRAWS, streams=streams)
+            raw = draws
+            if model.latent_dim:
+                raw = draw_guide(model, guide, known, _HELD_OUT_DRAWS, streams=streams)
             target = batch.replace(mask=target_mask)
-            likelihood, scored = model.choice(target, draws.z), target.judgement_mask
-            for name, log_weights in (
-                ("raw", torch.zeros_like(draws.log_ratio).log_softmax(0)),  # The guide's own draws.
-                ("corrected", draws.log_weights.log_softmax(0)),
+            scored = target.judgement_mask
+            for name, z, log_weights in (
+                ("raw", raw.z, torch.zeros_like(raw.log_weights)),
+                ("corrected", draws.z, draws.log_weights),
             ):
-                score = likelihood.log_predictive(log_weights, batch.choice)
+                likelihood = model.choice(target, z)
+                score = likelihood.log_predictive(log_weights.log_softmax(0), batch.choice)
                 losses[name].append(-(score * scored).sum(-1) / scored.sum(-1))
     rows = []
     for name, parts in losses.items():

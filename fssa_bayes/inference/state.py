@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FitState", "prefixed", "random_state"]
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.inference.objectives import Objective
+from fssa_bayes.io import flatten
+from fssa_bayes.model import HeterogeneousBTL
+
+__all__ = ["FitState", "describe_fit", "prefixed", "random_state"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +55,31 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     return tensors
+
+
+def describe_fit(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    stages: list[Objective],
+    rates: tuple[float, float],
+    validation: float | None,
+    refit: bool,
+    seed: int,
+) -> dict[str, object]:
+    """Describes a fit, so that it does not go on from the checkpoint of another fit.
+
+    Arguments are those of :func:`fssa_bayes.fit`; `rates` holds both learning rates.
+    """
+    return {
+        "model": model.config,
+        "guide": None if guide is None else guide.config,
+        "parameters": {name: list(v.shape) for name, v in flatten(model, guide).items()},
+        "data": data.digest(),
+        "objective": [stage.config for stage in stages],
+        "learning_rate": rates[0],
+        "population_learning_rate": rates[1],
+        "validation": validation,
+        "refit": refit,
+        "seed": seed,
+    }

@@ -226,6 +226,21 @@ class Rankings:
         padded = F.pad(each, (0, 1)).index_select(-1, index.flatten())
         return steady_sum(padded.unflatten(-1, (users, most)))
 
+    def log_prob_of_first(self, margin: Tensor) -> Tensor:
+        """Evaluates the log-probability that each slot wins the first stage, (*, G, J), in nats.
+
+        It is −∞ in padding. Slots are taken in order, so that padding changes no digit.
+
+        Args:
+            margin: Margins in nats with shape (*, U, N).
+        """
+        utility = self.utility(margin)
+        total, *others = utility.unbind(-1)
+        for number, value in enumerate(others, 1):
+            is_slot = number <= self.size
+            total = torch.where(is_slot, log_add(total, value.masked_fill(~is_slot, 0.0)), total)
+        return utility - total.unsqueeze(-1)
+
     @cached_property
     def _have_one_stage(self) -> bool:
         """Whether all rankings are choices from a set."""
@@ -272,7 +287,7 @@ class Rankings:
         for stage in range(int(self.stages.max())):
             runs = stage < self.stages
             left = (place > stage) & ~self.is_padding
-            share = utility.masked_fill(~left, -torch.inf).softmax(-1)[..., 1:]
+            share = _softmax(utility.masked_fill(~left, -torch.inf))[..., 1:]
             won = (place == stage + 1)[:, 1:]
             firsts.append(
                 (won.to(share.dtype) - share).masked_fill(~(left[:, 1:] & runs.unsqueeze(-1)), 0.0)
@@ -341,7 +356,7 @@ class Rankings:
         slot = torch.arange(self.most, device=utility.device)
         place = torch.full_like(utility, self.most + 1, dtype=torch.int64)
         for stage in range(int(self.stages.max())):
-            total = utility.softmax(-1).nan_to_num().cumsum(-1)
+            total = _softmax(utility).nan_to_num().cumsum(-1)
             winner = (total <= own[..., stage, None] * total[..., -1:]).sum(-1, keepdim=True)
             last = slot.where(utility > -torch.inf, 0).amax(-1, keepdim=True)
             winner = torch.minimum(winner, last)
@@ -358,6 +373,13 @@ class Rankings:
         choice = margin.new_zeros((*margin.shape[:-2], self.inside.numel()))
         choice[..., self.cells[is_row]] = drawn[..., is_row]
         return choice.unflatten(-1, self.inside.shape)
+
+
+def _softmax(utility: Tensor) -> Tensor:
+    """Returns the probabilities of the items (*, J), which absent ones at the end do not change."""
+    weight = (utility - utility.amax(-1, keepdim=True)).exp()
+    first, *others = weight.unbind(-1)
+    return weight / sum(others, first).unsqueeze(-1)
 
 
 def _starts(size: Tensor) -> Tensor:

@@ -346,6 +346,14 @@ class HeterogeneousBTL(LatentPrior):
         pyro.module("model", self)
 
     @property
+    def is_mixed_logit(self) -> bool:
+        """Whether the utility is linear and the prior normal, in one or more latent dimensions.
+
+        The mode of a person's posterior is then found by Newton's method.
+        """
+        return self.latent_dim > 0 and self.utility.is_linear and not len(self.prior_flow)
+
+    @property
     def has_ties(self) -> bool:
         """Whether a choice of ½ is a tie, and not half a win each."""
         return self.log_tie is not None

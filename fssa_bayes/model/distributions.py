@@ -251,8 +251,15 @@ class BradleyTerry(TorchDistribution):
         if value.ndim == 2 and self._is_plain and self.rankings is None:
             # The same choices for every draw: one operation.
             return self.pairwise(choice=value).expand(self.batch_shape)
-        if self.rankings is not None and not len(self.rankings.alone):
-            return self.rankings.log_prob_of_people(self.margin, value)
+        if self.rankings is not None:
+            # Both sums are taken apart, whether or not somebody has comparisons that stand alone.
+            value = value.masked_fill(~self.mask_, 0.0)
+            margin, alone = self.margin, self.mask_ & ~self.rankings.inside
+            total = self.rankings.log_prob_of_people(margin, value)
+            if not len(self.rankings.alone):
+                return total
+            each = Outcomes.of(margin).log_prob(value).masked_fill(~alone, 0.0)
+            return total + steady_sum(each)
         return steady_sum(self.log_prob_each(value))
 
     def log_prob_each(self, value: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from fssa_bayes.population.ranking import item_estimates, ranking_table
 from fssa_bayes.population.sampled import population_draws
 from fssa_bayes.population.separation import Separation, find_separation
 from fssa_bayes.population.standard_errors import Uncertainty
+from fssa_bayes.population.stationarity import NewtonStep, find_newton_step
 from fssa_bayes.population.table import population_estimates, population_table
+from fssa_bayes.population.vanished import describe_vanished
 from fssa_bayes.population.willingness import willingness_to_pay
 from fssa_bayes.posterior import PopulationDraws, PopulationMixture
 
@@ -32,6 +34,7 @@ __all__ = [
     "Divergence",
     "Estimates",
     "Moments",
+    "NewtonStep",
     "PopulationDraws",
     "PopulationMixture",
     "Separation",
@@ -45,7 +48,9 @@ __all__ = [
     "covariate_rank",
     "describe_divergence",
     "describe_few_people",
+    "describe_vanished",
     "feature_differences",
+    "find_newton_step",
     "find_null",
     "find_separation",
     "has_population_estimates",

@@ -124,9 +124,16 @@ class Estimates:
                 where a heterogeneous model has too few people for it.
 
         Warns:
-            UserWarning: If sandwich errors rest on a single person's comparisons.
+            UserWarning: If sandwich errors rest on a single person's comparisons, or two sets of
+                draws give errors that differ by more than 15 %, which are NaN.
         """
         kind = self.uncertainty.choose(kind)
+        self._warn_of_unsettled([kind])
+        if kind == "sandwich":
+            self._warn_of_single_people()
+        return self.uncertainty.standard_errors(self.jacobian, kind).numpy()
+
+    def _standard_errors(self, kind: str) -> np.ndarray:
         if kind == "sandwich":
             self._warn_of_single_people()
         return self.uncertainty.standard_errors(self.jacobian, kind).numpy()
@@ -142,6 +149,7 @@ class Estimates:
         Arguments and warnings are those of :meth:`standard_errors`.
         """
         kind = self.uncertainty.choose(kind)
+        self._warn_of_unsettled([kind])
         if kind == "sandwich":
             self._warn_of_single_people()
         covariance = self.uncertainty.covariance_of(self.jacobian, kind).numpy()
@@ -204,9 +212,27 @@ class Estimates:
     def three_errors(self) -> dict[str, np.ndarray]:
         """Returns the estimates and errors of all three kinds, as columns of a table."""
         self.uncertainty.warn_of_few_people()
-        errors = {f"se_{kind}": self.standard_errors(kind) for kind in KINDS}
+        self._warn_of_unsettled(KINDS)
+        errors = {f"se_{kind}": self._standard_errors(kind) for kind in KINDS}
         self._warn_of_silent_scores()
         return {"estimate": self.limits.numpy()} | errors
+
+    def _warn_of_unsettled(self, kinds: Iterable[str]) -> None:
+        """Names quantities of whose errors two sets of draws disagree."""
+        if self.uncertainty.limit is not None:  # What is at infinity is said elsewhere.
+            return
+        identified, said = self.identified, []
+        for kind in kinds:
+            unsettled = ~self.uncertainty.settled(self.jacobian, kind).numpy() & identified
+            if unsettled.any():
+                said.append(f"se_{kind} of {self._list(unsettled)}")
+        if said:
+            warnings.warn(
+                f"{'; '.join(said)}: NaN, as two sets of draws differ by more than 15 %, where "
+                "people's posteriors have heavy tails or the information is close to singular. "
+                "More draws (num_samples) may do, or fewer latent dimensions",
+                stacklevel=4,
+            )
 
     def _warn_of_silent_scores(self) -> None:
         """Warns where the outer product of scores says nothing though the information does."""

@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,10 @@ __all__ = [
     "feature_differences",
     "item_information",
     "population_information",
-    "settled_information",
     "stage_products",
+    "sum_information",
 ]
 
-_SETTLED = 0.05  # Relative difference of standard errors between two sets of draws.
-_DOUBLINGS = 3
 _PEOPLE = 1024  # People whose scores on all items are held at once.
 
 
@@ -68,11 +66,35 @@ def population_information(
         and not (model.answer_parameters() or data.has_rankings)
     ):
         return item_information(model, data)
+    return sum_information(model, data, rotation, num_samples, seed, [batch_information])[0]
+
+
+@torch.no_grad()
+def sum_information(
+    model: HeterogeneousBTL,
+    data: Preferences,
+    rotation: Tensor,
+    num_samples: int,
+    seed: int,
+    ways: Sequence[Callable[..., tuple[Tensor, Tensor]]],
+) -> list[tuple[Tensor, Tensor]]:
+    """Does what :func:`population_information` does in several ways, from the same draws.
+
+    Args:
+        model: A model with linear utility and normal prior.
+        data: The comparisons.
+        rotation: As in :func:`population_information`.
+        num_samples: Draws of each person's z.
+        seed: Seed of the draws.
+        ways: Functions with the arguments and results of :func:`batch_information`.
+
+    Returns:
+        The two matrices of each way.
+    """
     rank = rotation.shape[1]
     size = model.num_features * (1 + rank) + rank * model.num_covariates
     size += len(model.answer_parameters())
-    outer = torch.zeros(size, size, dtype=torch.float64)
-    information = torch.zeros(size, size, dtype=torch.float64)
+    sums = [[torch.zeros(size, size, dtype=torch.float64) for _ in range(2)] for _ in ways]
     # Sums do not depend on the order of people; sorted by size, little is padded.
     data = data.subset(np.argsort(data.counts, kind="stable"))
     # A comparison has features, and a margin for each draw: one without a latent factor.
@@ -82,10 +104,11 @@ def population_information(
     streams = Streams(seed, "information")
     for _, batch in user_batches(data, width, model.device):
         z, weights = _draw(model, batch, num_samples, streams)
-        scores, batch_inform = batch_information(model, batch, z, weights, rotation)
-        outer += (scores.T @ scores).cpu()
-        information += batch_inform.cpu()
-    return outer, information
+        for (outer, information), evaluate in zip(sums, ways, strict=True):
+            scores, of_batch = evaluate(model, batch, z, weights, rotation)
+            outer += (scores.T @ scores).cpu()
+            information += of_batch.cpu()
+    return [(outer, information) for outer, information in sums]
 
 
 def item_information(model: HeterogeneousBTL, data: Preferences) -> tuple[Tensor, Tensor]:
@@ -124,70 +147,6 @@ def _draw(
         return z, torch.ones(1, batch.num_users, dtype=torch.float64, device=model.device)
     draws = draw_around_modes(model, batch, num_samples, streams)
     return draws.z.to(model.dtype), draws.log_weights.softmax(0)
-
-
-def settled_information(
-    model: HeterogeneousBTL,
-    data: Preferences,
-    rotation: Tensor,
-    free: Tensor,
-    num_samples: int,
-    seed: int,
-) -> tuple[Tensor, Tensor, float]:
-    """Does what :func:`population_information` does, with as many draws as the errors need.
-
-    Two sets of draws are taken, and doubled until the standard errors of all parameters agree
-    between the sets within 5 %, or the draws have been doubled three times.
-
-    Args:
-        model: A model with linear utility and normal prior.
-        data: The comparisons.
-        rotation: As in :func:`population_information`.
-        free: Positions of the free parameters, (P,).
-        num_samples: Draws of each person's z in each set, to begin with.
-        seed: Seed of the draws.
-
-    Returns:
-        The means of both sets' matrices (P, P), and the largest relative difference of a standard
-        error between the sets; 0 without latent factor, and infinite where one set's information is
-        not positive.
-    """
-    if model.latent_dim == 0:
-        outer, information = population_information(model, data, rotation, 1, seed)
-        return outer[free][:, free], information[free][:, free], 0.0
-    for doubling in range(_DOUBLINGS + 1):
-        sets = []
-        for number in range(2):
-            own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            draws = num_samples * 2**doubling
-            matrices = population_information(model, data, rotation, draws, own)
-            sets.append([matrix[free][:, free] for matrix in matrices])
-        gap = _gap(*(_errors(*matrices) for matrices in sets))
-        if gap <= _SETTLED:
-            break
-    outer, information = (0.5 * (one + two) for one, two in zip(*sets, strict=True))
-    return outer, information, gap
-
-
-def _errors(outer: Tensor, information: Tensor) -> Tensor:
-    """Returns standard errors by the information and by the sandwich, (2, P), NaN if indefinite.
-
-    Directions without information are left out.
-    """
-    eigenvalues, vectors = torch.linalg.eigh(information)
-    least = 1e-9 * eigenvalues[-1]
-    if eigenvalues[0] < -least:
-        return torch.full_like(information[:2], torch.nan)
-    seen = eigenvalues > least
-    inverse = vectors[:, seen] / eigenvalues[seen] @ vectors[:, seen].T
-    sandwich = inverse @ outer @ inverse
-    return torch.stack([inverse.diagonal(), sandwich.diagonal()]).clamp(min=0).sqrt()
-
-
-def _gap(one: Tensor, two: Tensor) -> float:
-    """Returns the largest relative difference; infinite where something is NaN."""
-    difference = (one - two).abs() / (0.5 * (one + two)).clamp(min=1e-300)
-    return difference.nan_to_num(math.inf).max().item()
 
 
 def batch_information(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,13 +15,17 @@ from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.identification import in_null
 from fssa_bayes.population.separation import Limit
 
-__all__ = ["KINDS", "Uncertainty", "find_unidentified", "invert_information"]
+__all__ = ["KINDS", "UNSETTLED", "Uncertainty", "find_unidentified", "invert_information"]
 
 KINDS = ("hessian", "outer_product", "sandwich")
 """Covariances: by the information, by the outer products of people's scores, by both."""
 
 
+UNSETTLED = 0.15
+"""Relative difference of a standard error between two sets of draws that is too large."""
+
 _DEGENERATE = 0.01  # Share of the classical variance: by chance 8 % for 2 people, .02 % for 5.
+_LOST = 1e-3  # Share of a quantity's squared derivative that one set of draws may leave out.
 _SILENT = 1e-6  # Share of the information that scores have where they do not vary.
 
 
@@ -46,6 +50,8 @@ class Uncertainty:
         weight: Σ w² / Σ w over the weights w of people, by which the classical covariance is
             multiplied where it takes the place of the sandwich, so that it does not depend on the
             unit of weights (Kish 1965, Survey sampling); None without weights.
+        sets: Of each of two sets of draws the outer products and the information, of which `outer`
+            and `information` are the means; empty where nothing is drawn.
     """
 
     information: Tensor
@@ -58,6 +64,7 @@ class Uncertainty:
     limit: Limit | Divergence | None = None
     null: Tensor | None = None
     weight: float | None = None
+    sets: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -217,13 +224,35 @@ class Uncertainty:
 
     def known_by(self, jacobian: Tensor, kind: str) -> Tensor:
         """Tells which quantities have an error of a kind, with shape (Q,)."""
-        known = self.identified(jacobian)
+        known = self.identified(jacobian) & self.settled(jacobian, kind)
         if kind == "outer_product" and self.people is not None and self.has(kind):
             inverse = self._inverse_outer
             known = known & ~find_unidentified(jacobian, inverse, self.outer, self.share)
         if kind == "hessian" or self.limit is None:
             return known
         return known & self.limit.estimable(jacobian)
+
+    def settled(self, jacobian: Tensor, kind: str) -> Tensor:
+        """Tells of which quantities both sets of draws give the same error within 15 %, (Q,)."""
+        if not self.sets or not self.has(kind):
+            return torch.ones(len(jacobian), dtype=torch.bool)
+        one, two = (
+            _variances(jacobian, twin.covariance(kind)).clamp(min=0).sqrt() for twin in self._twins
+        )
+        agree = (one - two).abs() <= UNSETTLED * 0.5 * (one + two)
+        seen = jacobian @ self.inverse @ self.information
+        for twin in self._twins:  # What one set leaves out, it does not confirm.
+            lost = seen - jacobian @ twin.inverse @ twin.information
+            agree &= lost.square().sum(-1) <= _LOST * jacobian.square().sum(-1)
+        return agree
+
+    @cached_property
+    def _twins(self) -> list[Uncertainty]:
+        """What each set of draws alone would say."""
+        return [
+            replace(self, information=information, outer=outer, expected_null=None, sets=())
+            for outer, information in self.sets
+        ]
 
     def warn_of_few_people(self) -> None:
         """Warns where errors from the scores of people cannot be had, or are rough."""

@@ -9,6 +9,7 @@ so that all standard errors include their uncertainty.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 
 import numpy as np
@@ -28,6 +29,7 @@ from fssa_bayes.population.parameters import (
 
 __all__ = ["population_estimates", "population_table"]
 
+_DISTINCT = 2.0  # Standard errors from 0 of a price that is taken for a denominator.
 _ROUNDING = 1e-9  # Distance of a correlation from 1 or −1 that is taken for rounding.
 
 
@@ -92,8 +94,10 @@ def population_table(
 
     Warns:
         UserWarning: If there are fewer than two people a parameter, if errors rest on a single
-            person, if features are constant or collinear in all comparisons, or if other directions
-            are without information.
+            person, if features are constant or collinear in all comparisons, if other directions
+            are without information, if two sets of draws give errors that differ by more than 15 %
+            (these are NaN, by name), or if the price of willingness-to-pay space is within two
+            standard errors of 0.
 
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
@@ -101,6 +105,7 @@ def population_table(
     """
     estimates, known = _quantities(model, data, reference, num_samples, seed)
     columns = estimates.three_errors()
+    _warn_of_weak_price(model, data, columns)
     if level is not None or p_values:
         columns |= estimates.describe(kind, level=level, p_values=p_values)
         del columns["standard_error"]  # One of the three.
@@ -192,6 +197,23 @@ def _quantities(
         known[: model.num_features] = True  # Means say themselves what they are.
         known[quantity == "effect"] &= np.tile(finite, len(estimate.covariate_names))
     return estimates, known
+
+
+def _warn_of_weak_price(
+    model: HeterogeneousBTL, data: Preferences, columns: dict[str, np.ndarray]
+) -> None:
+    """Warns where the price, to which willingness to pay is a ratio, may be 0."""
+    price = model.utility.map.price
+    if price is None:
+        return
+    value, error = columns["estimate"][price], columns["se_hessian"][price]
+    if abs(value) < _DISTINCT * error:
+        warnings.warn(
+            f"the coefficient of the price {data.feature_names[price]!r} is {value:.3g} with a "
+            f"standard error of {error:.2g}, not distinct from 0: willingness to pay is a ratio to "
+            "it, and its errors below are too small",
+            stacklevel=3,
+        )
 
 
 def _certain(estimates: Estimates) -> np.ndarray:

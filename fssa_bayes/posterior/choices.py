@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +29,8 @@ __all__ = [
     "weighted_quantiles",
 ]
 
+
+_SORTED = 2**20  # Draws that are sorted at once, so that they stay in the cache.
 
 # Which people, their comparisons, p(choices | z) of all draws, normalised log-weights (S, U).
 Likelihoods = tuple[slice, Batch, BradleyTerry, Tensor]
@@ -151,12 +154,24 @@ def weighted_quantiles(values: Tensor, weights: Tensor, levels: Sequence[float])
         The quantile of each level, with shape (U, N).
     """
     # Draws come last: sorting along the first dimension has large strides and is slow.
-    ordered, order = values.permute(1, 2, 0).contiguous().sort(-1)
-    weights = weights.T.unsqueeze(1).expand_as(ordered).gather(-1, order)
-    cumulative = weights.double().cumsum(-1)
+    values, weights = values.permute(1, 2, 0), weights.T.unsqueeze(1)
+    parts = [
+        _quantiles(part.contiguous(), weights, levels)
+        for part in values.split(max(1, _SORTED // max(len(values) * values.shape[-1], 1)), 1)
+    ]
+    return list(torch.cat(parts, 1).unbind(-1))
+
+
+def _quantiles(values: Tensor, weights: Tensor, levels: Sequence[float]) -> Tensor:
+    """Returns quantiles (U, N, L) of draws (U, N, S) with weights (U, 1, S)."""
+    if values.device.type == "cpu":  # NumPy sorts short rows many times faster than PyTorch.
+        order = torch.from_numpy(np.argsort(values.numpy(), -1))
+    else:
+        order = values.argsort(-1)
+    cumulative = weights.expand_as(values).gather(-1, order).double().cumsum(-1)
     level = torch.tensor(levels, dtype=torch.float64, device=values.device) * cumulative[..., -1:]
-    position = torch.searchsorted(cumulative, level).clamp(max=len(values) - 1)
-    return list(ordered.gather(-1, position).unbind(-1))
+    position = torch.searchsorted(cumulative, level).clamp(max=values.shape[-1] - 1)
+    return values.gather(-1, order.gather(-1, position))
 
 
 class Predictor(Protocol):

@@ -1,4 +1,11 @@
-"""The export of a posterior to ArviZ: groups, arrays and their size."""
+"""The export of a posterior to ArviZ: groups, arrays and their size.
+
+A choice from a set, or a ranking, of n items takes n − 1 places of the axis `comparison`, whose
+`comparison_judgement` is the same. Each is a row of an item beside the base item of the set, as
+:mod:`fssa_bayes.data.rankings` lays them out, and is simulated with the others as one event. In a
+choice from a set the row of the chosen item has a `choice` of 1 and the others ½, and all have 0
+where the base was chosen. `prob` is, by itself, the probability of left beside right.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +24,7 @@ from fssa_bayes.data import Batch, Preferences, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, push
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, positions
 from fssa_bayes.posterior.utilities import centred_utilities
-from fssa_bayes.sampling import Draws
+from fssa_bayes.sampling import Draws, judge_guide, score_draws
 
 if TYPE_CHECKING:
     from fssa_bayes._arviz import InferenceData
@@ -75,7 +82,7 @@ def export_draws(
     count = num_samples if model.latent_dim else 1
     shown = shown_items(context, items, count, max_utility_bytes)
     _check_size(model, context, target, count, len(shown), max_bytes)
-    exporter = Exporter(model, context, draw(), seed, shown)
+    exporter = Exporter(model, guide, context, draw(), seed, shown)
     observed, predictive, log_likelihood = exporter.observed()
     groups = {
         "posterior": exporter.posterior(),
@@ -96,6 +103,7 @@ class Exporter:
 
     Args:
         model: The model.
+        guide: Its guide, or None.
         context: The people and their known choices.
         draws: Equally weighted draws of their z.
         seed: Seed of the prior's draws and of simulated choices.
@@ -103,9 +111,16 @@ class Exporter:
     """
 
     def __init__(
-        self, model: HeterogeneousBTL, context: Preferences, draws: Draws, seed: int, shown: Tensor
+        self,
+        model: HeterogeneousBTL,
+        guide: NeuralProcessGuide | None,
+        context: Preferences,
+        draws: Draws,
+        seed: int,
+        shown: Tensor,
     ) -> None:
         self.model = model
+        self.guide = guide
         self.context = context
         self.draws = draws
         self.shown = shown
@@ -170,14 +185,16 @@ class Exporter:
         return observed, predictive, Group(likelihood, coords)
 
     def sample_stats(self) -> Group:
-        """Returns log-densities of the draws, and how good the guide is for each person."""
-        draws = self.draws
-        variables = {
-            "lp": ((*_DRAW, "user"), draws.log_joint.numpy()[None]),
-            "log_q": ((*_DRAW, "user"), draws.log_guide.numpy()[None]),
-            "pareto_k": (("user",), draws.pareto_k.numpy()),
-            "relative_ess": (("user",), draws.relative_ess.numpy()),
-        }
+        """Returns log-densities of the draws, and how good weights and guide are."""
+        draws, count = self.draws, max(len(self.draws.z), 25)
+        people = {"pareto_k": draws.pareto_k, "relative_ess": draws.relative_ess}
+        variables = {"lp": ((*_DRAW, "user"), draws.log_joint.numpy()[None])}
+        if self.guide is not None:
+            log_guide = score_draws(self.guide, self.context, draws.z)
+            variables["log_q"] = (*_DRAW, "user"), log_guide.numpy()[None]
+            judged = judge_guide(self.model, self.guide, self.context, count, seed=self.seed)
+            people |= zip(("guide_pareto_k", "guide_relative_ess"), judged, strict=True)
+        variables |= {name: (("user",), value.numpy()) for name, value in people.items()}
         return Group(variables, self.coords)
 
     def constant_data(self) -> Group:
@@ -244,10 +261,12 @@ class Exporter:
     ) -> dict[str, _Variable]:
         """Adds coordinates of comparisons and of some items to those common to all groups."""
         person = np.repeat(coordinate(data.user_names), data.counts)
+        judgement = np.arange(data.num_judgements)
         names = coordinate(data.item_names)[np.asarray(items, dtype=np.int64)]
         return self.coords | {
             "comparison": (("comparison",), np.arange(data.num_comparisons)),
             "comparison_user": (("comparison",), person),
+            "comparison_judgement": (("comparison",), data.judgements.spread(judgement)),
             "item": (("item",), names),
         }
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +19,7 @@ from fssa_bayes.model import (
     check_same_people,
     positions,
 )
+from fssa_bayes.posterior.alternatives import describe_alternatives, tabulate_alternatives
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
@@ -29,6 +27,7 @@ from fssa_bayes.posterior.choices import (
     join_choices,
     score_part,
 )
+from fssa_bayes.posterior.doubts import warn_of_guide
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import (
     PopulationDraws,
@@ -36,7 +35,14 @@ from fssa_bayes.posterior.populations import (
     check_population,
 )
 from fssa_bayes.posterior.surprise import context_surprise
-from fssa_bayes.posterior.utilities import centred_utilities, check_size, read_items
+from fssa_bayes.posterior.utilities import (
+    centred_utilities,
+    check_size,
+    check_utilities,
+    difference_table,
+    rank_table,
+    read_items,
+)
 from fssa_bayes.posterior.willingness import find_price, payment_table
 from fssa_bayes.sampling import (
     FALLBACKS,
@@ -46,11 +52,12 @@ from fssa_bayes.sampling import (
     check_draws,
     draw_posterior,
     fall_back,
+    judge_guide,
     log_joint,
     map_people,
+    name_mixture,
     pad_items,
     padded_draws,
-    score_draws,
     steady_backend,
 )
 
@@ -63,12 +70,15 @@ __all__ = ["Posterior"]
 class Posterior:
     r"""Infers z for people the model need not have seen, from a few choices of each.
 
-    Nothing is fitted. One pass of the guide gives q(z|C); proposals are drawn from the mixture
-    :math:`m = .8\,q(z|C) + .2\,p(z)` and get importance weights :math:`p(z)\,p(C|z) / m(z)`.
+    Nothing is fitted. Proposals are drawn from a mixture m(z) that has the prior as a part, and get
+    importance weights :math:`p(z)\,p(C|z) / m(z)`. Under a linear utility with a normal prior the
+    other parts lie around the mode of each person's posterior, which Newton's method finds; for
+    other models :math:`m = .8\,q(z|C) + .2\,p(z)`, where q is the guide.
 
     Args:
         model: A fitted model.
-        guide: Its guide; None for a model with `latent_dim=0`.
+        guide: Its guide. It may be None for a model with `latent_dim=0`, and for a linear utility
+            with a normal prior, whose corrected draws do not depend on the guide.
         context: The people and the choices that are known of them; empty contexts are allowed.
             Items without features, features and covariates are found by name, in any order: see
             :meth:`Preferences.for_model`.
@@ -82,26 +92,28 @@ class Posterior:
             population, made by `FitResult.population_draws` or `FitResult.bootstrap`, give every
             posterior draw a population of its own; the weights then tell, too, how likely each
             population makes the context.
-        fallback: What to do for people whose `pareto_k` is above .7, so that the guide misses part
-            of their posterior. `"draws"` takes 4, then 16 times as many draws from the mixture, in
-            milliseconds a person; `"nuts"` samples, in seconds or tens of seconds a person, those
-            for whom more draws do not suffice; None does nothing. A fallback serves corrected draws
-            of a fixed population: it does nothing with `correct=None`, nor with draws of the
-            population.
+        fallback: What to do for people whose weights cannot be relied upon: their `pareto_k` is
+            above .7, or fewer than 200 draws are effective (than a fifth of fewer than 1,000).
+            `"draws"` takes 4, then 16 times as many draws from the mixture, in milliseconds a
+            person; `"nuts"` samples, in seconds or tens of seconds a person, those for whom more
+            draws do not suffice; None does nothing. A fallback serves corrected draws of a fixed
+            population: it does nothing with `correct=None`, nor with draws of the population.
 
     Attributes:
         context: The context in the items, features and covariates of the model.
         population: The draws of the population, or None where it is held fixed.
-        method: How each person's draws were made, with shape (U,): `"guide"`, `"more draws"`,
-            `"nuts"`; after :meth:`from_draws` also `"grid"`.
+        method: How each person's draws were made, with shape (U,): `"mode + prior"` or `"guide +
+            prior"`, the parts of the mixture; `"more draws"` of it; `"nuts"`; `"guide"` with
+            `correct=None`; `"exact"` with `latent_dim=0`; after :meth:`from_draws` also `"grid"`.
 
     Raises:
         ValueError: If `context` does not fit the model or an option is out of range.
         FloatingPointError: If the model gives a person no finite posterior.
 
     Warns:
-        UserWarning: If a context is larger than any the guide was trained for, if a guide fitted by
-            `NeuralProcessELBO` is corrected, or if people are sampled by NUTS.
+        UserWarning: If draws come from a guide and a context is larger than any that it was trained
+            for, if a guide fitted by `NeuralProcessELBO` is corrected, or if people are sampled by
+            NUTS.
 
     References:
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
@@ -122,30 +134,19 @@ class Posterior:
         fallback: str | None = "draws",
     ) -> None:
         context = align(model, context)
-        check_guide(model, guide)
+        check_guide(model, guide, may_lack=model.is_mixed_logit and correct is not None)
         check_draws(model, num_samples, correct)
         drawn = check_population(model, population, num_samples)
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
-        largest = 0 if guide is None else int(guide.largest_context)
-        if guide is not None and context.counts.max() > largest > 0:
-            warnings.warn(
-                f"the largest context has {context.counts.max()} comparisons, and the guide was "
-                f"trained for at most {largest}; look at pareto_k",
-                stacklevel=2,
-            )
-        if guide is not None and correct and "NeuralProcessELBO" in guide.objectives:
-            warnings.warn(
-                "the guide was fitted by NeuralProcessELBO, whose q(z | C) is not the posterior "
-                "p(z | C) and whose scale of z is no population estimate: correct='psis' weighs "
-                "towards p(z | C) of that model, correct=None takes the guide as it was trained",
-                stacklevel=2,
-            )
+        if guide is not None:
+            warn_of_guide(model, guide, context, correct)
         members = () if drawn is None else drawn.members
         draws = draw_posterior(
             model, guide, context, num_samples, seed=seed, correct=correct, populations=members
         )
-        method, reliable = "guide", None
+        method = name_mixture(model) if correct or not model.latent_dim else "guide"
+        reliable = None
         if not correct or not model.latent_dim or members:
             fallback = None
         if fallback:
@@ -196,12 +197,12 @@ class Posterior:
             model: The model that `exact` was computed for.
             context: The context that it was computed for.
             exact: The points or draws.
-            guide: A guide whose log-density of the draws is to be exported, or None.
+            guide: A guide that is to be judged, and its log-density of the draws exported, or None.
             seed: Seed of further draws, such as equally weighted draws of grid points.
 
         Returns:
             A posterior whose draws are those of `exact`; `pareto_k` and `relative_ess`, which judge
-            a guide, are NaN.
+            importance weights, are NaN.
 
         Raises:
             ValueError: If model, context, guide and draws do not belong together.
@@ -216,13 +217,12 @@ class Posterior:
             raise ValueError("exact must be of this model, got one of other parameters")
         if guide is not None:
             check_guide(model, guide)
-        draws = replace(exact.draws, log_guide=score_draws(guide, context, exact.z))
         posterior = cls.__new__(cls)
         posterior._hold(
             model,
             guide,
             context,
-            draws,
+            exact.draws,
             exact.method,
             exact.converged,
             seed=seed,
@@ -265,28 +265,54 @@ class Posterior:
 
     @property
     def pareto_k(self) -> Tensor:
-        """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,).
+        """Pareto k-hat of the importance weights of the draws, with shape (U,).
 
-        Above .7 the guide misses part of that person's posterior; 0 where no weight differs from
-        another, as for an empty context.
+        Above .7 the draws cannot be relied upon; 0 where no weight differs from another, as for an
+        empty context; NaN where no weights were used. Of more draws it is that of all of them.
         """
         return self._draws.pareto_k
 
     @property
     def relative_ess(self) -> Tensor:
-        """Effective sample size of the guide's own draws as a share of their number, (U,)."""
+        """Effective sample size of the weighted draws as a share of their number, (U,).
+
+        NaN where no weights were used.
+        """
         return self._draws.relative_ess
+
+    @cached_property
+    def _judged_guide(self) -> tuple[Tensor, Tensor]:
+        return judge_guide(
+            self.model, self.guide, self.context, max(self.num_samples, 25), seed=self.seed
+        )
+
+    @property
+    def guide_pareto_k(self) -> Tensor:
+        """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,).
+
+        Above .7 the guide misses part of that person's posterior: a judgement of the guide, whose
+        draws are made when it is first asked for. NaN without a guide.
+        """
+        return self._judged_guide[0]
+
+    @property
+    def guide_relative_ess(self) -> Tensor:
+        """Effective sample size of draws of the guide alone as a share of their number, (U,)."""
+        return self._judged_guide[1]
 
     @property
     def reliable(self) -> Tensor:
         """Whether each person's draws can be relied upon, Boolean with shape (U,).
 
-        The guide's draws are reliable where `pareto_k` is at most .7; more draws, where the k-hat
-        of their weights is at most .7 and 200 of them are effective; chains and grids, where they
-        have converged.
+        Weighted draws are reliable where `pareto_k` is at most .7 and 200 draws are effective, or a
+        fifth of fewer than 1,000; with `correct=None`, where `guide_pareto_k` is at most .7; chains
+        and grids, where they have converged.
         """
         if self._reliable is None:
-            self._reliable = self.pareto_k <= MOST_PARETO_K
+            if self.correct or not self.model.latent_dim:
+                self._reliable = self._draws.enough_for(self.num_samples)
+            else:
+                self._reliable = self.guide_pareto_k <= MOST_PARETO_K
         return self._reliable
 
     def context_surprise(
@@ -302,8 +328,8 @@ class Posterior:
         The log-probability of the context under the model, log p(C) with z integrated out, is
         compared with that of people drawn from the model who are asked about the same pairs. A
         person who answers at random where the model expects consistency, or who wants what nobody
-        in training wanted, has a context of small probability. A person who is more consistent than
-        the model expects is no surprise. Choices of half a win each are left out.
+        in training wanted, has a context of small probability; one who is more consistent than the
+        model expects has not. Half wins are left out. Sources: `fssa_bayes.posterior.surprise`.
 
         Args:
             num_simulations: Simulated contexts a person at most; most people need fewer than 100.
@@ -317,15 +343,10 @@ class Posterior:
             which there were `simulations`; `tail_probability`, the probability of a context that is
             no more probable, uniform for people of the model; `adjusted`, the tail probability
             adjusted for the number of people (Benjamini–Hochberg); `flag`, whether `adjusted` is at
-            most `level`. One of U people can be flagged alone if `num_simulations` is at least
-            U / `level`.
+            most `level`, which takes U / `level` simulations to flag one of U people alone.
 
         Raises:
             ValueError: If an option is out of range.
-
-        References:
-            Besag & Clifford (1991), Sequential Monte Carlo p-values, Biometrika 78(2).
-            Benjamini & Hochberg (1995), Controlling the false discovery rate, JRSS B 57(1).
         """
         return context_surprise(
             self.model,
@@ -351,6 +372,24 @@ class Posterior:
         """
         target = self._check_target(target)
         return join_choices(self._over_people(describe_part, target), target)
+
+    def alternative_prob(self, target: Preferences, *, level: float = 0.9) -> pd.DataFrame:
+        """Tabulates how probable it is that a person chooses an alternative, or ranks it first.
+
+        Args:
+            target: Choice sets, rankings and comparisons, which are sets of two, of the same people
+                in the same order; it may have its own item table.
+            level: Probability of the intervals.
+
+        Returns:
+            One row an alternative (index `user`, `situation` of the person, `item`): `mean` and
+            `lower`, `upper` quantile of its probability given z (in a choice of the worst, of being
+            the worst); `chosen`, 1 for the answer and ½ for half a win or a tie; of the situation,
+            in nats, `epistemic`, the mutual information of choice and z, and `aleatoric`, the
+            expected entropy given z. With ties the rest of the probability is that of a tie.
+        """
+        describe, target = describe_alternatives(level), self._check_target(target)
+        return tabulate_alternatives(self._over_people(describe, target), target)
 
     def log_score(self, target: Preferences) -> Tensor:
         """Scores each person's unseen choices by the log of the mean probability.
@@ -440,17 +479,10 @@ class Posterior:
         Raises:
             ValueError: As in :meth:`utility`.
         """
-        self._check_utilities("rank_prob()")
+        check_utilities(self.model, "rank_prob()")
         table, people = read_items(self.model, self.context, items), self._people(users)
-        count = len(table)
-        check_size("rank_prob", (len(people), count, count))
-        out = torch.zeros(len(people), count, count)
-        z, weights = self._draws.z, self._draws.log_weights.exp()
-        for where, utility in centred_utilities(self._model, z, table, people):
-            rank = utility.argsort(-1, descending=True).argsort(-1).permute(1, 2, 0).cpu()
-            weight = weights[:, people[where]].T.unsqueeze(1).expand_as(rank)
-            out[where].scatter_add_(-1, rank, weight)
-        return out
+        check_size("rank_prob", (len(people), len(table), len(table)))
+        return rank_table(self._model, self._draws, table, people)
 
     def differences(
         self, items: Sequence | Tensor | None = None, users: Sequence | None = None
@@ -473,25 +505,15 @@ class Posterior:
         Raises:
             ValueError: As in :meth:`utility`, or if there are fewer than 3 items.
         """
-        self._check_utilities("differences()")
+        check_utilities(self.model, "differences()")
         table, people = read_items(self.model, self.context, items), self._people(users)
         if len(table) < 3:
             raise ValueError(f"items must be at least 3 to compare people by, got {len(table)}")
-        total = torch.zeros(len(table), device=self.model.device)
-        for _, utility in centred_utilities(self._model, self._resampled.z, table, people):
-            total += utility.mean(0).sum(0)
-        average = total / total.norm()
-        direction, scale = [], []
-        for _, utility in centred_utilities(self._model, self._resampled.z, table, people):
-            size = utility.norm(dim=-1)
-            direction.append((utility @ average / size).cpu())
-            scale.append((size / math.sqrt(len(table))).cpu())
-        columns = {"comparisons": self.context.counts[people.numpy()]}
-        level = torch.tensor([0.5, 0.05, 0.95])
-        for name, values in (("direction", direction), ("scale", scale)):
-            quantiles = torch.cat(values, 1).quantile(level, 0).numpy()
-            columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
-        return pd.DataFrame(columns, index=self.context.user_names[people.numpy()].rename("user"))
+        table = difference_table(self._model, self._resampled.z, table, people)
+        names = self.context.user_names[people.numpy()].rename("user")
+        return pd.DataFrame(
+            {"comparisons": self.context.counts[people.numpy()]} | table, index=names
+        )
 
     def willingness_to_pay(self, price: Hashable, *, level: float = 0.9) -> pd.DataFrame:
         """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
@@ -529,8 +551,9 @@ class Posterior:
           centred over the items exported. `prior`: z and `coefficient` before any choice.
         - `posterior_predictive`: choices simulated on the pairs of the context.
         - `log_likelihood`: `choice`, of each comparison, and `per_user`, its sum.
-        - `sample_stats`: `lp`, log p(z) p(C|z), and `log_q`, log q(z|C), of every draw; `pareto_k`
-          and `relative_ess` of every person.
+        - `sample_stats`: `lp`, log p(z) p(C|z), and, with a guide, `log_q`, log q(z|C), of every
+          draw; of every person `pareto_k` and `relative_ess`, which judge the weights, and with a
+          guide `guide_pareto_k` and `guide_relative_ess`, which judge the guide.
         - `observed_data`, `constant_data`: choices; pairs, features and covariates.
         - `predictions`, `predictions_constant_data`: the probability `prob` that left is preferred,
           with ties that of one (`prob_tie`), and simulated choices on the pairs of `target`.
@@ -570,14 +593,6 @@ class Posterior:
             target=target,
             items=items,
         )
-
-    def _check_utilities(self, what: str) -> None:
-        if self.model.utility.is_random:
-            raise ValueError(
-                f"{what} of a DistributionalBTL would take the mean utilities for the utilities, "
-                "which it does not know: see item_table(data) for means and standard deviations, "
-                "choice_prob(target) for pairs"
-            )
 
     def _people(self, users: Sequence | None) -> Tensor:
         if users is None:

@@ -46,6 +46,10 @@ def context_surprise(
     improbable as the observed one (Besag & Clifford 1991). The evidence of observed and simulated
     contexts is estimated by the same number of draws, so that the tail probability is exact however
     poor the guide is.
+
+    References:
+        Besag & Clifford (1991), Sequential Monte Carlo p-values, Biometrika 78(2).
+        Benjamini & Hochberg (1995), Controlling the false discovery rate, JRSS B 57(1).
     """
     if guide is None and model.latent_dim:
         raise ValueError("guide must be given to estimate the evidence of contexts, got None")

@@ -12,8 +12,16 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL, positions, select_features
+from fssa_bayes.sampling import Draws
 
-__all__ = ["centred_utilities", "check_size", "read_items"]
+__all__ = [
+    "centred_utilities",
+    "check_size",
+    "check_utilities",
+    "difference_table",
+    "rank_table",
+    "read_items",
+]
 
 _MAX_BYTES = 4 * 2**30  # Largest table that a method returns.
 _CHUNK = 2**24  # 64 MB in float32.
@@ -43,6 +51,36 @@ def centred_utilities(
         where = slice(start, start + size)
         utility = model.item_utility(table, z[:, people[where]].to(model.device))
         yield where, utility - utility.mean(-1, keepdim=True)
+
+
+def difference_table(
+    model: HeterogeneousBTL, z: Tensor, table: Tensor, people: Tensor
+) -> dict[str, np.ndarray]:
+    """Compares each person's centred utilities with the average of these people.
+
+    Args:
+        model: The model.
+        z: Equally weighted draws with shape (S, U, K).
+        table: Features (M, D) or positions (M,) of the items.
+        people: Positions of the people, u of them.
+
+    Returns:
+        The columns of :meth:`Posterior.differences` that tell direction and scale, each (u,).
+    """
+    total = torch.zeros(len(table), device=model.device)
+    for _, utility in centred_utilities(model, z, table, people):
+        total += utility.mean(0).sum(0)
+    average = total / total.norm()
+    direction, scale = [], []
+    for _, utility in centred_utilities(model, z, table, people):
+        size = utility.norm(dim=-1)
+        direction.append((utility @ average / size).cpu())
+        scale.append((size / math.sqrt(len(table))).cpu())
+    columns, level = {}, torch.tensor([0.5, 0.05, 0.95])
+    for name, values in (("direction", direction), ("scale", scale)):
+        quantiles = torch.cat(values, 1).quantile(level, 0).numpy()
+        columns |= dict(zip((name, f"{name}_lower", f"{name}_upper"), quantiles, strict=True))
+    return columns
 
 
 def read_items(
@@ -83,6 +121,37 @@ def read_items(
     else:
         index = positions("items", items, data.item_names)
     return index if data.items is None else data.items[index]
+
+
+def rank_table(model: HeterogeneousBTL, draws: Draws, table: Tensor, people: Tensor) -> Tensor:
+    """Computes the posterior probability that an item has a rank, as `Posterior.rank_prob` says.
+
+    Args:
+        model: The model.
+        draws: Weighted draws of z.
+        table: Features (M, D) or positions (M,) of the items.
+        people: Positions of the people, u of them.
+
+    Returns:
+        Probabilities with shape (u, M, M).
+    """
+    out = torch.zeros(len(people), len(table), len(table))
+    weights = draws.log_weights.exp()
+    for where, utility in centred_utilities(model, draws.z, table, people):
+        rank = utility.argsort(-1, descending=True).argsort(-1).permute(1, 2, 0).cpu()
+        weight = weights[:, people[where]].T.unsqueeze(1).expand_as(rank)
+        out[where].scatter_add_(-1, rank, weight)
+    return out
+
+
+def check_utilities(model: HeterogeneousBTL, what: str) -> None:
+    """Raises a ValueError where a model knows the utilities of items by distribution alone."""
+    if model.utility.is_random:
+        raise ValueError(
+            f"{what} of a DistributionalBTL would take the mean utilities for the utilities, "
+            "which it does not know: see item_table(data) for means and standard deviations, "
+            "choice_prob(target) for pairs"
+        )
 
 
 def check_size(what: str, shape: tuple[int, int, int]) -> None:

@@ -40,7 +40,7 @@ _MIN_PEOPLE = 5  # Fewest people that can be divided into people to fit and peop
 _MIN_CHOOSERS = 20  # Fewest people of a fit by whom a number of latent dimensions is chosen.
 _LATENT_DIMS = (1, 2, 4, 8)  # Numbers to choose from.
 _IGNORED = (
-    "the largest context has",  # pareto_k judges that.
+    "the largest context has",  # `reliable` judges that.
     "[0-9]+ of [0-9]+ people have no target",  # The comparison says how many.
     "the model does not use the covariates",  # The average person has none.
     ".* rows have an empty cell",  # The description of the data counts them.
@@ -156,10 +156,10 @@ def analyse(
             population=population,
         )
     found.add(comparison.section, heard)
-    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
+    ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.make(
         lambda: findings.describe_differences(
-            model, guide, data, comparison.certainty, num_samples, seed, population
+            model, guide, data, comparison.certainty, num_samples, seed, population, result
         )
     )
     if data.covariates is not None:
@@ -203,7 +203,7 @@ def _of_few_people(
     start: float,
 ) -> Analysis:
     """Ranks the items, and describes the people by a model fitted before, if there is one."""
-    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
+    ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
     numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
     if fitted is None:
@@ -253,7 +253,7 @@ def rank(
     _check_penalty(penalty)
     check_unweighted(data, "rank()")
     start, found = time.perf_counter(), Collector(tell)
-    ranking = found.make(lambda: findings.rank_items(data, seed, penalty))
+    ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.add(about_data or findings.describe_data(data))
     report = found.report(title, findings.opening(data, None), seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))

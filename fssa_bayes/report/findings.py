@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,18 +18,29 @@ from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import covariate_effects
 from fssa_bayes.posterior import PopulationDraws, Posterior
-from fssa_bayes.report.page import Figure, Section
+from fssa_bayes.report.alternatives import (
+    count_judgements,
+    describe_coefficients,
+    describe_unit,
+    draw_sets,
+    tabulate_population,
+)
+from fssa_bayes.report.page import Section
+from fssa_bayes.report.people import (
+    MAX_DRAWN,
+    choose_person,
+    common_items,
+    draw_a_person,
+    draw_people,
+)
 from fssa_bayes.report.study import draw_figure
-from fssa_bayes.sampling import MOST_PARETO_K
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "EMPIRICAL_BAYES",
     "Comparison",
     "compare",
     "count_people",
+    "describe_average",
     "describe_covariates",
     "describe_data",
     "describe_differences",
@@ -53,7 +63,6 @@ _MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
 _MAX_SHOWN = 12  # Items whose utilities are set against covariates.
 _REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
 _MAX_COEFFICIENTS = 1500  # Most coefficients whose standard errors need no refits.
-_MAX_DRAWN = 40  # Rows of a picture.
 
 
 def model_of_ties(data: Preferences) -> str | None:
@@ -66,6 +75,7 @@ def numbers_of(data: Preferences) -> dict[str, object]:
     return {
         "people": len(data) if data.people_are_named else None,
         "comparisons": data.num_comparisons,
+        "judgements": data.num_judgements,
         "items": data.num_items,
         "features": None if data.items is None else data.num_features,
     }
@@ -75,8 +85,10 @@ def numbers_of_ranking(section: Section) -> dict[str, object]:
     """Names the leader of a ranking, with utility and standard error, and who is not ranked.
 
     The leader is the item of rank 1 in the largest group, whose utility may be infinite; None where
-    the choices leave open which item that is.
+    the choices leave open which item that is, or where items are not ranked.
     """
+    if "ranking.csv" not in section.files:
+        return {"leader": None, "no_finite_utility": []}
     table = section.files["ranking.csv"]
     finite = np.isfinite(table["utility"])
     name, utility, error = None, math.nan, math.nan
@@ -108,7 +120,9 @@ def name_judges(data: Preferences) -> str:
 def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     """Says in a sentence who chose among what, and in another which model describes them."""
     who = count_people(data) if data.people_are_named else "People not named"
-    line = f"{who}, {data.num_comparisons:,} comparisons of {data.num_items:,} items"
+    line = f"{who}, {count_judgements(data)}, of {data.num_items:,} items"
+    if not data.has_rankings:
+        line = f"{who}, {count_judgements(data)} of {data.num_items:,} items"
     features = "" if data.items is None else f", each with {data.num_features:,} features"
     lines = [line + features + "."]
     if model is not None:
@@ -204,21 +218,24 @@ def compare(
         error = np.nan
         if len(difference) > 1:
             error = difference.std(ddof=1) / math.sqrt(len(difference))
-        doubtful = (person.pareto_k > MOST_PARETO_K).float().mean().item()
+        doubtful = (~person.reliable).float().mean().item()
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
-    columns = ["known choices", "average person", "gain", "standard error of gain", "share k > .7"]
+    columns = [
+        "known choices",
+        "average person",
+        "gain",
+        "standard error of gain",
+        "share in doubt",
+    ]
     table = pd.DataFrame(rows, columns=columns).round(4)
-    unit, guess = "choice", f"; guessing scores −{math.log(3 if model.has_ties else 2):.3f}"
-    if test.has_rankings:
-        unit, guess = "judgement", ". A judgement is a ranking, or a comparison that stands alone"
+    unit, guess = describe_unit(target, has_ties=model.has_ties)
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
     text = [
         f"Log score of {target.num_judgements:,} unseen {unit}s of {len(target):,} people {who} "
         f"({len(test) - len(target):,} others have no more than {sizes[-1]} {unit}s): the mean "
         f"over people of each person's mean, nats per {unit}. Higher is better{guess}. Gain is the "
         "individual model's score less the average person's; the standard error of the gain is "
-        "over people. k > .7 is the share of people for whom the approximation of the posterior "
-        "is in doubt."
+        "over people. In doubt is the share of people whose draws cannot be relied upon."
     ]
     if isinstance(population, PopulationDraws):
         text.append(
@@ -262,6 +279,13 @@ def _verdict(size: int, gain: float, error: float, people: int) -> str:
         f"{after} cannot be told from the average person (gain {gain:+.4f} ± {error:.4f} nats a "
         "choice): these data do not show differences that a few choices would reveal."
     )
+
+
+def describe_average(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
+    """Ranks items, or tabulates coefficients where every item is in one judgement alone."""
+    if data.items is not None and not data.summary().items_recur:
+        return describe_coefficients(data, seed, penalty, ties=model_of_ties(data))
+    return rank_items(data, seed, penalty)
 
 
 def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
@@ -331,7 +355,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
             f"do not tell it: {names}. An estimate by itself says little."
         )
     drawn = shown["standard_error"].notna() | np.isinf(shown["utility"])
-    top = shown[drawn].head(_MAX_DRAWN)
+    top = shown[drawn].head(MAX_DRAWN)
     figures = []
     if len(top):
         axes = plots.ranking(top["utility"], top["lower"], top["upper"], list(top.index))
@@ -369,6 +393,7 @@ def describe_differences(
     num_samples: int,
     seed: int,
     population: str | PopulationDraws = "fixed",
+    result: FitResult | None = None,
 ) -> Section:
     """Describes how much people differ, and who does.
 
@@ -380,6 +405,7 @@ def describe_differences(
         num_samples: Posterior draws S of each person.
         seed: Seed of the draws.
         population: As for :class:`fssa_bayes.Posterior`.
+        result: The fit of the model, if it was not fitted before.
     """
     heading, text = "How much do people differ?", []
     if not certainty > 2:
@@ -390,25 +416,30 @@ def describe_differences(
     within, between = _disagreement(model, data, seed)
     half = "; a tie counts as half a win each way" if data.summary().half_wins else ""
     text.append(
-        f"On a pair of this file, the model has one person answer differently when asked twice "
+        f"On a pair of this file{' (an alternative beside another)' if data.has_rankings else ''}, "
+        f"the model has one person answer differently when asked twice "
         f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
         f"over the fitted population{half}). The difference, {between - within:.3f}, is taste."
     )
-    items = _common_items(data, _MAX_ITEMS)
+    if not data.summary().items_recur and data.items is not None:
+        text.append("Every item is in one judgement alone, so that people are not compared by it.")
+        figures = [draw_sets(*choose_person(model, guide, data, num_samples, seed), MAX_DRAWN)]
+        return Section(heading, text, figures=figures, parts=tabulate_population(result, seed))
+    items = common_items(data, _MAX_ITEMS)
     if len(items) < 3:
         return Section(heading, [*text, "Two items are too few to compare people by."])
     everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
     drawn = isinstance(population, PopulationDraws)
     people = everybody.differences(items)
-    people["pareto_k"] = everybody.pareto_k.numpy()
-    doubtful = (people["pareto_k"] > MOST_PARETO_K).mean()
+    people["reliable"] = everybody.reliable.numpy()
+    doubtful = 1 - people["reliable"].mean()
     text.append(
         f"Everybody's posterior given all of their choices, over the {len(items)} items of the "
         "largest group compared most often. Direction is the correlation of a person's utilities "
         "with the average person's, scale their standard deviation in nats: a small scale means "
         "that choices are hard to predict, from indifference or from carelessness. Medians and "
-        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The approximation is in doubt "
-        f"(k > .7) for {doubtful:.0%} of the people."
+        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The draws cannot be relied "
+        f"upon for {doubtful:.0%} of the people."
     )
     orders = (
         (
@@ -427,12 +458,12 @@ def describe_differences(
     return Section(
         heading,
         text,
-        figures=[_draw_people(people), *_draw_a_person(model, guide, data, num_samples, seed)],
+        figures=[draw_people(people), *draw_a_person(model, guide, data, num_samples, seed)],
         files={"people.csv": people},
         parts=[
             Section(
                 title,
-                table=order.drop(columns="pareto_k").head(5).round(3).reset_index(),
+                table=order.drop(columns="reliable").head(5).round(3).reset_index(),
             )
             for title, order in orders
         ],
@@ -449,73 +480,6 @@ def _disagreement(model: HeterogeneousBTL, data: Preferences, seed: int) -> tupl
     prob = torch.stack([x.exp().double().squeeze(1) for x in outcomes if x is not None])
     same, same_of_two = (p.square().sum(0).mean().item() for p in (prob, prob.mean(1)))
     return 1 - same, 1 - same_of_two
-
-
-def _common_items(data: Preferences, number: int) -> list:
-    """Names the items compared most often, within the largest component of the comparisons."""
-    uses = np.bincount(np.concatenate([data.left, data.right]), minlength=data.num_items)
-    order = np.argsort(-uses, kind="stable")
-    return list(data.item_names[order[data.components()[order] == 0][:number]])
-
-
-def _draw_people(people: pd.DataFrame) -> Figure:
-    """Draws direction and scale of some people side by side, both in the order of direction."""
-    import matplotlib.pyplot as plt
-
-    shown = people.sample(min(_MAX_DRAWN, len(people)), random_state=0)
-    shown = shown.sort_values("direction", ascending=False, kind="stable")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 9), layout="tight")
-    labels = ("direction: correlation with the average", "scale (nats)")
-    for ax, name, label in zip(axes, ("direction", "scale"), labels, strict=True):
-        columns = [shown[name + suffix] for suffix in ("", "_lower", "_upper")]
-        plots.forest(
-            *columns,
-            list(shown.index),
-            label=label,
-            reference=people[name].median(),
-            sort=False,
-            ax=ax,
-        )
-    which = "all" if len(shown) == len(people) else f"{len(shown)} at random of the {len(people):,}"
-    caption = f"{which} people: posterior median and 90 % interval, the population held fixed"
-    figure.suptitle(f"{caption}; dashed: median person", fontsize=10)
-    caption += "; both panels in the order of direction"
-    return draw_figure(axes[0], caption, "people.png")
-
-
-def _draw_a_person(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
-    data: Preferences,
-    num_samples: int,
-    seed: int,
-) -> list[Figure]:
-    """Draws what is known of the person with most comparisons up to 40."""
-    few = np.where(data.counts <= _MAX_DRAWN, data.counts, 0)
-    one = data.subset([int(few.argmax()) if few.any() else int(data.counts.argmin())])
-    name, shown = one.user_names[0], slice(0, _MAX_DRAWN)
-    person = Posterior(model, guide, one, num_samples, seed=seed)
-    p = person.choice_prob(one)
-    names = (one.item_names[side[shown]] for side in (one.left, one.right))
-    fields = (tensor[0, shown] for tensor in (p.mean, p.lower, p.upper))
-    chosen = one.choice[shown].clip(0, 1)  # In rankings, who stands above.
-    choices = plots.choice_intervals(*fields, chosen, zip(*names, strict=True))
-    items = _common_items(data, 12)
-    ranks = plots.rank_distribution(person.rank_prob(items)[0], items)
-    return [
-        draw_figure(
-            choices,
-            f"Choices of person {name}: probability that the first item is preferred, with 90 % "
-            "interval, the population held fixed; both markers: a tie",
-            "person.png",
-        ),
-        draw_figure(
-            ranks,
-            f"Where person {name} would rank the {len(items)} items compared most often, the "
-            "population held fixed",
-            "ranks.png",
-        ),
-    ]
 
 
 def describe_covariates(
@@ -555,7 +519,7 @@ def describe_covariates(
         )
         table = effects[["estimate", "se_sandwich"]].rename_axis("effect").reset_index()
         parts.append(Section("On coefficients", [why], table))
-    items = _common_items(data, _MAX_SHOWN)
+    items = common_items(data, _MAX_SHOWN)
     if len(items) < 2:
         return Section(heading, text, parts=parts)
     small = model.num_features * (1 + model.latent_dim) <= _MAX_COEFFICIENTS

@@ -24,8 +24,8 @@ __all__ = [
     "judge_coverage",
     "judge_ess",
     "judge_guide_coverage",
-    "judge_pareto_k",
     "judge_sbc",
+    "judge_weights",
 ]
 
 SBC = "simulation-based calibration of the posterior"
@@ -54,7 +54,7 @@ def check_calibration(study: Study) -> tuple[list[Check], Section]:
         judge_sbc(calibration, "guide"),
         judge_guide_coverage(calibration),
         judge_ess(calibration),
-        judge_pareto_k(calibration),
+        judge_weights(calibration),
     ]
     tested = calibration.test("corrected").table
     table = tested.drop(columns=["users", "mean", "variance"])
@@ -110,8 +110,8 @@ def draw_calibration(calibration: CalibrationStudy, tested: pd.DataFrame) -> lis
         ),
         draw_figure(
             plots.pareto_k(calibration.pareto_k.flatten(), size),
-            f"Pareto k-hat of every simulated person: above {_MOST_K} the guide misses part of the "
-            "posterior, and importance weights cannot be relied upon.",
+            "Pareto k-hat of the importance weights of every simulated person: above "
+            f"{_MOST_K} the weights cannot be relied upon.",
         ),
     ]
 
@@ -167,7 +167,7 @@ def judge_guide_coverage(calibration: CalibrationStudy) -> Check:
 
 def judge_ess(calibration: CalibrationStudy) -> Check:
     """Asks how many of the guide's draws the importance weights waste."""
-    ess = calibration.relative_ess.mean(-1)
+    ess = calibration.guide_relative_ess.mean(-1)
     worst = int(ess.argmin())
     good = ess[worst] >= 0.5
     return Check(
@@ -180,17 +180,17 @@ def judge_ess(calibration: CalibrationStudy) -> Check:
     )
 
 
-def judge_pareto_k(calibration: CalibrationStudy) -> Check:
+def judge_weights(calibration: CalibrationStudy) -> Check:
     """Asks for how many people importance weights cannot be relied upon."""
-    share = (calibration.pareto_k > MOST_PARETO_K).float().mean(-1)
+    share = 1 - calibration.reliable.mean(-1)
     worst = int(share.argmax())
     good = share[worst] <= 0.01
     return Check(
-        f"people whose Pareto k-hat is above {_MOST_K}",
+        "simulated people whose draws cannot be relied upon",
         f"{share[worst]:.1%} at {calibration.sizes[worst]} known choices, the worst",
         "at most 1 %",
         "pass" if good else "note",
-        NOTHING if good else f"look at posterior.pareto_k of every new person, or {REFINE}",
+        NOTHING if good else f"look at posterior.reliable of every new person, or {REFINE}",
         False,
     )
 

@@ -3,7 +3,7 @@
 from fssa_bayes._random import Streams
 from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size, pareto_smooth
 from fssa_bayes.sampling.adaptive import Points, draw_adapted, draw_around_modes, draw_points
-from fssa_bayes.sampling.draws import Draws, check_draws
+from fssa_bayes.sampling.draws import Draws, Proposals, check_draws
 from fssa_bayes.sampling.evidence import (
     Estimate,
     estimate_log_marginal_likelihood,
@@ -13,13 +13,17 @@ from fssa_bayes.sampling.exact import ExactPosterior
 from fssa_bayes.sampling.fallback import FALLBACKS, fall_back
 from fssa_bayes.sampling.importance import (
     GUIDE_SHARE,
+    draw_guide,
     draw_posterior,
+    judge_guide,
     log_joint,
+    name_mixture,
     propose,
     score_draws,
 )
 from fssa_bayes.sampling.mcmc import nuts
 from fssa_bayes.sampling.modes import Modes, find_modes
+from fssa_bayes.sampling.points import normal_points
 from fssa_bayes.sampling.quadrature import grid
 from fssa_bayes.sampling.steady import (
     map_people,
@@ -38,10 +42,12 @@ __all__ = [
     "ExactPosterior",
     "Modes",
     "Points",
+    "Proposals",
     "Streams",
     "check_draws",
     "draw_adapted",
     "draw_around_modes",
+    "draw_guide",
     "draw_points",
     "draw_posterior",
     "effective_sample_size",
@@ -49,8 +55,11 @@ __all__ = [
     "fall_back",
     "find_modes",
     "grid",
+    "judge_guide",
     "log_joint",
     "map_people",
+    "name_mixture",
+    "normal_points",
     "nuts",
     "pad_draws",
     "pad_items",

@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fssa_bayes._random import Streams
-from fssa_bayes._weights import effective_sample_size, pareto_smooth
+from fssa_bayes._weights import MOST_PARETO_K
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = [
+    "LEAST_ESS",
+    "LEAST_SHARE",
     "Draws",
+    "Proposals",
     "check_draws",
     "check_finite",
     "thin",
     "thin_weights",
 ]
+
+LEAST_ESS = 200.0
+"""Effective draws that suffice: an error of .02 for a probability known to ±.3."""
+
+LEAST_SHARE = 0.2
+"""Share of the draws that has to be effective where there are fewer than 1,000."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Holds draws and their importance weights.
+
+    Attributes:
+        z: Draws with shape (S, U, K).
+        log_weights: Unnormalised log p(z) p(C|z) / m(z), in nats, with shape (S, U). Their mean
+            estimates p(C).
+        log_joint: Log p(z) p(C|z) of every draw, (S, U).
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    log_joint: Tensor
 
 
 @dataclass(frozen=True)
@@ -31,64 +55,45 @@ class Draws:
     Attributes:
         z: Draws with shape (S, U, K).
         log_weights: Normalised log-weights with shape (S, U).
-        log_ratio: Log p(z) p(C|z) / q(z|C) of the draws from the guide alone, (S_q, U).
-        log_guide: Log q(z|C) of every draw, (S, U).
         log_joint: Log p(z) p(C|z) of every draw, (S, U).
-        weight_k: Pareto k-hat of the weights before they were smoothed, (U,); NaN without weights.
+        pareto_k: Pareto k-hat of the weights before they were smoothed, (U,); NaN where draws have
+            equal weights from the beginning.
+        relative_ess: Effective sample size of the weights as a share of the draws, (U,), also
+            after resampling; NaN as `pareto_k`.
         weighted: Whether the weights differ; False for the guide's own draws, for a model without
             latent factor and after resampling.
     """
 
     z: Tensor
     log_weights: Tensor
-    log_ratio: Tensor
-    log_guide: Tensor
     log_joint: Tensor
-    weight_k: Tensor
+    pareto_k: Tensor
+    relative_ess: Tensor
     weighted: bool
 
     @classmethod
-    def of_posterior(
-        cls,
-        z: Tensor,
-        log_joint: Tensor,
-        log_weights: Tensor | None = None,
-        log_guide: Tensor | None = None,
-    ) -> Draws:
-        """Holds draws that no guide proposed.
+    def of_posterior(cls, z: Tensor, log_joint: Tensor, log_weights: Tensor | None = None) -> Draws:
+        """Holds draws that were not proposed.
 
         Args:
             z: Draws with shape (S, U, K).
             log_joint: Log p(z) p(C|z) of every draw, (S, U).
             log_weights: Normalised log-weights with shape (S, U); equal ones if None.
-            log_guide: Log q(z|C) of every draw, (S, U); NaN if None.
         """
-        unknown = log_joint.new_full(log_joint.shape[1:], math.nan)
+        unknown = torch.full(log_joint.shape[1:], math.nan)
+        equal = log_weights is None
         return cls(
-            z=z,
-            log_weights=_equal(log_joint) if log_weights is None else log_weights,
-            log_ratio=log_joint[:0],
-            log_guide=unknown.expand_as(log_joint) if log_guide is None else log_guide,
-            log_joint=log_joint,
-            weight_k=unknown,
-            weighted=log_weights is not None,
+            z, _equal(log_joint) if equal else log_weights, log_joint, unknown, unknown, not equal
         )
 
-    @cached_property
-    def pareto_k(self) -> Tensor:
-        """Pareto k-hat of p(z|C) / q(z|C) on draws of the guide alone, with shape (U,)."""
-        if not len(self.log_ratio):  # None of the draws is the guide's.
-            return self.log_ratio.new_full(self.log_ratio.shape[1:], math.nan)
-        _, pareto_k = pareto_smooth(self.log_ratio.double().T.numpy())
-        return torch.from_numpy(pareto_k).float()
+    def enough_for(self, count: int) -> Tensor:
+        """Tells whether the weights can be relied upon for `count` draws, Boolean (U,).
 
-    @cached_property
-    def relative_ess(self) -> Tensor:
-        """Effective sample size of the guide's own draws as a share of their number, (U,)."""
-        if not len(self.log_ratio):
-            return self.log_ratio.new_full(self.log_ratio.shape[1:], math.nan)
-        ratio = self.log_ratio.double()
-        return (effective_sample_size(ratio) / len(ratio)).float()
+        Their k-hat is at most .7 and the effective sample size at least 200, or a fifth of `count`
+        where that is less.
+        """
+        least = min(LEAST_ESS, LEAST_SHARE * count)
+        return (self.pareto_k <= MOST_PARETO_K) & (self.relative_ess * len(self.z) >= least)
 
     def resample(self, seed: int, keys: np.ndarray) -> Draws:
         """Returns equally weighted draws: these draws themselves where they are not weighted.
@@ -111,21 +116,23 @@ class Draws:
             self,
             z=self.z.gather(0, index.unsqueeze(-1).expand(*index.shape, width)),
             log_weights=_equal(self.log_weights),
-            log_guide=self.log_guide.gather(0, index),
             log_joint=self.log_joint.gather(0, index),
             weighted=False,
         )
 
     def put(self, people: np.ndarray, others: Draws) -> Draws:
-        """Gives some people other draws, as many as before; `log_ratio` and `weight_k` stay.
+        """Gives some people other draws, as many as before.
 
         Args:
             people: Positions of the people, with shape (u,).
             others: Their draws, (S, u).
         """
         index = torch.from_numpy(people)
-        names = ("z", "log_weights", "log_guide", "log_joint")
-        changed = {n: getattr(self, n).index_copy(1, index, getattr(others, n)) for n in names}
+        own = {"pareto_k": 0, "relative_ess": 0, "z": 1, "log_weights": 1, "log_joint": 1}
+        changed = {
+            name: getattr(self, name).index_copy(axis, index, getattr(others, name))
+            for name, axis in own.items()
+        }
         return replace(self, **changed)
 
 
@@ -147,6 +154,8 @@ def check_draws(model: HeterogeneousBTL, num_samples: int, correct: str | None) 
 def thin(draws: Draws, count: int, seed: int, keys: np.ndarray) -> Draws:
     """Keeps `count` of each person's weighted draws, none of them twice; all means stay unbiased.
 
+    `pareto_k` remains that of all weights, and `relative_ess` becomes that of the draws kept.
+
     Draws of large weight keep their weight. Some of the others are kept, each with a probability in
     proportion to its weight, and share the remaining weight equally. The random numbers follow from
     the seed and from the keys of the people's streams, (U,).
@@ -160,11 +169,12 @@ def thin(draws: Draws, count: int, seed: int, keys: np.ndarray) -> Draws:
     kept = (thin_weights(w, count, streams.of(k)) for w, k in zip(weights, keys, strict=True))
     index, log_weights = zip(*kept, strict=True)
     index = torch.from_numpy(np.stack(index, -1))
+    effective = 1 / np.square(np.exp(np.stack(log_weights))).sum(-1)
     return replace(
         draws,
         z=draws.z.gather(0, index.unsqueeze(-1).expand(*index.shape, draws.z.shape[-1])),
         log_weights=torch.from_numpy(np.stack(log_weights, -1)).float(),
-        log_guide=draws.log_guide.gather(0, index),
+        relative_ess=torch.from_numpy(effective / count).float(),
         log_joint=draws.log_joint.gather(0, index),
     )
 
@@ -201,7 +211,7 @@ def thin_weights(
 def check_finite(z: Tensor, log_weights: Tensor, context: Preferences) -> None:
     """Raises a FloatingPointError unless every person has finite draws z and a finite weight."""
     broken = ~(torch.isfinite(log_weights).any(0) & ~torch.isnan(log_weights).any(0))
-    broken |= ~torch.isfinite(z).all(-1).all(0)
+    broken |= ~torch.isfinite(z.sum((0, 2)))  # A sum is faster than looking at each number.
     if broken.any():
         first = context.user_names[int(broken.nonzero()[0])]
         raise FloatingPointError(

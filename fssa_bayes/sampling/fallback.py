@@ -1,4 +1,4 @@
-"""Better draws for people whom the guide fails."""
+"""Better draws for people whose importance weights cannot be relied upon."""
 
 from __future__ import annotations
 
@@ -7,57 +7,53 @@ import warnings
 import numpy as np
 from torch import Tensor
 
-from fssa_bayes._weights import MOST_PARETO_K, effective_sample_size
 from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling.draws import (
-    Draws,
-    thin,
-)
-from fssa_bayes.sampling.importance import draw_posterior, score_draws
+from fssa_bayes.sampling.draws import Draws, thin
+from fssa_bayes.sampling.importance import draw_posterior, name_mixture
 from fssa_bayes.sampling.mcmc import nuts
 
 __all__ = ["FALLBACKS", "draw_more", "fall_back", "sample_by_nuts"]
 
 FALLBACKS = (None, "draws", "nuts")
-"""What may be done for people whom the guide fails."""
+"""What may be done for people whose weights cannot be relied upon."""
 
 _FACTORS = (4, 16)  # Multiples of the number of draws, tried in this order.
-_LEAST_ESS = 200.0  # Effective draws: an error of .02 for a probability known to ±.3.
 _CHUNK = 2**22  # Draws of all people that are held at once while they are thinned.
 _NUTS_CHAINS, _NUTS_SAMPLES = 4, 250
 
 
 def fall_back(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide,
+    guide: NeuralProcessGuide | None,
     context: Preferences,
     draws: Draws,
     *,
     how: str,
     seed: int,
 ) -> tuple[Draws, np.ndarray, Tensor]:
-    """Replaces the draws of people whose k-hat is above .7 by better ones, as many as before.
+    """Replaces draws that cannot be relied upon by better ones, as many as before.
 
     The mixture is drawn from four, then sixteen times as often, until the weights have a k-hat of
-    at most .7 and an effective sample size of 200; the draws are thinned to the number asked for
-    without duplicates. With `how="nuts"` four chains of NUTS follow.
+    at most .7 and a sufficient effective sample size, see :meth:`Draws.enough_for`; the draws are
+    thinned to the number asked for without duplicates. With `how="nuts"` four chains of NUTS
+    follow.
 
     Args:
         model: The model.
-        guide: Its guide.
+        guide: Its guide, or None where the mixture has none.
         context: The people and the choices that are known of them.
         draws: Weighted draws of all of them.
         how: `"draws"` or `"nuts"`.
         seed: Seed of further draws.
 
     Returns:
-        The draws; for each person how they were made, `"guide"`, `"more draws"` or `"nuts"`, with
-        shape (U,); and whether they can be relied upon, Boolean with shape (U,).
+        The draws; for each person how they were made, the name of the mixture, `"more draws"` or
+        `"nuts"`, with shape (U,); and whether they can be relied upon, Boolean with shape (U,).
     """
-    method = np.full(len(context), "guide", dtype=object)
-    reliable = draws.pareto_k <= MOST_PARETO_K
+    method = np.full(len(context), name_mixture(model), dtype=object)
+    reliable = draws.enough_for(len(draws.z))
     for factor in _FACTORS:
         people = np.flatnonzero(~reliable.numpy())
         if len(people) == 0:
@@ -73,12 +69,12 @@ def fall_back(
     if how == "nuts" and len(people):
         names = first_names(context.user_names[people])
         warnings.warn(
-            f"{_FACTORS[-1]} times as many draws do not make up for what the guide misses of the "
+            f"{_FACTORS[-1]} times as many draws do not make up for what the proposals miss of the "
             f"posterior of {names}: sampled by NUTS, which takes seconds a "
             "person; see method and reliable",
             stacklevel=3,
         )
-        chains, converged = sample_by_nuts(model, guide, context.subset(people), len(draws.z), seed)
+        chains, converged = sample_by_nuts(model, context.subset(people), len(draws.z), seed)
         draws = draws.put(people, chains)
         method[people] = "nuts"
         reliable[people] = converged
@@ -87,7 +83,7 @@ def fall_back(
 
 def draw_more(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide,
+    guide: NeuralProcessGuide | None,
     people: Preferences,
     count: int,
     factor: int,
@@ -102,14 +98,13 @@ def draw_more(
     many = draw_posterior(
         model, guide, people, factor * count, seed=seed, correct="psis", purpose=purpose
     )
-    enough = effective_sample_size(many.log_weights.double()) >= _LEAST_ESS
-    good = (many.weight_k <= MOST_PARETO_K) & enough
-    return thin(many, count, seed, people.keys), good
+    # Judged by what is asked of the draws that are kept: effective draws, not a share of many.
+    is_enough = many.enough_for(count)
+    return thin(many, count, seed, people.keys), is_enough
 
 
 def sample_by_nuts(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide,
     people: Preferences,
     count: int,
     seed: int,
@@ -124,7 +119,4 @@ def sample_by_nuts(
         warnings.filterwarnings("ignore", "the posterior of .* has not converged")
         chains = nuts(model, people, num_samples=length, num_chains=_NUTS_CHAINS, seed=seed)
     chosen = np.linspace(0, len(chains.z) - 1, count).round().astype(np.int64)
-    z = chains.z[chosen]
-    log_guide = score_draws(guide, people, z)
-    draws = Draws.of_posterior(z, chains.log_joint[chosen], log_guide=log_guide)
-    return draws, chains.converged
+    return Draws.of_posterior(chains.z[chosen], chains.log_joint[chosen]), chains.converged

@@ -1,15 +1,16 @@
-r"""Importance sampling of a person's posterior, with the guide as proposal.
+r"""Importance sampling of a person's posterior.
 
-Draws come from the mixture :math:`m(z) = .8\,q(z \mid C) + .2\,p(z)`, so that no weight
-:math:`p(z)\,p(C \mid z) / m(z)` exceeds :math:`5\,p(C \mid z)` (a defensive mixture, Hesterberg
-1995).
+Under a linear utility with a normal prior draws come from around the mode of the person's posterior
+and from the prior. For other models they come from the mixture :math:`m(z) = .8\,q(z \mid C) +
+.2\,p(z)` of guide and prior. As the prior is a part of either mixture, no weight :math:`p(z)\,p(C
+\mid z) / m(z)` exceeds p(C|z) over the prior's share (a defensive mixture, Hesterberg 1995).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pyro
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import Streams
-from fssa_bayes._weights import pareto_smooth
+from fssa_bayes._weights import effective_sample_size, pareto_smooth
 from fssa_bayes.data import Batch, Preferences, user_batches, user_slices
 from fssa_bayes.guide import (
     NeuralProcessGuide,
@@ -26,7 +27,10 @@ from fssa_bayes.guide import (
     standard_normal_log_prob,
 )
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.sampling.draws import Draws, check_finite
+from fssa_bayes.sampling.adaptive import draw_around_modes
+from fssa_bayes.sampling.draws import Draws, Proposals, check_finite
+from fssa_bayes.sampling.modes import Modes, find_all_modes
+from fssa_bayes.sampling.points import normal_points
 from fssa_bayes.sampling.steady import (
     accompany,
     map_people,
@@ -37,37 +41,19 @@ from fssa_bayes.sampling.steady import (
 
 __all__ = [
     "GUIDE_SHARE",
-    "Proposals",
+    "draw_guide",
+    "draw_over_populations",
     "draw_posterior",
     "join",
+    "judge_guide",
     "log_joint",
+    "name_mixture",
     "propose",
-    "propose_over_populations",
     "score_draws",
 ]
 
 GUIDE_SHARE = 0.8
 """Share of the proposals that come from the guide; the rest come from the prior."""
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Holds draws and their importance weights.
-
-    Attributes:
-        z: Draws with shape (S, U, K), those of the guide before those of the prior.
-        log_weights: Unnormalised log p(z) p(C|z) / m(z), in nats, with shape (S, U). Their mean
-            estimates p(C).
-        log_ratio: Log p(z) p(C|z) / q(z|C) of the draws from the guide alone, (S_q, U).
-        log_guide: Log q(z|C) of every draw, (S, U).
-        log_joint: Log p(z) p(C|z) of every draw, (S, U).
-    """
-
-    z: Tensor
-    log_weights: Tensor
-    log_ratio: Tensor
-    log_guide: Tensor
-    log_joint: Tensor
 
 
 @torch.no_grad()
@@ -76,39 +62,86 @@ def propose(
     guide: NeuralProcessGuide | None,
     batch: Batch,
     num_samples: int,
-    guide_share: float = GUIDE_SHARE,
     *,
     streams: Streams,
+    modes: Modes | None = None,
 ) -> Proposals:
-    """Draws from the mixture of guide and prior, and weighs the draws by the likelihood.
+    """Draws from the mixture that :func:`name_mixture` names, and weighs the draws.
 
     Every person's numbers come from a stream of their own, and do not depend on who else is in the
     batch.
 
     Args:
         model: The model.
-        guide: The guide; None for a model without latent factor, which gets one draw of width 0.
+        guide: The guide; it may be None for a model whose mixture has none.
         batch: The people's contexts, on the model's device.
-        num_samples: Number of draws S.
-        guide_share: Share of the draws that come from the guide.
+        num_samples: Number of draws S; a model without latent factor gets one draw of width 0.
         streams: The people's random numbers, by the keys of the batch, or by position if it has
             none.
+        modes: The people's part of :func:`find_all_modes`, which is faster than one batch after
+            another; None to find them here, where the mixture needs them.
 
     Returns:
         The draws and their weights.
     """
-    batch = pad_items(batch.clean())
     if model.latent_dim == 0:
+        batch = pad_items(batch.clean())
         z = batch.choice.new_zeros((1, batch.num_users, 0), dtype=model.dtype)
         log_prob = model.choice(batch, z).log_prob(batch.choice)
-        return Proposals(z, log_prob, log_prob, torch.zeros_like(log_prob), log_prob)
+        return Proposals(z, log_prob, log_prob)
+    if model.is_mixed_logit:
+        return draw_around_modes(model, batch, num_samples, streams, modes)
+    num_guide = min(max(round(GUIDE_SHARE * num_samples), 1), num_samples)
+    return _draw_from_guide(model, guide, batch, num_samples, num_guide, streams)
+
+
+def name_mixture(model: HeterogeneousBTL) -> str:
+    """Names the parts of a model's proposals.
+
+    `"mode + prior"` for a linear utility with a normal prior, see
+    :mod:`fssa_bayes.sampling.adaptive`; `"guide + prior"` for other models; `"exact"` for a model
+    without latent factor.
+    """
+    if model.latent_dim == 0:
+        return "exact"
+    return "mode + prior" if model.is_mixed_logit else "guide + prior"
+
+
+@torch.no_grad()
+def draw_guide(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    batch: Batch,
+    num_samples: int,
+    *,
+    streams: Streams,
+) -> Proposals:
+    """Draws independently from the guide alone, with weights p(z) p(C|z) / q(z|C).
+
+    Arguments are those of :func:`propose`.
+    """
+    return _draw_from_guide(model, guide, batch, num_samples, num_samples, streams)
+
+
+def _draw_from_guide(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide,
+    batch: Batch,
+    num_samples: int,
+    num_guide: int,
+    streams: Streams,
+) -> Proposals:
+    """Draws `num_guide` times from the guide and otherwise from the prior."""
+    batch = pad_items(batch.clean())
     prepared, wide = model.prepare_items(batch.items), accompany(batch)
     density = guide.noise_density(wide, prepared, batch.num_users)
     keys = np.arange(batch.num_users) if batch.keys is None else batch.keys
-    noise = streams.normal(keys, num_samples, density.noise_width, like=density.like)
+    if num_guide == num_samples:
+        noise = streams.normal(keys, num_samples, density.noise_width, like=density.like)
+    else:
+        noise = normal_points(num_samples, density.noise_width, streams, keys).to(density.like)
     # Within this function people come first, so that the draws of a person lie side by side.
-    from_guide = min(max(round(guide_share * num_samples), 1), num_samples)
-    noise, log_guide = map(pad_draws, _draw_noise(density, noise, from_guide))
+    noise, log_guide = map(pad_draws, _draw_noise(density, noise, num_guide))
     location = model.location(wide.covariates)
     if model.num_covariates:
         location = location[: batch.num_users].unsqueeze(1)
@@ -118,18 +151,15 @@ def propose(
     likelihood = model.choice(batch, z.transpose(0, 1), prepared, backend).log_prob(batch.choice)
     log_joint = log_prior + likelihood.T.contiguous()
     log_mixture = log_guide
-    if from_guide < num_samples:
-        share = from_guide / num_samples
+    if num_guide < num_samples:
+        share = num_guide / num_samples
         log_mixture = torch.logaddexp(log_guide + math.log(share), log_prior + math.log1p(-share))
     # Given an empty context, guide, prior and mixture are one density and differ by rounding alone.
     empty = (batch.num_comparisons == 0).unsqueeze(-1)
     log_weights = (log_joint - log_mixture).masked_fill(empty, 0.0)
-    log_ratio = (log_joint - log_guide).masked_fill(empty, 0.0)
     return Proposals(
         z=z[:, :num_samples].transpose(0, 1),
         log_weights=log_weights[:, :num_samples].T,
-        log_ratio=log_ratio[:, :from_guide].T,
-        log_guide=log_guide[:, :num_samples].T,
         log_joint=log_joint[:, :num_samples].T,
     )
 
@@ -149,11 +179,11 @@ def _draw_noise(density: NoiseDensity, noise: Tensor, from_guide: int) -> tuple[
     return torch.cat([draws, others], 1), torch.cat([log_prob, log_other], 1)
 
 
-def propose_over_populations(
+def draw_over_populations(
+    draw: Callable[..., Proposals],
     populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]],
     batch: Batch,
     num_samples: int,
-    guide_share: float = GUIDE_SHARE,
     *,
     streams: Streams,
 ) -> Proposals:
@@ -163,10 +193,10 @@ def propose_over_populations(
     population's parameters θ given C, where the populations are equally likely a priori.
 
     Args:
+        draw: How to draw from one population: :func:`propose` or :func:`draw_guide`.
         populations: Models, each with its guide.
         batch: The people's contexts, on the models' device.
         num_samples: Number of draws S of all populations together.
-        guide_share: Share of the draws that come from the guides.
         streams: The people's random numbers, as in :func:`propose`.
 
     Returns:
@@ -177,7 +207,7 @@ def propose_over_populations(
     parts = []
     for position, ((model, guide), size) in enumerate(zip(populations, sizes, strict=True)):
         own = streams.part("population", position)
-        draws = propose(model, guide, batch, size, guide_share, streams=own)
+        draws = draw(model, guide, batch, size, streams=own)
         label = torch.full_like(draws.log_weights, position).unsqueeze(-1)
         parts.append(replace(draws, z=torch.cat([draws.z, label.to(draws.z.dtype)], -1)))
     columns = ([getattr(part, field.name) for part in parts] for field in fields(Proposals))
@@ -202,12 +232,12 @@ def draw_posterior(
 
     Args:
         model: The model.
-        guide: Its guide, or None for a model without latent factor.
+        guide: Its guide; it may be None as in :func:`propose`.
         context: The people and the choices that are known of them.
         num_samples: Number of draws S of each person.
         seed: Seed of the draws.
         correct: `"psis"` for Pareto-smoothed importance weights, None for the guide's own draws.
-        populations: Draws of the population's parameters, see :func:`propose_over_populations`;
+        populations: Draws of the population's parameters, see :func:`draw_over_populations`;
             empty for those of `model` alone.
         purpose: What the draws are for; other purposes have other random numbers.
 
@@ -217,31 +247,90 @@ def draw_posterior(
     Raises:
         FloatingPointError: If the model gives a person no finite posterior.
     """
-    share = GUIDE_SHARE if correct else 1.0
-    streams = Streams(seed, purpose)
+    draw = draw_guide if correct is None and model.latent_dim else propose
+    drawn = _draw_people(
+        model, guide, context, num_samples, Streams(seed, purpose), draw, populations
+    )
+    z, log_weights, log_joint = drawn.z, drawn.log_weights.double(), drawn.log_joint
+    check_finite(z, log_weights, context)
+    if model.latent_dim == 0 and not populations:  # One draw, and nothing to weigh.
+        one = torch.ones(len(context))
+        return Draws(z, torch.zeros_like(log_joint), log_joint, 0 * one, one, weighted=False)
+    if correct is None:
+        unknown = torch.full((len(context),), math.nan)
+        equal = torch.zeros_like(log_weights).log_softmax(0).float()
+        return Draws(z, equal, log_joint, unknown, unknown, weighted=False)
+    smoothed, pareto_k = pareto_smooth(log_weights.T.numpy())
+    relative_ess = 1 / np.square(np.exp(smoothed)).sum(-1) / len(z)
+    return Draws(
+        z,
+        torch.from_numpy(smoothed).T.float(),
+        log_joint,
+        torch.from_numpy(pareto_k).float(),
+        torch.from_numpy(relative_ess).float(),
+        weighted=True,
+    )
 
-    def draw(people: slice) -> list[Tensor]:
+
+def judge_guide(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    context: Preferences,
+    num_samples: int,
+    *,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Weighs independent draws of the guide alone, to tell how good the guide is.
+
+    Args:
+        model: The model.
+        guide: Its guide, or None.
+        context: The people and the choices that are known of them.
+        num_samples: Number of draws of each person.
+        seed: Seed of the draws.
+
+    Returns:
+        Pareto k-hat of p(z|C) / q(z|C), and the effective sample size as a share of the draws, each
+        with shape (U,) and NaN without a guide.
+    """
+    if guide is None:
+        unknown = torch.full((len(context),), math.nan)
+        return unknown, unknown
+    drawn = _draw_people(model, guide, context, num_samples, Streams(seed, "guide"), draw_guide)
+    ratio = drawn.log_weights.double()
+    _, pareto_k = pareto_smooth(ratio.T.numpy())
+    relative_ess = effective_sample_size(ratio.T.contiguous().T) / num_samples
+    return torch.from_numpy(pareto_k).float(), relative_ess.float()
+
+
+def _draw_people(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    context: Preferences,
+    num_samples: int,
+    streams: Streams,
+    draw: Callable[..., Proposals],
+    populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]] = (),
+) -> Proposals:
+    """Draws for all people, a few people at a time, and returns the draws on the CPU."""
+
+    modes = None
+    if draw is propose and model.is_mixed_logit and not populations:
+        modes = find_all_modes(model, context)
+
+    def part(people: slice) -> list[Tensor]:
         batch = context.batch(range(people.start, people.stop)).to(model.device)
         if populations:
-            draws = propose_over_populations(
-                populations, batch, num_samples, share, streams=streams
-            )
+            draws = draw_over_populations(draw, populations, batch, num_samples, streams=streams)
+        elif modes:
+            own = modes.of(people)
+            draws = propose(model, guide, batch, num_samples, streams=streams, modes=own)
         else:
-            draws = propose(model, guide, batch, num_samples, share, streams=streams)
+            draws = draw(model, guide, batch, num_samples, streams=streams)
         return [getattr(draws, field.name).cpu() for field in fields(Proposals)]
 
-    parts = map_people(model.device, draw, list(user_slices(context, num_samples)))
-    z, log_weights, *others = (join(part, 1) for part in zip(*parts, strict=True))
-    log_weights = log_weights.double()
-    check_finite(z, log_weights, context)
-    weighted = correct is not None and (model.latent_dim > 0 or len(populations) > 0)
-    if weighted:
-        smoothed, weight_k = pareto_smooth(log_weights.T.numpy())
-        log_weights = torch.from_numpy(smoothed).T.float()
-    else:
-        weight_k = np.full(len(context), math.nan)
-        log_weights = torch.zeros_like(log_weights).log_softmax(0).float()
-    return Draws(z, log_weights, *others, torch.from_numpy(weight_k).float(), weighted)
+    parts = map_people(model.device, part, list(user_slices(context, num_samples)))
+    return Proposals(*(join(column, 1) for column in zip(*parts, strict=True)))
 
 
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:

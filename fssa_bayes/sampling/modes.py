@@ -11,20 +11,24 @@ log-normal.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fssa_bayes.data import Batch
+from fssa_bayes.data import Batch, Preferences, user_slices
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, StageShares
+from fssa_bayes.sampling.steady import map_people
 
-__all__ = ["Modes", "find_modes"]
+__all__ = ["Modes", "find_all_modes", "find_modes"]
 
 _ITERATIONS = 25
 _HALVINGS = 12
-_TOLERANCE = 1e-5  # Half the nats that a Newton step promises, below which there is none.
+_GRID = 2.0**16
+_DRAWS = 64  # A batch has as many people as fit with so many draws of each.
+_TOLERANCE = 1e-6  # Half the nats that a Newton step promises, below which there is none.
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,19 @@ class Modes:
     z: Tensor
     factor: Tensor
 
+    def of(self, people: slice) -> Modes:
+        """Returns the modes of some people."""
+        return Modes(self.z[people], self.factor[people])
+
+    def rounded(self) -> Modes:
+        """Rounds the modes to 2⁻¹⁶, and their factors to eight binary digits.
+
+        Proposals about them do not depend on the last digits of sums over comparisons, whose order
+        follows from who else is in a batch.
+        """
+        z = (self.z * _GRID).round() / _GRID
+        return Modes(z, self.factor.bfloat16().to(self.factor))
+
 
 @torch.no_grad()
 def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = None) -> Modes:
@@ -52,7 +69,11 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
         start: Where Newton's method starts, with shape (U, K); the prior's location if None, or
             for a person whose posterior is not finite there.
     """
-    batch = batch.clean()
+    # In double precision everywhere: the order of a sum, which the other people decide, must not be
+    # seen in a mode that is rounded.
+    if model.dtype != torch.float64:
+        model = copy.deepcopy(model).double()
+    batch = batch.clean().double()
     items = model.prepare_items(batch.items)
     location = model.location(batch.covariates).double().expand(batch.num_users, model.latent_dim)
     eye = torch.eye(model.latent_dim, dtype=torch.float64, device=model.device)
@@ -78,10 +99,26 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
             sure = torch.linalg.cholesky_ex(information[1] + eye).L
             factor = torch.where((failed > 0)[:, None, None], sure, factor)
         step = torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
-        if not (slope * step).sum(-1).max() > _TOLERANCE:
+        # A person stops alone, whoever else has still to climb.
+        climbs = (slope * step).sum(-1, keepdim=True) > _TOLERANCE
+        if not climbs.any():
             break
-        z, height = _climb(value, z, step, height)
+        z, height = _climb(value, z, step.where(climbs, 0.0), height)
     return Modes(z, factor)
+
+
+def find_all_modes(model: HeterogeneousBTL, data: Preferences) -> Modes:
+    """Finds the rounded modes of all people, many at a time; see :func:`find_modes`.
+
+    On a CPU each person's are the same in any order, subset and thread.
+    """
+
+    def find(people: slice) -> Modes:
+        return find_modes(model, data.batch(range(people.start, people.stop)).to(model.device))
+
+    parts = map_people(model.device, find, list(user_slices(data, _DRAWS)))
+    z, factor = (torch.cat(part) for part in zip(*((m.z, m.factor) for m in parts), strict=True))
+    return Modes(z, factor).rounded()
 
 
 def _expand(
@@ -105,7 +142,7 @@ def _expand(
     jacobian = model.utility.margin_jacobian(items, batch.left, batch.right, narrow).double()
     first, second = derivatives.first[0][0], derivatives.second[0][0][0]
     slope = torch.einsum("un,unk->uk", first, jacobian)
-    information = torch.einsum("un,unk,unl->ukl", (-second).clamp(min=0), jacobian, jacobian)
+    information = jacobian.mT @ ((-second).clamp(min=0).unsqueeze(-1) * jacobian)
     if derivatives.stages is not None:
         information = information - _stage_products(derivatives.stages, jacobian)
     if model.utility.map.is_identity:

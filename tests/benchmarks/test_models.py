@@ -13,6 +13,8 @@ NAMES = (
     "two_mode",
     "train_choice",
     "recovery",
+    "parity",
+    "mixed_logit",
     "inference",
     "npe",
     "training",

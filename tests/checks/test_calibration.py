@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, exact
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
 from fssa_bayes.checks import SimulatedPeople, calibrate, draw_model, simulate_people
 from fssa_bayes.checks.simulation import NUM_FIXED
 
@@ -123,8 +124,10 @@ def test_guide_and_correction_are_studied_on_the_same_people(model, pairs) -> No
     for name, pit in one.pit.items():
         assert pit.shape == (2, 100, len(one.quantities))
         assert torch.equal(pit, two.pit[name])
-    assert torch.equal(one.relative_ess[0], torch.ones(100))
+    assert torch.equal(one.guide_relative_ess[0], torch.ones(100))
+    assert (one.guide_pareto_k[0] == 0).all()
     assert (one.pareto_k[0] == 0).all()
+    assert one.reliable.all()
 
 
 @pytest.mark.parametrize("utility", ["linear", "bilinear", "mlp"])
@@ -159,3 +162,51 @@ def test_a_homogeneous_model_has_nothing_to_study(pairs) -> None:
 def test_a_spread_must_be_positive(pairs) -> None:
     with pytest.raises(ValueError, match="spread must be positive"):
         draw_model(pairs.items, 2, spread=0.0)
+
+
+def sets_of_two_to_ten(users: int = 60) -> Preferences:
+    """Situations whose alternatives have features of their own; the choices are not looked at."""
+    rng = np.random.default_rng(0)
+    sizes = np.tile(np.arange(2, 11), users)
+    df = pd.DataFrame(
+        {
+            "user": np.repeat(np.arange(users), 9).repeat(sizes),
+            "situation": np.arange(len(sizes)).repeat(sizes),
+            "item": np.concatenate([np.arange(size) for size in sizes]),
+            "chosen": np.concatenate([np.arange(size) == 0 for size in sizes]),
+        }
+    )
+    df[["x", "y"]] = rng.normal(size=(len(df), 2))
+    columns = {name: name for name in ("user", "situation", "item", "chosen")}
+    return Preferences.from_choices(df, **columns, features=["x", "y"])
+
+
+def model_of_sets(coefficients: dict | None, scale: float = 1.0) -> HeterogeneousBTL:
+    model = HeterogeneousBTL(2, 2, "linear", coefficients=coefficients).eval()
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([-0.2, 0.3]))
+        model.utility.loading.copy_(scale * torch.tensor([[0.7, 0.0], [0.4, 0.6]]))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coefficients", [None, {0: "-lognormal"}], ids=["normal", "lognormal"])
+def test_posteriors_given_choice_sets_are_calibrated(coefficients: dict | None) -> None:
+    data, model = sets_of_two_to_ten(), model_of_sets(coefficients)
+
+    def draw(people: SimulatedPeople, seed: int) -> dict[str, tuple]:
+        gold = exact.grid(model, people.context)
+        guide = NeuralProcessGuide(model, hidden_dim=8).eval()
+        corrected = Posterior(model, guide, people.context, 2000, seed=seed)
+        return {
+            "exact": (gold.z, gold.log_weights),
+            "corrected": corrected.proposals,
+        }
+
+    options = {"sizes": (0, 2, 8), "num_users": 200, "draw": draw}
+    study = calibrate(model, None, data, **options)
+    for name in ("exact", "corrected"):
+        assert not study.test(name, prob=0.99).rejected
+    # People whose tastes differ half as much again are told from those of the model.
+    other = calibrate(model, None, data, source=model_of_sets(coefficients, 1.6), **options)
+    assert other.test("exact", prob=0.99).rejected

@@ -20,6 +20,7 @@ from fssa_bayes.data import (
     names_from_json,
     names_to_json,
 )
+from fssa_bayes.data.ids import tell_objects_apart
 
 NOON = pd.Timestamp("2024-02-29 12:00")
 
@@ -194,3 +195,15 @@ def test_names_that_read_alike_are_pointed_out(names: list, shown: str) -> None:
         with pytest.warns(UserWarning, match=f"names of {what} of different types .*: {shown}"):
             Preferences.from_dataframe(df, **columns)
     assert "is another name" in explain_unknown(names[0], canonical_names("n", names[1:]))
+
+
+def test_equal_texts_in_different_places_of_memory_are_one_name() -> None:
+    texts = ["".join(["a", "b"]) for _ in range(3)] + ["c"]
+    column = pd.Series([texts[0], texts[3], texts[1], texts[0], texts[2]], dtype=object)
+    place, first = tell_objects_apart(column.to_numpy())
+    assert (place.tolist(), first.tolist()) == ([0, 1, 2, 0, 3], [0, 1, 2, 4])
+    for rows in (column, column[1:], column[::-2]):  # In the second no row shares an object.
+        code, names = factorise_names("names", rows)
+        expected = list(dict.fromkeys(rows))
+        assert names.tolist() == expected
+        assert code.tolist() == [expected.index(text) for text in rows]

@@ -516,6 +516,7 @@ def test_summary_counts_by_hand() -> None:
         contradictions=2,
         unused_items=2,
         component_sizes=(3, 2),
+        lone_comparisons=10,
     )
 
 

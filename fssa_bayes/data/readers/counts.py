@@ -32,7 +32,7 @@ def read_wins(
         users: Covariates of the people, or None.
     """
     named = {role: column for role, column in columns.items() if column is not None}
-    check_frame(df, named)
+    check_frame(Columns(df), named)
     answers = [role for role in _ANSWERS if role in named]
     count = np.stack([read_count(df, role, named[role]) for role in answers], axis=1)
     rows = np.repeat(np.arange(len(df)), len(answers))  # A row's wins lie beside each other.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fssa_bayes.data.ids import find_names, find_values, join_names
+from fssa_bayes.data.ids import find_names, find_values, join_names, tell_objects_apart
 from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.readers.columns import Columns
 
 __all__ = ["decode_choices", "parse_number"]
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+_NAMES = "name of the preferred item"
+_START = 1000
 _NUMBERS = bool | np.bool_ | int | float | np.number | Decimal | str
 
 
@@ -30,16 +32,24 @@ def decode_choices(
         labels: Translation of the data's own words, or None.
     """
     choice = table.df[columns["choice"]]
-    code, values = _list_values(choice)
+    code, values = _list_values(table, columns["choice"])
     if labels is not None:
         return _decode_labels(choice, code, values, labels)
-    codings = {
-        "numbers 1 / 0 / 0.5": _translate(parse_number, values)[code],
-        'words "left" / "right" / "tie"': _translate(_word, values)[code],
-        "name of the preferred item": _decode_names(table, columns, code, values),
+    used = np.zeros(len(values), dtype=bool)
+    used[code] = True
+    meanings = {
+        "numbers 1 / 0 / 0.5": _translate(parse_number, values),
+        'words "left" / "right" / "tie"': _translate(_word, values),
     }
-    fitting = {name: one for name, one in codings.items() if not np.isnan(one).any()}
+    fitting = {n: one[code] for n, one in meanings.items() if not np.isnan(one[used]).any()}
+    # Most columns without names show that in their first rows.
+    start = _decode_names(table, columns, code[:_START], values)
+    if not (fitting and np.isnan(start).any()):
+        named = _decode_names(table, columns, code, values)
+        if not np.isnan(named).any():
+            fitting[_NAMES] = named
     if not fitting:
+        codings = {name: one[code] for name, one in meanings.items()} | {_NAMES: named}
         best = min(codings, key=lambda name: np.isnan(codings[name]).sum())
         row = np.flatnonzero(np.isnan(codings[best]))[0]
         user = f" (user {show_cell(table.df[columns['user']], row)})" if "user" in columns else ""
@@ -59,20 +69,25 @@ def decode_choices(
     return first
 
 
-def _list_values(choice: pd.Series) -> tuple[np.ndarray, list]:
+def _list_values(table: Columns, column: str) -> tuple[np.ndarray, list]:
     """Returns the position of each row's value, (R,), among the different values."""
-    try:
-        code, values = pd.factorize(choice.array, use_na_sentinel=False)
-    except TypeError:  # Lists and other values without a hash.
-        return np.arange(len(choice)), choice.tolist()
-    values = pd.Series(values).astype(object).tolist()
-    if choice.dtype == object and any(not isinstance(v, str) and v in (0, 1) for v in values):
-        # True equals 1, so that both have one code, but True is no name of an item.
-        is_bool = np.array([isinstance(value, bool | np.bool_) for value in choice])
-        truth = np.array([bool(value == 1) for value in values])
-        code = np.where(is_bool, len(values) + truth[code], code)
-        values = [int(v) if isinstance(v, bool | np.bool_) else v for v in values] + [False, True]
-    return code, values
+    code, found = table.values(column)
+    values = pd.Series(found).astype(object).tolist()
+    cells = table.df[column]
+    if cells.dtype != object or not any(_is_number(v) and v in (0, 1) for v in values):
+        return code, values
+    # True equals 1, so that both have one code, but True is no name of an item.
+    place, first = tell_objects_apart(cells.to_numpy())
+    is_true, is_bool = (
+        np.array([isinstance(v, bool | np.bool_) and v in kept for v in cells.iloc[first]])[place]
+        for kept in ((True,), (True, False))
+    )
+    values = [int(v) if isinstance(v, bool | np.bool_) else v for v in values]
+    return np.where(is_bool, len(values) + is_true, code), [*values, False, True]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, _NUMBERS) and not isinstance(value, str)
 
 
 def _translate(meaning: Callable[[object], float], values: list) -> np.ndarray:
@@ -98,7 +113,14 @@ def parse_number(value: object) -> float:
 def _decode_names(
     table: Columns, columns: Mapping[str, str], code: np.ndarray, values: list
 ) -> np.ndarray:
-    """Returns which item of its row a choice names: 1, 0, ½ for the word "tie", else NaN, (R,)."""
+    """Returns which item of its row a choice names: 1, 0, ½ for the word "tie", else NaN.
+
+    Args:
+        table: The comparisons.
+        columns: Names of the columns `left` and `right`.
+        code: Positions of the choices of the first Q rows among the values, (Q,).
+        values: The different choices.
+    """
     sides = [table.names(f"column {columns[side]!r}", columns[side]) for side in ("left", "right")]
     names = join_names(sides[0][1], sides[1][1])
     position = find_values(values, names)
@@ -107,7 +129,7 @@ def _decode_names(
     answer = np.where(ties, np.float32(0.5), np.float32(np.nan))[code]
     if (position >= 0).any():
         chosen = position[code]
-        left, right = (find_names(own, names)[place] for place, own in sides)
+        left, right = (find_names(own, names)[place[: len(code)]] for place, own in sides)
         answer[chosen == right] = 0.0
         answer[chosen == left] = 1.0
     return answer
@@ -127,8 +149,8 @@ def _decode_labels(
             f"choice_labels must translate into 'left', 'right' or 'tie', got {wrong[0]!r}"
         )
     meaning = {label: _WORDS[word] for label, word in labels.items()}
-    table = pd.Series(values, dtype=object).map(meaning).to_numpy(dtype=np.float32)
-    answer = table[code]
+    known = [meaning.get(v, np.nan) if isinstance(v, Hashable) else np.nan for v in values]
+    answer = np.array(known, dtype=np.float32)[code]
     unknown = np.flatnonzero(np.isnan(answer))
     if len(unknown):
         raise ValueError(

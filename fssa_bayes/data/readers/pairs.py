@@ -63,9 +63,9 @@ def read_frame(
         ties: `"drop"`, `"half"` or `"keep"`.
     """
     columns = choose_columns(columns)
-    check_frame(df, columns)
-    count = read_count(df, "count", columns["count"]) if "count" in columns else None
     table = Columns(df)
+    check_frame(table, columns)
+    count = read_count(df, "count", columns["count"]) if "count" in columns else None
     if "winner" in columns:
         if choice_labels is not None:
             raise ValueError("choice_labels translates choice, and winner and loser have none")
@@ -316,8 +316,9 @@ def _warn_of_constant_choices(columns: Mapping[str, str], outcome: np.ndarray) -
     )
 
 
-def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
+def check_frame(table: Columns, columns: Mapping[str, str]) -> None:
     """Refuses a table without rows, without one of the columns or with missing values in one."""
+    df = table.df
     if not isinstance(df, pd.DataFrame):
         raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
     for argument, column in columns.items():
@@ -336,7 +337,7 @@ def check_frame(df: pd.DataFrame, columns: Mapping[str, str]) -> None:
     if len(df) == 0:
         raise ValueError("df must have at least one row, got an empty table")
     for argument, column in columns.items():
-        missing = np.flatnonzero(df[column].isna())
+        missing = table.missing(column)
         if len(missing):
             raise ValueError(
                 f"{argument}={column!r} must have no missing values, got {len(missing)}, the first "

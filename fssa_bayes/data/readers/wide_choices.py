@@ -13,18 +13,19 @@ from fssa_bayes.data.ids import canonical_names, factorise_names, find_names
 from fssa_bayes.data.names import show_cell, show_value
 from fssa_bayes.data.readers.alternatives import check_constants, each_row, shared
 from fssa_bayes.data.readers.choices import arrange_choices, collect_offers
+from fssa_bayes.data.readers.columns import Columns
 from fssa_bayes.data.readers.pairs import check_frame
 
 __all__ = ["read_wide_choices"]
 
-Columns = Mapping[Hashable, Mapping[Hashable, Hashable]]
+ColumnsOf = Mapping[Hashable, Mapping[Hashable, Hashable]]
 
 
 def read_wide_choices(
     df: pd.DataFrame,
     columns: Mapping[str, str | None],
     alternatives: Sequence | Mapping[Hashable, Hashable],
-    features: Columns | None,
+    features: ColumnsOf | None,
     available: Mapping[Hashable, Hashable] | None,
     constants: bool,
     outside: Hashable | None,
@@ -45,7 +46,7 @@ def read_wide_choices(
     """
     named = {role: column for role, column in columns.items() if column is not None}
     check_constants(constants, features)
-    check_frame(df, named)
+    check_frame(Columns(df), named)
     names, codes = _read_alternatives(alternatives, outside)
     chosen = _decode_chosen(df, named["chosen"], names, codes)
     long = pd.DataFrame(
@@ -158,7 +159,7 @@ def _read_available(
 
 
 def _read_features(
-    df: pd.DataFrame, names: pd.Index, features: Columns, outside: Hashable | None
+    df: pd.DataFrame, names: pd.Index, features: ColumnsOf, outside: Hashable | None
 ) -> pd.DataFrame:
     """Lays the features out with one row a situation and alternative, with shape (R J, D)."""
     if not isinstance(features, Mapping) or not features:

@@ -1,0 +1,170 @@
+"""The parts of an analysis that are of choices from sets: words, coefficients, a person's sets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fssa_bayes import plots
+from fssa_bayes._random import seeded
+from fssa_bayes.data import Preferences
+from fssa_bayes.inference import FitResult, fit
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.posterior import Posterior
+from fssa_bayes.report.page import Figure, Section
+from fssa_bayes.report.study import draw_figure
+
+__all__ = [
+    "count_judgements",
+    "describe_coefficients",
+    "describe_unit",
+    "draw_sets",
+    "tabulate_population",
+]
+
+_LEVEL = 0.9  # Probability of intervals.
+
+
+def count_judgements(data: Preferences) -> str:
+    """Counts comparisons, rankings and choices from sets in words."""
+    summary = data.summary()
+    low, high = summary.alternatives
+    of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    counted = (
+        (summary.lone_comparisons, "comparison", ""),
+        (summary.choice_sets, "choice", f" from sets of {of} alternatives"),
+        (summary.rankings, "ranking", ""),
+    )
+    said = [f"{n:,} {what}{'' if n == 1 else 's'}{rest}" for n, what, rest in counted if n]
+    return " and ".join(said or ["0 comparisons"])
+
+
+def describe_unit(data: Preferences, *, has_ties: bool) -> tuple[str, str]:
+    """Says what is scored, and what guessing scores.
+
+    Args:
+        data: The judgements.
+        has_ties: Whether a tie is a third answer to a comparison.
+
+    Returns:
+        The name of one judgement, and the rest of a sentence about its score.
+    """
+    summary = data.summary()
+    if not data.has_rankings:
+        return "choice", f"; guessing scores −{math.log(3 if has_ties else 2):.3f}"
+    if summary.rankings:
+        return "judgement", (
+            ". A judgement is a ranking, a choice from a set, or a comparison that stands alone"
+        )
+    sizes = np.diff(np.append(data.judgement_heads, data.num_comparisons)) + 1
+    guess = np.log(sizes).mean()
+    return "choice", f". A choice from a set is one event; guessing scores −{guess:.3f}"
+
+
+def describe_coefficients(
+    data: Preferences, seed: int, penalty: float = 0.0, *, ties: str | None = None
+) -> Section:
+    """Tabulates the average person's coefficients, where items are of one judgement each.
+
+    Args:
+        data: The judgements, whose items have features.
+        seed: Seed of the fit.
+        penalty: Weight of a prior on the coefficients, as of :class:`HeterogeneousBTL`.
+        ties: The model of ties, as there.
+    """
+    with seeded(seed):
+        model = HeterogeneousBTL(data.num_features, 0, "linear", ties=ties, penalty=penalty)
+    average = fit(model, None, data, validation=None, seed=seed, progress_bar=False)
+    table = average.population(level=_LEVEL, seed=seed)
+    table = table.loc[["mean"]].droplevel(0).rename_axis("feature")
+    columns = ["estimate", "se_sandwich", "lower", "upper"]
+    table = table[columns].rename(columns={"se_sandwich": "standard_error"})
+    text = [
+        f"Conditional logit of the average person, fitted to {count_judgements(data)}: the change "
+        "of utility with a unit of the feature, in nats, with standard errors clustered by person "
+        f"and {_LEVEL:.0%} intervals. Every item is in one judgement alone, so that items are not "
+        "ranked: a place would be that of its features."
+    ]
+    if penalty:
+        text.append(f"A prior of weight {penalty:g} (penalty) draws the estimates together.")
+    shown = table.dropna()
+    figures = []
+    if len(shown):
+        axes = plots.forest(
+            shown["estimate"],
+            shown["lower"],
+            shown["upper"],
+            list(shown.index),
+            label="coefficient (nats a unit of the feature)",
+            reference=0.0,
+            sort=False,
+        )
+        caption = "Coefficients of the average person, with 90 % intervals"
+        figures.append(draw_figure(axes, caption, "coefficients.png"))
+    return Section(
+        "What matters to the average person",
+        text,
+        table.round(4).reset_index(),
+        figures,
+        files={"coefficients.csv": table},
+    )
+
+
+def tabulate_population(result: FitResult | None, seed: int) -> list[Section]:
+    """Tabulates the population's coefficients where the utility is linear; else nothing.
+
+    Args:
+        result: The fit of the model of individual people; None where it was fitted before.
+        seed: Seed of the draws.
+    """
+    if result is None or not result.model.utility.is_linear:
+        return []
+    table = result.population(seed=seed)[["estimate", "se_sandwich"]]
+    table = table.rename(columns={"se_sandwich": "standard_error"})
+    why = (
+        "Means, standard deviations and correlations of people's coefficients, in nats a unit of "
+        "the feature, with sandwich standard errors, people as clusters."
+    )
+    return [
+        Section(
+            "Coefficients of the population",
+            [why],
+            table.round(4).reset_index(),
+            files={"population.csv": table},
+        )
+    ]
+
+
+def draw_sets(person: Posterior, one: Preferences, most: int) -> Figure:
+    """Draws the probabilities of the alternatives in the first situations of a person.
+
+    Args:
+        person: The posterior of the person.
+        one: The person's judgements.
+        most: Largest number of alternatives that are drawn.
+    """
+    table = person.alternative_prob(one, level=_LEVEL)
+    situation = table.index.get_level_values("situation")
+    ends = np.flatnonzero(np.append(np.diff(situation) != 0, True)) + 1
+    whole = ends[ends <= most]  # Situations that fit into the picture as a whole.
+    table = table.head(whole[-1] if len(whole) else most)
+    names = [
+        f"{number + 1}: {item}{' *' if chosen == 1 else ''}"
+        for (_, number, item), chosen in table["chosen"].items()
+    ]
+    axes = plots.forest(
+        table["mean"],
+        # A mean may lie outside of the interval of a skewed posterior.
+        table[["lower", "mean"]].min(axis=1),
+        table[["upper", "mean"]].max(axis=1),
+        names,
+        label="probability of being chosen",
+        sort=False,
+    )
+    name = one.user_names[0]
+    caption = (
+        f"Choices of person {name}: probability of each alternative, with 90 % interval, the "
+        "population held fixed; * marks what was chosen"
+    )
+    return draw_figure(axes, caption, "person.png")

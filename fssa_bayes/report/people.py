@@ -1,0 +1,100 @@
+"""Pictures of people: how they differ from the average, and what is known of one of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from fssa_bayes import plots
+from fssa_bayes.data import Preferences
+from fssa_bayes.guide import NeuralProcessGuide
+from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.posterior import Posterior
+from fssa_bayes.report.alternatives import draw_sets
+from fssa_bayes.report.page import Figure
+from fssa_bayes.report.study import draw_figure
+
+__all__ = ["MAX_DRAWN", "choose_person", "common_items", "draw_a_person", "draw_people"]
+
+MAX_DRAWN = 40
+"""Rows of a picture."""
+
+
+def choose_person(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    seed: int,
+) -> tuple[Posterior, Preferences]:
+    """Returns posterior and data of the person with most comparisons up to 40."""
+    few = np.where(data.counts <= MAX_DRAWN, data.counts, 0)
+    one = data.subset([int(few.argmax()) if few.any() else int(data.counts.argmin())])
+    return Posterior(model, guide, one, num_samples, seed=seed), one
+
+
+def common_items(data: Preferences, number: int) -> list:
+    """Names the items compared most often, within the largest component of the comparisons."""
+    uses = np.bincount(np.concatenate([data.left, data.right]), minlength=data.num_items)
+    order = np.argsort(-uses, kind="stable")
+    return list(data.item_names[order[data.components()[order] == 0][:number]])
+
+
+def draw_people(people: pd.DataFrame) -> Figure:
+    """Draws direction and scale of some people side by side, both in the order of direction."""
+    import matplotlib.pyplot as plt
+
+    shown = people.sample(min(MAX_DRAWN, len(people)), random_state=0)
+    shown = shown.sort_values("direction", ascending=False, kind="stable")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 9), layout="tight")
+    labels = ("direction: correlation with the average", "scale (nats)")
+    for ax, name, label in zip(axes, ("direction", "scale"), labels, strict=True):
+        columns = [shown[name + suffix] for suffix in ("", "_lower", "_upper")]
+        plots.forest(
+            *columns,
+            list(shown.index),
+            label=label,
+            reference=people[name].median(),
+            sort=False,
+            ax=ax,
+        )
+    which = "all" if len(shown) == len(people) else f"{len(shown)} at random of the {len(people):,}"
+    caption = f"{which} people: posterior median and 90 % interval, the population held fixed"
+    figure.suptitle(f"{caption}; dashed: median person", fontsize=10)
+    caption += "; both panels in the order of direction"
+    return draw_figure(axes[0], caption, "people.png")
+
+
+def draw_a_person(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    num_samples: int,
+    seed: int,
+) -> list[Figure]:
+    """Draws what is known of the person with most comparisons up to 40."""
+    person, one = choose_person(model, guide, data, num_samples, seed)
+    name, shown = one.user_names[0], slice(0, MAX_DRAWN)
+    if one.has_rankings:
+        choices = draw_sets(person, one, MAX_DRAWN)
+    else:
+        p = person.choice_prob(one)
+        names = (one.item_names[side[shown]] for side in (one.left, one.right))
+        fields = (tensor[0, shown] for tensor in (p.mean, p.lower, p.upper))
+        choices = draw_figure(
+            plots.choice_intervals(*fields, one.choice[shown], zip(*names, strict=True)),
+            f"Choices of person {name}: probability that the first item is preferred, with 90 % "
+            "interval, the population held fixed; both markers: a tie",
+            "person.png",
+        )
+    items = common_items(data, 12)
+    ranks = plots.rank_distribution(person.rank_prob(items)[0], items)
+    return [
+        choices,
+        draw_figure(
+            ranks,
+            f"Where person {name} would rank the {len(items)} items compared most often, the "
+            "population held fixed",
+            "ranks.png",
+        ),
+    ]
