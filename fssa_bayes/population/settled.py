@@ -105,7 +105,7 @@ def settle(
     limit. By the margins there is less noise where a person's choices tell little, or Λ is close to
     singular; by the density nothing grows as exp(η) does. Both are evaluated from the same
     draws, and the one is taken whose information is positive in more directions; of equals, the one
-    whose sets agree better.
+    whose sets agree better. Where people have weights, scores come by the margins.
 
     Args:
         model: A model with linear utility and normal prior.
@@ -124,7 +124,7 @@ def settle(
         outer, information = population_information(model, data, rotation, 1, seed)
         return Settled(((outer[free][:, free], information[free][:, free]),))
     ways = [batch_information]
-    if has_density(model) and not may_lack_rank:
+    if has_density(model) and not may_lack_rank and data.weights is None:
         ways.append(information_by_density)
     for doubling in range(_DOUBLINGS + 1):
         sets = []
