@@ -75,7 +75,8 @@ def fit_model(data: Preferences, options: dict[str, object], args: argparse.Name
     options = {"latent_dim": None} | options
     model = HeterogeneousBTL.for_data(data, utility="linear", seed=args.seed, **options)
     start = time.process_time()
-    stage = MaximumLikelihood(num_draws=args.fit_draws)
+    # A homogeneous model has nothing to integrate over.
+    stage = MaximumLikelihood(num_draws=args.fit_draws) if model.latent_dim else None
     result = fit(model, None, data, objective=stage, seed=args.seed, progress_bar=False)
     seconds = time.process_time() - start
     value = result.log_marginal_likelihood(seed=args.seed + 1)

@@ -91,7 +91,7 @@ def to_sets(data: Preferences) -> Sets:
     first = np.append(data.judgements.heads, data.num_comparisons)
     size = np.diff(first)
     if len(set(size)) != 1:
-        raise ValueError(f"choice sets must be of one size, got {sorted(set(size + 1))}")
+        raise ValueError(f"choice sets must be of one size, got {sorted(set((size + 1).tolist()))}")
     left, choice = (rows.reshape(-1, size[0]) for rows in (data.left, data.choice))
     items = np.column_stack([left, data.right[first[:-1]]])
     chosen = np.where((choice == 1).any(1), (choice == 1).argmax(1), size[0])

@@ -206,6 +206,13 @@ def describe_taste(
         raise ValueError(f"correlation must be 'full' or 'none', got {correlation!r}")
     if feature_names is not None and len(feature_names) != num_features:
         raise ValueError(f"feature_names must have {num_features} names, got {len(feature_names)}")
+    given = {"coefficients": coefficients, "correlation": correlation, "price": price}
+    given = {k: v for k, v in given.items() if v is not None and (k, v) != ("correlation", "full")}
+    if given and utility != "linear":  # First: only a linear utility is told names of features.
+        raise ValueError(
+            f"{', '.join(given)} concern utility='linear', which has coefficients, got "
+            f"utility={utility!r}"
+        )
     taste: dict[str, object] = {}
     if coefficients is not None:
         taste["coefficients"] = name_kinds(coefficients, num_features, feature_names)
@@ -213,11 +220,6 @@ def describe_taste(
         taste["correlation"] = correlation
     if price is not None:
         taste["price"] = find_feature("price", price, num_features, feature_names)
-    if taste and utility != "linear":
-        raise ValueError(
-            f"{', '.join(taste)} concern utility='linear', which has coefficients, got "
-            f"utility={utility!r}"
-        )
     return taste
 
 

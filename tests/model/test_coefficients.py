@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, load, save
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, load, save
 from fssa_bayes.model import CoefficientMap
 
 NAMES = ["price", "time", "change", "comfort"]
@@ -126,3 +126,10 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
     options = {"latent_dim": None, "utility": "linear"} | options
     with pytest.raises(ValueError, match=message):
         HeterogeneousBTL(4, **options)
+
+
+@pytest.mark.parametrize("options", [{"coefficients": {"price": "fixed"}}, {"price": "price"}])
+def test_a_forgotten_utility_is_named_before_the_names_of_features(options: dict) -> None:
+    data = Preferences([0], [1], [1.0], [0, 1], items=torch.eye(2), feature_names=["price", "time"])
+    with pytest.raises(ValueError, match="concern utility='linear'.*got utility='bilinear'"):
+        HeterogeneousBTL.for_data(data, 1, **options)
