@@ -38,7 +38,7 @@ from fssa_bayes.baselines.mixture_errors import (
     mixture_parameters,
 )
 from fssa_bayes.comparison.choice import choose_size
-from fssa_bayes.data import Preferences, first_names
+from fssa_bayes.data import Preferences, check_unweighted, first_names
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import Estimates, find_null
 from fssa_bayes.posterior import PopulationMixture
@@ -176,6 +176,7 @@ class MixtureBTL(Baseline):
                 are not of a class.
         """
         check_preferences(data)
+        check_unweighted(data, "MixtureBTL")
         if len(data) < self.num_classes:
             raise ValueError(
                 f"data must have at least num_classes={self.num_classes} people, got {len(data)}"

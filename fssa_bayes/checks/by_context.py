@@ -10,7 +10,7 @@ import torch
 
 from fssa_bayes.checks.enough import word_for_judgements
 from fssa_bayes.checks.held_out import expected_choice
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.data.folds import deal_into_folds
 from fssa_bayes.posterior import ChoiceProbability, Predictor
 
@@ -52,6 +52,7 @@ def score_by_context(
         raise ValueError("predictors must hold at least one, got none")
     if len(sizes) == 0:
         raise ValueError("sizes must hold at least one number of known choices, got none")
+    check_unweighted(data, "score_by_context()")
     if not (data.judgement_counts > min(sizes)).any():
         raise ValueError(
             f"data must have people with more than min(sizes) = {min(sizes)} "

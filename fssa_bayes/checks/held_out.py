@@ -17,7 +17,7 @@ from torch import Tensor
 from fssa_bayes import diagnostics
 from fssa_bayes._random import seeded
 from fssa_bayes.checks.enough import LEAST_PEOPLE, NotEnoughDataError, word_for_judgements
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import ChoiceProbability, Posterior
@@ -95,6 +95,7 @@ def predict_held_out(
         NotEnoughDataError: If no size leaves enough people.
         ValueError: If the data do not fit the model.
     """
+    check_unweighted(data, "predict_held_out()")
     predictions = []
     for size in sorted(sizes):
         enough = data.judgement_counts > size

@@ -18,7 +18,7 @@ import torch
 from fssa_bayes._random import seeded
 from fssa_bayes.checks.enough import NotEnoughDataError
 from fssa_bayes.checks.statistics import CHECKS, prepare_statistics
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, check_unweighted, user_batches
 from fssa_bayes.data.comparisons import select_where
 from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.posterior import PopulationDraws
@@ -94,6 +94,7 @@ def predictive_checks(
         Commenges & Jacqmin-Gadda (1997), Generalized score test of homogeneity based on correlated
         random effects models.
     """
+    check_unweighted(data, "predictive_checks()")
     data = align(model, data)
     if not isinstance(num_replicates, int) or num_replicates < 20:
         raise ValueError(f"num_replicates must be an integer of at least 20, got {num_replicates}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.checks.enough import LEAST_PEOPLE, NotEnoughDataError
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import BradleyTerry, HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
@@ -74,6 +74,7 @@ def score_tests(
         Commenges & Jacqmin-Gadda (1997), Generalized score test of homogeneity based on correlated
         random effects models, JRSS B 59(1).
     """
+    check_unweighted(data, "score_tests()")
     data = data.subset(data.counts > 0) if (data.counts > 0).any() else data
     if len(data) < LEAST_PEOPLE or data.num_comparisons == 0:
         raise NotEnoughDataError(

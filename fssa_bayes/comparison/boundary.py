@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, check_unweighted, user_batches
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import feature_differences
 
@@ -55,6 +55,7 @@ def boundary_draws(
         Self & Liang (1987), Asymptotic properties of maximum likelihood estimators and likelihood
         ratio tests under nonstandard conditions.
     """
+    check_unweighted(data, "boundary_draws()")
     score, slope = variance_scores(average, data)
     size = score.shape[-1]
     moments = score.flatten(1).T @ score.flatten(1)

@@ -17,7 +17,7 @@ from fssa_bayes.comparison.people import (
     leave_users_out,
     score_users,
 )
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 
@@ -105,6 +105,7 @@ def choose_latent_dim(
         raise ValueError(f"latent_dims must be at least 2 numbers from 0 up, got {latent_dims}")
     if not 0 <= report_size < 1:
         raise ValueError(f"report_size must lie in [0, 1), got {report_size}")
+    check_unweighted(data, "choose_latent_dim()")
     choosing, reporting = data, None
     if report_size:
         choosing, reporting = data.split_users(report_size, seed=seed)

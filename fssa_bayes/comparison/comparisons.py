@@ -11,7 +11,7 @@ from torch import Tensor
 from fssa_bayes._random import Streams
 from fssa_bayes._weights import pareto_smooth
 from fssa_bayes.comparison.elpd import Elpd
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, check_unweighted, user_batches
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.sampling import check_draws, propose
@@ -57,6 +57,7 @@ def leave_comparisons_out(
         cross-validation and WAIC.
         Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
+    check_unweighted(data, "leave_comparisons_out()")
     digest, data = data.digest(), align(model, data)  # Models may number items differently.
     check_guide(model, guide)
     check_draws(model, num_samples, "psis")

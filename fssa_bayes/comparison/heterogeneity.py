@@ -11,7 +11,7 @@ from scipy import stats
 from fssa_bayes._random import seeded
 from fssa_bayes.comparison.boundary import boundary_draws, half_chi_square_tail
 from fssa_bayes.comparison.people import Pair, fit_fresh, score_users
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.model import HeterogeneousBTL
 
 __all__ = [
@@ -141,6 +141,7 @@ def heterogeneity_test(
         raise ValueError(f"null must be 'auto', 'mixture' or 'bootstrap', got {null!r}")
     if num_null is not None and (not isinstance(num_null, int) or num_null < 1):
         raise ValueError(f"num_null must be an integer of at least 1, got {num_null!r}")
+    check_unweighted(data, "heterogeneity_test()")
     with seeded(seed):
         model, _ = build()
     problem = reason_against_mixture(model, data)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fssa_bayes._random import seeded
 from fssa_bayes.comparison.elpd import Elpd
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.data.folds import deal_into_folds
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import fit
@@ -76,6 +76,7 @@ def score_users(
     Raises:
         ValueError: If data, model and guide do not fit each other or there are too few proposals.
     """
+    check_unweighted(data, "score_users()")
     aligned = align(model, data)
     check_guide(model, guide, may_lack=model.is_mixed_logit)
     check_draws(model, num_samples, "psis")
@@ -116,6 +117,7 @@ def leave_users_out(
         ValueError: If `num_folds` does not lie between 2 and the number of people, or a baseline
             has no `log_evidence`.
     """
+    check_unweighted(data, "leave_users_out()")
     fold = deal_into_folds(len(data), num_folds, seed=seed)
     values, variance = np.empty(len(data)), 0.0
     for number in range(num_folds):
@@ -150,6 +152,7 @@ def hold_users_out(
     Returns:
         The score, with log p(all choices of the person) for each person held out.
     """
+    check_unweighted(data, "hold_users_out()")
     training, unseen = data.split_users(test_size, seed=seed)
     return _score_fitted(fit_fresh(build, training, seed, fit_options), unseen, num_samples, seed)
 

@@ -32,6 +32,7 @@ from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.rankings import list_stage_wins
 from fssa_bayes.data.readers.categories import expand_levels, name_levels
 from fssa_bayes.data.summary import Summary, find_recurrence
+from fssa_bayes.data.weights import check_unweighted, total_weight
 from fssa_bayes.kernels.plackett_luce import StagePairs
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "align_covariates",
     "canonical_names",
     "check_column",
+    "check_unweighted",
     "coarse_columns",
     "column_moments",
     "constant_columns",
@@ -66,6 +68,7 @@ __all__ = [
     "names_to_json",
     "rank_classes",
     "storage_type",
+    "total_weight",
     "usable_numbers",
     "user_batches",
     "user_slices",

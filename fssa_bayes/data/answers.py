@@ -246,6 +246,7 @@ def join_answers(
         offsets=offsets_of(np.bincount(person, minlength=len(names))),
         user_names=names,
         covariates=join_covariates(data, new, users),
+        weights=None if data.weights is None else np.append(data.weights, np.ones(len(new))),
         judgements=judgements,
         side=joined_side,
     )

@@ -38,6 +38,8 @@ class Batch:
             it is not known, (U, N); None where it is left's everywhere.
         count: How many equal comparisons each stands for in a fit by maximum likelihood, which
             alone merges them, (U, N); None for one each.
+        weights: How many times each person counts in estimates, double precision with shape (U,);
+            None for once each.
         keys: Keys of the people's random streams, uint64 with shape (U,); None if simulated.
     """
 
@@ -51,6 +53,7 @@ class Batch:
     ranking: Tensor | None = None
     side: Tensor | None = None
     count: Tensor | None = None
+    weights: Tensor | None = None
     keys: np.ndarray | None = None
 
     @property

@@ -31,6 +31,7 @@ __all__ = [
     "rows_of",
     "select",
     "select_where",
+    "weights_of",
 ]
 
 Data = TypeVar("Data", bound="Comparisons")
@@ -60,6 +61,8 @@ class Comparisons:
         broken: Numbers of rankings that were broken into pairs and of their stages.
         side: Whose place is an advantage: 1 for left's, −1 for right's, 0 for neither's, NaN where
             it is not known, (R,); None where it is left's everywhere.
+        weights: How many times each person's log-likelihood counts in estimates, (U,); None where
+            everybody's counts once.
         people_are_named: Whether the data say who answered; else every row is a judge of its own.
         feature_levels: Levels of categorical features by column, the reference level first.
         covariate_levels: The same of categorical covariates.
@@ -81,6 +84,7 @@ class Comparisons:
     judgements: Judgements
     broken: tuple[int, int] = (0, 0)
     side: np.ndarray | None = None
+    weights: np.ndarray | None = None
     people_are_named: bool = True
     feature_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
     covariate_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
@@ -209,6 +213,14 @@ def rows_of(data: Comparisons, people: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def covariates_of(data: Comparisons, people: np.ndarray | None) -> Tensor | None:
     """Returns the covariates of people given by position; None for nobody, or without any."""
     return None if people is None or data.covariates is None else data.covariates[people]
+
+
+def weights_of(data: Comparisons, people: np.ndarray) -> np.ndarray | None:
+    """Returns the weights of people given by position; None where they are all 1."""
+    if data.weights is None:
+        return None
+    weights = data.weights[people]
+    return None if (weights == 1).all() else weights
 
 
 def pad(

@@ -27,6 +27,7 @@ def pool(data: Data, width: int) -> Data:
         data,
         offsets=np.append(starts, data.num_comparisons),
         user_names=pd.RangeIndex(len(starts)),
+        weights=None,
         covariates=None,
         covariate_names=pd.RangeIndex(0),
         covariate_levels={},
@@ -45,18 +46,20 @@ def merge(data: Data, width: int) -> tuple[Data, np.ndarray | None]:
 
     Returns:
         Distinct comparisons in an order that depends on these alone, and how many equal ones each
-        stands for, (R,); or :func:`pool` and None.
+        stands for, (R,), a comparison for as many as its person's weight; or :func:`pool` and the
+        weights, None without any.
     """
+    weight = None if data.weights is None else data.weights[data.person]
     if data.has_rankings or data.num_items > 2**29:
-        return pool(data, width), None
+        return pool(data, width), weight
     # A pair of positions below 2**29 and one of 12 answers make a number below 2**62.
     answer = (2 * data.choice).astype(np.int64)
     if data.side is not None:
         answer = 4 * answer + np.nan_to_num(data.side + 1, nan=3.0).astype(np.int64)
     pair = data.left.astype(np.int64) * data.num_items + data.right
-    distinct, count = count_keys(12 * pair + answer, 12 * data.num_items**2)
+    distinct, count = count_keys(12 * pair + answer, 12 * data.num_items**2, weight)
     if 2 * len(distinct) > data.num_comparisons:
-        return pool(data, width), None
+        return pool(data, width), weight
     pair, answer = np.divmod(distinct, 12)
     left, right = np.divmod(pair, data.num_items)
     side = None
@@ -93,5 +96,6 @@ def imagine(data: Data, judgement: np.ndarray, people: np.ndarray | None) -> Dat
         rows,
         counts,
         user_names=pd.RangeIndex(users, name="user"),
+        weights=None,
         covariates=covariates_of(data, people),
     )

@@ -54,8 +54,16 @@ def distinct_keys(key: np.ndarray, size: int) -> np.ndarray:
     return np.flatnonzero(found)
 
 
-def count_keys(key: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists the different keys in order, and how often each occurs; as :func:`distinct_keys`."""
+def count_keys(
+    key: np.ndarray, size: int, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists the different keys in order, and how often each occurs; as :func:`distinct_keys`.
+
+    With weights (R,) those of equal keys are added up, where without each has weight 1.
+    """
+    if weight is not None:
+        distinct, place = np.unique(key, return_inverse=True)
+        return distinct, np.bincount(place, weight, minlength=len(distinct))
     if size > _CELLS * len(key):
         return np.unique(key, return_counts=True)
     count = np.bincount(key, minlength=size)

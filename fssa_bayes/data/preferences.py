@@ -23,6 +23,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from fssa_bayes.data.alignment import AlignedComparisons
@@ -47,6 +48,7 @@ from fssa_bayes.data.comparisons import (
     rows_of,
     select,
     select_where,
+    weights_of,
 )
 from fssa_bayes.data.graph import as_pairs, find_components
 from fssa_bayes.data.imagined import imagine, merge, pool, resample
@@ -56,6 +58,7 @@ from fssa_bayes.data.precision import digest_parts
 from fssa_bayes.data.ragged import offsets_of
 from fssa_bayes.data.reading import ReadComparisons
 from fssa_bayes.data.summary import Summary, summarise
+from fssa_bayes.data.weights import check_weights
 
 __all__ = ["Preferences"]
 
@@ -90,6 +93,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         side: Whose place is an advantage, which a position bias measures: 1 for left's, −1 for
             right's, 0 for neither's, NaN where it is not known, with shape (R,); None where it is
             left's everywhere.
+        weights: How many times each person's log-likelihood counts in estimates, such as weights of
+            a survey, positive and finite with shape (U,); None, as weights of 1, for once each.
+            What is inferred of a person does not depend on them.
         people_are_named: Whether it is known who answered; else every comparison or ranking is a
             person of its own.
         feature_levels: Levels of categorical features by the name of their column, the reference
@@ -102,8 +108,8 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
 
     Raises:
         ValueError: If shapes disagree, an index is out of range, an item is compared with itself,
-            a choice or side is none, a feature or covariate is not finite, or the
-            comparisons of a ranking are not its rows.
+            a choice or side is none, a weight is not positive and finite, a feature or covariate is
+            not finite, or the comparisons of a ranking are not its rows.
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         dropped_ties: int = 0,
         ranking: np.ndarray | None = None,
         side: np.ndarray | None = None,
+        weights: np.ndarray | Sequence | None = None,
         people_are_named: bool = True,
         feature_levels: Mapping[Hashable, tuple] | None = None,
         covariate_levels: Mapping[Hashable, tuple] | None = None,
@@ -169,6 +176,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
             dropped_ties=int(dropped_ties),
             judgements=find_judgements(left, right, choice, ranking, person),
             side=check_sides(side, total),
+            weights=check_weights(weights, user_names),
             people_are_named=bool(people_are_named),
             feature_levels=dict(feature_levels or {}),
             covariate_levels=dict(covariate_levels or {}),
@@ -184,7 +192,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         """Pads the comparisons of some people (all by default) into one batch, on the CPU."""
         people = np.arange(len(self)) if people is None else check_people(people, len(self))
         rows, counts = rows_of(self, people)
-        return pad(self, rows, counts, people).replace(people=people, keys=self.keys[people])
+        weights = None if self.weights is None else torch.from_numpy(self.weights[people])
+        batch = pad(self, rows, counts, people)
+        return batch.replace(people=people, keys=self.keys[people], weights=weights)
 
     def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[Batch]:
         """Iterates once over all people, in order or shuffled, `batch_size` at a time."""
@@ -204,9 +214,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     def merged(self, width: int = 64) -> tuple[Preferences, np.ndarray | None]:
         """Deals distinct comparisons to imaginary people, and counts the equal ones of each.
 
-        For maximum likelihood of models without people. The counts are None, and the data those of
-        :meth:`pooled`, where less than half of the comparisons repeat another one, or there are
-        rankings.
+        For maximum likelihood of models without people. The data are those of :meth:`pooled` where
+        less than half of the comparisons repeat another one, or there are rankings; then the counts
+        are the weights of the comparisons' people, or None without any.
         """
         return merge(self, width)
 
@@ -244,8 +254,14 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         if len(people) == 0:
             raise ValueError("people must name at least one person, got none")
         rows, counts = rows_of(self, people)
-        covariates = covariates_of(self, people)
-        return select(self, rows, counts, user_names=self.user_names[people], covariates=covariates)
+        return select(
+            self,
+            rows,
+            counts,
+            user_names=self.user_names[people],
+            covariates=covariates_of(self, people),
+            weights=weights_of(self, people),
+        )
 
     def split_users(
         self, test_size: float = 0.2, *, seed: int = 0
@@ -350,6 +366,10 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         self.judgements.check(self.left, self.right, choice, self.person)
         return replace(self, choice=choice, ties=self.ties if ties is None else ties)
 
+    def with_weights(self, weights: np.ndarray | Sequence | None) -> Preferences:
+        """Returns the same data with other weights of people, with shape (U,); None for none."""
+        return replace(self, weights=check_weights(weights, self.user_names))
+
     def summary(self) -> Summary:
         """Counts people, items, comparisons, ties, repetitions, contradictions and components."""
         return summarise(self)
@@ -357,8 +377,8 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
     def digest(self) -> str:
         """Returns a SHA-256 of people, comparisons, features and covariates, to tell data apart."""
         digest = hashlib.sha256()
-        # The digest of data without rankings, covariates or sides, whose features single precision
-        # holds, is that of format 1, so that old checkpoints are recognised.
+        # The digest of data without rankings, covariates, sides or weights, whose features single
+        # precision holds, is that of format 1, so that old checkpoints are recognised.
         comparisons = self.offsets, self.left, self.right, self.choice
         tables = (
             *comparisons,
@@ -366,6 +386,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
             *digest_parts(self.covariates),
             self.ranking,
             self.side,
+            self.weights,
         )
         for table in tables:
             if table is not None:

@@ -38,6 +38,7 @@ class ReadComparisons(Comparisons):
         loser: str | None = None,
         side: str | None = None,
         count: str | None = None,
+        weight: str | None = None,
         items: pd.DataFrame | None = None,
         users: pd.DataFrame | None = None,
         choice_labels: Mapping[Any, str] | None = None,
@@ -68,6 +69,8 @@ class ReadComparisons(Comparisons):
                 neither, as on neutral ground. None: left has it everywhere.
             count: Column with the number of equal comparisons that a row stands for, exactly as if
                 it was repeated; rows of 0 are left out.
+            weight: Column with the weight of the person, one value for all rows of a person; see
+                `weights` of `Preferences`. None for weights of 1.
             items: Features, one row per item, indexed by item name. None gives every item an
                 indicator of its own. A column of text or of pandas' categories gets an indicator
                 for each level but the reference level, the first of the categories or of the
@@ -99,6 +102,7 @@ class ReadComparisons(Comparisons):
             raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
         columns = {"user": user, "left": left, "right": right, "choice": choice}
         columns |= {"winner": winner, "loser": loser, "side": side, "count": count}
+        columns["weight"] = weight
         data = cls(**read_frame(df, columns, items, users, choice_labels, ties))
         warn_about_graph(data, stacklevel=2)
         return data
@@ -229,6 +233,7 @@ class ReadComparisons(Comparisons):
         available: str | None = None,
         outside: Hashable | None = None,
         worst: str | None = None,
+        weight: str | None = None,
         users: pd.DataFrame | None = None,
     ) -> Self:
         """Reads choices from sets, of any and varying size, with one row an alternative on offer.
@@ -266,6 +271,9 @@ class ReadComparisons(Comparisons):
             worst: Column that marks the worst alternative, as `chosen` marks the best, in answers
                 of best–worst scaling. They count as two choices: of the best from all, then of the
                 worst from the others.
+            weight: Column with the weight of the person, one value for all rows of a person, as
+                the weights of mlogit, logitr and Apollo; see `weights` of `Preferences`. None for
+                weights of 1.
             users: Covariates of people, as in :meth:`from_dataframe`.
 
         Returns:
@@ -307,7 +315,7 @@ class ReadComparisons(Comparisons):
             (2, 3)
         """
         columns = {"user": user, "situation": situation, "item": item, "chosen": chosen}
-        columns |= {"available": available, "worst": worst}
+        columns |= {"available": available, "worst": worst, "weight": weight}
         options = features, constants, outside, items, users
         data = cls(**read_choices(df, columns, *options))
         warn_about_graph(data, stacklevel=2)
@@ -326,6 +334,7 @@ class ReadComparisons(Comparisons):
         constants: bool = False,
         available: Mapping[Hashable, Hashable] | None = None,
         outside: Hashable | None = None,
+        weight: str | None = None,
         users: pd.DataFrame | None = None,
     ) -> Self:
         """Reads choices from sets with one row a situation, and columns for each alternative.
@@ -352,6 +361,7 @@ class ReadComparisons(Comparisons):
                 those that are left out always are.
             outside: Name of the outside option, as in :meth:`from_choices`. Among `alternatives` it
                 has their order and may have a code; else it is the last, its code its name.
+            weight: Column with the weight of the person, as in :meth:`from_choices`.
             users: Covariates of people, as in :meth:`from_dataframe`.
 
         Returns:
@@ -380,7 +390,7 @@ class ReadComparisons(Comparisons):
             >>> data.item_names.tolist()
             ['ann / 0: bus', 'ann / 0: car', 'bob / 1: bus', 'bob / 1: car']
         """
-        columns = {"user": user, "situation": situation, "chosen": chosen}
+        columns = {"user": user, "situation": situation, "chosen": chosen, "weight": weight}
         options = alternatives, features, available, constants, outside, users
         data = cls(**read_wide_choices(df, columns, *options))
         warn_about_graph(data, stacklevel=2)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, total_weight
 from fssa_bayes.inference.marginal import MarginalLikelihood, Value
 from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.population import find_newton_step, has_population_estimates
@@ -149,7 +149,7 @@ def describe_convergence(
         standard_error=value.standard_error,
         gain=newton.gain,
         iterations=len(losses),
-        last_gain=len(data) * (losses[-2] - losses[-1]) if len(losses) > 1 else np.nan,
+        last_gain=total_weight(data) * (losses[-2] - losses[-1]) if len(losses) > 1 else np.nan,
         table=table,
         person=data.user_names[[worst]].tolist()[0],
         relative_ess=float(newton.relative_ess[worst]),

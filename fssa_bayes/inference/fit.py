@@ -24,6 +24,7 @@ from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.readiness import (
     AUTO,
     check_training_data,
+    check_weights,
     choose_stages,
     choose_validation,
     explain_validation,
@@ -77,7 +78,7 @@ class FitResult:
             own objective).
         held_out: Log-loss of held-out people's unseen choices after each stage (nats per
             comparison, contexts of random size), for the raw guide and the importance-corrected
-            posterior, with standard errors by person; None where nobody was held out.
+            posterior, with standard errors by person, without weights; None where nobody was.
         held_out_note: Why `held_out` is None; empty where it is not.
     """
 
@@ -543,6 +544,7 @@ def fit(
             f"validation must be None without a guide, which predicts held-out choices, got "
             f"{validation}"
         )
+    check_weights(stages, data)
     warn_of_busy_people(stages, data)
     if population_learning_rate is None:
         population_learning_rate = 10 * learning_rate

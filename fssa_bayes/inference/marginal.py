@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes._random import Streams
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, total_weight, user_batches
 from fssa_bayes.inference.maximum import pooled_batches
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
@@ -43,7 +43,7 @@ class Value:
     """Holds a value of the log-likelihood and what is known of its error.
 
     Attributes:
-        log_likelihood: Log p of all people's choices, in nats.
+        log_likelihood: Log p of all people's choices, in nats, weighted by person.
         standard_error: Its Monte-Carlo standard error, as if draws were independent.
         relative_ess: Effective sample size of a person's draws as a share of their number, of the
             person with the smallest.
@@ -99,11 +99,16 @@ class MarginalLikelihood:
                 draws = draw_adapted(self.model, batch, modes, points)
                 weights = draws.log_weights.softmax(0)
                 if gradient:
-                    (weights * draws.log_joint).sum().backward()
+                    counted = weights if batch.weights is None else weights * batch.weights
+                    (counted * draws.log_joint).sum().backward()
             relative_ess = 1 / weights.square().sum(0) / points.number
             log_mean = draws.log_weights.logsumexp(0) - math.log(points.number)
+            person_variance = (1 / relative_ess - 1) / points.number
+            if batch.weights is not None:
+                log_mean = batch.weights * log_mean
+                person_variance = batch.weights.square() * person_variance
             total += log_mean.sum().item()
-            variance += ((1 / relative_ess - 1) / points.number).sum().item()
+            variance += person_variance.sum().item()
             least = min(least, relative_ess.min().item())
         return Value(total, math.sqrt(variance), least)
 
@@ -131,7 +136,7 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         UserWarning: If the last of `steps` iterations still gained more than the log-likelihood's
             Monte-Carlo standard error.
     """
-    model, count = fitter.model, len(leg.training)
+    model, count = fitter.model, total_weight(leg.training)
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype
     model.double()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Batch, Preferences, total_weight
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import Answers, climb, list_answers, pooled_likelihood, solve_well_posed
 
@@ -91,7 +91,7 @@ def _climb(
 
     Arguments are those of :func:`maximise`, and the answers of the leg's people.
     """
-    model, people = fitter.model, len(leg.training)
+    model, people = fitter.model, total_weight(leg.training)
     likelihood = pooled_likelihood(answers, model.penalty)
     parameters = _linear_parameters(model)
     start = torch.cat([value.detach().reshape(-1) for value in parameters]).double().cpu().numpy()
@@ -121,7 +121,7 @@ def _descend(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
     """Minimises the loss by L-BFGS; arguments and result are those of :func:`maximise`."""
     from scipy.optimize import minimize  # A tenth of the time to import the package.
 
-    model, stage = fitter.model, leg.stage
+    model, stage, people = fitter.model, leg.stage, total_weight(leg.training)
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype
     model.double()
@@ -138,11 +138,11 @@ def _descend(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
         total = 0.0
         for batch in batches:
             # The loss is a mean over the people of the batch, among whom choices are pooled.
-            loss = stage.loss(model, None, batch) * (batch.num_users / len(leg.training))
+            loss = stage.loss(model, None, batch) * (batch.num_users / people)
             loss.backward()
             total += loss.item()
         if model.penalty:
-            loss = -model.log_prior() / len(leg.training)
+            loss = -model.log_prior() / people
             loss.backward()
             total += loss.item()
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -156,7 +156,7 @@ def _descend(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
             set_parameters(intermediate_result.x)
             with torch.no_grad():
                 losses = [stage.loss(model, None, b).item() * b.num_users for b in unseen]
-            score = -sum(losses) / len(leg.held_out)
+            score = -sum(losses) / total_weight(leg.held_out)
             if score > best_score + _LEAST_GAIN:
                 best_score, best_step, best_vector = score, step, intermediate_result.x.copy()
         fitter.record(leg, step, loss, score)
@@ -206,7 +206,8 @@ def check_maximum(
         data: The comparisons of the fit.
     """
     slope = float(np.abs(gradient).max(initial=0.0))
-    terms = (data.num_comparisons + 2 * model.penalty) / len(data)
+    counts = data.num_comparisons if data.weights is None else data.weights @ data.counts
+    terms = (counts + 2 * model.penalty) / total_weight(data)
     allowed = (1e-5 if model.utility.is_linear else 1e-2) * max(1.0, terms / _TERMS)
     if slope > allowed:
         warnings.warn(
@@ -219,7 +220,8 @@ def check_maximum(
 def pooled_batches(data: Preferences, model: HeterogeneousBTL) -> list[Batch]:
     """Lists the comparisons without their people, in double precision, on the model's device.
 
-    Where many are equal, each of these stands there once, with its number.
+    Where many are equal, each of these stands there once, with its number; weights of people are
+    numbers of their comparisons.
     """
     batches, start = [], 0
     data, count = data.merged()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fssa_bayes.data import Batch, Preferences
+from fssa_bayes.data import Batch, Preferences, total_weight
 from fssa_bayes.guide import NeuralProcessGuide, NoiseDensity, standard_normal_log_prob
 from fssa_bayes.inference.direct import draw, importance_log_weights, to_latents
 from fssa_bayes.model import HeterogeneousBTL
@@ -49,11 +49,13 @@ class Objective(ABC):
         bounds_choices: Whether e to the power of minus the loss of a person is, on average over
             draws, the probability of some of that person's choices, or less. A fit stops where
             losses contradict it.
+        weighs_people: Whether weights of people count in the loss, or the stage needs none.
         num_particles: Number of draws of each person's z in the loss.
     """
 
     learns_model: ClassVar[bool] = True
     bounds_choices: ClassVar[bool] = False
+    weighs_people: ClassVar[bool] = False
     num_particles: int = 1
     default_steps: ClassVar[int] = 2500
     default_batch_size: ClassVar[int] = 64
@@ -68,9 +70,12 @@ class Objective(ABC):
     def draw_batch(
         self, model: HeterogeneousBTL, data: Preferences, rng: np.random.Generator
     ) -> Batch:
-        """Draws the people of one step, on the model's device."""
+        """Draws the people of one step, on the model's device; their weights have mean 1 in all."""
         size = min(self.batch_size, len(data))
-        return data.batch(rng.choice(len(data), size, replace=False)).to(model.device)
+        batch = data.batch(rng.choice(len(data), size, replace=False)).to(model.device)
+        if batch.weights is None:
+            return batch
+        return batch.replace(weights=batch.weights * (len(data) / total_weight(data)))
 
     def backward(self, model: HeterogeneousBTL, guide: NeuralProcessGuide, batch: Batch) -> float:
         """Accumulates the gradient of the loss per person and returns the loss, in nats."""
@@ -118,6 +123,7 @@ class MaximumLikelihood(Objective):
     """
 
     bounds_choices = True
+    weighs_people = True
     default_steps = 1000
 
     def __init__(self, num_draws: int = 512, *, steps: int | None = None) -> None:
@@ -158,6 +164,7 @@ class ImportanceWeightedELBO(Objective):
     """
 
     bounds_choices = True
+    weighs_people = True
 
     def __init__(
         self,
@@ -182,7 +189,10 @@ class ImportanceWeightedELBO(Objective):
         prepared = model.prepare_items(batch.items)
         proposal = guide.noise_density(batch, prepared)
         log_weights = importance_log_weights(model, batch, prepared, proposal, self.num_particles)
-        return math.log(self.num_particles) - log_weights.logsumexp(0).mean()
+        each = log_weights.logsumexp(0)
+        if batch.weights is None:
+            return math.log(self.num_particles) - each.mean()
+        return (batch.weights.to(each.dtype) * (math.log(self.num_particles) - each)).mean()
 
 
 class ELBO(ImportanceWeightedELBO):
@@ -301,6 +311,7 @@ class Sleep(Objective):
     """
 
     learns_model = False
+    weighs_people = True
     default_batch_size = 128
 
     def __init__(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fssa_bayes.data import (
     Preferences,
+    check_unweighted,
     coarse_columns,
     constant_columns,
     covariate_rank,
@@ -37,6 +38,7 @@ from fssa_bayes.population import (
 __all__ = [
     "check_training_covariates",
     "check_training_data",
+    "check_weights",
     "choose_stages",
     "choose_validation",
     "default_stages",
@@ -269,6 +271,13 @@ def choose_stages(
                     raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
                 setattr(stage, name, value)
     return stages
+
+
+def check_weights(stages: Sequence[Objective], data: Preferences) -> None:
+    """Raises a ValueError if people have weights that a stage would ignore."""
+    for stage in stages:
+        if not stage.weighs_people:
+            check_unweighted(data, stage.name)
 
 
 def warn_of_busy_people(stages: Sequence[Objective], data: Preferences) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes._random import Streams, seeded
-from fssa_bayes.data import Preferences, user_batches
+from fssa_bayes.data import Preferences, total_weight, user_batches
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import Objective, split_batch
 from fssa_bayes.model import HeterogeneousBTL
@@ -32,7 +32,7 @@ def validation_score(
     """Scores the first held-out people by the stage's objective, with the same draws each time.
 
     Returns:
-        Minus the loss, in nats per person.
+        Minus the loss, in nats per person, weighted where people have weights.
     """
     shown = held_out.subset(range(min(len(held_out), _MAX_HELD_OUT)))
     with seeded(seed), torch.no_grad():
@@ -40,7 +40,7 @@ def validation_score(
             batch.num_users * stage.loss(model, guide, batch).item()
             for _, batch in user_batches(shown, stage.num_particles, model.device)
         ]
-    return -sum(losses) / len(shown)
+    return -sum(losses) / total_weight(shown)
 
 
 def held_out_scores(

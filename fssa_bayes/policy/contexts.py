@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fssa_bayes.data import Batch, Preferences, first_names
+from fssa_bayes.data import Batch, Preferences, check_unweighted, first_names
 from fssa_bayes.policy.checks import check_positions
 from fssa_bayes.policy.conversations import plain_text
 from fssa_bayes.policy.rows import PreferenceRows
@@ -46,6 +46,7 @@ class Contexts:
         min_context: int = 0,
         seed: int = 0,
     ) -> None:
+        check_unweighted(preferences, "training of a policy")
         counts = np.bincount(rows.user)
         if not (
             np.array_equal(preferences.counts, counts)

@@ -10,7 +10,7 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population.few import (
@@ -73,6 +73,11 @@ def cautious_population(
     enough = people_per_parameter(model, data)
     if enough >= _ENOUGH:
         return "fixed"
+    check_unweighted(
+        data,
+        "choose_population(), which people few for each parameter call for (or else "
+        "population='fixed' or result.population_draws()),",
+    )
     average = fit_average()
     options = {"num_samples": num_samples, "seed": seed}
     differ = 0

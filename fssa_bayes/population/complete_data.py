@@ -48,7 +48,7 @@ def information_by_density(
 
     Args:
         model: A model for which :func:`has_density` holds.
-        batch: The comparisons.
+        batch: The comparisons, with the people's weights if they have any.
         z: Draws with shape (S, U, K).
         weights: Their normalised weights, with shape (S, U).
         rotation: R with shape (K, K), orthogonal.
@@ -58,26 +58,28 @@ def information_by_density(
     factors = torch.cat([rotated.new_ones(*rotated.shape[:-1], 1), rotated], -1)
     score = torch.einsum("sur,suk->surk", residual, factors)
     score[..., 1:] -= torch.eye(rotation.shape[1], dtype=score.dtype, device=z.device)
-    parts, complete = [score.flatten(-2)], [_complete_of_density(weights, residual, factors)]
+    counted = weights if batch.weights is None else weights * batch.weights
+    parts, complete = [score.flatten(-2)], [_complete_of_density(counted, residual, factors)]
     if model.num_covariates:
         covariates = model.standardise_covariates(batch.covariates).double()
         parts.append(torch.einsum("sur,uw->surw", residual, covariates).flatten(-2))
-        of_effect, across = _complete_of_effect(weights, factors, covariates)
+        of_effect, across = _complete_of_effect(counted, factors, covariates)
         size = len(complete[0])
         joint = score.new_zeros(size + len(of_effect), size + len(of_effect))
         joint[:size, :size], joint[size:, size:] = complete[0], of_effect
         joint[:size, size:], joint[size:, :size] = across, across.T
         complete = [joint]
     if not all(model.utility.map.is_random) or model.answer_parameters():
-        own, information = _by_choices(model, batch, z, weights)
+        own, information = _by_choices(model, batch, z, counted)
         parts.append(own)
         complete.append(information)
     score = torch.cat(parts, -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
-    weighted = (score * weights.sqrt().unsqueeze(-1)).flatten(0, 1)
-    information = torch.block_diag(*complete) + mean_score.T @ mean_score - weighted.T @ weighted
+    counted_score = torch.einsum("su,sup->up", counted, score)
+    weighted = (score * counted.sqrt().unsqueeze(-1)).flatten(0, 1)
+    information = torch.block_diag(*complete) + counted_score.T @ mean_score - weighted.T @ weighted
     table = _change_of_parameters(model, rotation)
-    return mean_score @ table, table.T @ information @ table
+    return counted_score @ table, table.T @ information @ table
 
 
 def _random_rows(model: HeterogeneousBTL) -> Tensor:
@@ -102,7 +104,7 @@ def _complete_of_density(weights: Tensor, residual: Tensor, factors: Tensor) -> 
         product[:, 1 + b, b] = cross
     swapped = torch.einsum("ac,bd->abdc", eye, eye).permute(0, 2, 1, 3)
     table = table + product + product.permute(2, 3, 0, 1)
-    table[:, 1:, :, 1:] -= len(weights[0]) * swapped
+    table[:, 1:, :, 1:] -= weights.sum() * swapped
     size = rank * (1 + rank)
     return table.reshape(size, size)
 
@@ -114,7 +116,8 @@ def _complete_of_effect(
     rank = factors.shape[-1] - 1
     eye = torch.eye(rank, dtype=factors.dtype, device=factors.device)
     across = torch.einsum("su,suk,uw->kw", weights, factors, covariates)
-    return _product(eye, covariates.T @ covariates), _product(eye, across)
+    counted = weights.sum(0).unsqueeze(-1) * covariates
+    return _product(eye, counted.T @ covariates), _product(eye, across)
 
 
 def _by_choices(

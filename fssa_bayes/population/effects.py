@@ -40,7 +40,8 @@ def covariate_effects(
 
     Everybody's covariate is set half a standard deviation higher and lower, all else as it is, and
     the difference is divided by the standard deviation; a covariate with two values is set to the
-    one and the other. So an effect that is not linear is averaged over the people of the data.
+    one and the other. So an effect that is not linear is averaged over the people of the data, by
+    their weights.
     People and ζ are drawn once and are the same for both settings.
 
     Args:
@@ -77,7 +78,7 @@ def covariate_effects(
     estimates = []
     for one in (model, *members):
         with seeded(seed):
-            people = torch.randint(len(data), (num_draws,))
+            people = draw_people(data, num_draws)
             rest = one.average_prior(num_draws).sample()
         estimates.append(
             [
@@ -94,6 +95,13 @@ def covariate_effects(
     columns |= {"wins": values[0, :, 1], "wins_se": error[:, 1]}
     index = pd.MultiIndex.from_product([data.covariate_names, names], names=["covariate", "item"])
     return pd.DataFrame({k: v.flatten().numpy() for k, v in columns.items()}, index=index)
+
+
+def draw_people(data: Preferences, number: int) -> Tensor:
+    """Draws positions of people, (number,), in proportion to their weights if they have any."""
+    if data.weights is None:
+        return torch.randint(len(data), (number,))
+    return torch.multinomial(torch.from_numpy(data.weights), number, replacement=True)
 
 
 def choose_items(data: Preferences, items: Sequence | None) -> tuple[Tensor, pd.Index]:

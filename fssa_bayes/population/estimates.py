@@ -51,6 +51,13 @@ class Estimates:
     has what varies too little between people, whose scores agree or cancel: where the sandwich of
     a homogeneous model has less than a hundredth of the classical variance.
 
+    Where people have weights w, the sandwich is that of weighted pseudo-likelihood, with
+    information Σ w I and the outer products Σ w² s sᵀ of scores s. It does not depend on the unit
+    of weights, and few people are corrected by the factor G / (G − 1) alone. `"hessian"` takes
+    weights for numbers of equal people, so that it shrinks with their unit, as do bounds by the
+    profile likelihood; what has the classical error in place of the sandwich has it times
+    √(Σ w² / Σ w). `"outer_product"` is NaN.
+
     Attributes:
         names: Names of the quantities, Q.
         values: Their estimates, with shape (Q,), all of them finite; :attr:`limits` says which are
@@ -62,6 +69,8 @@ class Estimates:
 
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
+        Binder (1983), On the variances of asymptotically normal estimators from complex surveys,
+        International Statistical Review 51.
         Liang & Zeger (1986), Longitudinal data analysis using generalized linear models.
         Bell & McCaffrey (2002), Bias reduction in standard errors for linear regression with
         multi-stage samples, Survey Methodology 28(2).

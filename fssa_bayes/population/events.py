@@ -153,7 +153,7 @@ class Answers:
         features: Features of the items; None where every item has a coefficient of its own.
         num_items: Number of items M.
         event: Number of the event that a row belongs to, non-decreasing from 0, (Q,).
-        weight: How often each of E events occurred, (E,).
+        weight: How often each of E events occurred, weighted by person, (E,).
     """
 
     better: np.ndarray
@@ -321,7 +321,8 @@ def _merge_comparisons(data: Preferences, has_sides: bool) -> tuple[np.ndarray, 
     elif data.side is not None:
         factor = data.side[alone].astype(np.int64)
     key = ((left * data.num_items + right) * 3 + twice) * 3 + factor + 1
-    key, count = count_keys(key, 9 * data.num_items**2)
+    weight = None if data.weights is None else data.weights[data.person[alone]]
+    key, count = count_keys(key, 9 * data.num_items**2, weight)
     pair, answer = np.divmod(key, 9)
     left, right = np.divmod(pair, data.num_items)
     return left, right, answer // 3 / 2, answer % 3 - 1.0, count.astype(np.float64)
@@ -363,11 +364,15 @@ def _comparison_rows(
 
 def _ranking_rows(data: Preferences) -> tuple[np.ndarray, ...]:
     """Returns the same of rankings, whose stages are events."""
-    slots, _ = data.judgements.list_slots(data.left, data.right, data.choice)
+    slots, own = data.judgements.list_slots(data.left, data.right, data.choice)
     wins = list_stage_wins(slots)
     better, worse = slots.item[wins.winner], slots.item[wins.loser]
     stage, event = np.unique(wins.stage, return_inverse=True)
     order = np.argsort(event, kind="stable")
     ones = np.ones(len(order))
     columns = better[order], worse[order], ones, 0 * ones, 0 * ones, event[order]
-    return *columns, np.ones(len(stage))
+    weight = np.ones(len(stage))
+    if data.weights is not None:
+        person = data.person[data.judgements.heads[own[slots.ranking[stage]]]]
+        weight = data.weights[person]
+    return *columns, weight

@@ -46,6 +46,9 @@ def population_information(
 ) -> tuple[Tensor, Tensor]:
     """Sums the outer products of people's scores, and their observed information.
 
+    A score and an information count as often as the person's weight says, so that an outer product
+    has the square of the weight.
+
     Args:
         model: A model with linear utility and normal prior.
         data: The comparisons.
@@ -115,13 +118,14 @@ def item_information(model: HeterogeneousBTL, data: Preferences) -> tuple[Tensor
     comparisons, so that nothing as wide as the items is held for each comparison.
     """
     items, left, right = data.num_items, *(x.astype(np.int64) for x in (data.left, data.right))
+    counts = 1.0 if data.weights is None else data.weights[data.person]
     utility = model.utility.mean.double().cpu().numpy()
     prob = expit(utility[left] - utility[right])
-    weight = np.bincount(left * items + right, prob * (1 - prob), minlength=items**2)
+    weight = np.bincount(left * items + right, counts * prob * (1 - prob), minlength=items**2)
     weight = torch.from_numpy(weight.reshape(items, items))
     weight = weight + weight.T
     information = torch.diag(weight.sum(0)) - weight
-    outer, residual = torch.zeros_like(information), data.choice - prob
+    outer, residual = torch.zeros_like(information), counts * (data.choice - prob)
     for start in range(0, len(data), _PEOPLE):
         rows = slice(*data.offsets[[start, min(start + _PEOPLE, len(data))]])
         own = (data.person[rows] - start) * items
@@ -157,7 +161,7 @@ def batch_information(
 
     Args:
         model: A model with linear utility and normal prior.
-        batch: The comparisons.
+        batch: The comparisons, with the people's weights if they have any.
         z: Draws with shape (S, U, K).
         weights: Their normalised weights, with shape (S, U).
         rotation: R with shape (K, R).
@@ -166,7 +170,7 @@ def batch_information(
 
     Returns:
         Scores with shape (U, P), and information with shape (P, P), over the parameters of
-        :func:`population_information`.
+        :func:`population_information`, both weighted by person.
     """
     derivatives = model.choice(batch, z).differentiate(batch.choice)
     first, second = derivatives.first, derivatives.second
@@ -183,7 +187,10 @@ def batch_information(
     of_answers = [value.sum(-1, keepdim=True) for value in first[1:]]
     score = torch.cat([score, score_of_effect, *of_answers], -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
-    outer = mean_score.T @ mean_score
+    counted_score = mean_score
+    if batch.weights is not None:
+        counted_score, weights = batch.weights[:, None] * mean_score, weights * batch.weights
+    outer = counted_score.T @ mean_score
     weighted = (score * weights.sqrt().unsqueeze(-1)).flatten(0, 1)
     if taste.jacobian is None:
         # Σ d dᵀ ⊗ E[curvature · u uᵀ], as a product over comparisons.
@@ -210,7 +217,7 @@ def batch_information(
         information[:size, i] += cross.flatten()
         for j, value in enumerate(row[1:], start):
             information[i, j] -= torch.einsum("su,sun->", weights, value)
-    return mean_score, information
+    return counted_score, information
 
 
 @dataclass(frozen=True)
@@ -268,7 +275,8 @@ def effect_information(
     residual = (z - model.location(batch.covariates)).double() @ rotation
     score = torch.einsum("sur,uw->surw", residual, covariates).flatten(-2)
     eye = torch.eye(rotation.shape[1], dtype=torch.float64, device=z.device)
-    return score, torch.kron(eye, covariates.T @ covariates)
+    counted = covariates if batch.weights is None else batch.weights[:, None] * covariates
+    return score, torch.kron(eye, counted.T @ covariates)
 
 
 def stage_products(

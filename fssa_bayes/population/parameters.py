@@ -183,11 +183,20 @@ def estimate_parameters(
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
             limit=limit,
             null=None if null is None else pad(null, (0, 0, 0, len(theta) - len(null))),
+            weight=_typical_weight(data),
         ),
         covariate_names=data.covariate_names[: model.num_covariates],
         covariate_scale=model.covariate_units.double().cpu(),
         has_own_effect=has_own_effect,
     )
+
+
+def _typical_weight(data: Preferences) -> float | None:
+    """Returns Σ w² / Σ w over the weights of people with comparisons; None without weights."""
+    if data.weights is None:
+        return None
+    weights = data.weights[data.counts > 0]
+    return float(weights @ weights / weights.sum())
 
 
 def free_positions(loading: Tensor, entries: Tensor, others: int) -> Tensor:

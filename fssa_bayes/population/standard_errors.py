@@ -47,6 +47,9 @@ class Uncertainty:
             ran off; else None.
         null: Directions of θ that no comparison tells, (P, n), by
             :func:`fssa_bayes.population.identification.find_null`; or None.
+        weight: Σ w² / Σ w over the weights w of people, by which the classical covariance is
+            multiplied where it takes the place of the sandwich, so that it does not depend on the
+            unit of weights (Kish 1965, Survey sampling); None without weights.
         sets: Of each of two sets of draws the outer products and the information, of which `outer`
             and `information` are the means; empty where nothing is drawn.
     """
@@ -60,12 +63,18 @@ class Uncertainty:
     share: float = 0.05
     limit: Limit | Divergence | None = None
     null: Tensor | None = None
+    weight: float | None = None
     sets: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @cached_property
     def inverse(self) -> Tensor:
         """Inverse of the information, without the directions of which nothing is known, (P, P)."""
         return invert_information(self.information, self.expected_null, self.advice)
+
+    @cached_property
+    def _classical(self) -> Tensor:
+        """Covariance (P, P) in place of the sandwich, if choices are independent of weights."""
+        return self.inverse if self.weight is None else self.weight * self.inverse
 
     @cached_property
     def num_parameters(self) -> int:
@@ -75,18 +84,22 @@ class Uncertainty:
     @cached_property
     def correction(self) -> Factor | Leverage:
         """What is made of the scores of few people."""
-        if self.people is None:
+        # With weights the covariance of a score is not the information, which CR2 needs.
+        if self.people is None or self.weight is not None:
             return Factor(self.num_people, self.outer)
         return correct_scores(self.people(), self.outer, self.inverse, self.num_people)
 
     def has(self, kind: str) -> bool:
-        """Tells whether people are enough for a covariance.
+        """Tells whether people are enough for a covariance, and have no weights it cannot take.
 
         The scores of G people sum to zero, so that they span G − 1 directions at most. Their outer
         product can be inverted, and the sandwich of a heterogeneous model be believed, only where
         these are no fewer than parameters; the sandwich of a homogeneous model holds for every
-        quantity by itself.
+        quantity by itself. With weights w the outer products are Σ w² s sᵀ, the middle of the
+        sandwich: by themselves they estimate no information.
         """
+        if kind == "outer_product" and self.weight is not None:
+            return False
         needs = kind == "outer_product" or (kind == "sandwich" and self.people is None)
         return not needs or self.num_people > self.num_parameters
 
@@ -138,7 +151,7 @@ class Uncertainty:
         degenerate = self.degenerate(jacobian, kind)
         if not degenerate.any():
             return root
-        classical = jacobian @ _square_root(self.inverse)
+        classical = jacobian @ _square_root(self._classical)
         here = degenerate[:, None]
         return torch.cat([root.masked_fill(here, 0.0), classical.masked_fill(~here, 0.0)], -1)
 
@@ -151,7 +164,8 @@ class Uncertainty:
         """
         if kind != "sandwich" or self.people is None:
             return torch.zeros(len(jacobian), dtype=torch.bool)
-        variance, classical = (_variances(jacobian, self.covariance(k)) for k in (kind, "hessian"))
+        variance = _variances(jacobian, self.covariance(kind))
+        classical = _variances(jacobian, self._classical)
         # A variance that is NaN, as of one person, is no less degenerate.
         return ~(variance >= _DEGENERATE * classical) & self.known_by(jacobian, kind)
 
@@ -167,7 +181,7 @@ class Uncertainty:
         if degenerate.any():
             other = degenerate[:, None] | degenerate
             both = degenerate[:, None] & degenerate
-            classical = jacobian @ self.inverse @ jacobian.T
+            classical = jacobian @ self._classical @ jacobian.T
             covariance = torch.where(both, classical, covariance.masked_fill(other, 0.0))
         unknown = ~self.known_by(jacobian, kind)
         return covariance.masked_fill(unknown | unknown[:, None], torch.nan)
@@ -177,7 +191,7 @@ class Uncertainty:
         variance = _variances(jacobian, self.covariance(kind))
         degenerate = self.degenerate(jacobian, kind)
         if degenerate.any():
-            variance = torch.where(degenerate, _variances(jacobian, self.inverse), variance)
+            variance = torch.where(degenerate, _variances(jacobian, self._classical), variance)
         return variance.clamp(min=0).masked_fill(~self.known_by(jacobian, kind), torch.nan).sqrt()
 
     def degrees_of_freedom(self, jacobian: Tensor, kind: str) -> Tensor:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fssa_bayes._random import seeded
 from fssa_bayes.comparison import choose_latent_dim
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, Sleep, fit
 from fssa_bayes.model import HeterogeneousBTL, align
@@ -112,6 +112,7 @@ def analyse(
         ValueError: If an option is out of range, or `fitted` does not fit the data.
     """
     start = time.perf_counter()
+    check_unweighted(data, "analyse()")
     _check_penalty(penalty)
     choose = latent_dim == "auto"
     for argument, value, least in (
@@ -250,6 +251,7 @@ def rank(
         ValueError: If the penalty is negative or not finite.
     """
     _check_penalty(penalty)
+    check_unweighted(data, "rank()")
     start, found = time.perf_counter(), Collector(tell)
     ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.add(about_data or findings.describe_data(data))

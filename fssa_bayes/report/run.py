@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from fssa_bayes.checks import NotEnoughDataError, check_study
-from fssa_bayes.data import Preferences
+from fssa_bayes.data import Preferences, check_unweighted
 from fssa_bayes.guide import NeuralProcessGuide, check_guide
 from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.report import real, refit, simulated
@@ -128,6 +128,7 @@ def diagnose(
         ValueError: If the data do not fit the model, or an option is out of range.
         OSError: If the folder cannot be written, before any work is done.
     """
+    check_unweighted(data, "diagnose()")
     data = align(model, data)
     check_guide(model, guide)
     if model.latent_dim == 0:
@@ -136,6 +137,7 @@ def diagnose(
             "from a person's choices"
         )
     if train is not None:
+        check_unweighted(train, "diagnose()")
         train = align(model, train)
     if not isinstance(budget, int | float) or not budget > 0:
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}")

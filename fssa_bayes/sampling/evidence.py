@@ -53,6 +53,8 @@ def estimate_log_marginal_likelihood(
 ) -> Estimate:
     """Estimates the log marginal likelihood of all people, drawing until it is precise enough.
 
+    Where people have weights, it is the sum of each person's, weighted.
+
     Each person's draws are doubled together until the standard error of the sum is below
     `target_error` or a person has `max_samples` draws. The draws of all rounds are used.
 
@@ -68,10 +70,14 @@ def estimate_log_marginal_likelihood(
     values, variance, ess = person_log_marginal_likelihood(
         model, guide, data, num_samples, target_error, max_samples, seed
     )
+    bias = -variance / 2
+    if data.weights is not None:
+        weights = torch.from_numpy(data.weights).to(values.device)
+        values, bias, variance = weights * values, weights * bias, weights.square() * variance
     return Estimate(
         value=values.sum().item(),
         standard_error=variance.sum().sqrt().item(),
-        bias=-variance.sum().item() / 2,
+        bias=bias.sum().item(),
         min_ess=ess.min().item(),
     )
 
@@ -87,11 +93,17 @@ def person_log_marginal_likelihood(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Estimates log p(C) of each person; see :func:`estimate_log_marginal_likelihood`.
 
+    The values themselves are not weighted, but the error at which drawing stops is that of the
+    weighted sum.
+
     Returns:
         The estimates in nats, their Monte-Carlo variances and effective sample sizes, each in
         double precision on the model's device with shape (U,).
     """
-    sums, drawn = None, 0
+    sums, squares = None, 1.0
+    if data.weights is not None:
+        squares = torch.from_numpy(data.weights).to(model.device).square()
+    drawn = 0
     modes = find_all_modes(model, data) if model.is_mixed_logit else None
     while True:
         # First and second moments of the weights, in logs: additive over rounds.
@@ -103,7 +115,8 @@ def person_log_marginal_likelihood(
         ess = size_from_moments(sums)
         total = 1 if model.latent_dim == 0 else drawn
         variance = (1 / ess - 1 / total).clamp(min=0)
-        if variance.sum().sqrt().item() <= target_error or 2 * drawn > max_samples:
+        error = (squares * variance).sum().sqrt().item()
+        if error <= target_error or 2 * drawn > max_samples:
             return sums[0] - math.log(total), variance, ess
         num_samples = drawn
 

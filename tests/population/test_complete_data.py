@@ -143,6 +143,26 @@ def test_scores_and_information_are_those_of_a_grid(name: str) -> None:
         assert gap.abs().max() < 0.06, way.__name__
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_person_with_weight_w_counts_as_w_people(name: str) -> None:
+    """Repeated people with the same draws have equal information, and scores that add up."""
+    model, data = build(CASES[name])
+    times = np.arange(PEOPLE) % 3 + 1
+    batch = data.with_weights(times).batch()
+    repeated = np.repeat(np.arange(PEOPLE), times)
+    draws = draw_around_modes(model, data.batch(), 50, Streams(0, "the test"))
+    weights = draws.log_weights.softmax(0)
+    eye = torch.eye(model.latent_dim, dtype=torch.float64)
+    score, information = information_by_density(model, batch, draws.z, weights, eye)
+    many = data.batch(repeated)
+    each, expected = information_by_density(
+        model, many, draws.z[:, repeated], weights[:, repeated], eye
+    )
+    torch.testing.assert_close(information, expected, atol=1e-8, rtol=1e-8)
+    sums = torch.zeros_like(score).index_add(0, torch.from_numpy(repeated), each)
+    torch.testing.assert_close(score, sums, atol=1e-8, rtol=1e-8)
+
+
 def test_a_rotation_changes_the_names_of_directions_alone() -> None:
     """Scores of ΛR are those of Λ times R, so that outer products and information follow."""
     case = CASES["log-normal"]

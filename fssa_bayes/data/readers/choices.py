@@ -38,6 +38,7 @@ from fssa_bayes.data.readers.pairs import (
     check_frame,
     leave_out_idle,
     read_covariates,
+    read_weights,
 )
 from fssa_bayes.data.readers.wide import check_columns
 
@@ -61,6 +62,7 @@ class Offers:
         best: Whether the alternative was chosen, (L,).
         worst: Whether the alternative was named the worst, (L,); None where nobody was asked.
         outside: Position of the outside option in `names`, or None.
+        weights: Weights of the people, with shape (U,), or None.
     """
 
     table: pd.DataFrame
@@ -74,6 +76,7 @@ class Offers:
     best: np.ndarray
     worst: np.ndarray | None
     outside: int | None
+    weights: np.ndarray | None = None
 
     @cached_property
     def is_base(self) -> np.ndarray:
@@ -103,8 +106,8 @@ def read_choices(
 
     Args:
         df: One row an alternative on offer.
-        columns: Names of the columns `user`, `situation`, `item`, `chosen`, `available` and
-            `worst`, or None.
+        columns: Names of the columns `user`, `situation`, `item`, `chosen`, `available`, `worst`
+            and `weight`, or None.
         features: Columns with features that vary between situations, or None.
         constants: Whether every alternative but one gets an indicator, beside `features`.
         outside: Name of the outside option, or None.
@@ -136,8 +139,8 @@ def collect_offers(
 
     Args:
         df: One row an alternative on offer.
-        columns: Names of the columns `item` and `chosen`, and of `user`, `situation`, `available`
-            and `worst` where there are any.
+        columns: Names of the columns `item` and `chosen`, and of `user`, `situation`, `available`,
+            `worst` and `weight` where there are any.
         outside: Name of the outside option, which needs no rows, or None.
 
     Raises:
@@ -146,6 +149,9 @@ def collect_offers(
             is the best and the worst.
     """
     person, group, users = _find_situations(df, columns)
+    weights = None
+    if "weight" in columns:
+        weights = read_weights(df, columns["weight"], person, users)
     item, names = factorise_names(f"item={columns['item']!r}", df[columns["item"]])
     warn_of_lookalikes("names of alternatives", names, stacklevel=5)
     first = np.empty(group.max() + 1, dtype=np.int64)
@@ -185,6 +191,7 @@ def collect_offers(
         best[here],
         None if worst is None else worst[here],
         place,
+        weights,
     )
 
 
@@ -398,6 +405,7 @@ def arrange_choices(
         "covariates": None if users is None else read_covariates(users, offers.users),
         "covariate_names": None if users is None else users.columns,
         "ranking": number,
+        "weights": offers.weights,
         "people_are_named": named,
         "feature_levels": alternatives.levels,
         "covariate_levels": covariate_levels,

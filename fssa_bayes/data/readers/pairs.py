@@ -36,6 +36,7 @@ __all__ = [
     "read_covariates",
     "read_frame",
     "read_sides",
+    "read_weights",
 ]
 
 _FEW_CHOICES = 10  # Even choices would all be the same in 1 of 512 tables.
@@ -55,7 +56,7 @@ def read_frame(
     Args:
         df: The comparisons.
         columns: Names of the columns `left`, `right` and `choice`, or `winner` and `loser`; and
-            `user`, `count` and `side`, or None.
+            `user`, `count`, `side` and `weight`, or None.
         items: Features of the items, or None.
         users: Covariates of the people, or None.
         choice_labels: Translation of the data's own words, or None.
@@ -100,8 +101,8 @@ def arrange(
 
     Args:
         table: One row a comparison, which stands for as many equal ones as `count` says.
-        columns: Names of the columns `left` and `right`, or `winner` and `loser`; and `user` and
-            `side` where there are any.
+        columns: Names of the columns `left` and `right`, or `winner` and `loser`; and `user`,
+            `side` and `weight` where there are any.
         outcome: 1, 0 or ½ for each row, (R,).
         count: Numbers of equal comparisons, (R,), or None for one each.
         items: Features of the items, or None.
@@ -139,6 +140,9 @@ def arrange(
         outcome = np.where(turn, 1 - outcome, outcome)
         side = np.full(len(df), np.nan) if side is None else np.where(turn, 0 - side, side)
     person, user_names = _find_people(table, columns, users)
+    weights = None
+    if "weight" in columns:
+        weights = read_weights(df, columns["weight"], person, user_names)
     users = leave_out_idle(users, user_names, stacklevel=5)
     users, covariate_levels = expand_levels("users", users)
     covariates = None if users is None else read_covariates(users, user_names)
@@ -160,6 +164,7 @@ def arrange(
     counts = np.bincount(person[order], minlength=len(user_names))
     if "user" not in columns:
         counts, user_names = np.ones(len(order), dtype=np.int64), pd.RangeIndex(len(order))
+        weights = None if weights is None else weights[order]
     elif (counts == 0).any():
         warnings.warn(
             f"{int((counts == 0).sum())} of {len(counts)} people have only ties and were left "
@@ -182,6 +187,7 @@ def arrange(
         "ties": "half" if ties == "drop" else ties,
         "dropped_ties": dropped,
         "side": None if side is None else side[order],
+        "weights": None if weights is None else weights[present],
         "people_are_named": "user" in columns,
         "feature_levels": feature_levels,
         "covariate_levels": covariate_levels,
@@ -260,6 +266,40 @@ def read_sides(df: pd.DataFrame, column: str) -> np.ndarray:
             f"({len(wrong)} such rows)"
         )
     return side
+
+
+def read_weights(
+    df: pd.DataFrame, column: str, person: np.ndarray, user_names: pd.Index
+) -> np.ndarray:
+    """Reads the weights of people, which all rows of a person repeat, with shape (U,).
+
+    Args:
+        df: The table.
+        column: Name of the column.
+        person: Position of each row's person, with shape (R,); every person has a row.
+        user_names: Names of the people, U.
+    """
+    argument = f"weight={column!r}"
+    number = pd.to_numeric(df[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(~(np.isfinite(number) & (number > 0)))
+    if len(wrong):
+        raise ValueError(
+            f"{argument} must hold positive and finite numbers, got "
+            f"{show_cell(df[column], wrong[0])} for user "
+            f"{show_value(user_names[person[wrong[0]]])} at row {df.index[wrong[0]]} "
+            f"({len(wrong)} such rows)"
+        )
+    weights = np.empty(len(user_names))
+    weights[person[::-1]] = number[::-1]  # Of each person's first row.
+    differ = np.flatnonzero(number != weights[person])
+    if len(differ):
+        row, user = differ[0], person[differ[0]]
+        raise ValueError(
+            f"{argument} must hold one value for all rows of a person, got {weights[user]:g} and "
+            f"{number[row]:g} for user {show_value(user_names[user])} at row {df.index[row]} "
+            f"({len(differ)} such rows)"
+        )
+    return weights
 
 
 def _warn_of_constant_choices(columns: Mapping[str, str], outcome: np.ndarray) -> None:

@@ -36,7 +36,8 @@ def read_wide_choices(
 
     Args:
         df: One row a situation.
-        columns: Names of the columns `user`, `situation` and `chosen`; the first two may be None.
+        columns: Names of the columns `user`, `situation`, `chosen` and `weight`; all but `chosen`
+            may be None.
         alternatives: Names of the alternatives, or what `chosen` holds for each.
         features: Column, or number, of each feature and alternative; None for none.
         available: Columns that tell whether alternatives are available, or None.
@@ -57,7 +58,7 @@ def read_wide_choices(
         },
         index=np.repeat(df.index, len(names)),
     )
-    for role in ("user", "situation"):
+    for role in ("user", "situation", "weight"):
         if role in named:
             long[role] = df[named[role]].repeat(len(names)).array
     if available is not None:
