@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["MarginalLikelihood", "Value", "maximise_marginal"]
 
 _MARGINS = 2**20  # Margins held at once, in double precision: 8 MB.
-_COARSE_DRAWS = 64  # Of the first search.
-# Standard errors of the log-likelihood by which an iteration must improve on it, coarse and fine.
-_GAINS = (0.1, 0.01)
 _LINE_SEARCH = 8  # Evaluations along a direction, which noise may make useless.
 
 
@@ -52,6 +49,28 @@ class Value:
     log_likelihood: float
     standard_error: float
     relative_ess: float
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Says how the maximum is looked for.
+
+    Attributes:
+        num_draws: Number of draws of each person's z.
+        gain: Standard errors of the log-likelihood by which an iteration must improve on it.
+        climbs: Largest number of climbs. Another one follows a climb that has gained more than the
+            standard error.
+        share: Share of a fit's iterations after which the search ends.
+    """
+
+    num_draws: int
+    gain: float
+    climbs: int
+    share: float
+
+
+_COARSE = _Search(num_draws=64, gain=0.1, climbs=1, share=0.5)
+_FINE = _Search(num_draws=512, gain=0.01, climbs=5, share=1.0)
 
 
 class MarginalLikelihood:
@@ -118,7 +137,8 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
 
     The search starts from the average person and with few draws. With moving proposals the
     gradient is not exactly that of the value, so that a search ends where iterations gain no more
-    than Monte-Carlo noise, at the best parameters that it has seen.
+    than Monte-Carlo noise, at the best parameters that it has seen. A line search may end there
+    too, so that a climb with all draws which has gained more than the noise is followed by another.
 
     Args:
         fitter: The fit that the leg is part of; its model is changed in place.
@@ -153,12 +173,16 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     try:
         if not model.utility.mean.count_nonzero():
             start_from_average(model, leg.training)
-        searches = ((_COARSE_DRAWS, steps // 2), (leg.stage.num_draws, steps))
-        for (num_draws, most), gain in zip(searches, _GAINS, strict=True):
-            if step < most:
+        for search in (_COARSE, replace(_FINE, num_draws=leg.stage.num_draws)):
+            gained, noise = math.inf, 0.0
+            most = round(search.share * steps)
+            likelihood = MarginalLikelihood(model, leg.training, search.num_draws, fitter.seed)
+            for _ in range(search.climbs):
+                if step >= most or gained <= noise:
+                    break
                 losses.clear()
-                likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
-                noise = _climb(likelihood, parameters, most - step, gain, after_iteration)
+                climb = _climb(likelihood, parameters, most - step, search.gain, after_iteration)
+                gained, noise = climb
         if step >= steps and len(losses) > 1 and losses[-2] - losses[-1] > noise:
             warnings.warn(
                 f"maximum likelihood did not converge in {steps} iterations: the last one gained "
@@ -197,14 +221,19 @@ def _climb(
     steps: int,
     gain: float,
     after_iteration: Callable[[OptimizeResult], None],
-) -> float:
+) -> tuple[float, float]:
     """Climbs from the parameters to the best ones seen, until iterations gain too little.
 
+    The information on a parameter grows as the number of people U, so that the search is for the
+    parameters times √U: its first step along the gradient has the length of a standard error.
+
     Returns:
-        The Monte-Carlo standard error of the log-likelihood where the climb began, in nats.
+        By how much the log-likelihood has grown, and its Monte-Carlo standard error where the climb
+        began, in nats.
     """
     from scipy.optimize import minimize  # A tenth of the time to import the package.
 
+    scale = math.sqrt(sum(batch.num_users for batch in likelihood.batches))
     best_value, best_vector = -math.inf, parameters_to_vector(parameters).detach()
     noise = likelihood.evaluate(gradient=False)
     if not math.isfinite(noise.log_likelihood):
@@ -215,7 +244,7 @@ def _climb(
 
     def loss_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best_value, best_vector
-        new = torch.as_tensor(vector, device=likelihood.model.device)
+        new = torch.as_tensor(vector / scale, device=likelihood.model.device)
         vector_to_parameters(new, parameters)
         likelihood.model.zero_grad()
         value = likelihood.evaluate().log_likelihood
@@ -223,18 +252,19 @@ def _climb(
             return math.inf, np.zeros_like(vector)
         if value > best_value:
             best_value, best_vector = value, new.clone()
-        return -value, -parameters_to_vector([p.grad for p in parameters]).cpu().numpy()
+        gradient = parameters_to_vector([p.grad for p in parameters]).cpu().numpy()
+        return -value, -gradient / scale
 
-    start = best_vector.cpu().numpy()
     tolerance = gain * noise.standard_error / max(abs(noise.log_likelihood), 1.0)
     options = {"maxiter": steps, "maxls": _LINE_SEARCH, "ftol": tolerance, "gtol": 0.0}
     minimize(
         loss_and_gradient,
-        start,
+        scale * best_vector.cpu().numpy(),
         jac=True,
         method="L-BFGS-B",
         callback=after_iteration,
         options=options,
     )
     vector_to_parameters(best_vector, parameters)
-    return noise.standard_error
+    gained = max(best_value - noise.log_likelihood, 0.0)
+    return gained, noise.standard_error

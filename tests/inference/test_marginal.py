@@ -75,6 +75,7 @@ def test_fit_finds_the_maximum_that_quadrature_has(kind: str) -> None:
     assert model.utility.mean.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:maximum likelihood did not converge in 4 iterations")
 def test_steps_bound_the_iterations_and_the_seed_fixes_the_draws() -> None:
     data = people(30, 8, 2, spread=1.0, features=2)
     fits = []
