@@ -57,6 +57,8 @@ class Utility(nn.Module, ABC):
         options: The arguments of :class:`HeterogeneousBTL` that it takes beside the number of
             features and of latent dimensions.
         is_linear: Whether r(x, z) = x·g(w0 + Λz), whose coefficients are identified.
+        is_product: Whether r(x, z) is a product of factors of the item and of the person, so that
+            most of the work is done once for draws that everybody shares.
         is_random: Whether a person draws the utilities of items anew for each judgement;
             :meth:`forward` then gives their means, and rankings have no likelihood.
         has_precision: Whether `matmul_precision` concerns it.
@@ -65,6 +67,7 @@ class Utility(nn.Module, ABC):
 
     options: ClassVar[tuple[str, ...]] = ()
     is_linear = False
+    is_product = False
     is_random = False
     has_precision = False
     num_item_factors = 1
@@ -83,7 +86,7 @@ class Utility(nn.Module, ABC):
         Args:
             items: Items (M, D) or (M,), standardised.
             factors: Their factors (M, F); None where z has width 0.
-            z: Latent factors with shape (S, U, K).
+            z: Latent factors with shape (S, U, K); expanded from (S, 1, K) where people share them.
 
         Returns:
             The operation, which still takes `left`, `right`, `choice`, `mask` and options.
@@ -144,6 +147,7 @@ class LinearUtility(Utility):
 
     options = ("coefficients", "correlation", "price")
     is_linear = True
+    is_product = True
 
     def __init__(
         self,
@@ -245,6 +249,7 @@ class BilinearUtility(Utility):
     """
 
     options = ("hidden_dim", "num_factors")
+    is_product = True
     has_precision = True
 
     def __init__(
@@ -270,7 +275,7 @@ class BilinearUtility(Utility):
 
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the product of both towers' factors."""
-        users = shed_denormals(of_latents(self.user_tower, shed_denormals(z)))
+        users = of_latents(lambda z: shed_denormals(self.user_tower(shed_denormals(z))), z)
         return partial(kernels.pairwise_bilinear, shed_denormals(factors), users)
 
 
@@ -310,7 +315,7 @@ class MLPUtility(Utility):
     def bind(self, items: Tensor, factors: Tensor, z: Tensor) -> Callable[..., Tensor]:
         """Binds the network's last layer on the hidden layers of items and people."""
         layer = partial(product, weight=self.user_layer, precision=self.precision)
-        user = shed_denormals(of_latents(layer, shed_denormals(z)))
+        user = of_latents(lambda z: shed_denormals(layer(shed_denormals(z))), z)
         return partial(kernels.pairwise_mlp, shed_denormals(factors), user, self.weight)
 
 
@@ -349,7 +354,10 @@ def of_latents(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Applies a function of the last axis to z (S, U, K), in the order of its memory.
 
     Where the draws of a person lie side by side they are multiplied side by side, at the same
-    place within a block of rows whoever the other people are.
+    place within a block of rows whoever the other people are. The function of draws that people
+    share, expanded from (S, 1, K), is evaluated once.
     """
+    if z.shape[1] > 1 and z.stride(1) == 0:
+        return function(z[:, 0]).unsqueeze(1).expand(-1, z.shape[1], -1)
     by_person = z.transpose(0, 1)
     return function(by_person).transpose(0, 1) if by_person.is_contiguous() else function(z)

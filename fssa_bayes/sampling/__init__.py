@@ -25,6 +25,7 @@ from fssa_bayes.sampling.mcmc import nuts
 from fssa_bayes.sampling.modes import Modes, find_modes
 from fssa_bayes.sampling.points import normal_points
 from fssa_bayes.sampling.quadrature import grid
+from fssa_bayes.sampling.shared import draw_corrected
 from fssa_bayes.sampling.steady import (
     map_people,
     pad_draws,
@@ -47,6 +48,7 @@ __all__ = [
     "check_draws",
     "draw_adapted",
     "draw_around_modes",
+    "draw_corrected",
     "draw_guide",
     "draw_points",
     "draw_posterior",

@@ -62,6 +62,8 @@ class Draws:
             after resampling; NaN as `pareto_k`.
         weighted: Whether the weights differ; False for the guide's own draws, for a model without
             latent factor and after resampling.
+        shared: Whether a person's draws are those of the prior that people share, Boolean (U,);
+            None for nobody.
     """
 
     z: Tensor
@@ -70,6 +72,7 @@ class Draws:
     pareto_k: Tensor
     relative_ess: Tensor
     weighted: bool
+    shared: Tensor | None = None
 
     @classmethod
     def of_posterior(cls, z: Tensor, log_joint: Tensor, log_weights: Tensor | None = None) -> Draws:
@@ -89,11 +92,15 @@ class Draws:
     def enough_for(self, count: int) -> Tensor:
         """Tells whether the weights can be relied upon for `count` draws, Boolean (U,).
 
-        Their k-hat is at most .7 and the effective sample size at least 200, or a fifth of `count`
-        where that is less.
+        Their effective sample size is at least 200, or a fifth of `count` where that is less, and
+        their k-hat at most .7. Shared draws need no k-hat: their weights are likelihoods, which
+        have no tail, and they lie evenly.
         """
         least = min(LEAST_ESS, LEAST_SHARE * count)
-        return (self.pareto_k <= MOST_PARETO_K) & (self.relative_ess * len(self.z) >= least)
+        has_no_tail = self.pareto_k <= MOST_PARETO_K
+        if self.shared is not None:
+            has_no_tail |= self.shared
+        return has_no_tail & (self.relative_ess * len(self.z) >= least)
 
     def resample(self, seed: int, keys: np.ndarray) -> Draws:
         """Returns equally weighted draws: these draws themselves where they are not weighted.
@@ -121,7 +128,7 @@ class Draws:
         )
 
     def put(self, people: np.ndarray, others: Draws) -> Draws:
-        """Gives some people other draws, as many as before.
+        """Gives some people other draws of their own, as many as before.
 
         Args:
             people: Positions of the people, with shape (u,).
@@ -133,6 +140,8 @@ class Draws:
             name: getattr(self, name).index_copy(axis, index, getattr(others, name))
             for name, axis in own.items()
         }
+        if self.shared is not None:
+            changed["shared"] = self.shared.index_fill(0, index, False)
         return replace(self, **changed)
 
 

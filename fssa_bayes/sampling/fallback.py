@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +13,9 @@ from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import Draws, thin
-from fssa_bayes.sampling.importance import draw_posterior, name_mixture
+from fssa_bayes.sampling.importance import draw_posterior
 from fssa_bayes.sampling.mcmc import nuts
+from fssa_bayes.sampling.shared import may_share, share_prior
 
 __all__ = ["FALLBACKS", "draw_more", "fall_back", "sample_by_nuts"]
 
@@ -29,13 +32,15 @@ def fall_back(
     guide: NeuralProcessGuide | None,
     context: Preferences,
     draws: Draws,
+    method: np.ndarray,
     *,
     how: str,
     seed: int,
 ) -> tuple[Draws, np.ndarray, Tensor]:
     """Replaces draws that cannot be relied upon by better ones, as many as before.
 
-    The mixture is drawn from four, then sixteen times as often, until the weights have a k-hat of
+    Where people may share draws of the prior, sixteen times as many are tried first. The mixture is
+    drawn from four, then sixteen times as often, until the weights have a k-hat of
     at most .7 and a sufficient effective sample size, see :meth:`Draws.enough_for`; the draws are
     thinned to the number asked for without duplicates. With `how="nuts"` four chains of NUTS
     follow.
@@ -45,23 +50,28 @@ def fall_back(
         guide: Its guide, or None where the mixture has none.
         context: The people and the choices that are known of them.
         draws: Weighted draws of all of them.
+        method: How each person's were made, (U,).
         how: `"draws"` or `"nuts"`.
         seed: Seed of further draws.
 
     Returns:
-        The draws; for each person how they were made, the name of the mixture, `"more draws"` or
-        `"nuts"`, with shape (U,); and whether they can be relied upon, Boolean with shape (U,).
+        The draws; for each person how they were made, as before, by `"more draws"` or by `"nuts"`,
+        with shape (U,); and whether they can be relied upon, Boolean with shape (U,).
     """
-    method = np.full(len(context), name_mixture(model), dtype=object)
+    method = method.copy()
     reliable = draws.enough_for(len(draws.z))
-    for factor in _FACTORS:
+    own = partial(draw_posterior, model, guide, correct="psis")
+    ways: list[tuple[Callable[..., Draws], int]] = [(own, factor) for factor in _FACTORS]
+    if may_share(model):
+        ways.insert(0, (partial(share_prior, model), _FACTORS[-1]))
+    for draw, factor in ways:
         people = np.flatnonzero(~reliable.numpy())
         if len(people) == 0:
             return draws, method, reliable
         size = max(1, _CHUNK // (factor * len(draws.z)))
         for start in range(0, len(people), size):
             some = people[start : start + size]
-            more, good = draw_more(model, guide, context.subset(some), len(draws.z), factor, seed)
+            more, good = draw_more(draw, context.subset(some), len(draws.z), factor, seed)
             draws = draws.put(some, more)
             reliable[some] = good
         method[people] = "more draws"
@@ -82,8 +92,7 @@ def fall_back(
 
 
 def draw_more(
-    model: HeterogeneousBTL,
-    guide: NeuralProcessGuide | None,
+    draw: Callable[..., Draws],
     people: Preferences,
     count: int,
     factor: int,
@@ -91,13 +100,19 @@ def draw_more(
 ) -> tuple[Draws, Tensor]:
     """Draws `factor` times as often as `count`, thins to `count`, and judges the weights.
 
+    Args:
+        draw: Draws from the posteriors of people: takes them, the number of draws, the seed, and a
+            purpose with random numbers of its own.
+        people: The people.
+        count: Number of draws that are kept.
+        factor: How many times as many are made.
+        seed: Seed of the draws.
+
     Returns:
         The draws, and whether they can be relied upon, Boolean with shape (U,).
     """
     purpose = f"fallback {factor}"  # Other random numbers than those of the draws replaced.
-    many = draw_posterior(
-        model, guide, people, factor * count, seed=seed, correct="psis", purpose=purpose
-    )
+    many = draw(people, factor * count, seed=seed, purpose=purpose)
     # Judged by what is asked of the draws that are kept: effective draws, not a share of many.
     is_enough = many.enough_for(count)
     return thin(many, count, seed, people.keys), is_enough

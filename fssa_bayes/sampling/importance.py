@@ -43,6 +43,7 @@ __all__ = [
     "GUIDE_SHARE",
     "draw_guide",
     "draw_over_populations",
+    "draw_parts",
     "draw_posterior",
     "join",
     "judge_guide",
@@ -50,6 +51,7 @@ __all__ = [
     "name_mixture",
     "propose",
     "score_draws",
+    "weigh",
 ]
 
 GUIDE_SHARE = 0.8
@@ -260,12 +262,17 @@ def draw_posterior(
         unknown = torch.full((len(context),), math.nan)
         equal = torch.zeros_like(log_weights).log_softmax(0).float()
         return Draws(z, equal, log_joint, unknown, unknown, weighted=False)
-    smoothed, pareto_k = pareto_smooth(log_weights.T.numpy())
-    relative_ess = 1 / np.square(np.exp(smoothed)).sum(-1) / len(z)
+    return weigh(drawn)
+
+
+def weigh(drawn: Proposals) -> Draws:
+    """Smooths the weights of draws, and judges them."""
+    smoothed, pareto_k = pareto_smooth(drawn.log_weights.double().T.numpy())
+    relative_ess = 1 / np.square(np.exp(smoothed)).sum(-1) / len(drawn.z)
     return Draws(
-        z,
+        drawn.z,
         torch.from_numpy(smoothed).T.float(),
-        log_joint,
+        drawn.log_joint,
         torch.from_numpy(pareto_k).float(),
         torch.from_numpy(relative_ess).float(),
         weighted=True,
@@ -312,23 +319,36 @@ def _draw_people(
     draw: Callable[..., Proposals],
     populations: Sequence[tuple[HeterogeneousBTL, NeuralProcessGuide | None]] = (),
 ) -> Proposals:
-    """Draws for all people, a few people at a time, and returns the draws on the CPU."""
+    """Draws for all people, and returns the draws on the CPU."""
     modes = None
     if draw is propose and model.is_mixed_logit and not populations:
         modes = find_all_modes(model, context)
 
-    def part(people: slice) -> list[Tensor]:
+    def part(people: slice) -> Proposals:
         batch = context.batch(range(people.start, people.stop)).to(model.device)
         if populations:
-            draws = draw_over_populations(draw, populations, batch, num_samples, streams=streams)
-        elif modes:
+            return draw_over_populations(draw, populations, batch, num_samples, streams=streams)
+        if modes:
             own = modes.of(people)
-            draws = propose(model, guide, batch, num_samples, streams=streams, modes=own)
-        else:
-            draws = draw(model, guide, batch, num_samples, streams=streams)
+            return propose(model, guide, batch, num_samples, streams=streams, modes=own)
+        return draw(model, guide, batch, num_samples, streams=streams)
+
+    return draw_parts(model.device, part, context, num_samples)
+
+
+def draw_parts(
+    device: torch.device,
+    draw: Callable[[slice], Proposals],
+    context: Preferences,
+    num_samples: int,
+) -> Proposals:
+    """Draws for all people, a few people at a time, and returns the draws on the CPU."""
+
+    def part(people: slice) -> list[Tensor]:
+        draws = draw(people)
         return [getattr(draws, field.name).cpu() for field in fields(Proposals)]
 
-    parts = map_people(model.device, part, list(user_slices(context, num_samples)))
+    parts = map_people(device, part, list(user_slices(context, num_samples)))
     return Proposals(*(join(column, 1) for column in zip(*parts, strict=True)))
 
 

@@ -11,7 +11,14 @@ import torch
 from misled_guides import make_pair, mislead, questions
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, exact
-from fssa_bayes.sampling import MOST_PARETO_K, ExactPosterior, fallback
+from fssa_bayes.sampling import MOST_PARETO_K, ExactPosterior, fallback, shared
+
+
+@pytest.fixture(autouse=True)
+def nobody_shares_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws come from guides, as in more dimensions."""
+    for module in (fallback, shared):
+        monkeypatch.setattr(module, "may_share", lambda model: False)
 
 
 def moments(posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
