@@ -35,7 +35,8 @@ from fssa_bayes.sampling import effective_sample_size
 
 COMPARISONS = 10
 SIZES = (0, 1, 2, 5, 10, 20)
-_GRID = 401  # One of 101 x 101 points errs by .36 where a person's posterior is narrow.
+# Points of a side of the grid. With networks 101 err by .36 where a person's posterior is narrow.
+_GRID, _FINE_GRID = 101, 401
 _PEOPLE = 10  # At once, of so many points.
 _MANY, _TIMES = 25_000, 8  # Draws of the reference where a grid is too large, and repetitions.
 
@@ -142,10 +143,11 @@ def reference(
     """Computes exact choice probabilities (U, N): on a grid, or from very many draws."""
     model = problem.model
     if model.latent_dim == 2:
+        num = 51 if quick else _GRID if model.is_mixed_logit else _FINE_GRID
         parts = []
         for start in range(0, len(context), _PEOPLE):
             some = range(start, min(start + _PEOPLE, len(context)))
-            gold = exact.grid(model, context.subset(some), num=51 if quick else _GRID)
+            gold = exact.grid(model, context.subset(some), num=num)
             with torch.no_grad():
                 prob = model.choice(target.subset(some).batch(), gold.z).mean
             parts.append((gold.log_weights.exp().unsqueeze(-1) * prob).sum(0))

@@ -275,7 +275,7 @@ class FitResult:
 
     def willingness_to_pay(
         self,
-        price: Hashable,
+        price: Hashable = None,
         *,
         level: float = 0.9,
         num_populations: int = 100,

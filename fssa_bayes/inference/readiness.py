@@ -236,16 +236,16 @@ def choose_stages(
 
     Raises:
         TypeError: If `objective` is something else.
-        ValueError: If a number is below 1, a homogeneous model is given an objective, or an
+        ValueError: If a number is below 1, a homogeneous model is given another objective, or an
             objective lacks its guide.
     """
     if model.latent_dim == 0:
-        if objective is not None:
+        if not (objective is None or isinstance(objective, MaximumLikelihood)):
             raise ValueError(
-                "objective must be None for latent_dim=0, which is fitted by maximum likelihood, "
-                f"got {objective!r}"
+                f"objective must be MaximumLikelihood or None for latent_dim=0, got {objective!r}"
             )
-        return [MaximumLikelihood(steps=steps)]
+        own = None if objective is None else objective.steps
+        return [MaximumLikelihood(steps=own if steps is None else steps)]
     if objective is None:
         stages = [MaximumLikelihood()] if guide is None else default_stages(model)
     else:

@@ -22,7 +22,7 @@ def willingness_to_pay(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     data: Preferences,
-    price: Hashable,
+    price: Hashable = None,
     *,
     level: float = 0.9,
     num_draws: int = 4096,
@@ -39,7 +39,8 @@ def willingness_to_pay(
         model: A fitted model with linear utility and normal prior.
         guide: Its guide; None if `latent_dim` is 0.
         data: The comparisons the model was fitted to.
-        price: Name of the feature that is the price.
+        price: Name of the feature that is the price; None for that of a model in
+            willingness-to-pay space.
         level: Share of the people between `lower` and `upper`.
         num_draws: Number of people drawn from each population.
         num_populations: Number of populations.
@@ -53,8 +54,8 @@ def willingness_to_pay(
         coefficient above 0, whose ratios mean nothing, and `se_price_positive`.
 
     Raises:
-        ValueError: If the model is not linear with a normal prior, the price is no feature or
-            `level` is not between 0 and 1.
+        ValueError: If the model is not linear with a normal prior, the price is no feature, or
+            not named and the model in preference space, or `level` is not between 0 and 1.
 
     References:
         Train & Weeks (2005), Discrete choice models in preference space and willingness-to-pay

@@ -523,11 +523,12 @@ class Posterior:
             {"comparisons": self.context.counts[people.numpy()]} | table, index=names
         )
 
-    def willingness_to_pay(self, price: Hashable, *, level: float = 0.9) -> pd.DataFrame:
+    def willingness_to_pay(self, price: Hashable = None, *, level: float = 0.9) -> pd.DataFrame:
         """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
 
         Args:
-            price: Name of the feature that is the price.
+            price: Name of the feature that is the price; None for the price of a model in
+                willingness-to-pay space.
             level: Probability of the intervals.
 
         Returns:

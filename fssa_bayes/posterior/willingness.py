@@ -22,16 +22,23 @@ MOST_POSITIVE = 0.05
 def find_price(
     model: HeterogeneousBTL, data: Preferences, price: Hashable, level: float, what: str
 ) -> int:
-    """Finds the position of the price among the features.
+    """Finds the position of the price among the features: of None, that of the model itself.
 
     Raises:
-        ValueError: If the model is not linear, items have no features, the price is none of them or
-            `level` is not between 0 and 1.
+        ValueError: If the model is not linear, items have no features, the price is none of them,
+            or not named and the model in preference space, or `level` is not between 0 and 1.
     """
     require_linear(model, what)
     if data.items is None:
         raise ValueError(f"{what} needs items with features, of which one is a price")
     check_level(level)
+    if price is None:
+        if model.utility.map.price is None:
+            raise ValueError(
+                f"price must be one of the features {list(data.feature_names)} for a model that is "
+                "not in willingness-to-pay space, got None"
+            )
+        return model.utility.map.price
     return int(positions("price", [price], data.feature_names)[0])
 
 

@@ -45,6 +45,18 @@ def repeated(number: int, with_sides: bool) -> Preferences:
     return Preferences(left, right, choice, offsets, num_items=5, side=side, ties="keep")
 
 
+@pytest.mark.filterwarnings("ignore:maximum likelihood")
+def test_a_homogeneous_model_takes_maximum_likelihood_by_name() -> None:
+    data = repeated(200, with_sides=False).with_choices(np.tile([1, 0, 1, 1, 0], 40))
+    ends = []
+    for objective in (None, MaximumLikelihood(), MaximumLikelihood(steps=1)):
+        model = HeterogeneousBTL(5, 0, utility="linear")
+        fit(model, None, data, objective=objective, progress_bar=False)
+        ends.append(model.utility.mean.detach())
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
 @pytest.mark.parametrize("with_sides", [False, True])
 def test_equal_comparisons_are_counted_once(with_sides: bool) -> None:
     data = repeated(3000, with_sides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -47,6 +48,16 @@ def test_without_heterogeneity_both_spaces_have_one_maximum_and_one_covariance()
         covariance = ratio @ plain.vcov(kind).loc[NAMES, NAMES].to_numpy() @ ratio.T
         found = paid.vcov(kind).loc[NAMES[1:], NAMES[1:]]
         np.testing.assert_allclose(found, covariance, rtol=2e-3)
+
+
+def test_the_models_own_price_need_not_be_named() -> None:
+    data = answers(40)
+    plain, paid = (fitted(data, ["fixed"] * 3, price) for price in (None, "price"))
+    tables = [paid.willingness_to_pay(*named, num_populations=20) for named in ((), ("price",))]
+    pd.testing.assert_frame_equal(*tables)
+    for result in (plain, plain.posterior(data, num_samples=50)):
+        with pytest.raises(ValueError, match=r"price must be one of the features .*, got None"):
+            result.willingness_to_pay()
 
 
 def test_parameters_of_either_space_give_the_other_ones_choices() -> None:
