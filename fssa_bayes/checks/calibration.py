@@ -133,7 +133,8 @@ def calibrate(
 
     Args:
         model: A fitted model with latent factor.
-        guide: Its guide; None where `draw` needs none.
+        guide: Its guide; None where `draw` needs none, and for a linear utility with a normal
+            prior, whose `"corrected"` posteriors are studied alone then.
         data: Pairs that the people are asked.
         sizes: Numbers of known choices.
         num_users: People simulated at each of them.
@@ -167,7 +168,7 @@ def calibrate(
         )
     sizes = check_study(model, sizes, num_users, num_samples)
     if draw is None:
-        check_guide(model, guide)
+        check_guide(model, guide, may_lack=model.is_mixed_logit)
     parts = []
     for size in sizes:
         people = simulate_people(source or model, data, size, num_users, seed=seed)
@@ -175,13 +176,12 @@ def calibrate(
             with warnings.catch_warnings():  # The study itself judges the draws.
                 warnings.simplefilter("ignore", UserWarning)
                 posterior = Posterior(model, guide, people.context, num_samples, seed=seed)
-            alone = draw_posterior(
-                model, guide, people.context, num_samples, seed=seed, correct=None
-            )
-            weighted = {
-                "corrected": posterior.proposals,
-                "guide": (alone.z, alone.log_weights),
-            }
+            weighted = {"corrected": posterior.proposals}
+            if guide is not None:
+                alone = draw_posterior(
+                    model, guide, people.context, num_samples, seed=seed, correct=None
+                )
+                weighted["guide"] = alone.z, alone.log_weights
             about = {name: getattr(posterior, name).float() for name in _ABOUT}
         else:
             weighted = draw(people, seed)

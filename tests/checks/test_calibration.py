@@ -210,3 +210,39 @@ def test_posteriors_given_choice_sets_are_calibrated(coefficients: dict | None) 
     # People whose tastes differ half as much again are told from those of the model.
     other = calibrate(model, None, data, source=model_of_sets(coefficients, 1.6), **options)
     assert other.test("exact", prob=0.99).rejected
+
+
+def log_normal(kinds: list[str], correlation: str, shift: float = 0.0) -> HeterogeneousBTL:
+    """A population of log-normal tastes, the first one's logarithm shifted."""
+    model = HeterogeneousBTL(3, None, "linear", coefficients=kinds, correlation=correlation)
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([shift - 0.2, -0.4, 0.5]))
+        if correlation == "full":
+            loading = torch.tensor([[0.8, 0.0, 0.0], [0.3, 0.6, 0.0], [-0.2, 0.3, 0.7]])
+            model.utility.loading.copy_(loading)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kinds", "correlation"),
+    [
+        (["-lognormal", "-lognormal", "normal"], "full"),
+        (["-lognormal", "-lognormal", "-lognormal"], "full"),
+        (["-lognormal", "lognormal", "fixed"], "none"),
+    ],
+)
+def test_posteriors_of_log_normal_tastes_are_calibrated_without_a_guide(
+    kinds: list[str], correlation: str
+) -> None:
+    rng = np.random.default_rng(0)
+    left = rng.integers(200, size=2000)
+    right = (left + rng.integers(1, 200, size=2000)) % 200
+    choice, offsets = rng.integers(2, size=2000), np.arange(0, 2001, 20)
+    data = Preferences(left, right, choice, offsets, items=rng.normal(size=(200, 3)))
+    model, stronger = (log_normal(kinds, correlation, shift) for shift in (0.0, 0.5))
+    options = {"sizes": (1, 3, 8, 16), "num_users": 400, "num_samples": 500}
+    study = calibrate(model, None, data, **options)
+    assert list(study.pit) == ["corrected"]
+    assert study.reliable.mean() > 0.99
+    assert not study.test(prob=0.99).rejected
+    assert calibrate(model, None, data, source=stronger, **options).test(prob=0.99).rejected
