@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +96,11 @@ def compare(name: str, rivals: list[Rival], args: argparse.Namespace) -> Iterato
     yield from rows(name, OURS, ours, ours)
     for rival in rivals:
         draws = 20 if args.quick else rival.num_draws
-        figures = [measure_fresh(args, name, rival.package, draws, args.seeds[0])]
+        try:
+            figures = [measure_fresh(args, name, rival.package, draws, args.seeds[0])]
+        except BrokenProcessPool:  # As by a machine without enough memory.
+            print(f"mixed_logit: {name}: {rival.package}, {draws:,} draws, was killed")
+            continue
         yield from rows(name, f"{rival.package}, {draws:,} draws", figures, ours)
 
 
