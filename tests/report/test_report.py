@@ -239,6 +239,7 @@ class DrawnByGuide(HeterogeneousBTL):
 def drawn_by_guide(truth: HeterogeneousBTL) -> HeterogeneousBTL:
     model = copy.deepcopy(truth)
     model.__class__ = DrawnByGuide
+    model.utility.is_product = False  # Nor do people share draws of the prior.
     return model
 
 
