@@ -52,7 +52,6 @@ from fssa_bayes.sampling import (
     check_draws,
     draw_corrected,
     draw_posterior,
-    fall_back,
     judge_guide,
     log_joint,
     map_people,
@@ -75,9 +74,8 @@ class Posterior:
     importance weights :math:`p(z)\,p(C|z) / m(z)`. Under a linear utility with a normal prior the
     other parts lie around the mode of each person's posterior, which Newton's method finds; for
     other models :math:`m = .8\,q(z|C) + .2\,p(z)`, where q is the guide. With one or two latent
-    dimensions, and a bilinear utility or a flow as prior, people share draws of the prior, weighted
-    by likelihood, and get draws of their own where these do not suffice; errors of people who share
-    draws are correlated.
+    dimensions, and a bilinear utility or a flow as prior, people share draws of the prior where
+    these suffice, and have correlated errors then.
 
     Args:
         model: A fitted model.
@@ -98,19 +96,17 @@ class Posterior:
             population makes the context.
         fallback: What to do for people whose weights cannot be relied upon: their `pareto_k` is
             above .7, or fewer than 200 draws are effective (than a fifth of fewer than 1,000).
-            `"draws"` takes 4, then 16 times as many draws from the mixture, in milliseconds a
-            person (where people share draws, 16 times as many of those before); `"nuts"` samples,
-            in seconds or tens of seconds a person, those for whom more draws do not suffice; None
-            does nothing. A fallback serves corrected draws of a fixed population: it does nothing
-            with `correct=None`, nor with draws of the population.
+            `"draws"` takes 4, then 16 times as many draws, in milliseconds a person; `"nuts"`
+            samples, in seconds or tens of seconds a person, those for whom these do not suffice;
+            None does nothing. A fallback serves corrected draws of a fixed population alone.
 
     Attributes:
         context: The context in the items, features and covariates of the model.
         population: The draws of the population, or None where it is held fixed.
-        method: How each person's draws were made, with shape (U,): `"prior"` for draws that people
-            share; `"mode + prior"` or `"guide + prior"`, the parts of the mixture; `"more draws"`
-            of it; `"nuts"`; `"guide"` with
-            `correct=None`; `"exact"` with `latent_dim=0`; after :meth:`from_draws` also `"grid"`.
+        method: How each person's draws were made, with shape (U,): `"prior"`, by shared draws;
+            `"mode + prior"` or `"guide + prior"`, the parts of the mixture; `"more draws"`;
+            `"nuts"`; `"guide"` with `correct=None`; `"exact"` with `latent_dim=0`; after
+            :meth:`from_draws` also `"grid"`.
 
     Raises:
         ValueError: If `context` does not fit the model or an option is out of range.
@@ -147,19 +143,16 @@ class Posterior:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
         if guide is not None:
             warn_of_guide(model, guide, context, correct)
-        members, reliable = () if drawn is None else drawn.members, None
+        members = () if drawn is None else drawn.members
         if not correct or not model.latent_dim or members:
-            fallback = None
+            fallback, reliable = None, None
             draws = draw_posterior(
                 model, guide, context, num_samples, seed=seed, correct=correct, populations=members
             )
             method = name_mixture(model) if correct or not model.latent_dim else "guide"
         else:
-            draws, method = draw_corrected(model, guide, context, num_samples, seed=seed)
-            if fallback:
-                draws, method, reliable = fall_back(
-                    model, guide, context, draws, method, how=fallback, seed=seed
-                )
+            options = {"fallback": fallback, "seed": seed}
+            draws, method, reliable = draw_corrected(model, guide, context, num_samples, **options)
         self._hold(model, guide, context, draws, method, reliable, seed=seed, correct=correct)
         self.num_samples, self.population, self.fallback = num_samples, drawn, fallback
 
@@ -312,9 +305,8 @@ class Posterior:
         """Whether each person's draws can be relied upon, Boolean with shape (U,).
 
         Weighted draws are reliable where `pareto_k` is at most .7 and 200 draws are effective, or a
-        fifth of fewer than 1,000; draws that people share, whatever `pareto_k`, as their weights
-        are likelihoods, which are bounded; with `correct=None`, where `guide_pareto_k` is at most
-        .7; chains and grids, where they have converged.
+        fifth of fewer than 1,000 (shared draws whatever `pareto_k`: likelihoods are bounded); with
+        `correct=None`, where `guide_pareto_k` is at most .7; chains and grids, if converged.
         """
         if self._reliable is None:
             if self.correct or not self.model.latent_dim:
@@ -527,8 +519,7 @@ class Posterior:
         """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
 
         Args:
-            price: Name of the feature that is the price; None for the price of a model in
-                willingness-to-pay space.
+            price: Name of the price; None for that of a model in willingness-to-pay space.
             level: Probability of the intervals.
 
         Returns:

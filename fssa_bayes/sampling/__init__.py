@@ -10,7 +10,7 @@ from fssa_bayes.sampling.evidence import (
     person_log_marginal_likelihood,
 )
 from fssa_bayes.sampling.exact import ExactPosterior
-from fssa_bayes.sampling.fallback import FALLBACKS, fall_back
+from fssa_bayes.sampling.fallback import FALLBACKS, draw_corrected
 from fssa_bayes.sampling.importance import (
     GUIDE_SHARE,
     draw_guide,
@@ -25,7 +25,6 @@ from fssa_bayes.sampling.mcmc import nuts
 from fssa_bayes.sampling.modes import Modes, find_modes
 from fssa_bayes.sampling.points import normal_points
 from fssa_bayes.sampling.quadrature import grid
-from fssa_bayes.sampling.shared import draw_corrected
 from fssa_bayes.sampling.steady import (
     map_people,
     pad_draws,
@@ -54,7 +53,6 @@ __all__ = [
     "draw_posterior",
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
-    "fall_back",
     "find_modes",
     "grid",
     "judge_guide",

@@ -15,9 +15,9 @@ from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import Draws, thin
 from fssa_bayes.sampling.importance import draw_posterior
 from fssa_bayes.sampling.mcmc import nuts
-from fssa_bayes.sampling.shared import may_share, share_prior
+from fssa_bayes.sampling.shared import draw_first, may_share, share_prior
 
-__all__ = ["FALLBACKS", "draw_more", "fall_back", "sample_by_nuts"]
+__all__ = ["FALLBACKS", "draw_corrected", "draw_more", "fall_back", "sample_by_nuts"]
 
 FALLBACKS = (None, "draws", "nuts")
 """What may be done for people whose weights cannot be relied upon."""
@@ -25,6 +25,34 @@ FALLBACKS = (None, "draws", "nuts")
 _FACTORS = (4, 16)  # Multiples of the number of draws, tried in this order.
 _CHUNK = 2**22  # Draws of all people that are held at once while they are thinned.
 _NUTS_CHAINS, _NUTS_SAMPLES = 4, 250
+
+
+def draw_corrected(
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    context: Preferences,
+    num_samples: int,
+    *,
+    fallback: str | None,
+    seed: int,
+) -> tuple[Draws, np.ndarray, Tensor]:
+    """Draws from the posterior of every person, and again where the draws do not suffice.
+
+    Args:
+        model: The model.
+        guide: Its guide, or None where the mixture has none.
+        context: The people and the choices that are known of them.
+        num_samples: Number of draws S of each person.
+        fallback: One of :data:`FALLBACKS`.
+        seed: Seed of the draws.
+
+    Returns:
+        What :func:`fall_back` returns.
+    """
+    draws, method = draw_first(model, guide, context, num_samples, seed=seed)
+    if fallback is None:
+        return draws, method, draws.enough_for(num_samples)
+    return fall_back(model, guide, context, draws, method, how=fallback, seed=seed)
 
 
 def fall_back(

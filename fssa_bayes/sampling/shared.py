@@ -24,7 +24,7 @@ from fssa_bayes.sampling.importance import draw_parts, draw_posterior, name_mixt
 from fssa_bayes.sampling.points import normal_points
 from fssa_bayes.sampling.steady import pad_draws, pad_items, steady_backend
 
-__all__ = ["SHARED", "draw_corrected", "may_share", "share_prior"]
+__all__ = ["SHARED", "draw_first", "may_share", "share_prior"]
 
 SHARED = "prior"
 """The method of people whose draws are the shared ones."""
@@ -45,7 +45,7 @@ def may_share(model: HeterogeneousBTL) -> bool:
     )
 
 
-def draw_corrected(
+def draw_first(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
     context: Preferences,
