@@ -187,11 +187,11 @@ def test_without_effect_all_is_as_without_covariates(
     utility: str, prior: str, randomise: Callable
 ) -> None:
     data = ask(6, 5)
-    model = randomise(build(data, 2, utility, prior=prior))
+    model = randomise(build(data, 3, utility, prior=prior))
     with torch.no_grad():
         model.covariate_effect.zero_()
     guide = randomise(NeuralProcessGuide(model, hidden_dim=8))
-    plain = HeterogeneousBTL(3, 2, utility, prior, hidden_dim=8)
+    plain = HeterogeneousBTL(3, 3, utility, prior, hidden_dim=8)
     plain.load_state_dict(model.state_dict(), strict=False)
     plain_guide = NeuralProcessGuide(plain, hidden_dim=8)
     plain_guide.load_state_dict(guide.state_dict(), strict=False)
