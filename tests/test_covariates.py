@@ -717,6 +717,10 @@ def test_effects_that_the_data_do_not_identify_have_no_number(
     covariates = np.stack(columns(np.random.default_rng(1).normal(size=80)), -1)
     data = ask(80, 6, covariates=covariates)
     assert identified_covariates(data.covariates).tolist() == [bool(i) for i in identified]
+    truth = build(data, 2)
+    with torch.no_grad():  # People differ: else there is no information on directions of Λ either.
+        truth.utility.loading.copy_(torch.tensor([[1.5, 0.0], [0.5, 1.2], [-0.6, 0.8]]))
+    data = truth.simulate(data, seed=0)[0]
     model = HeterogeneousBTL(3, 2, "linear", num_covariates=2)
     guide = NeuralProcessGuide(model, "multivariate_normal", hidden_dim=8)
     with pytest.warns(UserWarning, match=match):

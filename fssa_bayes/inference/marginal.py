@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,21 +56,20 @@ class _Search:
     """Says how the maximum is looked for.
 
     Attributes:
-        num_draws: Number of draws of each person's z.
         gain: Standard errors of the log-likelihood by which an iteration must improve on it.
         climbs: Largest number of climbs. Another one follows a climb that has gained more than the
             standard error.
         share: Share of a fit's iterations after which the search ends.
     """
 
-    num_draws: int
     gain: float
     climbs: int
     share: float
 
 
-_COARSE = _Search(num_draws=64, gain=0.1, climbs=1, share=0.5)
-_FINE = _Search(num_draws=512, gain=0.01, climbs=5, share=1.0)
+_COARSE = _Search(gain=0.1, climbs=1, share=0.5)
+_FINE = _Search(gain=0.01, climbs=5, share=1.0)
+_COARSE_DRAWS = 64  # Of each person's z.
 
 
 class MarginalLikelihood:
@@ -173,16 +172,16 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     try:
         if not model.utility.mean.count_nonzero():
             start_from_average(model, leg.training)
-        for search in (_COARSE, replace(_FINE, num_draws=leg.stage.num_draws)):
-            gained, noise = math.inf, 0.0
-            most = round(search.share * steps)
-            likelihood = MarginalLikelihood(model, leg.training, search.num_draws, fitter.seed)
+        for num_draws, search in ((_COARSE_DRAWS, _COARSE), (leg.stage.num_draws, _FINE)):
+            gained, noise, most = math.inf, 0.0, int(search.share * steps)
+            likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
             for _ in range(search.climbs):
                 if step >= most or gained <= noise:
                     break
                 losses.clear()
-                climb = _climb(likelihood, parameters, most - step, search.gain, after_iteration)
-                gained, noise = climb
+                gained, noise = _climb(
+                    likelihood, parameters, most - step, search.gain, after_iteration
+                )
         if step >= steps and len(losses) > 1 and losses[-2] - losses[-1] > noise:
             warnings.warn(
                 f"maximum likelihood did not converge in {steps} iterations: the last one gained "

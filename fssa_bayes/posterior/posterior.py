@@ -103,10 +103,9 @@ class Posterior:
     Attributes:
         context: The context in the items, features and covariates of the model.
         population: The draws of the population, or None where it is held fixed.
-        method: How each person's draws were made, with shape (U,): `"prior"`, by shared draws;
-            `"mode + prior"` or `"guide + prior"`, the parts of the mixture; `"more draws"`;
-            `"nuts"`; `"guide"` with `correct=None`; `"exact"` with `latent_dim=0`; after
-            :meth:`from_draws` also `"grid"`.
+        method: How each person's draws were made, (U,): `"prior"`, by shared draws; `"mode +
+            prior"` or `"guide + prior"`, by such a mixture; `"more draws"`; `"nuts"`; `"guide"`
+            with `correct=None`; `"exact"` with `latent_dim=0`; after :meth:`from_draws` `"grid"`.
 
     Raises:
         ValueError: If `context` does not fit the model or an option is out of range.
@@ -151,8 +150,9 @@ class Posterior:
             )
             method = name_mixture(model) if correct or not model.latent_dim else "guide"
         else:
-            options = {"fallback": fallback, "seed": seed}
-            draws, method, reliable = draw_corrected(model, guide, context, num_samples, **options)
+            draws, method, reliable = draw_corrected(
+                model, guide, context, num_samples, fallback, seed
+            )
         self._hold(model, guide, context, draws, method, reliable, seed=seed, correct=correct)
         self.num_samples, self.population, self.fallback = num_samples, drawn, fallback
 

@@ -32,7 +32,6 @@ def draw_corrected(
     guide: NeuralProcessGuide | None,
     context: Preferences,
     num_samples: int,
-    *,
     fallback: str | None,
     seed: int,
 ) -> tuple[Draws, np.ndarray, Tensor]:
