@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from fssa_bayes.sampling.shared import may_share
 @pytest.fixture(scope="module", params=["normal", "flow"])
 def case(request, make_data, randomise) -> tuple[HeterogeneousBTL, NeuralProcessGuide, Preferences]:
     """A model, a guide that knows nothing of it, and people with few choices or with many."""
-    data = make_data((0, 1, 3, 5, 10, 2000, 3000), num_items=40, num_features=3)
+    data = make_data((0, 1, 3, 5, 10, 80, 200), num_items=40, num_features=3)
     torch.manual_seed(0)
     model = randomise(HeterogeneousBTL(3, 2, prior=request.param).eval(), 0.2)
     model.take_units(data)
@@ -29,23 +30,30 @@ def test_people_share_where_the_draws_suffice_and_posteriors_are_exact(case) -> 
     assert torch.equal(z[:, 0], z[:, 1])  # The same draws, whose weights differ.
     assert not torch.equal(log_weights[:, 0], log_weights[:, 1])
     assert posterior.reliable[shared].all()
-    gold = exact.grid(model, data, num=401)
-    prob = model.choice(data.batch(), gold.z).mean
+    few = data.subset([0, 1, 2, 3, 4])
+    gold = exact.grid(model, few, num=401)
+    prob = model.choice(few.batch(), gold.z).mean
     expected = (gold.log_weights.exp().unsqueeze(-1) * prob).sum(0)
-    found = posterior.choice_prob(data).mean
-    mask = data.batch().mask
+    found = Posterior(model, guide, few, num_samples=2000).choice_prob(few).mean
+    mask = few.batch().mask
     assert ((found - expected)[mask].abs() < 0.02).all()
     assert found[mask].std() > 0.1
 
 
-def test_few_draws_of_many_choices_are_the_guides_or_more(case) -> None:
+def test_only_people_whose_draws_do_not_suffice_get_others(case) -> None:
     model, guide, data = case
-    many = data.subset([5, 6])
-    first = Posterior(model, guide, many, num_samples=100, fallback=None)
-    assert (first.method == "guide + prior").all()
-    last = Posterior(model, guide, many, num_samples=100)
-    assert (last.method == "more draws").any()
-    assert last.reliable.all()
+    first, last = (
+        Posterior(model, guide, data, num_samples=100, fallback=fallback)
+        for fallback in (None, "draws")
+    )
+    reliable, shared = first.reliable.numpy(), first.method == "prior"
+    assert reliable[shared].all()  # The others have draws of the guide, which may not suffice.
+    assert (first.method[~shared] == "guide + prior").all()
+    assert not reliable.all()
+    assert (last.method == np.where(reliable, first.method, "more draws")).all()
+    for before, after in zip(first.proposals, last.proposals, strict=True):
+        assert torch.equal(before[:, reliable], after[:, reliable])
+    assert last.reliable.sum() > first.reliable.sum()
 
 
 def test_the_draws_follow_from_the_seed_alone(case) -> None:
