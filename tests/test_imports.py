@@ -38,6 +38,7 @@ MAY_IMPORT = {
         *("checks", "comparison", "inference", "population", "diagnostics", "plots"),
         *("posterior", "sampling", "guide", "model", "data"),
     },
+    "scale": {"posterior", "sampling", "io", "data"},
     "policy": {"data", "diagnostics"},
     "cli": {"report", "io", "datasets", "model", "data"},
 }

@@ -16,6 +16,7 @@ from fssa_bayes.data.ids import (
     explain_unknown,
     factorise_names,
     find_names,
+    find_values,
     names_from_json,
     names_to_json,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "factorise_names",
     "find_columns",
     "find_names",
+    "find_values",
     "find_recurrence",
     "find_win_classes",
     "first_names",

@@ -5,7 +5,10 @@ from fssa_bayes.posterior.choices import (
     Likelihoods,
     Predictor,
     describe_choices,
+    describe_part,
     score_choices,
+    weighted_mean,
+    weighted_quantiles,
 )
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
@@ -20,8 +23,11 @@ __all__ = [
     "Posterior",
     "Predictor",
     "describe_choices",
+    "describe_part",
     "export_draws",
     "find_price",
     "payments",
     "score_choices",
+    "weighted_mean",
+    "weighted_quantiles",
 ]
