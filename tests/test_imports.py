@@ -40,7 +40,7 @@ MAY_IMPORT = {
     },
     "scale": {"posterior", "sampling", "io", "data"},
     "policy": {"data", "diagnostics"},
-    "cli": {"report", "io", "datasets", "model", "data"},
+    "cli": {"report", "scale", "io", "datasets", "model", "data"},
 }
 BY_ALL = {"_random", "_arviz", "_files", "_threads", "_weights"}
 # Short modules that hand on names under an earlier or a shorter path.
