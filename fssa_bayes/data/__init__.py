@@ -22,6 +22,7 @@ from fssa_bayes.data.ids import (
 )
 from fssa_bayes.data.keys import count_keys, distinct_keys
 from fssa_bayes.data.names import check_column, first_names
+from fssa_bayes.data.parquet import ParquetFile, find_parquet_files
 from fssa_bayes.data.precision import (
     coarse_columns,
     column_moments,
@@ -38,6 +39,7 @@ from fssa_bayes.kernels.plackett_luce import StagePairs
 
 __all__ = [
     "Batch",
+    "ParquetFile",
     "Preferences",
     "StagePairs",
     "Summary",
@@ -57,6 +59,7 @@ __all__ = [
     "factorise_names",
     "find_columns",
     "find_names",
+    "find_parquet_files",
     "find_recurrence",
     "find_values",
     "find_win_classes",

@@ -8,10 +8,9 @@ batch from every piece, through a memory map: memory is that of one piece or one
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from fssa_bayes._files import whole_file
 from fssa_bayes._random import keys_of
+from fssa_bayes.data import ParquetFile, find_parquet_files
 from fssa_bayes.scale.people import ColumnNames, check_columns, user_type
 
 __all__ = ["Piece", "deal", "find_source", "list_pieces", "part_of", "read_part"]
@@ -28,24 +28,6 @@ __all__ = ["Piece", "deal", "find_source", "list_pieces", "part_of", "read_part"
 _ROWS_AT_ONCE = (
     2**18
 )  # Rows of a piece that are dealt at once: about 10 MB for names of 10 letters.
-_TAIL = 8  # Bytes at the end of a Parquet file: the length of its footer, and "PAR1".
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """Describes a Parquet file of comparisons.
-
-    Attributes:
-        path: The file.
-        row_groups: Number of rows of each row group.
-        digest: SHA-256 of its footer, which lists rows, sizes and statistics of the columns.
-        schema: Names and types of the four columns.
-    """
-
-    path: Path
-    row_groups: tuple[int, ...]
-    digest: str
-    schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -61,7 +43,7 @@ class Piece:
     row_groups: tuple[int, ...]
 
 
-def find_source(source: str | os.PathLike, columns: ColumnNames) -> list[SourceFile]:
+def find_source(source: str | os.PathLike, columns: ColumnNames) -> list[ParquetFile]:
     """Finds the Parquet files of a source, and checks their columns.
 
     Args:
@@ -71,46 +53,14 @@ def find_source(source: str | os.PathLike, columns: ColumnNames) -> list[SourceF
     Raises:
         FileNotFoundError: If there is no such file, or no Parquet file in the folder.
         ValueError: If a file is damaged, lacks a column, or has a column of another type than the
-            first file.
+            first file, or people are not named by text or whole numbers.
     """
-    source = Path(source)
-    paths = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
-    paths = [path for path in paths if not path.name.startswith((".", "_"))]
-    if not paths or not all(path.is_file() for path in paths):
-        raise FileNotFoundError(
-            f"source must be a Parquet file or a folder with some, got {str(source)!r}"
-        )
-    found = [_describe(path, columns) for path in paths]
-    for file in found[1:]:
-        if file.schema != found[0].schema:
-            raise ValueError(
-                f"the files of source must have the same types of columns, got "
-                f"{_types(found[0].schema)} in {str(found[0].path)!r} and {_types(file.schema)} in "
-                f"{str(file.path)!r}"
-            )
-    return found
+    files = find_parquet_files(source, asdict(columns))
+    check_columns(files[0].schema, columns)
+    return files
 
 
-def _describe(path: Path, columns: ColumnNames) -> SourceFile:
-    try:
-        with open(path, "rb") as file, pq.ParquetFile(file) as parquet:
-            schema, metadata = parquet.schema_arrow, parquet.metadata
-            rows = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
-            file.seek(-_TAIL, os.SEEK_END)
-            length = int.from_bytes(file.read(4), "little")
-            file.seek(-_TAIL - length, os.SEEK_END)
-            digest = hashlib.sha256(file.read()).hexdigest()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"source file {str(path)!r} is no whole Parquet file: {error}") from error
-    check_columns(schema, columns, f"{str(path)!r}")
-    return SourceFile(path, rows, digest, pa.schema([schema.field(name) for name in columns.all]))
-
-
-def _types(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def list_pieces(files: Sequence[SourceFile], rows: int) -> list[Piece]:
+def list_pieces(files: Sequence[ParquetFile], rows: int) -> list[Piece]:
     """Divides a source into stretches of about `rows` rows, each of whole row groups."""
     pieces = []
     for file in files:
