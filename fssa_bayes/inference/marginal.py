@@ -20,6 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Preferences, total_weight, user_batches
 from fssa_bayes.inference.maximum import pooled_batches
+from fssa_bayes.inference.processes import Processes
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
 
@@ -83,6 +84,10 @@ class MarginalLikelihood:
         data: The people and their choices.
         num_draws: Number of draws of each person's z.
         seed: Seed of the points.
+        processes: The processes, each of which evaluates some of the people; None for this one.
+
+    Attributes:
+        num_people: Number of people, those of other processes among them.
 
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
@@ -90,11 +95,19 @@ class MarginalLikelihood:
     """
 
     def __init__(
-        self, model: HeterogeneousBTL, data: Preferences, num_draws: int, seed: int
+        self,
+        model: HeterogeneousBTL,
+        data: Preferences,
+        num_draws: int,
+        seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self.model = model
+        self.num_people = len(data)
+        self.processes = processes or Processes()
         # People of similar numbers of comparisons share a batch, so that little is padded.
-        data = data.subset(np.argsort(data.counts, kind="stable"))
+        order = np.argsort(data.counts, kind="stable")
+        data = data.subset(order[self.processes.rank :: self.processes.size])
         self.batches = [
             batch.double()
             for _, batch in user_batches(data, num_draws, model.device, margins=_MARGINS)
@@ -128,7 +141,11 @@ class MarginalLikelihood:
             total += log_mean.sum().item()
             variance += person_variance.sum().item()
             least = min(least, relative_ess.min().item())
-        return Value(total, math.sqrt(variance), least)
+        sums = self.processes.add_up(torch.tensor([total, variance], dtype=torch.float64))
+        total, variance = sums.tolist()
+        if gradient:
+            self.processes.add_up_gradients([p for p in self.model.parameters() if p.requires_grad])
+        return Value(total, math.sqrt(variance), self.processes.least(least))
 
 
 def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
@@ -171,10 +188,12 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
 
     try:
         if not model.utility.mean.count_nonzero():
-            start_from_average(model, leg.training)
+            start_from_average(model, leg.training, fitter.processes)
         for num_draws, search in ((_COARSE_DRAWS, _COARSE), (leg.stage.num_draws, _FINE)):
             gained, noise, most = math.inf, 0.0, int(search.share * steps)
-            likelihood = MarginalLikelihood(model, leg.training, num_draws, fitter.seed)
+            likelihood = MarginalLikelihood(
+                model, leg.training, num_draws, fitter.seed, fitter.processes
+            )
             for _ in range(search.climbs):
                 if step >= most or gained <= noise:
                     break
@@ -195,21 +214,24 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     return max(step, 1)
 
 
-def start_from_average(model: HeterogeneousBTL, data: Preferences) -> None:
+def start_from_average(model: HeterogeneousBTL, data: Preferences, processes: Processes) -> None:
     """Sets w0 to its maximum likelihood estimate where nobody differs, in place."""
-    batches = pooled_batches(data, model)
+    batches = pooled_batches(data, model)[processes.rank :: processes.size]
     optimiser = torch.optim.LBFGS([model.utility.mean], line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         model.zero_grad()
-        total = sum(
+        parts = [
             -model.choice(batch, batch.choice.new_zeros(batch.num_users, model.latent_dim))
             .log_prob(batch.choice)
             .sum()
             for batch in batches
-        )
-        total.backward()
-        return total.detach()
+        ]
+        total = sum(parts, model.utility.mean.new_zeros(()))
+        if parts:
+            total.backward()
+        processes.add_up_gradients([model.utility.mean])
+        return processes.add_up(total.detach())
 
     optimiser.step(loss)
 
@@ -232,7 +254,7 @@ def _climb(
     """
     from scipy.optimize import minimize  # A tenth of the time to import the package.
 
-    scale = math.sqrt(sum(batch.num_users for batch in likelihood.batches))
+    scale = math.sqrt(likelihood.num_people)
     best_value, best_vector = -math.inf, parameters_to_vector(parameters).detach()
     noise = likelihood.evaluate(gradient=False)
     if not math.isfinite(noise.log_likelihood):
