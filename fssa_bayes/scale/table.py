@@ -102,6 +102,7 @@ class Scorer:
         seed: Seed of the draws.
         fallback: What is done for people whose draws do not suffice, as for
             :class:`fssa_bayes.Posterior`.
+        device: Where the model is evaluated. Scores are equal to the last bit on CPUs alone.
 
     Raises:
         FileNotFoundError: If there is no saved model.
@@ -126,9 +127,10 @@ class Scorer:
         num_samples: int = 1000,
         seed: int = 0,
         fallback: str | None = "draws",
+        device: torch.device | str = "cpu",
     ) -> None:
         self.columns = ColumnNames(user, left, right, choice)
-        self.model, self.guide = load(model_dir)
+        self.model, self.guide = load(model_dir, device=device)
         if self.model.num_covariates:
             raise ValueError(
                 f"model_dir={str(model_dir)!r} must hold a model without covariates of people, as "
@@ -328,7 +330,7 @@ class Scorer:
         utility = utility - utility.mean(-1, keepdim=True)
         mean = weighted_mean(utility, weights)
         lower, upper = weighted_quantiles(utility, weights, _QUANTILES)
-        every = {"place": torch.arange(len(plan.among)).expand_as(mean)}
+        every = {"place": torch.arange(len(plan.among), device=mean.device).expand_as(mean)}
         every |= {"mean": mean, "lower": lower, "upper": upper}
         kept = [every] if plan.shown else []
         if plan.best:
@@ -461,7 +463,7 @@ def score_table(model_dir: str | os.PathLike, table: pa.Table, **options: object
 def _join(parts: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
     """Joins what is found of some people at a time, quantity by quantity."""
     return [
-        {name: torch.cat([part[name] for part in same]) for name in same[0]}
+        {name: torch.cat([part[name].cpu() for part in same]) for name in same[0]}
         for same in zip(*parts, strict=True)
     ]
 
