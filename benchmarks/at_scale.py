@@ -6,10 +6,11 @@ three best items and one pair a person. Memory is the sum of the proportional me
 processes, looked at twice a second. Efficiency is the time of one worker by twice the time of two.
 
 Fitting: comparisons are written to one Parquet file, opened by `Preferences.from_parquet`, drawn as
-batches, and fitted for 200 steps of 1,024 people. Memory is the peak of a process of its own, which
-maps the columns; what the system keeps of the file in free memory is not counted.
+batches, and fitted for 200 steps of 1,024 people. Memory is the peak so far of a process of its
+own, with the pages of mapped files that it has touched.
 
-`--people` is the number of people that are scored, and a tenth of those that are fitted.
+`--people` is the number of people that are scored, and a tenth of those that are fitted. Files
+go to the folder of temporary files, or that of the environment variable BENCHMARK_FOLDER.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_FOLDER")) as folder:
         yield from _score(Path(folder), people, args.seeds[0])
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_FOLDER")) as folder:
-        figures = in_fresh_process(_fit, args.threads, folder, 10 * people, args.seeds[0])
+        steps = 3 if args.quick else STEPS
+        figures = in_fresh_process(_fit, args.threads, folder, 10 * people, args.seeds[0], steps)
     for metric, unit, value in figures:
         yield spread("at_scale", f"{10 * people:,} people", "fit from disk", metric, unit, [value])
 
@@ -173,7 +175,7 @@ def _proportional_gigabytes() -> float:
     return total / 2**20
 
 
-def _fit(folder: str, people: int, seed: int) -> list[tuple[str, str, float]]:
+def _fit(folder: str, people: int, seed: int, steps: int = STEPS) -> list[tuple[str, str, float]]:
     figures: list[tuple[str, str, float]] = []
     path = Path(folder) / "people.parquet"
 
@@ -211,18 +213,18 @@ def _fit(folder: str, people: int, seed: int) -> list[tuple[str, str, float]]:
     rng = np.random.default_rng(seed)
 
     def draw() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             data.batch(rng.choice(len(data), min(BATCH_SIZE, len(data)), replace=False))
 
-    record(f"draw {STEPS} batches", draw)
+    record(f"draw {steps} batches", draw)
     torch.manual_seed(seed)
     for utility in ("bilinear", "linear"):
         model = HeterogeneousBTL.for_data(data, latent_dim=LATENT, utility=utility)
         guide = NeuralProcessGuide(model)
-        objective = ImportanceWeightedELBO(steps=STEPS, batch_size=BATCH_SIZE)
+        objective = ImportanceWeightedELBO(steps=steps, batch_size=BATCH_SIZE)
         options = {"objective": objective, "validation": None, "progress_bar": False}
         record(
-            f"fit {utility}, {STEPS} steps",
+            f"fit {utility}, {steps} steps",
             lambda m=model, g=guide, o=options: fit(m, g, data, seed=seed, **o),
         )
     return figures
