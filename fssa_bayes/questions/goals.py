@@ -26,6 +26,7 @@ from fssa_bayes.questions.draws import Answers, PersonDraws
 from fssa_bayes.questions.pool import Pool, read_pool
 
 __all__ = [
+    "Basis",
     "BestItemInformation",
     "Goal",
     "InformationGain",
@@ -33,6 +34,9 @@ __all__ = [
     "PredictiveInformation",
     "ValueOfInformation",
 ]
+
+_MOST_RANK = 16  # Of features that are replaced: the default bilinear utility has 16 factors.
+_ROUNDING = 1e-5  # Of single precision, relative to the largest feature.
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,54 @@ class Past:
     def nothing(cls, draws: PersonDraws) -> Past:
         """Returns the past in which nothing was asked."""
         return cls(torch.ones_like(draws.weights).unsqueeze(0))
+
+
+@dataclass(frozen=True)
+class Basis:
+    r"""Holds features times the probabilities of the answers before, once for all questions.
+
+    Utilities of many items are combinations of few numbers, such as the coefficients of a person:
+    features :math:`f = G h` of low rank are replaced by h, and G is applied to the means.
+
+    Attributes:
+        values: Features h for each tuple c of answers before, with shape (C R, S).
+        weighted: The same times the weights of the draws, (S, C R).
+        shape: C and R.
+        mixing: The matrix G, with shape (J, R); None where h is f.
+    """
+
+    values: Tensor
+    weighted: Tensor
+    shape: tuple[int, int]
+    mixing: Tensor | None
+
+    @classmethod
+    def of(cls, features: Tensor, draws: PersonDraws, past: Past) -> Basis:
+        """Prepares the features (J, S) of a person's draws, given the answers before."""
+        mixing, core = factorise(features)
+        values = (past.likelihood.unsqueeze(1) * core).flatten(0, 1)
+        weighted = (values * draws.weights).T.contiguous()
+        return cls(values, weighted, (len(past.likelihood), len(core)), mixing)
+
+    def average(self, prob: list[Tensor]) -> Tensor:
+        """Returns the means m (A, Q, C, J), given probabilities (Q, S) of the A answers."""
+        mean = [p @ self.weighted for p in prob[:-1]]
+        mean.append(self.weighted.sum(0) - sum(mean))  # Probabilities of all answers sum to 1.
+        mean = torch.stack(mean).unflatten(-1, self.shape)
+        return mean if self.mixing is None else mean @ self.mixing.T
+
+    def combine(self, prob: list[Tensor], coefficients: Tensor) -> Tensor:
+        """Returns the contributions (Q, S), given coefficients (A, Q, C, J)."""
+        if self.mixing is not None:
+            coefficients = coefficients @ self.mixing
+        coefficients = coefficients.flatten(-2)
+        used = coefficients.flatten(0, -2).any(0)  # Few items are recommended after some answer.
+        coefficients, values = coefficients[..., used], self.values[used]
+        total, *others = (k @ values for k in coefficients)
+        total.mul_(prob[0])
+        for p, each in zip(prob[1:], others, strict=True):
+            total.addcmul_(p, each)
+        return total
 
 
 class Goal(ABC):
@@ -92,28 +144,20 @@ class Goal(ABC):
         """Returns the coefficients k (A, Q, C, J) of the means m (A, Q, C, J)."""
 
     def contributions(
-        self, answers: Answers, features: Tensor, draws: PersonDraws, past: Past
+        self, answers: Answers, basis: Basis, draws: PersonDraws, past: Past
     ) -> Tensor:
         """Evaluates the contribution of every draw to the score of every question.
 
         Args:
             answers: Probabilities of the answers.
-            features: Result of :meth:`features`, (J, S).
+            basis: The features, given the answers before.
             draws: The person's draws.
             past: The answers to the questions before.
 
         Returns:
             Contributions with shape (Q, S), whose weighted mean is the score.
         """
-        shape = len(past.likelihood), len(features)
-        basis = (past.likelihood.unsqueeze(1) * features).flatten(0, 1)
-        weighted = (basis * draws.weights).T
-        mean = [p @ weighted for p in answers.prob[:-1]]
-        mean.append(weighted.sum(0) - sum(mean))  # The probabilities of all answers sum to 1.
-        coefficients = self.coefficients(torch.stack(mean).unflatten(-1, shape)).flatten(-2)
-        used = coefficients.flatten(0, -2).any(0)  # Few items are recommended after some answer.
-        coefficients, basis = coefficients[..., used], basis[used]
-        return sum(p * (k @ basis) for p, k in zip(answers.prob, coefficients, strict=True))
+        return basis.combine(answers.prob, self.coefficients(basis.average(answers.prob)))
 
 
 @dataclass(frozen=True)
@@ -139,11 +183,10 @@ class InformationGain(Goal):
         return -log_ratio(mean, mean.sum(0))
 
     def contributions(
-        self, answers: Answers, features: Tensor, draws: PersonDraws, past: Past
+        self, answers: Answers, basis: Basis, draws: PersonDraws, past: Past
     ) -> Tensor:
         """Evaluates the sum over answers of p log p, less p times the log of its mean."""
-        weighted = (past.likelihood * draws.weights).T
-        mean = torch.stack([p @ weighted for p in answers.prob])
+        mean = torch.stack([p @ basis.weighted for p in answers.prob])
         total = torch.zeros_like(answers.prob[0])
         for prob, k in zip(answers.prob, self.coefficients(mean), strict=True):
             log_prob = prob.clamp(min=torch.finfo(prob.dtype).tiny).log_()
@@ -276,15 +319,33 @@ class ValueOfInformation(Goal):
         return zero.scatter_add(-1, chosen, one).scatter_add(-1, before, -one)
 
     def contributions(
-        self, answers: Answers, features: Tensor, draws: PersonDraws, past: Past
+        self, answers: Answers, basis: Basis, draws: PersonDraws, past: Past
     ) -> Tensor:
         """Evaluates the contributions; those of `kind="eubo"` are of the items offered alone."""
         if self.kind == "evoi":
-            return super().contributions(answers, features, draws, past)
+            return super().contributions(answers, basis, draws, past)
         offered = draws.rows(answers.items).amax(1)
         if past.offered is None:
-            return offered - features
+            return offered - basis.values  # With nothing before, the only feature.
         return torch.relu(offered - past.offered)
+
+
+def factorise(features: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Writes features (J, S) of low rank R as a product of matrices (J, R) and (R, S).
+
+    Where the rank is not low the features themselves are returned, and None for the first matrix.
+    The columns of a few draws span those of all draws, which is checked.
+    """
+    if len(features) <= 2 * _MOST_RANK:
+        return None, features
+    some = torch.linspace(0, features.shape[1] - 1, 2 * _MOST_RANK, device=features.device).long()
+    basis, size, _ = torch.linalg.svd(features[:, some].double(), full_matrices=False)
+    basis = basis[:, size > _ROUNDING * size[0]].to(features.dtype)
+    if basis.shape[1] > _MOST_RANK:
+        return None, features
+    core = basis.T @ features
+    error = (features - basis @ core).abs().max()
+    return (basis, core) if error <= _ROUNDING * features.abs().max() else (None, features)
 
 
 def log_ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ from fssa_bayes.data.comparisons import select_where
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.posterior import PopulationDraws, Posterior
-from fssa_bayes.questions.choose import next_questions, read_candidates
+from fssa_bayes.questions.choose import read_candidates
 from fssa_bayes.questions.goals import Goal, InformationGain, ValueOfInformation
 from fssa_bayes.questions.pool import Pool, find_asked, number_sets
-from fssa_bayes.questions.scores import score_questions
+from fssa_bayes.questions.scores import prepare, score_questions
 from fssa_bayes.questions.stop import Stop, Verdict, draw_afresh
 
 __all__ = ["Interview"]
@@ -120,6 +120,7 @@ class Interview:
         names = start.item_names if items is None else canonical_names("items", items)
         positions("items", names, start.item_names)
         self.items = names.tolist()
+        self._recommends_all = len(names) == start.num_items
         self._unanswered = select_where(start, np.zeros(start.num_comparisons, dtype=bool))
         self._steps = [_Step(start)]
         self._pool = read_candidates(self.posterior, pool, kind, both_orders=False, seed=seed)
@@ -334,20 +335,18 @@ class Interview:
         return now.proposal
 
     def _choose(self, goal: Goal) -> tuple[tuple, float]:
-        best = next_questions(
-            self.posterior,
-            self._find_candidates().questions,
-            goal,
-            kind=self.kind,
-            allow_repeat=True,  # What may not be repeated is no candidate.
-            seed=self.seed,
-        ).iloc[0]
-        return tuple(best["question"]), float(best["score"])
+        """Finds the best question left by a goal, and its score."""
+        candidates = self._find_candidates()
+        ((_, scorer),) = prepare(self.posterior, candidates, goal, np.array([0]))
+        score = scorer.score(candidates).score
+        best = int(score.argmax())
+        return candidates.select(np.array([best])).questions[0], float(score[best])
 
     def _find_value(self) -> float:
         """Returns the value of the best question left, in nats, by draws that did not choose it."""
         goal = ValueOfInformation(self.items)
-        question, _ = self._choose(goal)
+        every = ValueOfInformation() if self._recommends_all else goal
+        question, _ = self._propose() if self.goal in (goal, every) else self._choose(goal)
         table = score_questions(draw_afresh(self.posterior), [question], goal, kind=self.kind)
         return float(table["score"].iloc[0])
 

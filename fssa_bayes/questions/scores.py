@@ -13,7 +13,7 @@ from torch import Tensor
 from fssa_bayes.model import positions
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.questions.draws import PersonDraws, draw_people
-from fssa_bayes.questions.goals import Goal, InformationGain, Past
+from fssa_bayes.questions.goals import Basis, Goal, InformationGain, Past
 from fssa_bayes.questions.pool import Pool, read_pool
 from fssa_bayes.sampling import map_people
 
@@ -64,14 +64,16 @@ class Scorer(NamedTuple):
         starts = range(0, len(pool), size)
         parts = [pool.select(np.arange(i, min(i + size, len(pool)))) for i in starts]
         device = self.draws.weights.device
-        found = map_people(device, lambda part: self._score_part(part, past), parts)
+        # In one thread, so that the last digits do not depend on the number of threads.
+        (basis,) = map_people(device, lambda f: Basis.of(f, self.draws, past), [self.features])
+        found = map_people(device, lambda part: self._score_part(part, basis, past), parts)
         return Scores(*(torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)))
 
     @torch.no_grad()
-    def _score_part(self, part: Pool, past: Past) -> tuple[Tensor, ...]:
+    def _score_part(self, part: Pool, basis: Basis, past: Past) -> tuple[Tensor, ...]:
         """Returns the fields of :class:`Scores` of a few questions."""
         weights, answers = self.draws.weights, self.draws.answer(part)
-        each = self.goal.contributions(answers, self.features, self.draws, past)
+        each = self.goal.contributions(answers, basis, self.draws, past)
         score = each @ weights
         variance = each.sub_(score.unsqueeze(-1)).square_() @ weights.square()
         prob, answer = torch.stack([p @ weights for p in answers.prob]).max(0)
