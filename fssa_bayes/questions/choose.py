@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from fssa_bayes._random import Streams
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.questions.draws import PersonDraws
 from fssa_bayes.questions.goals import Goal, InformationGain, Past
-from fssa_bayes.questions.pool import MOST_QUESTIONS, Pool, find_asked, number_sets, read_pool
+from fssa_bayes.questions.pool import Pool, find_asked, number_sets, read_candidates
 from fssa_bayes.questions.scores import Scorer, Scores, prepare, read_people, tabulate
 
 __all__ = ["next_questions"]
@@ -72,7 +71,8 @@ def next_questions(
     goal = InformationGain() if goal is None else goal
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
-    read = read_candidates(posterior, pool, kind, both_orders=both_orders, seed=seed)
+    model, context = posterior.model, posterior.context
+    read = read_candidates(model, context, pool, kind, both_orders=both_orders, seed=seed)
     people = read_people(posterior, users)
     left = {
         user: read if allow_repeat else leave_out(read, posterior, user, asked)
@@ -96,38 +96,6 @@ def next_questions(
         tabulate(name, *found[user]) for name, user in zip(names, people.tolist(), strict=True)
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def read_candidates(
-    posterior: Posterior,
-    pool: Sequence | np.ndarray | pd.DataFrame | None,
-    kind: str,
-    *,
-    both_orders: bool,
-    seed: int,
-) -> Pool:
-    """Reads a pool, each question once, and draws some of them where there are too many."""
-    model, context = posterior.model, posterior.context
-    most = MOST_QUESTIONS // 2 if both_orders else MOST_QUESTIONS
-    read = read_pool(model, context, pool, kind, most=most, seed=seed)
-    total = context.num_items * (context.num_items - 1) // 2 if pool is None else 0
-    if both_orders and read.size == 2:
-        read, total = read.reverse(), 2 * total
-        number = read.items[:, 0] * len(read.names) + read.items[:, 1]
-    else:
-        number = read.sets
-    read = read.select(np.sort(np.unique(number, return_index=True)[1]))
-    total = max(total, len(read))
-    if total > MOST_QUESTIONS:
-        warnings.warn(
-            f"pool has {total:,} questions: {MOST_QUESTIONS:,} of them are compared, drawn at "
-            f"random by seed={seed}",
-            stacklevel=3,
-        )
-    if len(read) > MOST_QUESTIONS:
-        rng = np.random.default_rng(seed)
-        read = read.select(np.sort(rng.choice(len(read), MOST_QUESTIONS, replace=False)))
-    return read
 
 
 def leave_out(pool: Pool, posterior: Posterior, user: int, asked: Sequence | None) -> Pool:

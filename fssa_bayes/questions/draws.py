@@ -71,8 +71,8 @@ def pair_prob(
 ) -> list[Tensor]:
     r"""Evaluates the probabilities of left, right and, with ties, a tie.
 
-    They are those of :meth:`fssa_bayes.model.Outcomes.of`, to single precision. Log-probabilities
-    are not needed here, and without them 20,000 pairs take a third of the time.
+    They are those of :meth:`fssa_bayes.model.Outcomes.of`, to single precision, without the
+    log-probabilities, which are not needed here.
 
     Args:
         margin: Margins in nats, with shape (Q, S).

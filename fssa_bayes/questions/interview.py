@@ -29,9 +29,8 @@ from fssa_bayes.data.comparisons import select_where
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.posterior import PopulationDraws, Posterior
-from fssa_bayes.questions.choose import read_candidates
 from fssa_bayes.questions.goals import Goal, InformationGain, ValueOfInformation
-from fssa_bayes.questions.pool import Pool, find_asked, number_sets
+from fssa_bayes.questions.pool import Pool, find_asked, number_sets, read_candidates
 from fssa_bayes.questions.scores import prepare, score_questions
 from fssa_bayes.questions.stop import Stop, Verdict, draw_afresh
 
@@ -123,7 +122,7 @@ class Interview:
         self._recommends_all = len(names) == start.num_items
         self._unanswered = select_where(start, np.zeros(start.num_comparisons, dtype=bool))
         self._steps = [_Step(start)]
-        self._pool = read_candidates(self.posterior, pool, kind, both_orders=False, seed=seed)
+        self._pool = read_candidates(model, start, pool, kind, seed=seed)
         if len(self._find_candidates()):
             self._propose()  # Refuses what is wrong before the first question.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,23 @@ import pandas as pd
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL, positions
 
-__all__ = ["KINDS", "MOST_QUESTIONS", "Pool", "check_model", "find_asked", "read_pool"]
+__all__ = [
+    "KINDS",
+    "MOST_QUESTIONS",
+    "Pool",
+    "check_model",
+    "find_asked",
+    "list_pairs",
+    "number_sets",
+    "read_candidates",
+    "read_pool",
+]
 
 KINDS = ("choice", "ranking")
 """What is asked of three items or more: which is the best, or their whole order."""
 
 MOST_QUESTIONS = 20_000
-"""Questions that :func:`next_questions` compares with each other at most."""
+"""Questions that are compared with each other at most, unless more are given to be scored."""
 
 _MOST_RANKED = 5  # Items of a ranking: a sixth would make 720 answers.
 
@@ -138,6 +149,52 @@ def read_pool(
         )
     model.check_rankings(size > 2)
     return Pool(items, kind, names, model.has_ties)
+
+
+def read_candidates(
+    model: HeterogeneousBTL,
+    context: Preferences,
+    pool: Sequence | np.ndarray | pd.DataFrame | None,
+    kind: str = "choice",
+    *,
+    both_orders: bool = False,
+    seed: int = 0,
+) -> Pool:
+    """Reads a pool, each question once, and draws some of them where there are too many.
+
+    Arguments are those of :func:`read_pool`.
+
+    Args:
+        both_orders: Whether a pair and its reverse are two questions.
+        seed: Seed of the draw.
+
+    Raises:
+        TypeError: As :func:`read_pool`.
+        ValueError: As :func:`read_pool`.
+
+    Warns:
+        UserWarning: If questions are drawn.
+    """
+    most = MOST_QUESTIONS // 2 if both_orders else MOST_QUESTIONS
+    read = read_pool(model, context, pool, kind, most=most, seed=seed)
+    total = context.num_items * (context.num_items - 1) // 2 if pool is None else 0
+    if both_orders and read.size == 2:
+        read, total = read.reverse(), 2 * total
+        number = read.items[:, 0] * len(read.names) + read.items[:, 1]
+    else:
+        number = read.sets
+    read = read.select(np.sort(np.unique(number, return_index=True)[1]))
+    total = max(total, len(read))
+    if total > MOST_QUESTIONS:
+        warnings.warn(
+            f"pool has {total:,} questions: {MOST_QUESTIONS:,} of them are compared, drawn at "
+            f"random by seed={seed}",
+            stacklevel=3,
+        )
+    if len(read) > MOST_QUESTIONS:
+        rng = np.random.default_rng(seed)
+        read = read.select(np.sort(rng.choice(len(read), MOST_QUESTIONS, replace=False)))
+    return read
 
 
 def check_model(model: HeterogeneousBTL) -> None:

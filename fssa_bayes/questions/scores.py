@@ -14,7 +14,7 @@ from fssa_bayes.model import positions
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.questions.draws import PersonDraws, draw_people
 from fssa_bayes.questions.goals import Basis, Goal, InformationGain, Past
-from fssa_bayes.questions.pool import Pool, read_pool
+from fssa_bayes.questions.pool import Pool, read_candidates, read_pool
 from fssa_bayes.sampling import map_people
 
 __all__ = ["Scorer", "Scores", "prepare", "read_people", "score_questions", "tabulate"]
@@ -87,6 +87,7 @@ def score_questions(
     *,
     kind: str = "choice",
     users: Sequence | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Scores questions by what their answers are expected to tell of a person.
 
@@ -96,12 +97,14 @@ def score_questions(
     Args:
         posterior: The posterior of the people, whose context is what has been asked.
         pool: Questions, each a sequence of names of distinct items, all of one size: a list, an
-            array or a DataFrame with a row a question. None for all pairs of items. Of two items
-            the person says which they prefer, left or right.
+            array or a DataFrame with a row a question, all of which are scored. None for all pairs
+            of items, or for 20,000 of them, drawn at random, where there are more. Of two items the
+            person says which they prefer, left or right.
         goal: What the questions are asked for; :class:`InformationGain` if None.
         kind: What is asked of three items or more: `"choice"`, which is the best, or `"ranking"`,
             their order, of at most five.
         users: Names of people; everybody if None.
+        seed: Seed of the pairs that are drawn.
 
     Returns:
         One row a person and question, in the order of both. Columns: `user`; `question`, a tuple of
@@ -113,9 +116,16 @@ def score_questions(
         TypeError: If a question is not a sequence of items, or `goal` is no goal.
         ValueError: If a person or item is unknown, an item stands twice in a question, questions
             are of different sizes, or model or goal are not defined for such questions.
+
+    Warns:
+        UserWarning: If `pool` is None and 20,000 of the pairs are drawn.
     """
     goal = InformationGain() if goal is None else goal
-    read = read_pool(posterior.model, posterior.context, pool, kind)
+    model, context = posterior.model, posterior.context
+    if pool is None:
+        read = read_candidates(model, context, None, kind, seed=seed)
+    else:
+        read = read_pool(model, context, pool, kind)
     people = read_people(posterior, users)
     found = {user: scorer.score(read) for user, scorer in prepare(posterior, read, goal, people)}
     names = posterior.context.user_names[people].tolist()

@@ -149,8 +149,14 @@ def test_large_pools_are_sampled_with_a_warning(named) -> None:
         with pytest.warns(UserWarning, match=r"pool has 20,301 questions: 20,000 of them"):
             found.append(next_questions(posterior, pool, seed=3))
     pd.testing.assert_frame_equal(*found)
-    most = score_questions(posterior).score.nlargest(400).min()
-    assert found[0].score[0] >= most
+    every = score_questions(posterior, list(itertools.combinations(range(202), 2)))
+    assert len(every) == 20_301
+    assert found[0].score[0] >= every.score.nlargest(400).min()
+    if not named:  # The same ones are scored, with the same warning.
+        with pytest.warns(UserWarning, match=r"pool has 20,301 questions: 20,000 of them"):
+            some = score_questions(posterior, seed=3)
+        assert len(set(some.question)) == len(some) == 20_000
+        assert some.score.max() == found[0].score[0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, Posterior, Preferences
+from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences
+from fssa_bayes.posterior import PopulationDraws
 from fssa_bayes.questions import (
     BestItemInformation,
     InformationGain,
@@ -213,6 +214,57 @@ def test_a_skip_survives_saving(tmp_path: Path) -> None:
     assert state(resumed, tmp_path / "b.json") == before
     resumed.undo()
     assert resumed.ask() == first
+
+
+@pytest.mark.parametrize("latent_dim", [2, 3])  # Shared draws of the prior, and draws of the guide.
+def test_a_network_is_asked_through_its_guide(latent_dim: int, tmp_path: Path) -> None:
+    """A bilinear model, of which nobody knows a mode: proposals come from its guide."""
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(2, latent_dim, feature_names=["x", "y"]).eval()
+    guide, other = (NeuralProcessGuide(model).eval() for _ in range(2))
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(6, 2)), index=list("abcdef"), columns=["x", "y"])
+    options = {"num_samples": 300, "seed": 2}
+    interview = Interview(model, guide, context=table, stop=NEVER, **options)
+    data = Preferences.empty(["person"], table)
+    for answer in ("left", "right", "left"):
+        expected = next_questions(Posterior(model, guide, data, **options)).iloc[0]
+        question = interview.ask()
+        assert question == expected["question"]
+        interview.answer(answer)
+        data = data.append("person", *question, answer)
+    at_once = Posterior(model, guide, data, **options)
+    assert torch.equal(interview.posterior.proposals[1], at_once.proposals[1])
+    assert not interview.verdict.stop
+    before = state(interview, tmp_path / "a.json")
+    resumed = Interview.resume(tmp_path / "a.json", model, guide, context=table)
+    assert resumed.ask() == interview.ask()
+    assert state(resumed, tmp_path / "b.json") == before
+    with pytest.raises(ValueError, match="^model must be as in the interview"):
+        Interview.resume(tmp_path / "a.json", model, other, context=table)
+    with pytest.raises((TypeError, ValueError), match="guide must be"):
+        Interview(model, None, context=table)
+
+
+def test_draws_of_the_population_are_resumed_with_it(tmp_path: Path) -> None:
+    model, others = drinkers(), [drinkers() for _ in range(3)]
+    with torch.no_grad():
+        for number, other in enumerate(others):
+            other.utility.mean.add_(0.5 * number)
+            other.utility.loading.mul_(1 + number)
+    population = PopulationDraws(tuple((other, None) for other in others), "by hand")
+    some = PopulationDraws(population.members[:2], "by hand")
+    interview = start(model, population=population)
+    reply(interview, ["left", "right"])
+    before = state(interview, tmp_path / "a.json")
+    resumed = Interview.resume(tmp_path / "a.json", model, None, population=population)
+    assert resumed.ask() == interview.ask()
+    assert resumed.posterior.population is population
+    assert torch.equal(resumed.posterior.z, interview.posterior.z)
+    assert state(resumed, tmp_path / "b.json") == before
+    for changed in ("fixed", some):
+        with pytest.raises(ValueError, match="^population must be as in the interview"):
+            Interview.resume(tmp_path / "a.json", model, None, population=changed)
 
 
 def test_undo_restores_the_state_before(tmp_path: Path) -> None:
