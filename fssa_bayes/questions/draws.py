@@ -118,6 +118,9 @@ def draw_people(
 
     Yields:
         Position of the person and their :class:`PersonDraws`.
+
+    Raises:
+        FloatingPointError: If an item has a utility that is not finite.
     """
     draws = _draw_people(posterior, items, people)
     # Each in one thread, so that the last digits do not depend on the number of threads.
@@ -142,6 +145,7 @@ def _draw_people(
         for user in own:
             place = user - where.start
             utility, bias = _split(margin[:, place].T)
+            _check_finite(utility, posterior.context, user, items)
             yield (
                 user,
                 PersonDraws(
@@ -179,6 +183,17 @@ def _split(margin: Tensor) -> tuple[Tensor, Tensor]:
     # The second item over the first and the first over the second have the bias in common.
     bias = (margin[0] + margin[-1]) / 2
     return torch.cat([torch.zeros_like(margin[:1]), margin[:-1] - bias]), bias
+
+
+def _check_finite(utility: Tensor, data: Preferences, user: int, items: np.ndarray) -> None:
+    """Raises an error where a question would be scored by utilities that are no numbers."""
+    is_finite = utility.isfinite().all(-1).cpu().numpy()
+    if not is_finite.all():
+        name = data.item_names[items[int(is_finite.argmin())]]
+        raise FloatingPointError(
+            f"utilities must be finite, got others of {name!r} or of {data.item_names[items[0]]!r} "
+            f"for user {data.user_names[user]!r}: are the model's parameters finite?"
+        )
 
 
 def _of_person(value: Tensor | None, place: int) -> Tensor | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fssa_bayes.data import Preferences, canonical_names
 from fssa_bayes.model import HeterogeneousBTL, positions
 from fssa_bayes.questions.draws import Answers, PersonDraws
-from fssa_bayes.questions.pool import Pool, read_pool
+from fssa_bayes.questions.pool import Pool, list_questions, read_pool
 
 __all__ = [
     "Basis",
@@ -214,8 +214,7 @@ class PredictiveInformation(Goal):
         targets = self.targets
         if isinstance(targets, pd.DataFrame | np.ndarray):
             targets = np.asarray(targets, dtype=object).tolist()
-        if not isinstance(targets, str):  # Which is refused with a message of its own.
-            targets = tuple(x if isinstance(x, str) else tuple(x) for x in targets)
+        targets = tuple(tuple(question) for question in list_questions("targets", targets))
         object.__setattr__(self, "targets", targets)
 
     def read(self, model: HeterogeneousBTL, data: Preferences, pool: Pool) -> Pool:
@@ -366,14 +365,12 @@ def pointwise_information(joint: Tensor) -> Tensor:
 
 def as_names(items: Sequence | None) -> tuple | None:
     """Returns names as a tuple, which does not change; None for all items."""
-    if items is None or isinstance(items, str):
-        return items
-    return tuple(items)
+    return None if items is None else tuple(canonical_names("items", items).tolist())
 
 
 def read_items(items: Sequence | None, data: Preferences) -> Pool:
     """Reads items as one question."""
-    names = data.item_names if items is None else canonical_names("items", items)
+    names = data.item_names if items is None else canonical_names("items", list(items))
     if len(names) < 2:
         raise ValueError(f"items must have at least two names, got {names.tolist()}")
     position = positions("items", names, data.item_names).numpy()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 from collections.abc import Hashable, Sequence
@@ -15,9 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
-from fssa_bayes._files import write_file
 from fssa_bayes.data import (
     Preferences,
     canonical_names,
@@ -29,6 +25,13 @@ from fssa_bayes.data.comparisons import select_where
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.posterior import PopulationDraws, Posterior
+from fssa_bayes.questions.files import (
+    damaged,
+    digest_modules,
+    digest_text,
+    read_interview,
+    write_interview,
+)
 from fssa_bayes.questions.goals import Goal, InformationGain, ValueOfInformation
 from fssa_bayes.questions.pool import Pool, find_asked, number_sets, read_candidates
 from fssa_bayes.questions.scores import prepare, score_questions
@@ -36,7 +39,6 @@ from fssa_bayes.questions.stop import Stop, Verdict, draw_afresh
 
 __all__ = ["Interview"]
 
-_FORMAT, _VERSION = "fssa_bayes interview", 1
 _LEVELS = (0.05, 0.95)
 
 
@@ -118,6 +120,8 @@ class Interview:
         self.user = start.user_names.tolist()[0]
         names = start.item_names if items is None else canonical_names("items", items)
         positions("items", names, start.item_names)
+        if not names.is_unique:
+            raise ValueError(f"items must be distinct, got {names[names.duplicated()][0]!r} twice")
         self.items = names.tolist()
         self._recommends_all = len(names) == start.num_items
         self._unanswered = select_where(start, np.zeros(start.num_comparisons, dtype=bool))
@@ -262,9 +266,8 @@ class Interview:
             "seed": self.seed,
             "allow_repeat": self.allow_repeat,
         }
-        content = {"format": _FORMAT, "version": _VERSION, "settings": settings}
-        content |= {"digests": self._digest_parts(), "events": events}
-        write_file(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+        content = {"settings": settings, "digests": self._digest_parts(), "events": events}
+        write_interview(Path(path), content)
 
     @classmethod
     def resume(
@@ -299,20 +302,24 @@ class Interview:
             ValueError: If the file holds no interview, or one of another model, pool, items, goal,
                 context or population.
         """
-        content = read_file(Path(path))
+        path = Path(path)
+        content = read_interview(path)
         settings = dict(content["settings"])
         settings["user"] = names_from_json("user", settings["user"]).tolist()[0]
         settings["stop"] = Stop(**settings["stop"])
         given = {"items": items, "goal": goal, "context": context, "population": population}
         interview = cls(model, guide, pool, **given, **settings)
         for name, digest in interview._digest_parts().items():
-            if content["digests"].get(name) != digest:
+            if content["digests"][name] != digest:
                 raise ValueError(
                     f"{name} must be as in the interview that {str(path)!r} holds, got another one"
                 )
-        for saved in content["events"]:
-            event = _Event.from_json(saved)
-            interview._steps.append(interview._steps[-1].follow(event, saved["prob_best"]))
+        for number, saved in enumerate(content["events"]):
+            try:
+                event, prob_best = _Event.from_json(saved), saved["prob_best"]
+                interview._steps.append(interview._steps[-1].follow(event, prob_best))
+            except (KeyError, TypeError, ValueError) as error:
+                raise damaged(path, f"event {number}: {error}") from error
         return interview
 
     def _find_candidates(self) -> Pool:
@@ -468,6 +475,8 @@ def read_person(
             )
         context = model.feature_names
     if not isinstance(context, Preferences):
+        if model.feature_names is not None and not isinstance(context, pd.DataFrame):
+            positions("items of context", context, model.feature_names)
         ties = "keep" if model.has_ties else "half"
         context = Preferences.empty(["person" if user is None else user], context, ties=ties)
     if user is None:
@@ -543,46 +552,3 @@ def add_answer(data: Preferences, question: tuple, answer: str | tuple) -> Prefe
         return data.append_ranking(user, list(answer), choice_set=list(question))
     # A word or number might be the name of an item, and a Boolean is none.
     return data.append(user, *question, {"left": True, "right": False}.get(answer, answer))
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Reads the file of an interview.
-
-    Raises:
-        FileNotFoundError: If there is no file.
-        ValueError: If it holds something else, or an interview of a later version.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # Of text and of JSON.
-        raise ValueError(f"path must be a saved interview, got {str(path)!r}: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"path must be a saved interview, got {str(path)!r}, which is none")
-    if content.get("version") != _VERSION:
-        raise ValueError(
-            f"path must be an interview of version {_VERSION}, got {str(path)!r} of version "
-            f"{content.get('version')!r}"
-        )
-    for part in ("settings", "digests", "events"):
-        if part not in content:
-            raise ValueError(
-                f"path must be a saved interview, got {str(path)!r}, which is damaged: it has no "
-                f"{part!r}"
-            )
-    return content
-
-
-def digest_modules(modules: Sequence[nn.Module]) -> str:
-    """Returns a SHA-256 of the parameters and buffers of modules."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def digest_text(text: str) -> str:
-    """Returns a SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()

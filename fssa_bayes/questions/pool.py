@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "check_model",
     "find_asked",
     "list_pairs",
+    "list_questions",
     "number_sets",
     "read_candidates",
     "read_pool",
@@ -244,9 +245,24 @@ def find_asked(
         slots, _ = judgements.list_slots(left, right, choice)
         ends = np.flatnonzero(np.diff(slots.ranking)) + 1
         found = [tuple(items.tolist()) for items in np.split(slots.item, ends)]
-    for question in () if asked is None else asked:
+    for question in () if asked is None else list_questions("asked", asked):
         found.append(tuple(positions("asked", list(question), context.item_names).tolist()))
     return [tuple(sorted(items)) for items in found if len(items) == num_items]
+
+
+def list_questions(argument: str, questions: Iterable) -> list:
+    """Lists questions; raises a TypeError unless each is a sequence of names."""
+    if isinstance(questions, str):
+        raise TypeError(f"{argument} must be a sequence of questions, got the string {questions!r}")
+    if not np.iterable(questions):
+        raise TypeError(f"{argument} must be a sequence of questions, got {questions!r}")
+    rows = list(questions)
+    for row in rows:
+        if isinstance(row, str) or not pd.api.types.is_list_like(row):
+            raise TypeError(
+                f"{argument} must hold questions, each a sequence of items, got {row!r}"
+            )
+    return rows
 
 
 def number_sets(items: np.ndarray, num_items: int) -> np.ndarray:
@@ -259,18 +275,11 @@ def number_sets(items: np.ndarray, num_items: int) -> np.ndarray:
 
 def _find_items(argument: str, pool: Sequence | np.ndarray, names: pd.Index) -> np.ndarray:
     """Finds the positions (Q, m) of the items of questions."""
-    if isinstance(pool, str):
-        raise TypeError(f"{argument} must be a sequence of questions, got the string {pool!r}")
     if isinstance(pool, pd.DataFrame):
         pool = pool.to_numpy(dtype=object).tolist()
-    rows = list(pool)
+    rows = list_questions(argument, pool)
     if not rows:
         raise ValueError(f"{argument} must have at least one question, got none")
-    for row in rows:
-        if isinstance(row, str) or not pd.api.types.is_list_like(row):
-            raise TypeError(
-                f"{argument} must hold questions, each a sequence of items, got {row!r}"
-            )
     sizes = [len(row) for row in rows]
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:

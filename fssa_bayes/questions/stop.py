@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from fssa_bayes._random import Streams
 from fssa_bayes.posterior import Posterior
@@ -61,15 +62,23 @@ class Stop:
     max_questions: int | None = 12
 
     def __post_init__(self) -> None:
+        for name in ("best", "within", "value", "max_questions"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            whole = name == "max_questions"
+            if isinstance(number, bool) or not isinstance(number, Integral if whole else Real):
+                kind = "an integer of at least 0" if whole else "a number"
+                raise ValueError(f"{name} must be {kind}, or None, got {number!r}")
+            object.__setattr__(self, name, int(number) if whole else float(number))
         if self.best is not None and not 0 < self.best <= 1:
             raise ValueError(f"best must lie above 0 and not above 1, or be None, got {self.best}")
         for name, number in (("within", self.within), ("value", self.value)):
             if number is not None and not 0 <= number < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, or None, got {number}")
-        most = self.max_questions
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+        if self.max_questions is not None and self.max_questions < 0:
             raise ValueError(
-                f"max_questions must be an integer of at least 0, or None, got {most!r}"
+                f"max_questions must be an integer of at least 0, or None, got {self.max_questions}"
             )
 
     def judge(

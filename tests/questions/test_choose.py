@@ -164,6 +164,7 @@ def test_large_pools_are_sampled_with_a_warning(named) -> None:
     [
         ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
         ({"batch": True}, "batch must be an integer of at least 1, got True"),
+        ({"batch": 2.0}, "batch must be an integer of at least 1, got 2.0"),
         ({"asked": [("a", "z")]}, "asked must be known names, got 'z'"),
         ({"users": ["bob"]}, "users must be known names, got 'bob'"),
         ({"pool": [("a", "a")]}, "pool must not repeat an item"),
@@ -173,3 +174,10 @@ def test_bad_input_is_refused(options, message) -> None:
     posterior, *_ = random_posterior(num_draws=3)
     with pytest.raises(ValueError, match=message):
         next_questions(posterior, goal=InformationGain(), **options)
+
+
+@pytest.mark.parametrize("asked", ["ab", ("a", "b"), 3])
+def test_what_was_asked_is_given_as_questions(asked) -> None:
+    posterior, *_ = random_posterior(num_draws=3)
+    with pytest.raises(TypeError, match=r"asked must (be a sequence of|hold) questions"):
+        next_questions(posterior, asked=asked)

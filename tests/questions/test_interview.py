@@ -433,6 +433,30 @@ def test_a_file_that_is_no_interview_is_refused(content: str, message: str, tmp_
         Interview.resume(path, drinkers(), None)
 
 
+DAMAGE = {
+    "setting": (lambda c: c["settings"].pop("seed"), "'seed' is missing in 'settings' or foreign"),
+    "foreign": (lambda c: c["settings"].update(x=1), "'x' is missing in 'settings' or foreign"),
+    "digest": (lambda c: c["digests"].pop("pool"), "'pool' is missing in 'digests' or foreign"),
+    "events": (lambda c: c.update(events=3), "it has no 'events'"),
+    "event": (lambda c: c["events"][0].pop("score"), "event 0: 'score'"),
+    "answer": (lambda c: c["events"][0].update(answer="up"), "event 0: choice must be"),
+    "question": (lambda c: c["events"][0].update(question=["x", "y"]), "event 0: items must be"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_refused(damage: Callable, message: str, tmp_path: Path) -> None:
+    model, path = drinkers(), tmp_path / "interview.json"
+    interview = start(model)
+    reply(interview, ["left"])
+    interview.save(path)
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"^path must be .* which is damaged: {message}"):
+        Interview.resume(path, model, None)
+
+
 def test_a_file_is_readable_and_is_replaced_as_a_whole(tmp_path: Path) -> None:
     interview = start(drinkers())
     reply(interview, ["left"])
@@ -454,6 +478,9 @@ def test_a_file_is_readable_and_is_replaced_as_a_whole(tmp_path: Path) -> None:
         ({"items": ["tea", "beer"]}, ValueError, "items must be known names, got 'beer'"),
         ({"pool": [("tea", "beer")]}, ValueError, "pool must be known names, got 'beer'"),
         ({"pool": [("tea", "tea")]}, ValueError, "pool must not repeat an item, got"),
+        ({"items": ["tea", "tea"]}, ValueError, "items must be distinct, got 'tea' twice"),
+        ({"context": ["tea", "beer"]}, ValueError, "items of context must be known .* got 'beer'"),
+        ({"pool": 3}, TypeError, "pool must be a sequence of questions, got 3"),
         ({"pool": []}, ValueError, "pool must have at least one question, got none"),
         ({"kind": "best"}, ValueError, "kind must be one of"),
         ({"num_samples": 0}, ValueError, "num_samples must be"),
@@ -465,6 +492,14 @@ def test_bad_options_are_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=message):
         start(drinkers(), **options)
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    model = drinkers()
+    with torch.no_grad():
+        model.utility.mean[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="utilities must be finite, got others of"):
+        start(model)
 
 
 def test_a_model_that_knows_no_items_by_name_needs_a_context() -> None:

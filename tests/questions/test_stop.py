@@ -157,6 +157,8 @@ def test_only_the_items_named_are_recommended() -> None:
         ({"best": 0.0}, "best must lie above 0 and not above 1, or be None, got 0.0"),
         ({"best": 90}, "best must lie above 0 and not above 1, or be None, got 90"),
         ({"best": math.nan}, "best must lie above 0 .* got nan"),
+        ({"best": "high"}, "best must be a number, or None, got 'high'"),
+        ({"best": True}, "best must be a number, or None, got True"),
         ({"within": -1.0}, "within must be at least 0 and finite, or None, got -1.0"),
         ({"value": math.nan}, "value must be at least 0 and finite, or None, got nan"),
         ({"max_questions": -1}, "max_questions must be an integer of at least 0, or None, got -1"),
@@ -166,6 +168,12 @@ def test_only_the_items_named_are_recommended() -> None:
 def test_criteria_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Stop(**options)
+
+
+def test_criteria_may_be_numbers_of_any_type() -> None:
+    stop = Stop(best=np.float32(0.5), within=1, max_questions=np.int64(3))
+    assert stop == Stop(0.5, 1.0, None, 3)
+    assert [type(x) for x in (stop.best, stop.within, stop.max_questions)] == [float, float, int]
 
 
 def test_several_people_and_unknown_items_are_refused() -> None:
