@@ -1,23 +1,32 @@
 """What does it gain to choose the next question?
 
-People are asked one question after another: a pair at random; the pair whose answer tells most
-about the person (`InformationGain`); or the pair whose answer is worth most to somebody who
-recommends an item (`ValueOfInformation`). Two problems, whose truth is known:
+People are asked one question after another: a random one; the one whose answer tells most about the
+person (`InformationGain`); or one chosen for what it is to serve. Three problems:
 
 1. linear: coefficients of three features are normal over people, and the model is the truth;
-2. two modes (`fssa_bayes.datasets.two_mode`): two types of people, and a model fitted to others.
+2. two modes (`fssa_bayes.datasets.two_mode`): two types of people, and a model fitted to others;
+3. electricity (`fssa_bayes.datasets.electricity`): 348 real people chose twelve times among four
+   suppliers. Four choices of each are predicted; the other eight are revealed in an order that the
+   model chooses. The model is fitted to other people.
 
-After every answer all pairs of the items are predicted, and the item of the highest mean utility is
-recommended. Loss is the Kullback–Leibler divergence, in nats, of the predicted probability of a
-choice from the true one: the log-loss where choices have no noise. Regret is the utility, in nats
-or in the units of the two-mode problem, by which the item recommended is worse than the best.
+In the first two the truth is known, and answers are drawn from it. After every answer all pairs of
+the items are predicted, and the item of the highest mean utility is recommended. Loss is the
+Kullback–Leibler divergence, in nats, of the predicted probability of a choice from the true one:
+the log-loss where choices have no noise. Regret is the utility, in nats or in the units of the two-mode
+problem, by which the item recommended is worse than the best; a question of value
+(`ValueOfInformation`) is the one whose answer raises the recommended utility most. Of real people
+the loss is the log-loss of the choices that are predicted, and the third order is by what an answer
+tells about all situations of the study (`PredictiveInformation`).
 
 What to see: in the linear problem six chosen questions are worth more than twelve random ones for
 prediction, and questions of value soon find a good item though they predict worse. With two modes
-the first chosen question divides the types, as every other random one does: after it nobody is
-recommended a worse item, and predictions are about as good as after five random questions.
+the first chosen question divides the types, as every other random one does: after it predictions
+are as good as after ten random questions. Real people's twelve situations were designed to be
+equally useful: WHAT.
 
-A minute and a half on one core.
+    python examples/next_question.py
+
+MINUTES.
 """
 
 from __future__ import annotations
@@ -38,18 +47,28 @@ from scipy import special
 from fssa_bayes import (
     HeterogeneousBTL,
     ImportanceWeightedELBO,
+    MaximumLikelihood,
     NeuralProcessGuide,
     Posterior,
     Preferences,
     Sleep,
     fit,
 )
-from fssa_bayes.datasets import linear_factors, two_mode
-from fssa_bayes.questions import Goal, InformationGain, ValueOfInformation, next_questions
+from fssa_bayes.datasets import electricity, linear_factors, two_mode
+from fssa_bayes.questions import (
+    Goal,
+    InformationGain,
+    PredictiveInformation,
+    ValueOfInformation,
+    next_questions,
+    score_questions,
+)
 
 GOALS = {"random": None, "information": InformationGain(), "value": ValueOfInformation()}
 METRICS = {"loss": "loss of predictions, nats", "regret": "regret of the recommendation"}
-LINES = dict(zip(GOALS, (":", "-", "--"), strict=True))
+REAL = {"loss": "log-loss, nats", "difference": "log-loss less that of random order"}
+LINES = {"random": ":", "information": "-", "value": "--", "prediction": "-."}
+HIDDEN = 4  # Choices of a real person that are predicted.
 
 
 class Problem(NamedTuple):
@@ -80,9 +99,11 @@ def main(args: argparse.Namespace) -> None:
         for label, goal in GOALS.items()
         for row in summarise(name, label, learn(problem, goal, args))
     ]
+    rows += real_people(args)
     table = pd.DataFrame(rows)
     for name, part in table.groupby("problem", sort=False):
-        print(f"\n## {name}: means over {args.people} people ± standard error\n")
+        number = args.real_people if name == "electricity" else args.people
+        print(f"\n## {name}: means over {number} people ± standard error\n")
         print(show(part))
     path = args.out / "next_question.png"
     draw_figure(table, path)
@@ -175,6 +196,99 @@ def score(
     return loss.mean(1), problem.utility.max(1) - problem.utility[users, recommended]
 
 
+def real_people(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Reveals recorded choices in three orders to models that were fitted to other people."""
+    data = electricity.read()
+    data = data.subset(data.judgement_counts == 12)  # 348 of 361 people.
+    base = data.right[data.judgement_heads, None]  # The last item beside each of the others.
+    sets = np.sort(np.concatenate([data.left.reshape(len(base), -1), base], 1), 1)
+    every, number = np.unique(sets, axis=0, return_inverse=True)
+    situations = [tuple(data.item_names[items]) for items in every]
+    goals = {
+        "random": None,
+        "information": InformationGain(),
+        "prediction": PredictiveInformation(situations),
+    }
+    rng = np.random.default_rng(args.seed)
+    chosen = np.sort(rng.permutation(len(data))[: args.real_people])
+    order = rng.random((len(data), len(base) // len(data))).argsort(1)
+    losses = {label: [] for label in goals}
+    for fold in np.array_split(rng.permutation(chosen), args.folds):
+        train = data.subset(np.setdiff1d(np.arange(len(data)), fold))
+        model = HeterogeneousBTL.for_data(train, latent_dim=None, utility="linear", seed=args.seed)
+        stage = MaximumLikelihood(num_draws=args.fit_draws)
+        fit(model, None, train, objective=stage, seed=args.seed, progress_bar=False)
+        numbers = number.reshape(len(data), -1)[fold]
+        for label, goal in goals.items():
+            found = reveal(model, data.subset(fold), order[fold], numbers, situations, goal, args)
+            losses[label].append(found)
+    loss = {label: np.concatenate(parts, 1) for label, parts in losses.items()}
+    return [
+        row
+        for label, own in loss.items()
+        for row in summarise(
+            "electricity", label, {"loss": own, "difference": own - loss["random"]}
+        )
+    ]
+
+
+def reveal(
+    model: HeterogeneousBTL,
+    people: Preferences,
+    order: np.ndarray,
+    numbers: np.ndarray,
+    situations: list[tuple],
+    goal: Goal | None,
+    args: argparse.Namespace,
+) -> np.ndarray:
+    """Reveals choices one by one, in a random order where `goal` is None.
+
+    Args:
+        people: The people and all of their choices.
+        order: Random order of the choices of each person, (U, 12), of which the first are hidden.
+        numbers: Number of the situation of each choice, (U, 12).
+        situations: The situations: names of the items on offer.
+
+    Returns:
+        Log-loss of the hidden choices after 0, 1, … others, with shape (T + 1, U).
+    """
+    user = np.arange(len(people))
+    hidden, known = np.zeros(order.shape, dtype=bool), np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(hidden, order[:, :HIDDEN], True, 1)
+    losses = []
+    for count in range(order.shape[1] - HIDDEN + 1):
+        context = take(people, known)
+        posterior = Posterior(model, None, context, args.draws, seed=args.seed + count)
+        losses.append(-posterior.log_score(take(people, hidden)).double().numpy())
+        if known.sum(1).max() == order.shape[1] - HIDDEN:
+            break
+        if goal is None:
+            best = order[:, HIDDEN + count]
+        else:
+            score = score_questions(posterior, situations, goal)["score"].to_numpy()
+            own = np.take_along_axis(score.reshape(len(user), -1), numbers, 1)
+            best = np.where(hidden | known, -np.inf, own).argmax(1)
+        known[user, best] = True
+    return np.stack(losses)
+
+
+def take(people: Preferences, which: np.ndarray) -> Preferences:
+    """Returns some of the choices of people, given as a mask (U, 12)."""
+    size = people.num_comparisons // which.size  # Rows of a choice.
+    rows = np.repeat(which.flatten(), size)
+    return Preferences(
+        people.left[rows],
+        people.right[rows],
+        people.choice[rows],
+        np.append(0, size * which.sum(1).cumsum()),
+        items=people.items,
+        item_names=people.item_names,
+        feature_names=people.feature_names,
+        user_names=people.user_names,
+        ranking=people.ranking[rows],
+    )
+
+
 def summarise(problem: str, label: str, curves: dict[str, np.ndarray]) -> list[dict[str, object]]:
     """Averages over people, with standard errors."""
     return [
@@ -197,32 +311,39 @@ def show(table: pd.DataFrame) -> str:
     wide = table.assign(cell=cell).pivot(
         index="asked", columns=["metric", "questions"], values="cell"
     )
-    return wide[list(itertools.product(METRICS, GOALS))].to_string()
+    metrics, labels = table["metric"].unique(), table["questions"].unique()
+    return wide[list(itertools.product(metrics, labels))].to_string()
 
 
 def draw_figure(table: pd.DataFrame, path: Path) -> None:
-    """Draws the curves of both problems, with bands of two standard errors."""
+    """Draws the curves of all problems, with bands of two standard errors."""
     import matplotlib.pyplot as plt
 
     names = table["problem"].unique()
-    figure, axes = plt.subplots(
-        len(names), len(METRICS), figsize=(9, 6.5), sharex=True, layout="constrained"
-    )
-    for (name, metric), ax in zip(itertools.product(names, METRICS), axes.flat, strict=True):
-        part = table[(table["problem"] == name) & (table["metric"] == metric)]
-        for label, curve in part.groupby("questions", sort=False):
-            (line,) = ax.plot(curve["asked"], curve["mean"], LINES[label], label=label)
-            low, high = (curve["mean"] + sign * 2 * curve["error"] for sign in (-1, 1))
-            ax.fill_between(
-                curve["asked"], low.clip(lower=0), high, color=line.get_color(), alpha=0.2, lw=0
-            )
-        ax.set_ylim(bottom=0)
-        ax.set_title(name, fontsize=10)
-        ax.set_ylabel(METRICS[metric])
-        ax.spines[["top", "right"]].set_visible(False)
+    colours = dict(zip(LINES, ("C0", "C1", "C2", "C3"), strict=True))
+    figure, axes = plt.subplots(len(names), 2, figsize=(9, 9), layout="constrained")
+    for name, row in zip(names, axes, strict=True):
+        titles = REAL if name == "electricity" else METRICS
+        for (metric, title), ax in zip(titles.items(), row, strict=True):
+            part = table[(table["problem"] == name) & (table["metric"] == metric)]
+            for label, curve in part.groupby("questions", sort=False):
+                style = {"color": colours[label], "label": label}
+                ax.plot(curve["asked"], curve["mean"], LINES[label], **style)
+                low, high = (curve["mean"] + sign * 2 * curve["error"] for sign in (-1, 1))
+                if name != "electricity":
+                    low = low.clip(lower=0)
+                if metric != "loss" or name != "electricity":  # People differ more than orders do.
+                    ax.fill_between(
+                        curve["asked"], low, high, color=colours[label], alpha=0.2, lw=0
+                    )
+            if name != "electricity":
+                ax.set_ylim(bottom=0)
+            ax.set_title(name, fontsize=10)
+            ax.set_ylabel(title)
+            ax.spines[["top", "right"]].set_visible(False)
+        row[0].legend(frameon=False, title="questions, mean ± 2 SE", fontsize=8)
     for ax in axes[-1]:
         ax.set_xlabel("questions answered")
-    axes[0, 0].legend(frameon=False, title="questions, mean ± 2 SE")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -234,9 +355,14 @@ def make_parser() -> Parser:
     parser.add_argument("--items", type=whole(3), default=20, help="items that are compared")
     parser.add_argument("--draws", type=whole(25), default=500, help="posterior draws a person")
     parser.add_argument(
-        "--users", type=whole(10), default=4000, help="training people of the two-mode problem"
+        "--users", type=whole(10), default=10_000, help="training people of the two-mode problem"
     )
-    parser.add_argument("--steps", type=whole(), default=600, help="steps of the first stage")
+    parser.add_argument("--steps", type=whole(), default=2500, help="steps of its first stage")
+    parser.add_argument(
+        "--real-people", type=whole(8, 348), default=348, help="real people who are asked"
+    )
+    parser.add_argument("--folds", type=whole(2, 8), default=4, help="fits to other real people")
+    parser.add_argument("--fit-draws", type=whole(16), default=256, help="draws of these fits")
     return parser
 
 
