@@ -12,8 +12,8 @@ person (`InformationGain`); or one chosen for what it is to serve. Three problem
 In the first two the truth is known, and answers are drawn from it. After every answer all pairs of
 the items are predicted, and the item of the highest mean utility is recommended. Loss is the
 Kullback–Leibler divergence, in nats, of the predicted probability of a choice from the true one:
-the log-loss where choices have no noise. Regret is the utility, in nats or in the units of the two-mode
-problem, by which the item recommended is worse than the best; a question of value
+the log-loss where choices have no noise. Regret is the utility, in nats or in the units of the
+two-mode problem, by which the item recommended is worse than the best; a question of value
 (`ValueOfInformation`) is the one whose answer raises the recommended utility most. Of real people
 the loss is the log-loss of the choices that are predicted, and the third order is by what an answer
 tells about all situations of the study (`PredictiveInformation`).
