@@ -123,24 +123,26 @@ class Problem(NamedTuple):
 def learning(args: argparse.Namespace) -> Iterator[Row]:
     """Compares what chosen questions tell with what random ones do, a world a seed."""
     people = 10 if args.quick else args.people or 200
-    plans = {"random": (None, RANDOM), "information": (INFORMATION, CHOSEN), "value": (VALUE, 6)}
+    plans = {"random": (None, RANDOM), "information": (INFORMATION, CHOSEN)}
+    plans["value"] = VALUE, CHOSEN
     for name, make in {"linear, K = 3": linear, "bilinear, K = 4": bilinear}.items():
         loss, regret = defaultdict(list), defaultdict(list)
         for seed in args.seeds:
             problem = make(people, seed, args.quick)
-            for label, (goal, count) in plans.items():
-                losses, regrets = learn(problem, goal, count, seed)
-                for asked in sorted({CHOSEN, count}):
-                    loss[label, asked].append(losses[asked].mean())
-                for asked in (EARLY, CHOSEN):
-                    regret[label, asked].append(regrets[asked].mean())
+            for label, (goal, most) in plans.items():
+                found = learn(problem, goal, sorted({EARLY, CHOSEN, most}), seed)
+                for asked, (own_loss, own_regret) in found.items():
+                    if asked >= CHOSEN:
+                        loss[label, asked].append(own_loss)
+                    if asked <= CHOSEN:
+                        regret[label, asked].append(own_regret)
         yield from compare(name, "loss", loss, RANDOM)
         yield from compare(name, "regret", regret, EARLY)
     loss = defaultdict(list)
     for seed in args.seeds:
         problem = two_types(people, seed, args.quick)
         for label, goal, count in (("random", None, 10), ("information", INFORMATION, 1)):
-            loss[label, count].append(learn(problem, goal, count, seed)[0][count].mean())
+            loss[label, count].append(learn(problem, goal, [count], seed)[count][0])
     yield from compare("two modes", "loss", loss, 10)
 
 
@@ -219,23 +221,25 @@ def people_of(
 
 
 def learn(
-    problem: Problem, goal: Goal | None, count: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+    problem: Problem, goal: Goal | None, counts: list[int], seed: int
+) -> dict[int, tuple[float, float]]:
     """Asks everybody one question after another, at random where `goal` is None.
 
     Returns:
-        Loss and regret after 0, 1, … questions, each with shape (T + 1, U).
+        Loss and regret after the numbers of questions given, means of the people.
     """
     users = np.arange(len(problem.utility))
     rng = np.random.default_rng([seed, 2])
     pairs = np.array(list(itertools.combinations(range(len(problem.items)), 2)))
     order = rng.random((len(users), len(pairs))).argsort(1)
     luck = rng.random((RANDOM, len(users)))  # The same for every goal.
-    context, scores = Preferences.empty(users, problem.items), []
-    for number in range(count + 1):
-        posterior = Posterior(problem.model, problem.guide, context, 500, seed=number)
-        scores.append(score(problem, posterior, pairs))
-        if number == count:
+    context, scores = Preferences.empty(users, problem.items), {}
+    for number in range(counts[-1] + 1):
+        if goal is not None or number in counts:
+            posterior = Posterior(problem.model, problem.guide, context, 500, seed=number)
+        if number in counts:
+            scores[number] = score(problem, posterior, pairs)
+        if number == counts[-1]:
             break
         if goal is None:
             left, right = pairs[order[:, number]].T
@@ -244,14 +248,11 @@ def learn(
         is_left = luck[number] < problem.prob[users, left, right]
         answer = np.where(is_left, "left", "right").tolist()
         context = context.append(users.tolist(), left.tolist(), right.tolist(), answer)
-    loss, regret = (np.stack(part) for part in zip(*scores, strict=True))
-    return loss, regret
+    return scores
 
 
-def score(
-    problem: Problem, posterior: Posterior, pairs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the loss of predictions of all pairs, and the regret, each (U,)."""
+def score(problem: Problem, posterior: Posterior, pairs: np.ndarray) -> tuple[float, float]:
+    """Returns the loss of predictions of all pairs, and the regret, means of the people."""
     users = np.arange(len(problem.utility))
     left, right = np.tile(pairs, (len(users), 1)).T
     offsets = np.arange(len(users) + 1) * len(pairs)
@@ -261,18 +262,18 @@ def score(
     prob = posterior.choice_prob(target).mean.double().numpy().clip(1e-9, 1 - 1e-9)
     truth = problem.prob[:, pairs[:, 0], pairs[:, 1]]
     loss = special.rel_entr(truth, prob) + special.rel_entr(1 - truth, 1 - prob)
-    best = posterior.utility(problem.items.index)
-    recommended = best.mean(0).argmax(-1).numpy()
-    return loss.mean(1), problem.utility.max(1) - problem.utility[users, recommended]
+    recommended = posterior.utility(problem.items.index).mean(0).argmax(-1).numpy()
+    regret = problem.utility.max(1) - problem.utility[users, recommended]
+    return float(loss.mean()), float(regret.mean())
 
 
 def stopping(args: argparse.Namespace) -> Iterator[Row]:
     """Compares the probability stated at the end of interviews with how often it came true."""
-    people, few = (5, 5) if args.quick else (1000, 400)
-    best = Stop(within=None)
+    people, few = (5, 5) if args.quick else (1000, 300)
+    best = Stop(within=None, max_questions=6)
     cases = {
         "best within .5 nats": (Stop(), people, 0.0, None),
-        "best": (best, people, 0.0, None),
+        "best": (best, few, 0.0, None),
         "20 % lapses, ignored": (best, few, 0.2, None),
         "20 % lapses, modelled": (best, few, 0.2, 0.2),
     }

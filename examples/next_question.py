@@ -198,8 +198,9 @@ def score(
 
 def real_people(args: argparse.Namespace) -> list[dict[str, object]]:
     """Reveals recorded choices in three orders to models that were fitted to other people."""
-    data = electricity.read()
-    data = data.subset(data.judgement_counts == 12)  # 348 of 361 people.
+    everybody = electricity.read()
+    whole = np.flatnonzero(everybody.judgement_counts == 12)  # 348 of 361 people.
+    data = everybody.subset(whole)
     base = data.right[data.judgement_heads, None]  # The last item beside each of the others.
     sets = np.sort(np.concatenate([data.left.reshape(len(base), -1), base], 1), 1)
     every, number = np.unique(sets, axis=0, return_inverse=True)
@@ -214,7 +215,7 @@ def real_people(args: argparse.Namespace) -> list[dict[str, object]]:
     order = rng.random((len(data), len(base) // len(data))).argsort(1)
     losses = {label: [] for label in goals}
     for fold in np.array_split(rng.permutation(chosen), args.folds):
-        train = data.subset(np.setdiff1d(np.arange(len(data)), fold))
+        train = everybody.subset(np.setdiff1d(np.arange(len(everybody)), whole[fold]))
         model = HeterogeneousBTL.for_data(train, latent_dim=None, utility="linear", seed=args.seed)
         stage = MaximumLikelihood(num_draws=args.fit_draws)
         fit(model, None, train, objective=stage, seed=args.seed, progress_bar=False)
