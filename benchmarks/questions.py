@@ -269,7 +269,7 @@ def score(problem: Problem, posterior: Posterior, pairs: np.ndarray) -> tuple[fl
 
 def stopping(args: argparse.Namespace) -> Iterator[Row]:
     """Compares the probability stated at the end of interviews with how often it came true."""
-    people, few = (5, 5) if args.quick else (1000, 300)
+    people, few = (5, 5) if args.quick else (1000, 200)
     best = Stop(within=None, max_questions=6)
     cases = {
         "best within .5 nats": (Stop(), people, 0.0, None),

@@ -260,7 +260,8 @@ def list_questions(argument: str, questions: Iterable) -> list:
     for row in rows:
         if isinstance(row, str) or not pd.api.types.is_list_like(row):
             raise TypeError(
-                f"{argument} must hold questions, each a sequence of items, got {row!r}"
+                f"{argument} must hold questions, each a sequence of items, got {row!r}: "
+                "itertools.combinations(items, 2) gives the pairs of some items"
             )
     return rows
 
