@@ -19,14 +19,15 @@ the loss is the log-loss of the choices that are predicted, and the third order 
 tells about all situations of the study (`PredictiveInformation`).
 
 What to see: in the linear problem six chosen questions are worth more than twelve random ones for
-prediction, and questions of value soon find a good item though they predict worse. With two modes
-the first chosen question divides the types, as every other random one does: after it predictions
-are as good as after ten random questions. Real people's twelve situations were designed to be
-equally useful: WHAT.
+prediction, and three questions of value leave a fifth of the regret of three random ones, though
+they predict worse. With two modes the first chosen question divides the types, as every other
+random one does: after it predictions are as good as after ten random questions. Two chosen answers
+of real people lower the log-loss by .076 ± .020 more than two in random order, and four by as much
+as five or six; in the end all eight are known, in whatever order.
 
     python examples/next_question.py
 
-MINUTES.
+Four minutes on one core.
 """
 
 from __future__ import annotations
