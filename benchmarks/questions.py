@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -147,12 +146,12 @@ def learning(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def compare(case: str, metric: str, values: dict, asked: int) -> Iterator[Row]:
-    """Yields a row for each order and number of questions, beside `asked` random ones."""
+    """Yields a row for each order and number of questions, and ratios of means to random ones."""
     base = values["random", asked]
     for (label, count), figures in values.items():
         ratio = None
         if (label, count) != ("random", asked):
-            ratio = statistics.median(x / max(b, 1e-12) for x, b in zip(figures, base, strict=True))
+            ratio = sum(figures) / max(sum(base), 1e-12)
         to = None if ratio is None else f"{asked} random"
         what = f"{metric} after {count}, mean of people"
         yield spread(NAME, case, label, what, "nats", figures, to, ratio)
