@@ -79,6 +79,7 @@ class Interview:
         TypeError: If `goal` or `stop` is something else.
         ValueError: If an option is out of range, an item is unknown, or items or covariates that
             the model needs are missing.
+        FloatingPointError: If the model gives an item no finite utility.
 
     Example:
         >>> model = HeterogeneousBTL(3, 1, "linear", feature_names=["tea", "cola", "milk"])
@@ -121,7 +122,8 @@ class Interview:
         names = start.item_names if items is None else canonical_names("items", items)
         positions("items", names, start.item_names)
         if not names.is_unique:
-            raise ValueError(f"items must be distinct, got {names[names.duplicated()][0]!r} twice")
+            twice = names[names.duplicated()].tolist()[0]
+            raise ValueError(f"items must be distinct, got {twice!r} twice")
         self.items = names.tolist()
         self._recommends_all = len(names) == start.num_items
         self._unanswered = select_where(start, np.zeros(start.num_comparisons, dtype=bool))
