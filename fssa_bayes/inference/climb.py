@@ -160,6 +160,9 @@ def root_of_covariance(
     order = torch.cat([places[parameter] for parameter in parameters])
     eye = torch.eye(model.latent_dim, dtype=torch.float64, device=model.device)
     _, information = population_information(model, data, eye, _DRAWS, seed)
-    values, vectors = torch.linalg.eigh(information[order][:, order])
+    free = torch.ones(size, dtype=torch.float64)
+    free[table[:, 1:].flatten()] = model.utility.free.flatten().double().cpu()
+    information = (free.outer(free) * information)[order][:, order]
+    values, vectors = torch.linalg.eigh(information)
     values = values.abs()
-    return vectors / (values + values.mean() * len(order) / len(data)).sqrt()
+    return vectors / (values + values.sum() / len(data)).sqrt()
