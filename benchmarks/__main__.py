@@ -18,7 +18,7 @@ NAMES = (
     *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
     *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
-    *("interval_coverage", "few_judges", "few_people"),
+    *("interval_coverage", "few_judges", "few_people", "questions"),
     *("policy", "experiments"),
 )
 

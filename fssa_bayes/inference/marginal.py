@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch import Tensor
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Preferences, total_weight, user_batches
+from fssa_bayes.inference.climb import Climb, root_of_covariance
 from fssa_bayes.inference.maximum import pooled_batches
 from fssa_bayes.inference.processes import Processes
 from fssa_bayes.model import HeterogeneousBTL
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MarginalLikelihood", "Value", "maximise_marginal"]
 
-_MARGINS = 2**20  # Margins held at once, in double precision: 8 MB.
-_LINE_SEARCH = 8  # Evaluations along a direction, which noise may make useless.
+_MARGINS = 2**22  # Evaluated at once.
+_PADDING = 2**19  # As many of them take about as long as another batch does.
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class _Search:
 
     Attributes:
         gain: Standard errors of the log-likelihood by which an iteration must improve on it.
-        climbs: Largest number of climbs. Another one follows a climb that has gained more than the
-            standard error.
+        climbs: Largest number of climbs. Another one follows a climb whose line search has failed
+            after it gained more than the standard error.
         share: Share of a fit's iterations after which the search ends.
     """
 
@@ -71,6 +70,7 @@ class _Search:
 _COARSE = _Search(gain=0.1, climbs=1, share=0.5)
 _FINE = _Search(gain=0.01, climbs=5, share=1.0)
 _COARSE_DRAWS = 64  # Of each person's z.
+_COARSE_PEOPLE = 2_000  # From where these end, one step leads most of the way to the maximum.
 
 
 class MarginalLikelihood:
@@ -86,9 +86,6 @@ class MarginalLikelihood:
         seed: Seed of the points.
         processes: The processes, each of which evaluates some of the people; None for this one.
 
-    Attributes:
-        num_people: Number of people, those of other processes among them.
-
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
         Train (2009), Discrete choice methods with simulation, chapters 9 and 10.
@@ -103,14 +100,15 @@ class MarginalLikelihood:
         processes: Processes | None = None,
     ) -> None:
         self.model = model
-        self.num_people = len(data)
         self.processes = processes or Processes()
         # People of similar numbers of comparisons share a batch, so that little is padded.
         order = np.argsort(data.counts, kind="stable")
         data = data.subset(order[self.processes.rank :: self.processes.size])
         self.batches = [
             batch.double()
-            for _, batch in user_batches(data, num_draws, model.device, margins=_MARGINS)
+            for _, batch in user_batches(
+                data, num_draws, model.device, margins=_MARGINS, padding=_PADDING
+            )
         ]
         self.modes: list[Tensor | None] = [None] * len(self.batches)
         streams = Streams(seed, "maximum likelihood")
@@ -151,10 +149,13 @@ class MarginalLikelihood:
 def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
     """Maximises the marginal likelihood of a linear utility by L-BFGS in double precision.
 
-    The search starts from the average person and with few draws. With moving proposals the
-    gradient is not exactly that of the value, so that a search ends where iterations gain no more
-    than Monte-Carlo noise, at the best parameters that it has seen. A line search may end there
-    too, so that a climb with all draws which has gained more than the noise is followed by another.
+    The search starts from the average person, with few draws and at most 2,000 people. Where it
+    ends, these people's information tells the scale of the parameters, so that the first step with
+    all people and draws is about Newton's.
+
+    With moving proposals the gradient is not exactly that of the value, so that a search ends where
+    iterations gain no more than Monte-Carlo noise, at the best parameters that it has seen. A line
+    search may fail on the noise before, so that another climb follows.
 
     Args:
         fitter: The fit that the leg is part of; its model is changed in place.
@@ -187,20 +188,31 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         progress.update(leg.name, loss)
 
     try:
+        few = some_people(leg.training, _COARSE_PEOPLE, fitter.seed)
         if not model.utility.mean.count_nonzero():
-            start_from_average(model, leg.training, fitter.processes)
-        for num_draws, search in ((_COARSE_DRAWS, _COARSE), (leg.stage.num_draws, _FINE)):
-            gained, noise, most = math.inf, 0.0, int(search.share * steps)
-            likelihood = MarginalLikelihood(
-                model, leg.training, num_draws, fitter.seed, fitter.processes
-            )
+            start_from_average(model, few, fitter.processes)
+        size = sum(parameter.numel() for parameter in parameters)
+        root = torch.eye(size, dtype=torch.float64) / math.sqrt(len(few))
+        is_newton = False
+        for people, num_draws, search in (
+            (few, _COARSE_DRAWS, _COARSE),
+            (leg.training, leg.stage.num_draws, _FINE),
+        ):
+            most = int(search.share * steps)
+            likelihood = MarginalLikelihood(model, people, num_draws, fitter.seed, fitter.processes)
             for _ in range(search.climbs):
-                if step >= most or gained <= noise:
+                if step >= most:
                     break
                 losses.clear()
-                gained, noise = _climb(
-                    likelihood, parameters, most - step, search.gain, after_iteration
-                )
+                climb = Climb(likelihood.evaluate, parameters, root, search.gain)
+                climb.run(most - step, is_newton, after_iteration)
+                noise = climb.noise
+                if not (climb.has_failed and climb.gained > noise):
+                    break
+            if search is _COARSE:
+                root_of_few = root_of_covariance(model, parameters, few, fitter.seed)
+                is_newton = root_of_few is not None
+                root = (root_of_few if is_newton else root) * math.sqrt(total_weight(few) / count)
         if step >= steps and len(losses) > 1 and losses[-2] - losses[-1] > noise:
             warnings.warn(
                 f"maximum likelihood did not converge in {steps} iterations: the last one gained "
@@ -236,56 +248,9 @@ def start_from_average(model: HeterogeneousBTL, data: Preferences, processes: Pr
     optimiser.step(loss)
 
 
-def _climb(
-    likelihood: MarginalLikelihood,
-    parameters: list[nn.Parameter],
-    steps: int,
-    gain: float,
-    after_iteration: Callable[[OptimizeResult], None],
-) -> tuple[float, float]:
-    """Climbs from the parameters to the best ones seen, until iterations gain too little.
-
-    The information on a parameter grows as the number of people U, so that the search is for the
-    parameters times √U: its first step along the gradient has the length of a standard error.
-
-    Returns:
-        By how much the log-likelihood has grown, and its Monte-Carlo standard error where the climb
-        began, in nats.
-    """
-    from scipy.optimize import minimize  # A tenth of the time to import the package.
-
-    scale = math.sqrt(likelihood.num_people)
-    best_value, best_vector = -math.inf, parameters_to_vector(parameters).detach()
-    noise = likelihood.evaluate(gradient=False)
-    if not math.isfinite(noise.log_likelihood):
-        raise FloatingPointError(
-            f"the log-likelihood must be finite, got {noise.log_likelihood} before step 1 of "
-            "MaximumLikelihood: the model's parameters or features are out of range"
-        )
-
-    def loss_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal best_value, best_vector
-        new = torch.as_tensor(vector / scale, device=likelihood.model.device)
-        vector_to_parameters(new, parameters)
-        likelihood.model.zero_grad()
-        value = likelihood.evaluate().log_likelihood
-        if not math.isfinite(value):  # Too long a step of the line search.
-            return math.inf, np.zeros_like(vector)
-        if value > best_value:
-            best_value, best_vector = value, new.clone()
-        gradient = parameters_to_vector([p.grad for p in parameters]).cpu().numpy()
-        return -value, -gradient / scale
-
-    tolerance = gain * noise.standard_error / max(abs(noise.log_likelihood), 1.0)
-    options = {"maxiter": steps, "maxls": _LINE_SEARCH, "ftol": tolerance, "gtol": 0.0}
-    minimize(
-        loss_and_gradient,
-        scale * best_vector.cpu().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        callback=after_iteration,
-        options=options,
-    )
-    vector_to_parameters(best_vector, parameters)
-    gained = max(best_value - noise.log_likelihood, 0.0)
-    return gained, noise.standard_error
+def some_people(data: Preferences, number: int, seed: int) -> Preferences:
+    """Draws people without replacement; all of them if there are no more than `number`."""
+    if len(data) <= number:
+        return data
+    chosen = Streams(seed, "some people").of(0).permutation(len(data))[:number]
+    return data.subset(np.sort(chosen))

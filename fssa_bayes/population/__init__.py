@@ -8,7 +8,11 @@ from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.events import Answers, list_answers
 from fssa_bayes.population.few import describe_few_people
 from fssa_bayes.population.identification import find_null
-from fssa_bayes.population.information import batch_information, feature_differences
+from fssa_bayes.population.information import (
+    batch_information,
+    feature_differences,
+    population_information,
+)
 from fssa_bayes.population.moments import Moments
 from fssa_bayes.population.newton import climb, solve_well_posed
 from fssa_bayes.population.parameters import (
@@ -61,6 +65,7 @@ __all__ = [
     "pooled_likelihood",
     "population_draws",
     "population_estimates",
+    "population_information",
     "population_table",
     "ranking_table",
     "solve_well_posed",

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Batch
-from fssa_bayes.guide import standard_normal_log_prob
+from fssa_bayes.guide import squared_norm, standard_normal_log_prob
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling.draws import Proposals
 from fssa_bayes.sampling.modes import Modes, find_modes
@@ -311,7 +311,7 @@ class _Cloud:
     def log_densities(self, z: Tensor, total: int) -> list[Tensor]:
         """Evaluates the log-densities of draws (U, S, K), plus log shares of `total` draws."""
         white = (z - self.location) @ self.inverse.mT
-        distance, width = white.square().sum(-1), z.shape[-1]
+        distance, width = squared_norm(white), z.shape[-1]
         constant = self.log_det + 0.5 * width * math.log(2 * math.pi)
         return [
             math.log(count / total)
