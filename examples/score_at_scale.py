@@ -81,9 +81,7 @@ def by_ray(
     where = {"address": args.address} if args.address else {"num_cpus": 2}
     ray.init(**where, log_to_driver=False)
     people = ray.data.read_parquet(str(source.resolve()))
-    # A laptop has few processors, and reading and shuffling need some too.
-    options = {"actors": args.workers, "num_cpus": 1 if args.address else 0.5 / args.workers}
-    scores = score_dataset(people, model.resolve(), num_parts=PARTS, **options, **asked)
+    scores = score_dataset(people, model.resolve(), num_parts=PARTS, actors=args.workers, **asked)
     table = pa.concat_tables(ray.get(scores.to_arrow_refs()))
     ray.shutdown()
     return table

@@ -5,6 +5,7 @@ Needs the extra `ray`.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def score_dataset(
     *,
     num_parts: int,
     actors: int = 1,
-    num_cpus: float = 1,
+    num_cpus: float | None = None,
     num_gpus: float = 0,
     **options: object,
 ) -> Dataset:
@@ -60,8 +61,9 @@ def score_dataset(
         num_parts: Number of parts that people are dealt to, for memory: a part is held whole. Ray's
             own default of 200 takes twenty seconds for a thousand rows.
         actors: Number of actors, each with the model.
-        num_cpus: Processors that Ray reserves for an actor. Ray needs another one to read and to
-            shuffle.
+        num_cpus: Processors that Ray reserves for an actor. None for 1, or for less where actors
+            would leave no whole processor, which Ray needs to read and to shuffle: an actor is of
+            one thread all the same.
         num_gpus: GPUs that Ray reserves for an actor, which uses one with `device="cuda"`.
         **options: Arguments of :class:`fssa_bayes.scale.Scorer`.
 
@@ -72,16 +74,19 @@ def score_dataset(
         ValueError: As :class:`fssa_bayes.scale.Scorer`, before any work.
 
     Warns:
-        UserWarning: If actors reserve all processors of the cluster, so that Ray may wait forever.
+        UserWarning: If `num_cpus` leaves no whole processor of the cluster, so that Ray may wait
+            forever.
     """
     import ray
     from ray.data import ActorPoolStrategy
 
-    reserved, there = actors * num_cpus, ray.cluster_resources().get("CPU", 0)
-    if reserved >= there:
+    there = ray.cluster_resources().get("CPU", 0)
+    if num_cpus is None:  # Ray counts in ten-thousandths.
+        num_cpus = min(1.0, math.floor(1e4 * max(there - 1, 0) / actors) / 1e4)
+    elif actors * num_cpus > there - 1:
         warnings.warn(
-            f"actors × num_cpus must leave a processor to read and to shuffle, got {reserved:g} of "
-            f"{there:g}: unless the cluster grows, Ray waits forever",
+            f"actors × num_cpus must leave a processor to read and to shuffle, got "
+            f"{actors * num_cpus:g} of {there:g}: unless the cluster grows, Ray waits forever",
             stacklevel=2,
         )
     columns = Scorer(model_dir, **options | {"device": "cpu"}).columns

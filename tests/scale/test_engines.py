@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -48,8 +49,7 @@ def ray() -> Iterator[object]:
     pytest.importorskip("ray.data", reason="needs the extra ray")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # A dataset keeps the processors of its shuffle until it is collected.
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield ray
         ray.shutdown()
@@ -89,6 +89,44 @@ def test_ray_finds_what_one_process_finds(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_killed_actor_changes_nothing(
+    ray: object, linear: Path, table: pa.Table, source: Path
+) -> None:
+    from fssa_bayes.scale.on_ray import score_dataset
+
+    dataset = ray.data.read_parquet(str(source))
+    scores = score_dataset(dataset, linear, num_parts=12, **ASKED)
+    batches = scores.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    found = [next(iterator := iter(batches))]
+    before = find_actors()
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    found += list(iterator)
+    assert before
+    expected = score_table(linear, table, **ASKED)
+    assert ordered(pa.concat_tables(found).cast(expected.schema)).equals(ordered(expected))
+
+
+def find_actors() -> list[int]:
+    """Lists the processes of Ray's actors that descend from this process."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes()
+        except OSError:  # The process has ended.
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        if title.startswith(b"ray::MapWorker"):
+            actors.append(int(folder.name))
+
+    def is_own(process: int) -> bool:
+        return process == os.getpid() or (process in parents and is_own(parents[process]))
+
+    return [process for process in actors if is_own(process)]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_spark_finds_what_one_process_finds(
     spark: object, linear: Path, table: pa.Table, source: Path
 ) -> None:
@@ -110,7 +148,7 @@ def test_wrong_options_are_refused_before_any_work(
 
     dataset = ray.data.read_parquet(str(source))
     with pytest.warns(UserWarning, match="must leave a processor"):
-        score_dataset(dataset, linear, num_parts=2, actors=8, **ASKED)
+        score_dataset(dataset, linear, num_parts=2, actors=2, num_cpus=1, **ASKED)
     with pytest.raises(ValueError, match="pairs must name items"):
         score_frame(
             spark.read.parquet(str(source)), linear, num_partitions=2, pairs=[("oak", "ash")]
