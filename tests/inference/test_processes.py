@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from running import ENVIRONMENT, ROOT, run
+from fits_in_processes import main
+from running import ENVIRONMENT, ROOT
 
 from fssa_bayes import HeterogeneousBTL, Preferences, fit
 from fssa_bayes.inference.direct import draw_numbers
@@ -28,7 +29,8 @@ IN_DOUBLE_PRECISION = (
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """How fits ended in one process and in two, of which one has died and was started again."""
     folder = tmp_path_factory.mktemp("fits")
-    run(SCRIPT, str(folder))
+    with torch.random.fork_rng(devices=[]):
+        main(folder)
     launcher = [sys.executable, "-m", "torch.distributed.run"]
     options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     ended = subprocess.run(

@@ -1,10 +1,10 @@
 """Fits models of all kinds, in one process or in several, and says how the fits went.
 
-    python tests/shared/fits_in_processes.py FOLDER
     torchrun --nproc-per-node 2 --max-restarts 1 tests/shared/fits_in_processes.py FOLDER
 
-Run by inference/test_processes.py. Every process writes what it found to `RANK-of-SIZE.json` in
-FOLDER. The last of several processes kills itself once within a fit with a checkpoint.
+Run by inference/test_processes.py, which calls :func:`main` for one process. Every process writes
+what it found to `RANK-of-SIZE.json` in FOLDER. The last of several processes kills itself once
+within a fit with a checkpoint.
 """
 
 from __future__ import annotations
@@ -147,14 +147,18 @@ def disagree() -> str:
     return ""
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    place = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """Fits all, and writes what was found."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*people are few for the|.*did not converge")
         warnings.filterwarnings("ignore", ".*raised the held-out log-loss")
-        path = place / f"{RANK}-of-{SIZE}.json"
+        path = folder / f"{RANK}-of-{SIZE}.json"
         if not path.exists():  # Else a process has died, and all have been started again.
             path.write_text(json.dumps(fit_all() | {"disagree": disagree()}))
-        found = json.loads(path.read_text()) | {"killed": killed(place)}
+        found = json.loads(path.read_text()) | {"killed": killed(folder)}
         path.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

@@ -1,11 +1,12 @@
 """Kills jobs, or their workers, at random moments until each has ended; prints how they ended.
 
-    python tests/shared/killed_jobs.py MODEL SOURCE FOLDER KILLS
+    python tests/shared/killed_jobs.py MODEL SOURCE FOLDER KILLS WORKERS
 
 Run by scale/test_job.py in a process of its own: the library is imported once, and every attempt of
 a job without workers is a fork of it. Prints, as JSON, the number of kills that hit a job under way
 and the digests of its parts, beside those of a job that is left alone: of jobs that were killed
-themselves, and of one whose worker was killed again and again.
+themselves KILLS times, and of one whose worker was killed WORKERS times, each time at the price of
+another interpreter.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Killer:
             self.left -= 1
 
 
-def main(model: Path, source: Path, folder: Path, kills: int) -> None:
+def main(model: Path, source: Path, folder: Path, kills: int, workers: int) -> None:
     rng = np.random.default_rng(0)
     start = time.perf_counter()
     run(model, source, folder / "whole", 0)
@@ -76,7 +77,7 @@ def main(model: Path, source: Path, folder: Path, kills: int) -> None:
         while len(digests(out)) < PARTS or (out / "_pieces").exists():
             killed += attempt(model, source, out, rng.uniform(0.02, 0.5) * seconds)
         ends.append(digests(out))
-    killer = Killer(kills, seconds / PARTS, rng)
+    killer = Killer(workers, seconds / PARTS, rng)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run(model, source, folder / "worker", 1, killer)
@@ -87,4 +88,4 @@ def main(model: Path, source: Path, folder: Path, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]))
+    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:6]))
