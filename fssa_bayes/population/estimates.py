@@ -235,6 +235,8 @@ class Estimates:
 
     def _warn_of_boundary(self) -> None:
         """Warns of estimates at the boundary of their range, where scores say nothing of them."""
+        if self.uncertainty.limit is not None:  # What is at infinity is said elsewhere.
+            return
         singular = self.uncertainty.singular(self.jacobian).numpy() & self.identified
         if singular.any():
             warnings.warn(
