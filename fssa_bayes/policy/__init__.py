@@ -1,5 +1,6 @@
 """The latent-conditioned policy: a language model whose behaviour follows a person's posterior."""
 
+from fssa_bayes.policy.conditioning import interpolate, steered
 from fssa_bayes.policy.config import PolicyConfig
 from fssa_bayes.policy.contexts import Contexts
 from fssa_bayes.policy.conversations import Conversation
@@ -15,7 +16,8 @@ from fssa_bayes.policy.evaluation import (
     trait_rates,
     win_rate,
 )
-from fssa_bayes.policy.film import FiLM, decoder_layers, interpolate, steered
+from fssa_bayes.policy.film import FiLM, decoder_layers
+from fssa_bayes.policy.gates import Gates
 from fssa_bayes.policy.latents import draw_latents
 from fssa_bayes.policy.log_probs import response_log_prob, token_log_prob
 from fssa_bayes.policy.model import SteerablePolicy
@@ -30,6 +32,7 @@ __all__ = [
     "Conversation",
     "Dropped",
     "FiLM",
+    "Gates",
     "LengthBuckets",
     "PolicyConfig",
     "PreferenceRows",

@@ -108,9 +108,9 @@ def test_unfinished_checkpoints_are_not_taken(tmp_path: Path) -> None:
     assert again.last_checkpoint().name == "checkpoint-8"
     with pytest.raises(ValueError, match="must be a finished checkpoint .* got '.*checkpoint-9'"):
         again.train(resume_from_checkpoint=tmp_path / "checkpoint-9")
-    film = tmp_path / "checkpoint-6" / "policy" / "film.safetensors"
-    film.write_bytes(film.read_bytes()[:-4] + b"oops")
-    with pytest.raises(ValueError, match="film.safetensors"):
+    weights = tmp_path / "checkpoint-6" / "policy" / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    with pytest.raises(ValueError, match="policy.safetensors"):
         again.train(resume_from_checkpoint=tmp_path / "checkpoint-6")
     again.train(resume_from_checkpoint=True)
     assert digest(again) == expected
@@ -189,7 +189,7 @@ def test_a_run_goes_on_with_the_same_policy_and_guide_alone(tmp_path: Path) -> N
         guide.weight[0, 0] += 1
     for name, other in {
         "base": build(policy(base), ColourGuide()),
-        "film_layers": build(policy(make_base(), film_layers=[1]), ColourGuide()),
+        "conditioning": build(policy(make_base(), conditioning="film"), ColourGuide()),
         "q_proj": build(policy(make_base(), target_modules=["q_proj"]), ColourGuide()),
         "guide": build(make_policy(), guide),
     }.items():

@@ -359,7 +359,7 @@ class Spoil(TrainerCallback):
     def on_step_begin(self, args, state, control, model, **given) -> None:
         if state.global_step == self.step:
             with torch.no_grad():
-                next(iter(model.policy.film.parameters())).fill_(torch.nan)
+                next(iter(model.policy.conditioning.parameters())).fill_(torch.nan)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_a_single_bad_row_is_named(tmp_path: Path) -> None:
 
 def test_gradients_that_are_not_finite_do_not_reach_the_parameters(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    parameter = next(iter(trainer.policy.film.parameters()))
+    parameter = next(iter(trainer.policy.conditioning.parameters()))
     parameter.register_hook(lambda gradient: gradient * torch.inf)
     before = digest(trainer)
     with pytest.raises(FloatingPointError, match="gradients must be finite, got others at step 0"):
@@ -464,7 +464,7 @@ def test_evaluation_is_of_the_pairs_that_the_trainer_has_contexts_of(tmp_path: P
     assert trainer.predict(pairs).metrics["test_loss"] == found["eval_loss"]
     assert trainer.predict(pairs).predictions.shape == (len(pairs), 2)
     with torch.no_grad():
-        next(iter(trainer.policy.film.parameters())).fill_(torch.nan)
+        next(iter(trainer.policy.conditioning.parameters())).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="loss must be finite, .* of eval_dataset"):
         trainer.evaluate()
 
