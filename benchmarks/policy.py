@@ -196,7 +196,7 @@ class Problem:
             with self.policy.reference():
                 return self.score(way, batch, None)
 
-        return self.cache.log_prob(batch, compute, way=str(way)) if way.cached else compute(batch)
+        return self.cache.log_prob(batch, compute) if way.cached else compute(batch)
 
 
 def published_log_prob(logits: Tensor, batch: ResponseBatch) -> Tensor:

@@ -4,7 +4,6 @@ from fssa_bayes.policy.conditioning import interpolate, steered
 from fssa_bayes.policy.config import PolicyConfig
 from fssa_bayes.policy.contexts import Contexts
 from fssa_bayes.policy.conversations import Conversation
-from fssa_bayes.policy.dpo import dpo_loss
 from fssa_bayes.policy.evaluation import (
     accuracy,
     accuracy_by_context,
@@ -17,9 +16,11 @@ from fssa_bayes.policy.evaluation import (
     win_rate,
 )
 from fssa_bayes.policy.film import FiLM, decoder_layers
+from fssa_bayes.policy.fluency import LanguageProbe, TextCost, text_batch, text_cost
 from fssa_bayes.policy.gates import Gates
 from fssa_bayes.policy.latents import draw_latents
 from fssa_bayes.policy.log_probs import response_log_prob, token_log_prob
+from fssa_bayes.policy.losses import PairScores, PreferenceLoss, dpo_loss
 from fssa_bayes.policy.model import SteerablePolicy
 from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
 from fssa_bayes.policy.rows import PreferenceRows
@@ -33,13 +34,17 @@ __all__ = [
     "Dropped",
     "FiLM",
     "Gates",
+    "LanguageProbe",
     "LengthBuckets",
+    "PairScores",
     "PolicyConfig",
+    "PreferenceLoss",
     "PreferenceRows",
     "ReferenceCache",
     "ResponseBatch",
     "SteerableDPOTrainer",
     "SteerablePolicy",
+    "TextCost",
     "TokenisedPairs",
     "accuracy",
     "accuracy_by_context",
@@ -57,6 +62,8 @@ __all__ = [
     "response_log_prob",
     "shares_prompts",
     "steered",
+    "text_batch",
+    "text_cost",
     "token_log_prob",
     "trait_rates",
     "win_rate",

@@ -157,7 +157,7 @@ def test_processes_that_are_several_or_killed_end_as_one_that_is_neither(tmp_pat
         found = results[name]
         assert set(found["ends"]) == {0}, run.stderr
         assert found["left"] == ["checkpoint-9"]
-        for entry in ("loss", "margin"):
+        for entry in ("loss", "rewards/margins"):
             values = [line[entry] for line in found["entries"]]
             assert values == pytest.approx(history(trainer, entry), rel=1e-5, abs=1e-5), name
     assert results["resumed"]["digest"] == digest(trainer)
@@ -175,6 +175,7 @@ def test_a_run_goes_on_with_the_same_policy_and_guide_alone(tmp_path: Path) -> N
             rows.tokenise(make_tokenizer()),
             make_contexts(rows, max_context=4, seed=1),
             guide.posterior,
+            loss_type="sigmoid",
             num_draws=2,
             beta=0.5,
         )

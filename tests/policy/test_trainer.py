@@ -90,8 +90,8 @@ def test_training_begins_at_log_2_exactly(
     expected = dpo_loss(torch.zeros(num_draws, 1), beta=1.0, marginal=marginal).item()
     assert history(trainer) == [expected]
     assert abs(expected - math.log(2)) < 1e-7
-    assert history(trainer, "margin") == [0.0]
-    assert history(trainer, "accuracy") == [0.5]
+    assert history(trainer, "rewards/margins") == [0.0]
+    assert history(trainer, "rewards/accuracies") == [0.5]
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_gradient_of_a_step_is_that_of_the_formula(
         loss.mean(), [dict(trainer.model.named_parameters())[name] for name in names]
     )
     for name, gradient in zip(names, wanted, strict=True):
-        assert torch.allclose(seen.gradients[0][name], gradient, rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(seen.gradients[0][name], gradient, rtol=1e-4, atol=1e-5), name
         assert gradient.abs().max() > 0, name
     assert joint == any("guide" in name for name in names)
 
@@ -187,7 +187,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     assert len(history(whole)) == 6
     for trainer, seen in parted:
         assert history(trainer) == pytest.approx(history(whole), rel=1e-5)
-        assert history(trainer, "margin") == pytest.approx(history(whole, "margin"), abs=1e-5)
+        assert history(trainer, "rewards/margins") == pytest.approx(
+            history(whole, "rewards/margins"), abs=1e-5
+        )
         for mine, theirs in zip(seen.gradients, gradients.gradients, strict=True):
             for name in mine:
                 assert torch.allclose(mine[name], theirs[name], rtol=1e-3, atol=1e-5), name
@@ -198,8 +200,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
-    arguments = {"max_steps": 9, "train_sampling_strategy": "group_by_length"}
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_references_from_a_cache_are_those_computed(tmp_path: Path, strategy: str) -> None:
+    arguments = {"max_steps": 9, "train_sampling_strategy": strategy}
     live = make_trainer(tmp_path / "live", arguments=arguments)
     live.train()
     owner = fingerprint(live.policy)
@@ -210,11 +213,12 @@ def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
         layer = known.policy.base.model.layers[0]
         layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
         known.train()
-        assert digest(known) == digest(live)
-    # Two draws in 9 steps, twice; and once each of the 4 batches (beside the one that finds out
-    # whether prompts can be shared, twice two).
+        for name, value in parameters(known).items():
+            torch.testing.assert_close(value, parameters(live)[name], rtol=1e-4, atol=1e-5)
+    # Two draws in 9 steps, twice; and once each of the 2 batches that hold all 16 sequences (beside
+    # the one that finds out whether prompts can be shared, twice two).
     assert calls.count(True) == 36
-    assert calls.count(False) == 4 + 4
+    assert calls.count(False) == 2 + 4
     other = ReferenceCache(tmp_path / "other", "another model")
     with pytest.raises(ValueError, match="must be the cache of the policy's base model"):
         make_trainer(tmp_path, reference=other)
@@ -274,13 +278,13 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     )
     first = trainer.evaluate()
     assert first["eval_loss"] == pytest.approx(math.log(2), rel=1e-6)
-    assert first["eval_accuracy"] == 0.5
+    assert first["eval_rewards/accuracies"] == 0.5
     trainer.train()
     losses = history(trainer, "eval_loss")[1:]
     last = trainer.evaluate()
     assert last["eval_loss"] == pytest.approx(min(losses), rel=1e-5)  # That of the best step.
     assert trainer.evaluate()["eval_loss"] == last["eval_loss"]
-    assert last["eval_accuracy"] > 0.6
+    assert last["eval_rewards/accuracies"] > 0.6
     # By hand, one row at a time.
     pairs = trainer.eval_dataset
     z = draw_latents(
@@ -294,7 +298,9 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     chosen, rejected = score.chunk(2, -1)
     losses = dpo_loss(chosen - rejected, beta=0.5)
     assert last["eval_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
-    assert last["eval_margin"] == pytest.approx(0.5 * (chosen - rejected).mean().item(), rel=1e-5)
+    assert last["eval_rewards/margins"] == pytest.approx(
+        0.5 * (chosen - rejected).mean().item(), rel=1e-5
+    )
 
 
 def test_evaluation_follows_a_guide_that_learns(tmp_path: Path, moved) -> None:
@@ -462,21 +468,11 @@ def test_evaluation_is_of_the_pairs_that_the_trainer_has_contexts_of(tmp_path: P
     found = trainer.evaluate(pairs)
     assert torch.equal(torch.get_rng_state(), state)
     assert trainer.predict(pairs).metrics["test_loss"] == found["eval_loss"]
-    assert trainer.predict(pairs).predictions.shape == (len(pairs), 2)
+    assert trainer.predict(pairs).predictions.shape == (len(pairs), 2, 4)
     with torch.no_grad():
         next(iter(trainer.policy.conditioning.parameters())).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="loss must be finite, .* of eval_dataset"):
         trainer.evaluate()
-
-
-def test_caches_that_cannot_help_are_refused(tmp_path: Path) -> None:
-    owner = fingerprint(make_policy())
-    exact = ReferenceCache(tmp_path / "cache", owner)
-    with pytest.raises(ValueError, match="exact cache with train_sampling_strategy='random'"):
-        make_trainer(tmp_path, reference=exact)
-    make_trainer(tmp_path, reference=ReferenceCache(tmp_path / "cache", owner, exact=False))
-    arguments = {"train_sampling_strategy": "group_by_length"}
-    make_trainer(tmp_path, reference=exact, arguments=arguments)
 
 
 def test_a_reference_that_is_not_finite_is_named(tmp_path: Path) -> None:
