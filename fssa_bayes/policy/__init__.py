@@ -25,6 +25,7 @@ from fssa_bayes.policy.model import SteerablePolicy
 from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
 from fssa_bayes.policy.rows import PreferenceRows
 from fssa_bayes.policy.shared_prompt import pair_log_prob, shares_prompts
+from fssa_bayes.policy.text_report import TextReport, text_report
 from fssa_bayes.policy.tokens import Dropped, ResponseBatch, TokenisedPairs
 from fssa_bayes.policy.trainer import SteerableDPOTrainer
 
@@ -45,6 +46,7 @@ __all__ = [
     "SteerableDPOTrainer",
     "SteerablePolicy",
     "TextCost",
+    "TextReport",
     "TokenisedPairs",
     "accuracy",
     "accuracy_by_context",
@@ -64,6 +66,7 @@ __all__ = [
     "steered",
     "text_batch",
     "text_cost",
+    "text_report",
     "token_log_prob",
     "trait_rates",
     "win_rate",

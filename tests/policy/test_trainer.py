@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_policy import (
+    PROMPTS,
     SAVING,
     ColourGuide,
     digest,
@@ -25,9 +27,10 @@ from tiny_policy import (
 )
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fssa_bayes.policy import (
+    LanguageProbe,
     PreferenceRows,
     ReferenceCache,
     SteerableDPOTrainer,
@@ -532,3 +535,130 @@ def test_a_guide_that_cannot_learn_is_refused(tmp_path: Path) -> None:
         build(torch.no_grad()(guide.posterior), guide)
     with pytest.raises(ValueError, match="guide must have parameters that require a gradient"):
         build(guide.posterior, guide.requires_grad_(False))
+
+
+# Losses, language and learning rates.
+
+
+def test_several_losses_are_trained_and_logged_as_trl_does(tmp_path: Path, moved) -> None:
+    arguments = {"max_steps": 1, "learning_rate": 0.0}
+    options = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    trainer = moved(tmp_path, arguments=arguments, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Random parameters lower the chosen answers' probability.
+        trainer.train()
+    pairs = trainer.train_dataset
+    order = trainer.sampler.pairs_of_step(0)
+    contexts = trainer.train_pairs.contexts
+    z = draw_latents(trainer.posterior, contexts, pairs.row[order], step=0, num_draws=2, seed=5)
+    batch = pairs.batch(order)
+    with torch.no_grad():
+        score = trainer.policy.sequence_log_prob(batch, torch.cat([z, z], 1))
+        with trainer.policy.reference():
+            ratio = score - trainer.policy.sequence_log_prob(batch)
+    chosen, rejected = (0.5 * ratio).chunk(2, -1)
+    tokens = batch.response_mask.sum(-1)
+    sft = -(score / tokens).chunk(2, -1)[0].mean()
+    loss = -(chosen - rejected).sigmoid().log().mean() + 0.5 * sft
+    expected = {
+        "loss": loss,
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        "logps/chosen": score[:, :8].mean(),
+        "logps/rejected": score[:, 8:].mean(),
+    }
+    for name, value in expected.items():
+        assert history(trainer, name)[0] == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_a_fall_of_the_chosen_responses_warns_once(tmp_path: Path) -> None:
+    """Of a trained policy whose guide then says the opposite of everybody."""
+    arguments = {"max_steps": 60, "learning_rate": 1e-2}
+    trained = make_trainer(tmp_path, arguments=arguments)
+    trained.train()  # Warns of nothing.
+    guide, rows = ColourGuide(), trained.train_dataset.rows
+    with torch.no_grad():
+        guide.weight.neg_()
+    trainer = SteerableDPOTrainer(
+        trained.policy,
+        make_arguments(tmp_path, learning_rate=0.0),
+        trained.train_dataset,
+        make_contexts(rows, max_context=4, min_context=4),
+        guide.posterior,
+        beta=0.5,
+    )
+    with pytest.warns(UserWarning, match="log-probability of chosen responses has fallen") as seen:
+        trainer.train()
+    assert max(history(trainer, "rewards/chosen")) < -0.5  # A nat, by β.
+    assert len([w for w in seen if "has fallen" in str(w.message)]) == 1
+
+
+def test_training_stops_at_the_budget_of_divergence(tmp_path: Path) -> None:
+    def train(folder: str, budget: float | None) -> SteerableDPOTrainer:
+        arguments = {"max_steps": 12, "learning_rate": 3e-2}
+        policy = make_policy()
+        z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        probe = LanguageProbe.of(policy, PROMPTS[:3], z, max_new_tokens=4)
+        options = {"probe": probe, "kl_budget": budget, "loss_type": ["sigmoid", "sft"]}
+        trainer = make_trainer(tmp_path / folder, arguments=arguments, **options)
+        trainer.train()
+        return trainer
+
+    whole = history(train("whole", None), "language/kl")
+    assert len(whole) == 12
+    assert whole[0] < 0.1 < max(whole)
+    budget = (whole[5] + max(whole[:5])) / 2
+    first = next(step for step, kl in enumerate(whole) if kl > budget)
+    stopped = train("stopped", budget)
+    assert history(stopped, "language/kl") == whole[: first + 1]
+    assert stopped.state.global_step == first + 1 < 12
+    with pytest.raises(ValueError, match="kl_budget needs a probe"):
+        make_trainer(tmp_path, kl_budget=0.1)
+
+
+def test_training_stops_where_held_out_pairs_get_worse(tmp_path: Path) -> None:
+    """By the callback of transformers: held-out people with the opposite preferences."""
+    rows = make_rows()
+    opposite = PreferenceRows(rows.prompts, rows.rejected, rows.chosen, rows.users)
+    arguments = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 20, "learning_rate": 1e-2}
+    arguments |= {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    arguments |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    trainer = make_trainer(
+        tmp_path,
+        arguments=arguments,
+        callbacks=[EarlyStoppingCallback(2)],
+        eval_dataset=opposite.tokenise(make_tokenizer()),
+        eval_contexts=make_contexts(opposite, max_context=0),
+    )
+    trainer.train()
+    assert 3 <= trainer.state.global_step < 20
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "rate", "expected"),
+    [("gated", None, 3e-3), ("gated", 1e-4, 1e-4), ("film", None, 3e-4), ("film", 2e-4, 2e-4)],
+)
+def test_the_conditioning_learns_at_a_rate_of_its_own(
+    tmp_path: Path, conditioning: str, rate: float | None, expected: float
+) -> None:
+    rows, guide = make_rows(), ColourGuide()
+    policy = SteerablePolicy.from_model(
+        make_base(), make_tokenizer(), latent_dim=2, lora_rank=2, conditioning=conditioning
+    )
+    trainer = SteerableDPOTrainer(
+        policy,
+        make_arguments(tmp_path),
+        rows.tokenise(make_tokenizer()),
+        make_contexts(rows),
+        guide.posterior,
+        conditioning_learning_rate=rate,
+    )
+    trainer.create_optimizer()
+    groups = trainer.optimizer.param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    own = {id(p) for p in policy.conditioning.parameters()}
+    assert set(rates) == {id(p) for p in policy.trainable_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(rates)
+    for number, found in rates.items():
+        assert found == pytest.approx(expected if number in own else 3e-3)
