@@ -307,7 +307,7 @@ def train_policy(
         learning_rate=args.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(10, args.steps // 2),
-        logging_steps=max(args.steps // 4, 1),
+        logging_steps=max(args.steps // 5, 1),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -351,6 +351,8 @@ def evaluate(
     rows = first.repeat(len(prompts))
     asked = [ask(prompt) for prompt in prompts] * len(people)
     kind = test.type[people].repeat(len(prompts))
+    place = np.arange(len(test.rows)) - first[test.rows.user]
+    few = np.flatnonzero(place[test.pairs.row] < args.prompts)  # Pairs to predict.
     most = int(np.bincount(test.rows.user).min()) - 1
     known = draw_given(
         posterior, test.contexts, rows, num_context=most, num_draws=16, seed=args.seed
@@ -378,7 +380,7 @@ def evaluate(
         group=np.array(TYPES, dtype=object)[kind],
         utility=true_utility,
         reward=reward,
-        pairs=test.pairs if args.accuracy else None,
+        pairs=test.pairs.select(few) if args.accuracy else None,
         num_contexts=args.contexts,
         max_new_tokens=LONGEST,
         temperature=TEMPERATURE,
@@ -478,14 +480,14 @@ def make_parser() -> Parser:
     parser.add_argument("--choices", type=whole(11), default=14, help="of every person")
     parser.add_argument("--train-prompts", type=whole(12), default=46)
     parser.add_argument("--test-prompts", type=whole(12), default=20)
-    parser.add_argument("--prompts", type=whole(1, 8), default=4, help="answered for each person")
+    parser.add_argument("--prompts", type=whole(1, 8), default=3, help="answered for each person")
     parser.add_argument("--samples", type=whole(), default=3, help="answers tried of each kind")
     parser.add_argument("--conditioning", choices=["gated", "film"], default="gated")
     parser.add_argument("--film-layers", choices=["third", "all"], default="third")
     parser.add_argument("--rank", type=whole(), default=8, help="of the adapter")
     parser.add_argument("--steps", type=whole(), default=100, help="of the policy")
     parser.add_argument("--reward-steps", type=whole(), default=400)
-    parser.add_argument("--batch-size", type=whole(), default=8, help="pairs a step")
+    parser.add_argument("--batch-size", type=whole(), default=4, help="pairs a step")
     parser.add_argument("--learning-rate", type=positive(), default=5e-4, help="of the policy")
     parser.add_argument("--beta", type=positive(), default=0.1, help="pull towards the base model")
     parser.add_argument("--sft", type=share, default=1.0, help="weight of the supervised term")
