@@ -17,8 +17,8 @@ the end one person's policy is written as an ordinary LoRA adapter.
     python examples/steer_real_model.py
 
 The two packages hold the weights (94 and 91 MB); the example says so and ends where one is missing.
-About a quarter of an hour on one core, of which the answers, which are kept in `--out` for other
-runs, take four minutes. `--conditioning film` and `--sft` show what else was tried.
+About twenty minutes of one core: answers, which are kept in `--out` for other runs, three, the
+policy six, the evaluation ten. `--conditioning film` and `--sft` show what else was tried.
 """
 
 from __future__ import annotations
