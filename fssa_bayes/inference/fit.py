@@ -25,7 +25,7 @@ from fssa_bayes.inference.processes import Processes, find_processes
 from fssa_bayes.inference.readiness import (
     AUTO,
     check_training_data,
-    check_weights,
+    check_weights_are_used,
     choose_stages,
     choose_validation,
     explain_validation,
@@ -552,7 +552,7 @@ def fit(
             f"validation must be None without a guide, which predicts held-out choices, got "
             f"{validation}"
         )
-    check_weights(stages, data)
+    check_weights_are_used(stages, data)
     warn_of_busy_people(stages, data)
     if population_learning_rate is None:
         population_learning_rate = 10 * learning_rate

@@ -10,6 +10,7 @@ from fssa_bayes.posterior.choices import (
     weighted_mean,
     weighted_quantiles,
 )
+from fssa_bayes.posterior.corrected import CorrectedPosterior, corrected
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.posterior import Posterior
@@ -17,11 +18,13 @@ from fssa_bayes.posterior.willingness import find_price, payments
 
 __all__ = [
     "ChoiceProbability",
+    "CorrectedPosterior",
     "Likelihoods",
     "PopulationDraws",
     "PopulationMixture",
     "Posterior",
     "Predictor",
+    "corrected",
     "describe_choices",
     "describe_part",
     "export_draws",

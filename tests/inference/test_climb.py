@@ -41,7 +41,11 @@ def test_a_climb_ends_at_the_maximum_and_newtons_step_leads_there(is_newton: boo
         root = torch.linalg.cholesky(torch.linalg.inv(parabola.information))
     climb = Climb(parabola.evaluate, [parameter], root, gain=0.01)
     steps: list[float] = []
-    climb.run(100, is_newton, lambda intermediate_result: steps.append(intermediate_result.fun))
+    climb.run(
+        100,
+        is_newton=is_newton,
+        callback=lambda intermediate_result: steps.append(intermediate_result.fun),
+    )
     torch.testing.assert_close(parameter.detach(), parabola.maximum, rtol=0, atol=1e-3)
     start = 0.5 * parabola.maximum @ parabola.information @ parabola.maximum
     assert climb.gained == pytest.approx(start.item())
@@ -63,7 +67,7 @@ def test_a_climb_that_finds_nothing_better_leaves_the_parameters() -> None:
         return SimpleNamespace(log_likelihood=value.item(), standard_error=0.1)
 
     climb = Climb(falls, [parameter], torch.eye(2, dtype=torch.float64), gain=0.01)
-    climb.run(10, False, lambda intermediate_result: None)
+    climb.run(10, is_newton=False, callback=lambda intermediate_result: None)
     assert parameter.tolist() == [1.0, 2.0]
     assert climb.has_failed
     assert climb.gained == 0.0
