@@ -15,7 +15,8 @@ from benchmarks.harness import environment
 
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
-    *("inference", "npe", "proposals", "training", "scale", "large", "kernels", "kernels_cuda"),
+    *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
+    *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
     *("interval_coverage", "few_judges", "few_people", "questions"),
     *("policy", "experiments"),
@@ -57,7 +58,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--crowds", type=Path, help="folder with the crowds' files: experiments, large"
     )
     parser.add_argument("--earlier", type=Path, help="checkout of an earlier version: large")
-    parser.add_argument("--people", type=int, help="people of nuts (50) or inference (200)")
+    parser.add_argument(
+        "--people", type=int, help="people of nuts (50), inference (200), at_scale (1,000,000)"
+    )
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument(

@@ -9,11 +9,13 @@ shows every traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
 import re
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -113,13 +115,29 @@ def run(
     """
     args = parser.parse_args(argv)
     try:
-        make_folder(args.out)
-        check_data(args)
-        main(args)
+        with as_one_of_several(args):
+            make_folder(args.out)
+            check_data(args)
+            main(args)
     except Exception as error:
         if args.debug or not is_mendable(error):
             raise
         parser.error(str(error) or type(error).__name__)
+
+
+@contextlib.contextmanager
+def as_one_of_several(args: argparse.Namespace) -> Iterator[None]:
+    """Lets the first process alone, of those that `torchrun` starts, print and write."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+    ):
+        args.out = Path(folder)
+        yield
 
 
 def check_data(args: argparse.Namespace) -> None:

@@ -10,8 +10,11 @@ price has one sign for everybody, so that every willingness to pay has an interv
 correlated model fits worse here (about 50 nats): some people seem not to mind the price.
 
     python examples/mixed_logit.py
+    torchrun --nproc-per-node 2 examples/mixed_logit.py
 
-A few minutes on two cores, most of them for standard errors.
+A few minutes on two cores, most of them for standard errors. `torchrun` divides the people of the
+fits among processes, which end with the same estimates; everything after the fits, such as standard
+errors, each process does for itself.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 __all__ = ["SUBCOMMANDS", "app", "main"]
 
-SUBCOMMANDS = ("analyse", "rank", "diagnose")
+SUBCOMMANDS = ("analyse", "rank", "diagnose", "score")
 """Names of the subcommands, each the name of a module of this package that holds `app`."""
 
 # Raised of a wrong argument, a wrong file, a missing package or a fit that breaks down.

@@ -16,11 +16,13 @@ from fssa_bayes.data.ids import (
     explain_unknown,
     factorise_names,
     find_names,
+    find_values,
     names_from_json,
     names_to_json,
 )
 from fssa_bayes.data.keys import count_keys, distinct_keys
 from fssa_bayes.data.names import check_column, first_names
+from fssa_bayes.data.parquet import ParquetFile, find_parquet_files
 from fssa_bayes.data.precision import (
     coarse_columns,
     column_moments,
@@ -37,6 +39,7 @@ from fssa_bayes.kernels.plackett_luce import StagePairs
 
 __all__ = [
     "Batch",
+    "ParquetFile",
     "Preferences",
     "StagePairs",
     "Summary",
@@ -56,7 +59,9 @@ __all__ = [
     "factorise_names",
     "find_columns",
     "find_names",
+    "find_parquet_files",
     "find_recurrence",
+    "find_values",
     "find_win_classes",
     "first_names",
     "identified_covariates",

@@ -41,6 +41,8 @@ class Batch:
         weights: How many times each person counts in estimates, double precision with shape (U,);
             None for once each.
         keys: Keys of the people's random streams, uint64 with shape (U,); None if simulated.
+        part: Where these people stand among those of a whole batch, and the number of people of the
+            whole batch; None where it is all of them.
     """
 
     items: Tensor
@@ -55,6 +57,7 @@ class Batch:
     count: Tensor | None = None
     weights: Tensor | None = None
     keys: np.ndarray | None = None
+    part: tuple[int, int] | None = None
 
     @property
     def num_users(self) -> int:
@@ -108,6 +111,23 @@ class Batch:
         """Returns a copy with features and choices in double precision."""
         items = self.items if self.items.dtype == torch.int64 else self.items.double()
         return self.replace(items=items, choice=self.choice.double())
+
+    def take(self, people: slice) -> Batch:
+        """Returns a stretch of the people as a `part`, with the same width, and with their items.
+
+        The padding must be 0, as data make it.
+        """
+        pairs = torch.stack([self.left[people], self.right[people]])
+        used, position = torch.unique(pairs, return_inverse=True)
+        own = {
+            field.name: getattr(self, field.name)[people]
+            for field in dataclasses.fields(self)
+            if field.name not in ("items", "left", "right", "part")
+            and getattr(self, field.name) is not None
+        }
+        part = people.indices(self.num_users)[0], self.num_users
+        left, right = position
+        return self.replace(items=self.items[used], left=left, right=right, part=part, **own)
 
     def replace(self, **changes: Any) -> Batch:
         """Returns a copy with some fields replaced, for example `mask=` or `choice=`."""

@@ -31,5 +31,5 @@ def fit_average(
             getattr(average, name).copy_(getattr(model, name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model does not use the covariates")
-        fit(average, None, data, seed=seed, progress_bar=False)
+        fit(average, None, data, seed=seed, progress_bar=False, processes=None)
     return average

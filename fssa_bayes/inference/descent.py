@@ -86,6 +86,7 @@ class Descent:
                     score = validation_score(
                         leg.stage, fitter.model, fitter.guide, leg.held_out, fitter.seed
                     )
+                    score = fitter.processes.agree_on(score)
                     self.waited += 1
                     if score > self.best_score:
                         self.best_score, self.best_step, self.waited = score, self.step, 0
@@ -108,9 +109,7 @@ class Descent:
         batch = stage.draw_batch(fitter.model, self.leg.training, self.rng)
         for flat in self.flat:
             flat.clear()
-        loss = stage.backward(fitter.model, fitter.guide, batch)
-        for flat in self.flat:
-            flat.collect()
+        loss = self.evaluate(batch)
         norm = math.hypot(*(flat.norm() for flat in self.flat))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
@@ -126,6 +125,25 @@ class Descent:
             group["lr"] = group["peak"] * learning_rate_factor(self.step - 1, self.steps)
         self.optimiser.step()
         return loss
+
+    def evaluate(self, batch: Batch) -> float:
+        """Puts the gradient of the loss per person in place, and returns the loss, in nats.
+
+        Processes evaluate a part of the people each.
+        """
+        fitter, processes = self.fitter, self.fitter.processes
+        own, share = batch, 1.0
+        if processes.size > 1:
+            own = batch.take(processes.share(batch.num_users))
+            share = own.num_users / batch.num_users
+        loss = self.leg.stage.backward(fitter.model, fitter.guide, own) if share else 0.0
+        for flat in self.flat:
+            flat.collect()
+        if processes.size == 1:
+            return loss
+        for flat in self.flat:
+            processes.add_up(flat.values.grad.mul_(share))
+        return processes.add_up(torch.tensor(share * loss, dtype=torch.float64)).item()
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Returns what, beside the fit's own state, a checkpoint must hold."""

@@ -6,7 +6,7 @@ are evaluated here directly, because tracing programs takes as long as a step's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from fssa_bayes.data import Batch
 from fssa_bayes.guide import NoiseDensity, push, standard_normal_log_prob
 from fssa_bayes.model import HeterogeneousBTL, PreparedItems
 
-__all__ = ["draw", "importance_log_weights", "to_latents"]
+__all__ = ["draw", "draw_numbers", "importance_log_weights", "to_latents"]
 
 
 def importance_log_weights(
@@ -42,19 +42,46 @@ def importance_log_weights(
     Returns:
         Log-weights with shape (S, U).
     """
-    noise, log_guide = draw(proposal, num_particles)
+    noise, log_guide = draw(proposal, num_particles, batch)
     z, _ = to_latents(model, noise, batch)
     likelihood = model.choice(batch, z.transpose(0, 1), prepared, validate_args=False)
     return likelihood.log_prob(batch.choice) + (prior(noise) - log_guide).T
 
 
-def draw(density: NoiseDensity, num_draws: int) -> tuple[Tensor, Tensor]:
+def draw(density: NoiseDensity, num_draws: int, batch: Batch) -> tuple[Tensor, Tensor]:
     """Draws ε (U, S, K), by one call of the generator, with log q(ε | context), (U, S)."""
     like = density.like
-    noise = torch.randn(
-        num_draws, len(like), density.noise_width, dtype=like.dtype, device=like.device
-    )
+    shape = num_draws, len(like), density.noise_width
+    options = {"dim": 1, "dtype": like.dtype, "device": like.device}
+    noise = draw_numbers(torch.randn, shape, batch.part, **options)
     return density.push(noise.transpose(0, 1).contiguous())
+
+
+def draw_numbers(
+    generate: Callable[..., Tensor],
+    shape: Sequence[int],
+    part: tuple[int, int] | None,
+    *,
+    dim: int = 0,
+    **options: object,
+) -> Tensor:
+    """Draws random numbers of the people of a batch, by one call of the generator.
+
+    Of a part of a batch the numbers of the whole batch are drawn, and those of the others are
+    dropped: what a person gets does not depend on how a batch is divided among processes.
+
+    Args:
+        generate: `torch.randn` or `torch.rand`.
+        shape: Shape of the result.
+        part: The `part` of the batch.
+        dim: Dimension of the people.
+        **options: Dtype and device.
+    """
+    if part is None:
+        return generate(*shape, **options)
+    start, total = part
+    whole = generate(*shape[:dim], total, *shape[dim + 1 :], **options)
+    return whole.narrow(dim, start, shape[dim])
 
 
 def to_latents(model: HeterogeneousBTL, noise: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.average import fit_average
 from fssa_bayes.inference.convergence import Convergence, describe_convergence
 from fssa_bayes.inference.objectives import Objective
+from fssa_bayes.inference.processes import Processes, find_processes
 from fssa_bayes.inference.readiness import (
     AUTO,
     check_training_data,
@@ -33,7 +34,7 @@ from fssa_bayes.inference.readiness import (
     warn_of_separation,
     warn_of_vanished_coefficients,
 )
-from fssa_bayes.inference.state import describe_fit
+from fssa_bayes.inference.state import describe_fit, meet
 from fssa_bayes.inference.training import Fitter, plan
 from fssa_bayes.io import Checkpoints
 from fssa_bayes.model import HeterogeneousBTL, align, check_same_people
@@ -381,7 +382,8 @@ class FitResult:
         for refit in range(num):
             people = self.data.subset(rng.integers(len(self.data), size=len(self.data)))
             model, guide = copy.deepcopy((self.model, self.guide))
-            fit(model, guide, people, **{"seed": seed + refit, "progress_bar": False} | options)
+            alone = {"seed": seed + refit, "progress_bar": False, "processes": None}
+            fit(model, guide, people, **alone | options)
             members.append((model, guide))
         return PopulationDraws(tuple(members), f"{num} refits to people drawn with replacement")
 
@@ -468,6 +470,7 @@ def fit(
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_interval: int = 100,
+    processes: str | None = AUTO,
 ) -> FitResult:
     """Fits a model and its guide to the comparisons of many people, in place.
 
@@ -504,6 +507,10 @@ def fit(
             likelihood, which takes seconds, begins its stage again. One fit at a time uses a
             folder; a state that cannot be written is left out with a warning.
         checkpoint_interval: Steps from one checkpoint to the next.
+        processes: `"auto"` divides the people of every step among the processes of `torchrun` or
+            of a group of `torch.distributed`. All call `fit` with the same data, take the first
+            one's parameters and end with those of a single process, but for rounding. The first
+            alone shows progress and writes `checkpoint`. None fits in this process alone.
 
     Returns:
         The result; `model` and `guide` themselves are changed.
@@ -512,6 +519,7 @@ def fit(
         ValueError: If data, model and guide do not fit each other, an option is out of range, or
             `checkpoint` holds a fit of another model, other data or other options.
         FileExistsError: If `checkpoint` is a file, or another fit is using it.
+        ConnectionError: If another process of the fit has ended.
         FloatingPointError: If the loss or its gradient is not finite, or the loss is negative
             beyond chance where it bounds −log of the probability of choices; the message names
             objective and step, and the parameters are those before the step.
@@ -556,8 +564,13 @@ def fit(
         raise ValueError(
             f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
         )
+    if processes not in (AUTO, None):
+        raise ValueError(f"processes must be 'auto' or None, got {processes!r}")
+    group = Processes() if processes is None else find_processes()
+    if group.size > 1:
+        meet(group, model, guide, data, stages, rates, validation, refit, seed)
     kept: AbstractContextManager[Checkpoints | None] = nullcontext()
-    if checkpoint is not None:
+    if checkpoint is not None and group.is_first:
         about = describe_fit(model, guide, data, stages, rates, validation, refit, seed)
         kept = Checkpoints(checkpoint, about)
     with kept as checkpoints:
@@ -575,8 +588,10 @@ def fit(
             )
         legs = plan(stages, data, validation, refit, seed)
         fitter = Fitter(
-            *(model, guide, legs, rates, seed, progress_bar, checkpoints, checkpoint_interval),
+            *(model, guide, legs, rates, seed, progress_bar and group.is_first),
+            *(checkpoints, checkpoint_interval),
             separation=separation,
+            processes=group,
         )
         fitter.run()
     warn_of_divergence(model, data)

@@ -21,6 +21,7 @@ from fssa_bayes._random import Streams
 from fssa_bayes.data import Preferences, total_weight, user_batches
 from fssa_bayes.inference.climb import Climb, root_of_covariance
 from fssa_bayes.inference.maximum import pooled_batches
+from fssa_bayes.inference.processes import Processes
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import Points, draw_adapted, draw_points, find_modes
 
@@ -72,6 +73,7 @@ class MarginalLikelihood:
         data: The people and their choices.
         num_draws: Number of draws of each person's z.
         seed: Seed of the points.
+        processes: The processes, each of which evaluates some of the people; None for this one.
 
     References:
         Louis (1982), Finding the observed information matrix when using the EM algorithm.
@@ -79,11 +81,18 @@ class MarginalLikelihood:
     """
 
     def __init__(
-        self, model: HeterogeneousBTL, data: Preferences, num_draws: int, seed: int
+        self,
+        model: HeterogeneousBTL,
+        data: Preferences,
+        num_draws: int,
+        seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self.model = model
+        self.processes = processes or Processes()
         # People of similar numbers of comparisons share a batch, so that little is padded.
-        data = data.subset(np.argsort(data.counts, kind="stable"))
+        order = np.argsort(data.counts, kind="stable")
+        data = data.subset(order[self.processes.rank :: self.processes.size])
         self.batches = [
             batch.double()
             for _, batch in user_batches(
@@ -119,7 +128,11 @@ class MarginalLikelihood:
             total += log_mean.sum().item()
             variance += person_variance.sum().item()
             least = min(least, relative_ess.min().item())
-        return Value(total, math.sqrt(variance), least)
+        sums = self.processes.add_up(torch.tensor([total, variance], dtype=torch.float64))
+        total, variance = sums.tolist()
+        if gradient:
+            self.processes.add_up_gradients([p for p in self.model.parameters() if p.requires_grad])
+        return Value(total, math.sqrt(variance), self.processes.least(least))
 
 
 def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
@@ -166,8 +179,8 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     try:
         few = some_people(leg.training, _COARSE_PEOPLE, fitter.seed)
         if not model.utility.mean.count_nonzero():
-            start_from_average(model, few)
-        likelihood = MarginalLikelihood(model, few, _COARSE_DRAWS, fitter.seed)
+            start_from_average(model, few, fitter.processes)
+        likelihood = MarginalLikelihood(model, few, _COARSE_DRAWS, fitter.seed, fitter.processes)
         size = sum(parameter.numel() for parameter in parameters)
         root = torch.eye(size, dtype=torch.float64) / math.sqrt(len(few))
         for start in starts(model, parameters):
@@ -181,7 +194,9 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         root_of_few = root_of_covariance(model, parameters, few, fitter.seed)
         is_newton = root_of_few is not None
         root = (root_of_few if is_newton else root) * math.sqrt(total_weight(few) / count)
-        likelihood = MarginalLikelihood(model, leg.training, leg.stage.num_draws, fitter.seed)
+        likelihood = MarginalLikelihood(
+            model, leg.training, leg.stage.num_draws, fitter.seed, fitter.processes
+        )
         for _ in range(_CLIMBS):
             losses.clear()
             climb = Climb(likelihood.evaluate, parameters, root, _GAIN)
@@ -202,21 +217,24 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     return max(step, 1)
 
 
-def start_from_average(model: HeterogeneousBTL, data: Preferences) -> None:
+def start_from_average(model: HeterogeneousBTL, data: Preferences, processes: Processes) -> None:
     """Sets w0 to its maximum likelihood estimate where nobody differs, in place."""
-    batches = pooled_batches(data, model)
+    batches = pooled_batches(data, model)[processes.rank :: processes.size]
     optimiser = torch.optim.LBFGS([model.utility.mean], line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         model.zero_grad()
-        total = sum(
+        parts = [
             -model.choice(batch, batch.choice.new_zeros(batch.num_users, model.latent_dim))
             .log_prob(batch.choice)
             .sum()
             for batch in batches
-        )
-        total.backward()
-        return total.detach()
+        ]
+        total = sum(parts, model.utility.mean.new_zeros(()))
+        if parts:
+            total.backward()
+        processes.add_up_gradients([model.utility.mean])
+        return processes.add_up(total.detach())
 
     optimiser.step(loss)
 

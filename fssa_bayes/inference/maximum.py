@@ -125,7 +125,8 @@ def _descend(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype
     model.double()
-    batches = pooled_batches(leg.training, model)
+    processes = fitter.processes
+    batches = pooled_batches(leg.training, model)[processes.rank :: processes.size]
     unseen = pooled_batches(leg.held_out, model) if leg.held_out else []
     best_score, best_step, best_vector, step = -math.inf, 0, None, 0
 
@@ -141,6 +142,8 @@ def _descend(fitter: Fitter, leg: Leg, steps: int, progress: Progress) -> int:
             loss = stage.loss(model, None, batch) * (batch.num_users / people)
             loss.backward()
             total += loss.item()
+        total = processes.add_up(torch.tensor(total, dtype=torch.float64)).item()
+        processes.add_up_gradients(parameters)
         if model.penalty:
             loss = -model.log_prior() / people
             loss.backward()

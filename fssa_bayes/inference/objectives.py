@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from fssa_bayes.data import Batch, Preferences, total_weight
 from fssa_bayes.guide import NeuralProcessGuide, NoiseDensity, standard_normal_log_prob
-from fssa_bayes.inference.direct import draw, importance_log_weights, to_latents
+from fssa_bayes.inference.direct import (
+    draw,
+    draw_numbers,
+    importance_log_weights,
+    to_latents,
+)
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.sampling import GUIDE_SHARE
 
@@ -273,7 +278,7 @@ class PredictiveLikelihood(Objective):
         if self.deterministic:
             z = guide.location(context, prepared).unsqueeze(0)
         else:
-            noise, _ = draw(guide.noise_density(context, prepared), self.num_particles)
+            noise, _ = draw(guide.noise_density(context, prepared), self.num_particles, batch)
             z = to_latents(model, noise, batch)[0].transpose(0, 1)
         likelihood = model.choice(target, z, prepared, validate_args=False)
         log_prob = likelihood.log_prob(batch.choice)
@@ -352,17 +357,17 @@ class Sleep(Objective):
         """Returns an estimate of −E log q(z | C) per person, in nats."""
         with torch.no_grad():
             prepared = model.prepare_items(batch.items)
-            noise = torch.randn(
-                batch.num_users, 1, model.latent_dim, dtype=model.dtype, device=model.device
-            )
+            shape, options = (batch.num_users, 1, model.latent_dim), {"device": model.device}
+            noise = draw_numbers(torch.randn, shape, batch.part, dtype=model.dtype, **options)
             z, log_det = to_latents(model, noise, batch)
             likelihood = model.choice(batch, z.squeeze(1), prepared, validate_args=False)
-            context = batch.replace(choice=likelihood.sample())
+            uniform = draw_numbers(torch.rand, batch.mask.shape, batch.part, **options)
+            context = batch.replace(choice=likelihood.decide(uniform))
         density = guide.noise_density(context, prepared)
         if self.num_particles == 1:
             return (log_det - density.log_prob(noise)).mean()
         with torch.no_grad():
-            others = self.draw_others(density)
+            others = self.draw_others(density, batch)
             noise = torch.cat([noise, others], 1)
             z, log_det = to_latents(model, noise, batch)
         log_guide = density.log_prob(noise)
@@ -376,11 +381,15 @@ class Sleep(Objective):
             weights = (log_joint - log_mixture).softmax(1)
         return (weights * (log_det - log_guide)).sum(1).mean()
 
-    def draw_others(self, density: NoiseDensity) -> Tensor:
+    def draw_others(self, density: NoiseDensity, batch: Batch) -> Tensor:
         """Draws ε (U, S − 1, K) from the guide or the prior, which reaches tails better."""
-        of_guide, _ = draw(density, self.num_particles - 1)
-        by_guide = torch.rand(*of_guide.shape[:2], 1, device=of_guide.device) < GUIDE_SHARE
-        return torch.where(by_guide, of_guide, torch.randn_like(of_guide))
+        of_guide, _ = draw(density, self.num_particles - 1, batch)
+        options = {"device": of_guide.device}
+        uniform = draw_numbers(torch.rand, (*of_guide.shape[:2], 1), batch.part, **options)
+        of_prior = draw_numbers(
+            torch.randn, of_guide.shape, batch.part, dtype=of_guide.dtype, **options
+        )
+        return torch.where(uniform < GUIDE_SHARE, of_guide, of_prior)
 
 
 def _checked_particles(num_particles: int) -> int:
@@ -394,23 +403,27 @@ def split_batch(batch: Batch) -> tuple[Tensor, Tensor]:
 
     A ranking is one judgement: all of it goes to the context, or all of it to the target.
     """
-    context = batch.whole_judgements(split_mask(batch.judgement_mask)[0])
+    context = batch.whole_judgements(split_mask(batch.judgement_mask, batch.part)[0])
     return context, batch.mask & ~context
 
 
-def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+def split_mask(mask: Tensor, part: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Splits each person's comparisons into a context and a target, of a size drawn per person.
 
     Args:
         mask: True where there is a comparison, with shape (U, N).
+        part: Where these people stand in a whole batch, see :class:`fssa_bayes.data.Batch`.
 
     Returns:
         Context and target masks with shape (U, N). A context has 0 to n − 1 of n comparisons,
         each size equally likely; the target has the rest.
     """
     count = mask.sum(-1, keepdim=True)
-    size = (torch.rand_like(count, dtype=torch.float32) * count).floor()
-    key = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2.0)
-    rank = key.argsort(-1).argsort(-1)
+    share, key = (
+        draw_numbers(torch.rand, shape, part, device=mask.device)
+        for shape in (count.shape, mask.shape)
+    )
+    size = (share * count).floor()
+    rank = key.masked_fill(~mask, 2.0).argsort(-1).argsort(-1)
     context = mask & (rank < size)
     return context, mask & ~context

@@ -10,10 +10,13 @@ from torch import Tensor
 from fssa_bayes.data import Preferences
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference.objectives import Objective
-from fssa_bayes.io import flatten
+from fssa_bayes.inference.processes import Processes
+from fssa_bayes.io import flatten, unflatten
 from fssa_bayes.model import HeterogeneousBTL
 
-__all__ = ["FitState", "describe_fit", "prefixed", "random_state"]
+__all__ = ["FitState", "describe_fit", "meet", "prefixed", "random_state"]
+
+_COMPARED = 1000  # People whose comparisons are compared between processes.
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,29 @@ def describe_fit(
         "refit": refit,
         "seed": seed,
     }
+
+
+def meet(
+    processes: Processes,
+    model: HeterogeneousBTL,
+    guide: NeuralProcessGuide | None,
+    data: Preferences,
+    *options: object,
+) -> None:
+    """Gives all processes of a fit the first one's parameters, after a look whether they agree.
+
+    Arguments are those of :func:`describe_fit`. Of the data their size and the first people are
+    looked at.
+
+    Raises:
+        ValueError: If the processes are about to make different fits, or outnumber the people.
+    """
+    if len(data) < processes.size:
+        raise ValueError(
+            f"data must have a person for each of the {processes.size} processes, got {len(data)}"
+        )
+    first = data.subset(range(min(len(data), _COMPARED)))
+    about = describe_fit(model, guide, first, *options)
+    size = {"people": len(data), "comparisons": data.num_comparisons}
+    processes.check_equal(about | size)
+    unflatten(processes.agree(flatten(model, guide)), model, guide)

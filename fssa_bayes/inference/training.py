@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from fssa_bayes.inference.descent import Descent
 from fssa_bayes.inference.marginal import maximise_marginal
 from fssa_bayes.inference.maximum import maximise
 from fssa_bayes.inference.objectives import MaximumLikelihood, Objective
+from fssa_bayes.inference.processes import Processes
 from fssa_bayes.inference.progress import Progress
 from fssa_bayes.inference.scores import held_out_scores, warn_if_costly
 from fssa_bayes.inference.state import FitState, prefixed, random_state
@@ -85,6 +87,7 @@ class Fitter:
         scores: Held-out scores after every stage.
         start: Parameters before the first step.
         separation: What the choices put at infinity; None where it was not looked for.
+        processes: The processes that the fit is divided among. The first alone has `checkpoints`.
     """
 
     model: HeterogeneousBTL
@@ -101,6 +104,7 @@ class Fitter:
     scores: list[dict] = field(default_factory=list)
     start: dict[str, Tensor] = field(default_factory=dict)
     separation: Separation | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def run(self) -> None:
         """Runs what is left to do, from the latest checkpoint if there is one."""
@@ -185,9 +189,12 @@ class Fitter:
 
     def resume(self) -> FitState | None:
         """Takes parameters and progress from the latest checkpoint, which it returns, if any."""
-        if self.checkpoints is None or self.checkpoints.found is None:
+        found = None if self.checkpoints is None else self.checkpoints.found
+        tensors, values = found or ({}, None)
+        values = json.loads(self.processes.agree_on_text(json.dumps(values)))
+        if values is None:
             return None
-        state = FitState(*self.checkpoints.found)
+        state = FitState(self.processes.agree(tensors), values)
         self.restore(state.part("now"))
         self.start = state.part("start")
         for name in ("finished", "history", "best_steps", "scores"):

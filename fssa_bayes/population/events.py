@@ -23,6 +23,7 @@ __all__ = ["Answers", "Events", "Features", "Matrix", "list_answers", "scale_row
 Matrix = np.ndarray | sparse.csr_array
 
 _CHUNK = 65_536  # Rows whose features are looked at together.
+_COUNTED = 2**22  # Comparisons that are counted at once, for the memory of data on disk.
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,22 +311,37 @@ def _merge_comparisons(data: Preferences, has_sides: bool) -> tuple[np.ndarray, 
     Returns:
         Left, right, choice, factor of the position bias, and number of the comparisons, each (C,).
     """
+    size, rows = 9 * data.num_items**2, range(0, max(data.num_comparisons, 1), _COUNTED)
     alone = ~data.judgements.inside
-    left, right = (side[alone].astype(np.int64) for side in (data.left, data.right))
-    twice = (2 * data.choice[alone]).astype(np.int64)
+    parts = [
+        _count_part(data, has_sides, start + np.flatnonzero(alone[start : start + _COUNTED]))
+        for start in rows
+    ]
+    keys, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
+    key, count = (keys, counts) if len(parts) == 1 else count_keys(keys, size, counts)
+    pair, answer = np.divmod(key, 9)
+    left, right = np.divmod(pair, data.num_items)
+    return left, right, answer // 3 / 2, answer % 3 - 1.0, count.astype(np.float64)
+
+
+def _count_part(
+    data: Preferences, has_sides: bool, number: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns keys of the different ones of comparisons (Q,) given by number, and their counts."""
+    left, right = (side[number].astype(np.int64) for side in (data.left, data.right))
+    twice = (2 * data.choice[number]).astype(np.int64)
     factor = np.ones(len(left), dtype=np.int64)
     if not has_sides:
         swap = left > right
         left, right = np.where(swap, right, left), np.where(swap, left, right)
         twice = np.where(swap, 2 - twice, twice)
     elif data.side is not None:
-        factor = data.side[alone].astype(np.int64)
+        factor = data.side[number].astype(np.int64)
     key = ((left * data.num_items + right) * 3 + twice) * 3 + factor + 1
-    weight = None if data.weights is None else data.weights[data.person[alone]]
-    key, count = count_keys(key, 9 * data.num_items**2, weight)
-    pair, answer = np.divmod(key, 9)
-    left, right = np.divmod(pair, data.num_items)
-    return left, right, answer // 3 / 2, answer % 3 - 1.0, count.astype(np.float64)
+    weight = None
+    if data.weights is not None:
+        weight = data.weights[np.searchsorted(data.offsets, number, side="right") - 1]
+    return count_keys(key, 9 * data.num_items**2, weight)
 
 
 def _comparison_rows(

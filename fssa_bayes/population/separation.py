@@ -19,7 +19,6 @@ from fssa_bayes.data import (
     describe_separation,
     find_win_classes,
     first_names,
-    list_wins,
 )
 from fssa_bayes.model import HeterogeneousBTL, require_linear
 from fssa_bayes.population.cone import Cone, find_cone, find_layered_cone, flat_cone, rising
@@ -329,7 +328,7 @@ def find_separation(model: HeterogeneousBTL, data: Preferences) -> Separation:
     answers = list_answers(model, data)
     answer_names = [name for name in model.answer_parameters() if name != "lapse logit"]
     names = pd.Index([*data.feature_names, *answer_names], dtype=object)
-    classes = _find_classes(model, data)
+    classes = _find_classes(answers)
     if not model.utility.map.is_identity:
         cone = flat_cone(answers)
     elif classes is not None:
@@ -346,38 +345,34 @@ def find_separation(model: HeterogeneousBTL, data: Preferences) -> Separation:
     return replace(found, message=_describe(found, data))
 
 
-def _find_classes(model: HeterogeneousBTL, data: Preferences) -> np.ndarray | None:
+def _find_classes(answers: Answers) -> np.ndarray | None:
     """Labels the items by the graph of wins, (M,), where that alone decides; else None."""
-    if data.items is not None:
+    if answers.features is not None:
         return None
-    if (model.bias is not None or model.has_ties) and not _answers_are_known(model, data):
+    if (answers.bias is not None or answers.tie is not None) and not _are_known(answers):
         return None
-    wins = list_wins(data)
-    return find_win_classes(wins.winner, wins.loser, data.num_items)
+    return find_win_classes(answers.better, answers.worse, answers.num_items)
 
 
-def _answers_are_known(model: HeterogeneousBTL, data: Preferences) -> bool:
+def _are_known(answers: Answers) -> bool:
     """Tells whether bias and log ν are surely finite, so that the graph of wins decides.
 
     They are if a pair of items, shown in both orders, was answered both ways in each; log ν without
     a bias is if the wins, ties left out, have a cycle.
     """
-    wins = list_wins(data)
-    decided = np.ones(len(wins.number), dtype=bool)
-    if model.has_ties:
-        decided = data.choice[wins.number] != 0.5
+    decided = np.ones(len(answers), dtype=bool)
+    if answers.tie is not None:
+        decided = answers.tie <= 0
         if decided.all():
             return False  # Without ties log ν goes to minus infinity.
-    winner, loser, on_left = wins.winner[decided], wins.loser[decided], wins.on_left[decided]
-    if model.bias is None:
-        classes = find_win_classes(winner, loser, data.num_items)
+    winner, loser, size = answers.better, answers.worse, answers.num_items
+    if answers.bias is None:
+        classes = find_win_classes(winner[decided], loser[decided], size)
         return bool(np.bincount(classes).max() > 1)
-    if data.side is not None:  # Whether the winner had the advantage of its place, where one had.
-        side = data.side[wins.number[decided]]
-        on_left = np.where(side == 1, on_left, ~on_left)
-        winner, loser, on_left = winner[side != 0], loser[side != 0], on_left[side != 0]
+    decided &= answers.bias != 0  # Rankings have no places.
+    winner, loser, gained = winner[decided], loser[decided], answers.bias[decided] > 0
     low, high = np.minimum(winner, loser).astype(np.int64), np.maximum(winner, loser)
-    answer = np.unique((low * data.num_items + high) * 4 + 2 * (winner == low) + on_left)
+    answer = np.unique((low * size + high) * 4 + 2 * (winner == low) + gained)
     return bool((np.bincount(np.unique(answer // 4, return_inverse=True)[1]) == 4).any())
 
 

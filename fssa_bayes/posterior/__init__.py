@@ -5,7 +5,10 @@ from fssa_bayes.posterior.choices import (
     Likelihoods,
     Predictor,
     describe_choices,
+    describe_part,
     score_choices,
+    weighted_mean,
+    weighted_quantiles,
 )
 from fssa_bayes.posterior.corrected import CorrectedPosterior, corrected
 from fssa_bayes.posterior.export import export_draws
@@ -23,8 +26,11 @@ __all__ = [
     "Predictor",
     "corrected",
     "describe_choices",
+    "describe_part",
     "export_draws",
     "find_price",
     "payments",
     "score_choices",
+    "weighted_mean",
+    "weighted_quantiles",
 ]

@@ -9,6 +9,7 @@ from benchmark_rows import check_rows, run_benchmarks
 
 NAMES = (
     "kernels",
+    "at_scale",
     "proposals",
     "refinement",
     "calibration",

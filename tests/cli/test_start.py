@@ -40,6 +40,7 @@ finally:
         (["analyse", __file__, *COLUMNS, "--out", __file__], 2),
         (["analyse", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
         (["diagnose", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
+        (["score", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
     ],
 )
 def test_help_and_wrong_arguments_load_no_torch(arguments: list[str], code: int) -> None:
@@ -60,8 +61,9 @@ def test_help_names_every_subcommand(command) -> None:
 def test_help_of_a_subcommand_says_how_to_read_a_file(command, name: str) -> None:
     ended = command(name, "--help")
     assert ended.code == 0
-    for option in ("FILE", "--user", "--left", "--choice-labels", "--ties", "--json", "--quiet"):
+    for option in ("FILE", "--user", "--left", "--ties", "--json", "--quiet"):
         assert option in ended.out
+    assert ("--choice-labels" in ended.out) == (name != "score")
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,20 @@ def test_a_process_ends_with_code_2_and_no_traceback() -> None:
         "quickstart.py: error: argument --users: must be an integer from 10 to 2,147,483,647, got "
         "'0' (--help lists the arguments)\n"
     )
+
+
+def test_one_process_of_several_prints_and_writes(
+    load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = load("arguments")
+
+    def main(args: argparse.Namespace) -> None:
+        print("found")
+        (args.out / "found.txt").write_text("found")
+
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        arguments.run(main, arguments.Parser("x"), ["--out", str(tmp_path / rank)])
+    assert not (tmp_path / "1").exists()
+    assert (tmp_path / "0" / "found.txt").exists()
+    assert capsys.readouterr().out == "found\n"

@@ -106,3 +106,12 @@ def test_compare_with_nuts(tmp_path: Path) -> None:
     assert table.index.tolist() == ["0", "1", "all"]
     assert table["corrected", "rms Δprob"].between(0, 1).all()
     assert len(list((tmp_path / "cache").glob("*.nc"))) == 2
+
+
+@pytest.mark.slow
+def test_score_at_scale(tmp_path: Path) -> None:
+    few = ("--people", "40", "--draws", "50", "--workers", "1", "--out", str(tmp_path))
+    out = run("examples/score_at_scale.py", *few)
+    assert "41 people, 1 of whom have no scores" in out
+    assert "item 'yew' is not known to the model" in out
+    assert (tmp_path / "scores.parquet").exists()

@@ -12,7 +12,7 @@ from scipy.optimize import linprog, minimize
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Preferences, fit
 from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.inference import FitResult
-from fssa_bayes.population import find_separation, ranking_table
+from fssa_bayes.population import events, find_separation, ranking_table
 
 
 def read(
@@ -368,3 +368,29 @@ def test_a_coefficient_of_known_sign_is_not_looked_at() -> None:
     for kind, expected in (("-lognormal", False), ("normal", True)):
         model = HeterogeneousBTL(1, 1, utility="linear", coefficients=[kind])
         assert bool(find_separation(model, data)) == expected
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("options", [{}, {"position_bias": True}, {"ties": "davidson"}], ids=str)
+def test_comparisons_are_counted_a_stretch_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, options: dict, weighted: bool
+) -> None:
+    """Of data on disk only a stretch is in memory; sums of weights of 1 and 2 are exact."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(6, size=200)
+    right = (left + rng.integers(1, 6, size=200)) % 6
+    choice = rng.integers(3, size=200) / 2
+    data = Preferences(
+        *(left, right, choice, np.array([0, 30, 31, 120, 200])),
+        num_items=6,
+        ties="keep" if "ties" in options else "half",
+        side=rng.integers(-1, 2, size=200) if "position_bias" in options else None,
+        weights=np.array([1.0, 2.0, 1.0, 2.0]) if weighted else None,
+    )
+    model = HeterogeneousBTL.for_data(data, latent_dim=0, utility="linear", **options)
+    whole = events.list_answers(model, data)
+    monkeypatch.setattr(events, "_COUNTED", 7)
+    parts = events.list_answers(model, data)
+    assert whole.weight.sum() == (len(left) if not weighted else 200 + 1 + 80)
+    for name in ("better", "worse", "scale", "bias", "tie", "event", "weight"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))

@@ -1,0 +1,76 @@
+"""`fssa-bayes score` writes what `score_table` returns."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from many_people import save_model, simulate
+
+from fssa_bayes.scale import score_table
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Few people.
+        return save_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    pq.write_table(simulate(20).rename_columns(["who", "a", "b", "won"]), tmp_path / "s.parquet")
+    return tmp_path / "s.parquet"
+
+
+COLUMNS = ("--user", "who", "--left", "a", "--right", "b", "--choice", "won")
+
+
+@pytest.mark.slow
+def test_the_folder_holds_the_scores(command, model: Path, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (source, "--model", model, "--out", out, *COLUMNS, "--draws", "50", "--best", "2")
+    arguments += ("--pair", "ash:fir", "--among", "ash,elm,fir", "--utilities", "--seed", "3")
+    ended = command("score", *arguments, "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told == {"out": str(out), "people": 20, "failed": 0, "parts": 1}
+    expected = score_table(
+        model,
+        simulate(20),
+        num_samples=50,
+        best=2,
+        pairs=[("ash", "fir")],
+        among=["ash", "elm", "fir"],
+        utilities=True,
+        seed=3,
+    )
+    assert pyarrow.dataset.dataset(out, format="parquet").to_table().equals(expected)
+    again = command("score", *arguments)
+    assert again.out.startswith("20 people, 0 of whom could not be scored")
+    other = command("score", *arguments, "--best", "1")
+    assert other.code == 2
+    assert "another options" in other.err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--pair", "ash"), "--pair must read like ITEM:ITEM, got 'ash'"),
+        (("--pair", "ash:oak"), "pairs must name items of the model"),
+        (("--left", "c"), "left='c' is not a column of"),
+        (("--items", "nothing.csv"), "--items must be an existing file"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    command, model: Path, source: Path, tmp_path: Path, change: tuple, message: str
+) -> None:
+    out = tmp_path / "out"
+    ended = command("score", source, "--model", model, "--out", out, *COLUMNS, *change)
+    assert ended.code == 2
+    assert message in ended.err
+    assert not out.exists()
