@@ -160,7 +160,7 @@ def heterogeneity_test(
             "build must return a model with a named utility, of which a homogeneous one can be "
             "made, got a module"
         )
-    homogeneous = model.config | {"latent_dim": 0, "prior": "normal"}
+    homogeneous = model.config | {"latent_dim": 0, "prior": "normal", "personal": ()}
 
     def ratio(people: Preferences, number: int) -> tuple[HeterogeneousBTL, np.ndarray, float]:
         without = fit_fresh(

@@ -151,8 +151,13 @@ def root_of_covariance(
     width = 1 + model.latent_dim
     size = model.num_features * width
     table = torch.arange(size).reshape(-1, width)
-    places = {model.utility.mean: table[:, 0], model.utility.loading: table[:, 1:].flatten()}
-    for parameter in [*model.prior_parameters(), *model.answer_parameters().values()]:
+    of_tastes = table[:, 1 : 1 + model.taste_dim].flatten()
+    places = {model.utility.mean: table[:, 0], model.utility.loading: of_tastes}
+    for parameter in [
+        *model.prior_parameters(),
+        *model.answer_parameters().values(),
+        *model.personal_parameters(),
+    ]:
         places[parameter] = torch.arange(size, size + parameter.numel())
         size += parameter.numel()
     if size > _MOST_PARAMETERS:
@@ -160,6 +165,10 @@ def root_of_covariance(
     order = torch.cat([places[parameter] for parameter in parameters])
     eye = torch.eye(model.latent_dim, dtype=torch.float64, device=model.device)
     _, information = population_information(model, data, eye, _DRAWS, seed)
+    if model.personal is not None:  # What is not free has no part in the curvature of the rest.
+        fixed = places[model.personal.loading][~model.personal.free.cpu().flatten()]
+        information[fixed], information[:, fixed] = 0.0, 0.0
+        information[fixed, fixed] = information.diagonal().mean()
     values, vectors = torch.linalg.eigh(information[order][:, order])
     values = values.abs()
     return vectors / (values + values.mean() * len(order) / len(data)).sqrt()
