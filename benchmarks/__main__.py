@@ -17,7 +17,7 @@ NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
     *("inference", "npe", "proposals", "training", "scale", "large", "kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
-    *("interval_coverage", "few_judges", "few_people"),
+    *("interval_coverage", "few_judges", "few_people", "few_shot"),
     *("policy", "experiments"),
 )
 
@@ -54,14 +54,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--data", type=Path, help="the train-choice csv file; parity reads others beside it"
     )
     parser.add_argument(
-        "--crowds", type=Path, help="folder with the crowds' files: experiments, large"
+        "--crowds", type=Path, help="folder with the crowds' files: experiments, few_shot, large"
     )
     parser.add_argument("--earlier", type=Path, help="checkout of an earlier version: large")
     parser.add_argument("--people", type=int, help="people of nuts (50) or inference (200)")
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument(
-        "--figure", type=Path, help="where kernels and inference plot; beside --json if not"
+        "--figure",
+        type=Path,
+        help="where kernels, inference and few_shot plot; beside --json if not",
     )
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in NAMES]

@@ -19,6 +19,8 @@ from fssa_bayes import (
     load,
     save,
 )
+from fssa_bayes.comparison import heterogeneity_test
+from fssa_bayes.diagnostics import sbc_test, weighted_pit
 from fssa_bayes.model import BradleyTerry
 from fssa_bayes.population.information import population_information
 from fssa_bayes.sampling import find_modes
@@ -198,9 +200,9 @@ def test_posteriors_agree_with_the_grid(name: str) -> None:
 def test_information_is_that_of_the_marginal_likelihood(name: str) -> None:
     """Scores and observed information against derivatives of the likelihood on a grid of z."""
     model = truth((name,), 0).double()
-    data = answered(truth((name,), 0), 600, 7)
+    data = answered(truth((name,), 0), 300, 7)
     eye = torch.eye(1, dtype=torch.float64)
-    outer, information = population_information(model, data, eye, 16_000, 0)
+    outer, information = population_information(model, data, eye, 8_000, 0)
     nodes, weights = np.polynomial.hermite_e.hermegauss(81)
     z = torch.from_numpy(nodes).reshape(-1, 1, 1).expand(-1, len(data), 1)
     log_weight = torch.from_numpy(np.log(weights / weights.sum())).unsqueeze(-1)
@@ -251,7 +253,7 @@ class Likelihood(torch.nn.Module):
 def test_a_fit_finds_how_readily_people_call_a_tie(tmp_path: Path) -> None:
     """The maximum lies near the truth; table, file and export tell the same."""
     model = truth(("ties",), 1)
-    data = answered(model, 3000, 1)
+    data = answered(model, 2000, 1)
     fitted = HeterogeneousBTL(2, 1, utility="linear", personal=("ties",))
     result = fit(fitted, None, data, progress_bar=False)
     table = result.population(num_samples=256)
@@ -319,3 +321,84 @@ def test_rankings_are_refused() -> None:
     model = HeterogeneousBTL(3, 1, utility="linear", personal=("scale",))
     with pytest.raises(ValueError, match="log scale"):
         fit(model, None, data, progress_bar=False)
+
+
+# Do people differ in it?
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SD))
+def test_the_test_sees_who_differs_and_who_does_not(name: str) -> None:
+    """Tastes differ in both sets; the answers differ in one."""
+
+    def build() -> tuple[HeterogeneousBTL, None]:
+        return HeterogeneousBTL(2, 1, utility="linear", personal=(name,)), None
+
+    model = truth((name,), 1)
+    differ = answered(model, 4000, 11, per_person=40)
+    found = heterogeneity_test(build, differ, of=name)
+    assert found.p_value < 0.01
+    assert "do differ in" in found.verdict
+    with torch.no_grad():
+        model.personal.loading.zero_()
+    alike = answered(model, 4000, 11, per_person=40)
+    beside = heterogeneity_test(build, alike, of=name)
+    assert beside.p_value > 0.01
+    assert beside.statistic < found.statistic
+    assert found.degrees == (1 if name in ("ties", "position_bias") else 0)
+
+
+def test_a_test_is_refused_where_its_limit_is_unknown() -> None:
+    data = answered(truth(("ties",), 1), 200, 1)
+
+    def build(utility: str = "linear") -> tuple[HeterogeneousBTL, None]:
+        return HeterogeneousBTL(2, 1, utility=utility, personal=("ties",)), None
+
+    with pytest.raises(ValueError, match="of must be one of the model's"):
+        heterogeneity_test(build, data, of="scale")
+    with pytest.raises(ValueError, match="needs utility='linear'"):
+        heterogeneity_test(lambda: build("bilinear"), data, of="ties")
+    tastes = HeterogeneousBTL(2, 1, utility="linear", personal=("scale",))
+    with pytest.raises(ValueError, match="needs a model of tastes alone"):
+        heterogeneity_test(lambda: (tastes, None), data, null="mixture")
+
+
+# Calibration.
+
+
+def test_posteriors_of_all_four_at_once_hold_the_truth_as_often_as_they_say() -> None:
+    """Simulation-based calibration of every personal parameter and of a taste."""
+    model = truth(tuple(SD), 1)
+    pit = []
+    for per_person in (5, 40):
+        data, z = model.simulate(questions(300 * per_person, 3, per_person), seed=per_person)
+        posterior = Posterior(model, None, data, 600, seed=1)
+        draws, log_weights = posterior.proposals
+        quantities, true = (
+            torch.cat([x[..., :1], x @ model.personal.directions.T], -1) for x in (draws, z)
+        )
+        pit.append(weighted_pit(quantities.detach(), log_weights, true.detach()))
+    sizes = np.repeat([5, 40], 300)
+    result = sbc_test(torch.cat(pit), sizes, prob=0.99)
+    assert not result.rejected, result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SD))
+def test_intervals_cover_means_and_deviations(name: str) -> None:
+    """In 40 simulated sets of 150 people with 40 answers, 95 % intervals, pooled."""
+    model = truth((name,), 1)
+    inside = []
+    for seed in range(40):
+        data = answered(model, 6000, 100 + seed, per_person=40)
+        fitted = HeterogeneousBTL(2, 1, utility="linear", personal=(name,))
+        table = fit(fitted, None, data, progress_bar=False).population(num_samples=128)
+        (label,) = fitted.personal.labels
+        expected = {("answer sd", label): model.personal.directions.norm().item()}
+        argument = "bias" if name == "position_bias" else fitted.personal.arguments[0]
+        if name != "scale":
+            expected["answer", label] = ANSWERS[argument]
+        for row, value in expected.items():
+            estimate, error = table.loc[row, ["estimate", "se_hessian"]]
+            inside.append(abs(estimate - value) < 1.96 * error)
+    assert np.mean(inside) > 0.85, np.mean(inside)

@@ -163,8 +163,8 @@ class HeterogeneousBTL(LatentPrior):
         super().__init__()
         personal = name_personal(personal)
         ties = "davidson" if "ties" in personal else ties
-        position_bias = position_bias or "position_bias" in personal
-        lapses = lapses or "lapses" in personal
+        position_bias = True if "position_bias" in personal else position_bias
+        lapses = True if "lapses" in personal else lapses
         taste = describe_taste(
             num_features, utility, coefficients, correlation, price, feature_names
         )

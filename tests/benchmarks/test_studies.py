@@ -17,6 +17,7 @@ NAMES = (
     "interval_coverage",
     "few_judges",
     "few_people",
+    "few_shot",
     "policy",
     "experiments",
 )
