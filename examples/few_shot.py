@@ -10,7 +10,8 @@ What to see: by how much the log score gains on the model of everybody alike, wi
 error over people, and from how many answers on. The figure shows it.
 
     python examples/few_shot.py --data yogurt --rounds 1
-    python examples/few_shot.py --data votes.csv --ties keep --personal ties
+    python examples/few_shot.py --data votes.csv --user worker --left a --right b --choice winner \\
+        --ties keep --personal ties
 
 A minute or two for a few hundred people. Items without features, or with many, want `--latent-dim`.
 """
@@ -113,7 +114,7 @@ def make_parser() -> Parser:
         "--data", required=True, help=f"file of comparisons, or one of {', '.join(SHIPPED)}"
     )
     for name in ("user", "left", "right", "choice"):
-        parser.add_argument(f"--{name}", metavar="COLUMN", help="found by its name if absent")
+        parser.add_argument(f"--{name}", metavar="COLUMN", help="of a file")
     parser.add_argument("--items", type=Path, help="file of the items' features")
     parser.add_argument("--ties", choices=("drop", "keep", "half"), default="half")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -191,6 +192,27 @@ def test_posteriors_agree_with_the_grid(name: str) -> None:
     expected = (grid.log_weights.exp().unsqueeze(-1) * grid.z).sum(0)
     torch.testing.assert_close(mean.double(), expected.double(), atol=0.04, rtol=0)
     assert (posterior.pareto_k < 0.7).all()
+
+
+@pytest.mark.slow
+def test_chains_agree_with_the_grid() -> None:
+    model = truth(("ties",), 1)
+    data = answered(model, 40, 5)
+    chains = exact.nuts(model, data, num_samples=300, warmup_steps=300, num_chains=2, seed=0)
+    grid = exact.grid(model, data)
+    expected = (grid.log_weights.exp().unsqueeze(-1) * grid.z).sum(0)
+    torch.testing.assert_close(chains.z.mean(0).double(), expected.double(), atol=0.15, rtol=0)
+
+
+def test_the_program_has_the_density_of_its_parts() -> None:
+    model = truth(("ties", "scale"), 1)
+    batch = answered(model, 60, 5).batch()
+    trace = pyro.poutine.trace(model).get_trace(batch)
+    z = trace.nodes["z"]["value"]
+    assert z.shape == (3, 3)
+    expected = model.choice(batch, z).log_prob(batch.choice)
+    expected = expected - 0.5 * z.square().sum(-1) - 1.5 * np.log(2 * np.pi)
+    torch.testing.assert_close(trace.log_prob_sum(), expected.sum())
 
 
 # The population.
@@ -384,21 +406,21 @@ def test_posteriors_of_all_four_at_once_hold_the_truth_as_often_as_they_say() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(SD))
+@pytest.mark.parametrize("name", ["ties", "scale"])
 def test_intervals_cover_means_and_deviations(name: str) -> None:
-    """In 40 simulated sets of 150 people with 40 answers, 95 % intervals, pooled."""
+    """In 12 simulated sets of 100 people with 30 answers, 95 % intervals, pooled."""
     model = truth((name,), 1)
-    inside = []
-    for seed in range(40):
-        data = answered(model, 6000, 100 + seed, per_person=40)
+    (label,) = model.personal.labels
+    expected = {("answer sd", label): model.personal.directions.norm().item()}
+    if name == "ties":
+        expected["answer", label] = ANSWERS["log_tie"]
+    distance = []
+    for seed in range(12):
+        data = answered(model, 3000, 100 + seed, per_person=30)
         fitted = HeterogeneousBTL(2, 1, utility="linear", personal=(name,))
         table = fit(fitted, None, data, progress_bar=False).population(num_samples=128)
-        (label,) = fitted.personal.labels
-        expected = {("answer sd", label): model.personal.directions.norm().item()}
-        argument = "bias" if name == "position_bias" else fitted.personal.arguments[0]
-        if name != "scale":
-            expected["answer", label] = ANSWERS[argument]
-        for row, value in expected.items():
-            estimate, error = table.loc[row, ["estimate", "se_hessian"]]
-            inside.append(abs(estimate - value) < 1.96 * error)
-    assert np.mean(inside) > 0.85, np.mean(inside)
+        rows = table.loc[list(expected)]
+        distance.append((rows["estimate"] - list(expected.values())) / rows["se_hessian"])
+    distance = np.abs(distance)
+    assert distance.max() < 4
+    assert (distance < 1.96).mean() > 0.8
