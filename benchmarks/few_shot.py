@@ -49,6 +49,7 @@ class Crowd:
         personal: What differs between people beside tastes.
         num_folds: Number of folds.
         rounds: How many of them are left out.
+        num_populations: Number of populations drawn; 0 for the estimate alone.
     """
 
     read: Callable[[Path], Preferences]
@@ -58,6 +59,7 @@ class Crowd:
     personal: tuple[str, ...] = ()
     num_folds: int = 4
     rounds: int = 4
+    num_populations: int = 20
 
 
 def read_indecision(folder: Path) -> Preferences:
@@ -106,6 +108,8 @@ CROWDS = {
         latent_dim=2,
         options={"position_bias": True},
         personal=("ties",),
+        rounds=2,
+        num_populations=0,
     ),
     "ukp": Crowd(
         read_ukp,
@@ -114,6 +118,7 @@ CROWDS = {
         options={"position_bias": True},
         personal=("ties",),
         rounds=1,
+        num_populations=0,
     ),
 }
 
@@ -171,7 +176,7 @@ def study(name: str, crowd: Crowd, args: argparse.Namespace) -> tuple[pd.DataFra
                 latent_dim=crowd.latent_dim,
                 num_classes=0 if args.quick else 3,
                 num_samples=100 if args.quick else 400,
-                num_populations=0 if args.quick else 20,
+                num_populations=0 if args.quick else crowd.num_populations,
                 personal=crowd.personal,
                 seed=seed,
             )
