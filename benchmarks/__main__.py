@@ -17,7 +17,7 @@ NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
     *("inference", "npe", "proposals", "training", "scale", "large", "kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
-    *("interval_coverage", "few_judges", "few_people", "few_shot"),
+    *("interval_coverage", "few_judges", "few_people", "few_shot", "questions"),
     *("policy", "experiments"),
 )
 

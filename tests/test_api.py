@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 import fssa_bayes
-from fssa_bayes import baselines, checks, comparison, diagnostics, exact, kernels, plots, report
+from fssa_bayes import (
+    baselines,
+    checks,
+    comparison,
+    diagnostics,
+    exact,
+    kernels,
+    plots,
+    questions,
+    report,
+)
 from fssa_bayes.data import texts
 from fssa_bayes.datasets import table, ultrafeedback
 
@@ -35,7 +45,7 @@ def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> 
 
 MODULES = [
     *(plots, kernels, table, ultrafeedback, texts, diagnostics, exact, comparison, baselines),
-    *(checks, report),
+    *(checks, report, questions),
 ]
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "sampling": {"guide", "model", "data"},
     "posterior": {"sampling", "guide", "model", "data"},
     "population": {"posterior", "sampling", "guide", "model", "data"},
+    "questions": {"posterior", "sampling", "guide", "model", "data"},
     "io": {"guide", "model", "data"},
     "inference": {"population", "posterior", "sampling", "io", "guide", "model", "data"},
     "diagnostics": set(),

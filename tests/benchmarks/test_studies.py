@@ -18,6 +18,7 @@ NAMES = (
     "few_judges",
     "few_people",
     "few_shot",
+    "questions",
     "policy",
     "experiments",
 )
