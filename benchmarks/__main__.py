@@ -18,7 +18,7 @@ NAMES = (
     *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
     *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
-    *("interval_coverage", "few_judges", "few_people", "questions"),
+    *("interval_coverage", "few_judges", "few_people", "few_shot", "questions"),
     *("policy", "experiments"),
 )
 
@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--data", type=Path, help="the train-choice csv file; parity reads others beside it"
     )
     parser.add_argument(
-        "--crowds", type=Path, help="folder with the crowds' files: experiments, large"
+        "--crowds", type=Path, help="folder with the crowds' files: experiments, few_shot, large"
     )
     parser.add_argument("--earlier", type=Path, help="checkout of an earlier version: large")
     parser.add_argument(
@@ -64,7 +64,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument(
-        "--figure", type=Path, help="where kernels and inference plot; beside --json if not"
+        "--figure",
+        type=Path,
+        help="where kernels, inference and few_shot plot; beside --json if not",
     )
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in NAMES]

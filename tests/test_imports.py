@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "checks": {"posterior", "sampling", "guide", "model", "data", "diagnostics"},
     "comparison": {"inference", "population", "sampling", "guide", "model", "data"},
     "baselines": {
-        *("comparison", "inference", "population", "posterior", "guide", "model", "data"),
-        "kernels",
+        *("comparison", "inference", "population", "posterior", "sampling", "guide", "model"),
+        *("data", "kernels"),
     },
     "report": {
         *("checks", "comparison", "inference", "population", "diagnostics", "plots"),

@@ -2,6 +2,7 @@
 
 from fssa_bayes.baselines.base import Baseline, Predictions
 from fssa_bayes.baselines.distributional import DistributionalBTL
+from fssa_bayes.baselines.few_shot import few_shot_fitters, predict_at_modes
 from fssa_bayes.baselines.homogeneous import HomogeneousBTL
 from fssa_bayes.baselines.labels import OneModelPerLabel
 from fssa_bayes.baselines.mixture import MixtureBTL, choose_num_classes
@@ -16,4 +17,6 @@ __all__ = [
     "OneModelPerLabel",
     "Predictions",
     "choose_num_classes",
+    "few_shot_fitters",
+    "predict_at_modes",
 ]

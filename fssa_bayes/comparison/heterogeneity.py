@@ -22,6 +22,12 @@ __all__ = [
 ]
 
 _MAX_VARIANCES = 60  # Largest number of variances and covariances with a simulated null.
+_SUBJECTS = {
+    "ties": " in how readily they call a tie",
+    "position_bias": " in their liking for a side",
+    "lapses": " in how often they answer at random",
+    "scale": " in how consistent they are",
+}
 _PEOPLE_PER_VARIANCE = 5  # People needed for each variance and covariance.
 
 
@@ -40,6 +46,9 @@ class HeterogeneityTest:
         null: Draws of the statistic under the null; empty where its distribution is known.
         method: `"mixture"`, `"simulated mixture"` or `"bootstrap"`.
         people: Number of people.
+        subject: In what people might differ.
+        degrees: Number q of covariances that the null fixes beside a variance: the limit is then
+            :math:`\\tfrac12 χ^2_q + \\tfrac12 χ^2_{q+1}`.
     """
 
     log_likelihood: tuple[float, float]
@@ -50,22 +59,27 @@ class HeterogeneityTest:
     null: np.ndarray
     method: str
     people: int
+    subject: str = ""
+    degrees: int = 0
 
     @property
     def verdict(self) -> str:
         """The result of the test in words, at the level of 5 %."""
         if self.p_value <= 0.05:
-            return f"the {self.people} people do differ"
+            return f"the {self.people} people do differ{self.subject}"
         if self.statistic > self.null.max(initial=-np.inf) and self.method == "bootstrap":
             return (
                 f"the statistic is larger than each of the {len(self.null)} under the null, which "
                 "are too few to say more (num_null=19 at least)"
             )
-        return f"these {self.people} people do not show that they differ"
+        return f"these {self.people} people do not show that they differ{self.subject}"
 
     def __str__(self) -> str:
         how = {
-            "mixture": "a mixture in equal parts of chi-squares with 0 and 1 degrees of freedom",
+            "mixture": (
+                f"a mixture in equal parts of chi-squares with {self.degrees} and "
+                f"{self.degrees + 1} degrees of freedom"
+            ),
             "simulated mixture": (
                 "a mixture of chi-squares with different degrees of freedom, of which "
                 f"{len(self.null):,} draws were made from its cone"
@@ -99,6 +113,7 @@ def heterogeneity_test(
     seed: int = 0,
     num_samples: int = 1000,
     fit_options: Mapping[str, object] | None = None,
+    of: str | None = None,
 ) -> HeterogeneityTest:
     r"""Tests whether people differ, by a likelihood ratio against the homogeneous model.
 
@@ -122,6 +137,11 @@ def heterogeneity_test(
         num_samples: Number of proposals for each person to begin with, for the likelihood.
         fit_options: Arguments of :func:`fssa_bayes.fit`, such as `steps`; the same for the data
             and for every bootstrap data set, so that a short fit costs power and not validity.
+        of: One of the model's `personal`, such as `"ties"`: the null hypothesis is then that people
+            are alike in this alone, and differ otherwise as the model says. It needs a linear
+            utility. The null fixes one variance and q covariances, those with tastes and with other
+            answers, and the limit is a mixture in equal parts of chi-squares with q and q + 1
+            degrees of freedom (Stram & Lee 1994).
 
     Returns:
         The test; `print` it for an explanation.
@@ -133,6 +153,8 @@ def heterogeneity_test(
         Self & Liang (1987), Asymptotic properties of maximum likelihood estimators and likelihood
         ratio tests under nonstandard conditions.
         Silvapulle & Sen (2005), Constrained statistical inference.
+        Stram & Lee (1994), Variance components testing in the longitudinal mixed effects model,
+        Biometrics 50(4).
         Davies (1987), Hypothesis testing when a nuisance parameter is present only under the
         alternative.
         Davison & Hinkley (1997), Bootstrap methods and their application, chapter 4.
@@ -144,6 +166,8 @@ def heterogeneity_test(
     check_unweighted(data, "heterogeneity_test()")
     with seeded(seed):
         model, _ = build()
+    if of is not None:
+        return _test_answer(build, model, data, of, null, seed, num_samples, fit_options)
     problem = reason_against_mixture(model, data)
     if null == "mixture" and problem:
         raise ValueError(f"null='mixture' {problem}; null='bootstrap' does without")
@@ -160,7 +184,7 @@ def heterogeneity_test(
             "build must return a model with a named utility, of which a homogeneous one can be "
             "made, got a module"
         )
-    homogeneous = model.config | {"latent_dim": 0, "prior": "normal"}
+    homogeneous = model.config | {"latent_dim": 0, "prior": "normal", "personal": ()}
 
     def ratio(people: Preferences, number: int) -> tuple[HeterogeneousBTL, np.ndarray, float]:
         without = fit_fresh(
@@ -207,6 +231,63 @@ def heterogeneity_test(
     )
 
 
+def _test_answer(
+    build: Callable[[], Pair],
+    model: HeterogeneousBTL,
+    data: Preferences,
+    of: str,
+    null: str,
+    seed: int,
+    num_samples: int,
+    fit_options: Mapping[str, object] | None,
+) -> HeterogeneityTest:
+    """Tests whether people differ in one of the answers; see :func:`heterogeneity_test`."""
+    personal = model.config.get("personal", [])
+    if of not in personal:
+        raise ValueError(f"of must be one of the model's personal={tuple(personal)}, got {of!r}")
+    if not model.is_mixed_logit:
+        raise ValueError(
+            f"of={of!r} needs utility='linear', under which the likelihood ratio has a known "
+            f"limit, got utility={model.config['utility']!r}"
+        )
+    if null == "bootstrap":
+        raise ValueError(f"null must be 'auto' or 'mixture' with of={of!r}, got 'bootstrap'")
+    alike = model.config | {"personal": [name for name in personal if name != of]}
+
+    def build_alike() -> Pair:
+        twin = HeterogeneousBTL(**alike)
+        return twin, None
+
+    free, row = model.personal.free, model.personal.names.index(of)
+    column = model.taste_dim + row
+    degrees = int(free[row].sum() + free[:, column].sum()) - 2
+    pairs = [
+        fit_fresh(own, data, seed, fit_options) for own in (build_alike, lambda: (build()[0], None))
+    ]
+    scores = [score_users(*pair, data, num_samples, seed=seed) for pair in pairs]
+    statistic = 2 * (scores[1].total - scores[0].total)
+    error = 2 * float(np.hypot(scores[0].monte_carlo_error, scores[1].monte_carlo_error))
+
+    def tail(value: float) -> float:
+        if value <= 0:
+            return 1.0
+        upper = stats.chi2.sf(value, degrees + 1)
+        return 0.5 * float(upper + (stats.chi2.sf(value, degrees) if degrees else 0.0))
+
+    return HeterogeneityTest(
+        log_likelihood=(scores[0].total, scores[1].total),
+        statistic=statistic,
+        statistic_error=error,
+        p_value=tail(statistic),
+        p_interval=(tail(statistic + 2 * error), tail(statistic - 2 * error)),
+        null=np.empty(0),
+        method="mixture",
+        people=len(data),
+        subject=_SUBJECTS[of],
+        degrees=degrees,
+    )
+
+
 def reason_against_mixture(model: HeterogeneousBTL, data: Preferences) -> str | None:
     """Says why the likelihood ratio has no known limit, or returns None where it has one."""
     variances = data.num_features * (data.num_features + 1) // 2
@@ -214,6 +295,8 @@ def reason_against_mixture(model: HeterogeneousBTL, data: Preferences) -> str | 
         return "needs utility='linear' and prior='normal', whose z vanishes with its variance"
     if answers := list(model.answer_parameters()):
         return f"needs a model without ties, position bias and lapses, got {', '.join(answers)}"
+    if model.personal is not None:
+        return f"needs a model of tastes alone, got personal={model.personal.names}"
     if data.has_rankings:
         return "needs comparisons that stand alone, got rankings"
     if variances > _MAX_VARIANCES:

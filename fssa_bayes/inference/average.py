@@ -25,6 +25,7 @@ def fit_average(
         seed: Seed of the fit.
     """
     config = model.config | {"latent_dim": 0, "prior": "normal", "num_covariates": 0}
+    config["personal"] = ()
     average = HeterogeneousBTL(**config).to(model.device)
     with torch.no_grad():
         for name in ("feature_mean", "feature_scale", "is_standardised"):

@@ -152,8 +152,13 @@ def root_of_covariance(
     width = 1 + model.latent_dim
     size = model.num_features * width
     table = torch.arange(size).reshape(-1, width)
-    places = {model.utility.mean: table[:, 0], model.utility.loading: table[:, 1:].flatten()}
-    for parameter in [*model.prior_parameters(), *model.answer_parameters().values()]:
+    of_tastes = table[:, 1 : 1 + model.taste_dim].flatten()
+    places = {model.utility.mean: table[:, 0], model.utility.loading: of_tastes}
+    for parameter in [
+        *model.prior_parameters(),
+        *model.answer_parameters().values(),
+        *model.personal_parameters(),
+    ]:
         places[parameter] = torch.arange(size, size + parameter.numel())
         size += parameter.numel()
     if size > _MOST_PARAMETERS:
@@ -162,7 +167,9 @@ def root_of_covariance(
     eye = torch.eye(model.latent_dim, dtype=torch.float64, device=model.device)
     _, information = population_information(model, data, eye, _DRAWS, seed)
     free = torch.ones(size, dtype=torch.float64)
-    free[table[:, 1:].flatten()] = model.utility.free.flatten().double().cpu()
+    free[of_tastes] = model.utility.free.flatten().double().cpu()
+    if model.personal is not None:
+        free[places[model.personal.loading]] = model.personal.free.flatten().double().cpu()
     information = (free.outer(free) * information)[order][:, order]
     values, vectors = torch.linalg.eigh(information)
     values = values.abs()

@@ -434,6 +434,8 @@ class FitResult:
         p_values: bool = False,
         num_draws: int = 1000,
         seed: int = 0,
+        scale: str = "nats",
+        sets: bool = False,
     ) -> pd.DataFrame:
         """Ranks items by a homogeneous linear model, with standard errors clustered by person.
 
@@ -450,6 +452,8 @@ class FitResult:
             p_values=p_values,
             num_draws=num_draws,
             seed=seed,
+            scale=scale,
+            sets=sets,
         )
 
 

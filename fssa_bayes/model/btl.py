@@ -15,28 +15,13 @@ from torch import Tensor, nn
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Batch, Preferences, canonical_names, column_moments
 from fssa_bayes.model.coefficients import check_taste, count_random, describe_taste
-from fssa_bayes.model.distributional import DistributionalUtility, LinearDistributionalUtility
 from fssa_bayes.model.distributions import BradleyTerry, bind_margin
+from fssa_bayes.model.named import UTILITIES, build_utility
+from fssa_bayes.model.personal import PersonalAnswers, check_personal, name_personal
 from fssa_bayes.model.prior import LatentPrior
-from fssa_bayes.model.utilities import (
-    BilinearUtility,
-    LinearUtility,
-    MLPUtility,
-    ModuleUtility,
-    PreparedItems,
-    Utility,
-)
+from fssa_bayes.model.utilities import PreparedItems
 
 __all__ = ["UTILITIES", "HeterogeneousBTL", "build_utility"]
-
-UTILITIES: dict[str, type[Utility]] = {
-    "bilinear": BilinearUtility,
-    "linear": LinearUtility,
-    "mlp": MLPUtility,
-    "distributional": DistributionalUtility,
-    "distributional-linear": LinearDistributionalUtility,
-}
-"""Utilities by the name that they have as an argument of :class:`HeterogeneousBTL`."""
 
 _START_TIE = math.log(0.5)  # Ties are a fifth of the answers between equal items.
 _START_LAPSE = math.log(0.05 / 0.95)
@@ -48,12 +33,18 @@ class HeterogeneousBTL(LatentPrior):
     .. math:: p(z, y \mid w) = \prod_u p(z_u \mid w_u) \prod_n
         \mathrm{BradleyTerry}(y_{un} \mid r(x_{un}^{l}, z_u) - r(x_{un}^{r}, z_u)).
 
-    What an answer depends on beside the utilities is the same for everybody: with m the margin, to
-    which `position_bias` adds b (or s b with the `side` s of a comparison, 1, 0 or −1, where data
-    have sides), `ties="davidson"` makes P(left) : P(right) : P(tie) as
-    :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ, uniform over
-    the possible ones. log ν, b and logit λ are parameters, estimated with the rest. A ranking has
-    the probability of Plackett and Luce, and none of these.
+    What an answer depends on beside the utilities is the same for everybody, unless `personal` says
+    otherwise: with m the margin, to which `position_bias` adds b (or s b with the `side` s of a
+    comparison, 1, 0 or −1, where data have sides), `ties="davidson"` makes P(left) : P(right) :
+    P(tie) as :math:`e^{m/2} : e^{-m/2} : ν`, and `lapses` makes an answer, with probability λ,
+    uniform over the possible ones. log ν, b and logit λ are parameters, estimated with the rest. A
+    ranking has the probability of Plackett and Luce, and none of these.
+
+    `personal` lets some of these differ between people: log ν, b, logit λ, and the logarithm of a
+    scale by which a person's margins (before b) are multiplied, whose mean is 0. They are normal
+    over people, :math:`a + Γ z_u`, and correlated with tastes and each other, all but lapses
+    and scale, whose correlations only third moments of choices would tell. Each has one dimension
+    of z of its own after those of tastes: z has `latent_dim` + `len(personal)` dimensions.
 
     Covariates w of a person, if there are any, move the prior: :math:`z_u = B \tilde w_u + ζ_u`
     with :math:`\tilde w` standardised by the people of the first fit and ζ drawn alike for
@@ -70,7 +61,8 @@ class HeterogeneousBTL(LatentPrior):
 
     Args:
         num_features: Number of item features D; the number of items where these have no features.
-        latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model.
+        latent_dim: Number of latent dimensions K; 0 is the homogeneous BTL model. With `personal`,
+            the number of those of tastes; the attribute counts them all.
             None, for the linear utility, is the number of coefficients that are not fixed.
         utility: `"bilinear"`, r = φ(x)·ψ(z) with two MLP towers; `"linear"`, r = x·(w0 + Λz), whose
             coefficients have a covariance of rank `latent_dim` (all D for a full one);
@@ -109,10 +101,14 @@ class HeterogeneousBTL(LatentPrior):
             with `npseudo=p`. Coefficients of features, per standard deviation, and a position bias
             have the same prior, which is log-F(2p, 2p): normal around 0, nearly, with tails that
             are wider. All estimates are then finite. ½ is a usual choice.
+        personal: Which of `"ties"`, `"position_bias"`, `"lapses"` and `"scale"` differ between
+            people; the first three imply that the model has them. Needs `prior="normal"`. With
+            `correlation="none"` they are not correlated, else they are.
 
     Attributes:
         config: The arguments it was built with; `"module"` stands for a module that was given, and
-            `num_covariates` and `penalty` are there where they are not 0.
+            `num_covariates`, `penalty` and `personal` are there where they are not 0 or empty.
+        personal: How the answers' parameters differ between people, or None.
         log_tie: Davidson's log ν, or None.
         bias: Advantage of the left in nats, or None.
         lapse_logit: Logit of the lapse rate, or None.
@@ -162,8 +158,13 @@ class HeterogeneousBTL(LatentPrior):
         price: str | int | None = None,
         feature_names: Sequence | None = None,
         penalty: float = 0.0,
+        personal: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        personal = name_personal(personal)
+        ties = "davidson" if "ties" in personal else ties
+        position_bias = True if "position_bias" in personal else position_bias
+        lapses = True if "lapses" in personal else lapses
         taste = describe_taste(
             num_features, utility, coefficients, correlation, price, feature_names
         )
@@ -187,17 +188,20 @@ class HeterogeneousBTL(LatentPrior):
                 raise TypeError(f"{argument} must be True or False, got {value!r}")
         if prior not in ("normal", "flow"):
             raise ValueError(f"prior must be 'normal' or 'flow', got {prior!r}")
-        if num_covariates and not latent_dim:
+        if personal:
+            most = count_random(taste, num_features) if utility == "linear" else None
+            check_personal(personal, latent_dim, utility, prior, most)
+        if num_covariates and not latent_dim + len(personal):
             raise ValueError(
                 f"latent_dim must be at least 1 with num_covariates={num_covariates}, got 0: "
                 "covariates move the latent factor, which a homogeneous model does not have"
             )
         if not isinstance(penalty, int | float) or not 0 <= penalty < math.inf:
             raise ValueError(f"penalty must be a number of at least 0, got {penalty!r}")
-        if penalty and (latent_dim or utility != "linear"):
+        if penalty and (latent_dim or personal or utility != "linear"):
             raise ValueError(
-                f"penalty={penalty} needs utility='linear' and latent_dim=0, got "
-                f"utility={utility!r} and latent_dim={latent_dim}"
+                f"penalty={penalty} needs utility='linear', latent_dim=0 and personal=(), got "
+                f"utility={utility!r}, latent_dim={latent_dim} and personal={personal}"
             )
         self.num_features = num_features
         self.penalty = float(penalty)
@@ -219,6 +223,8 @@ class HeterogeneousBTL(LatentPrior):
             self.config["num_covariates"] = num_covariates
         if penalty:
             self.config["penalty"] = self.penalty
+        if personal:
+            self.config["personal"] = list(personal)
         self.utility = build_utility(utility, num_features, latent_dim, self.config)
         self.utility.set_precision(matmul_precision)
         for name, start in (
@@ -236,8 +242,16 @@ class HeterogeneousBTL(LatentPrior):
         self.covariate_levels: dict[Hashable, tuple] = {}
         if feature_names is not None:
             self.feature_names = canonical_names("feature_names", feature_names)
+        self.taste_dim = latent_dim
+        self.personal: PersonalAnswers | None = None
+        if personal:
+            is_correlated = correlation == "full"
+            self.personal = PersonalAnswers(personal, latent_dim, is_correlated=is_correlated)
         self.build_prior(
-            latent_dim, hidden_dim, is_learned=prior == "flow", num_covariates=num_covariates
+            latent_dim + len(personal),
+            hidden_dim,
+            is_learned=prior == "flow",
+            num_covariates=num_covariates,
         )
 
     @classmethod
@@ -260,9 +274,10 @@ class HeterogeneousBTL(LatentPrior):
             ValueError: As the model's own arguments.
         """
         has_ties = data.ties == "keep" and bool(data.half_wins.any())
+        is_homogeneous = latent_dim == 0 and not options.get("personal")
         of_data = {
             "ties": "davidson" if has_ties else None,
-            "num_covariates": 0 if latent_dim == 0 else data.num_covariates,
+            "num_covariates": 0 if is_homogeneous else data.num_covariates,
         }
         if options.get("utility") == "linear":
             of_data["feature_names"] = data.feature_names
@@ -294,17 +309,25 @@ class HeterogeneousBTL(LatentPrior):
         self.check_z(z)
         lead = z.shape[:-2]
         flat = z.reshape(math.prod(lead), *z.shape[-2:])
-        pairwise = self.utility.pairwise(prepared.items, prepared.factors, flat)
+        pairwise = self.utility.pairwise(prepared.items, prepared.factors, self.tastes(flat))
 
+        answers, names = self.answers(flat), () if self.personal is None else self.personal.names
         has_sides = batch.side is not None and self.bias is not None
-        bias = 0.0 if has_sides else self.position_bias
+        moves_margins = has_sides or "scale" in names or "position_bias" in names
+        bias = 0.0 if moves_margins else self.position_bias
 
         def likelihood(choice: Tensor | None = None, **options: str) -> Tensor:
             pairs = batch.left, batch.right
             options = {"backend": backend} | options
-            if has_sides:  # The kernels have one bias for all comparisons.
+            if moves_margins:  # The kernels have one bias for all comparisons.
                 margin = pairwise(*pairs, None, batch.mask, output="margin", backend=backend)
-                margin = margin + self.bias * batch.side.masked_fill(~batch.mask, 0.0).to(margin)
+                if "log_scale" in answers:
+                    margin = margin * answers["log_scale"].exp()
+                if has_sides:
+                    side = batch.side.masked_fill(~batch.mask, 0.0).to(margin)
+                    margin = margin + answers["position_bias"] * side
+                elif self.bias is not None:
+                    margin = margin + answers["position_bias"]
                 value = bind_margin(margin, batch.mask)(choice, **options)
             else:
                 value = pairwise(*pairs, choice, batch.mask, position_bias=bias, **options)
@@ -316,11 +339,9 @@ class HeterogeneousBTL(LatentPrior):
             batch.mask,
             z.shape[:-1],
             validate_args,
-            log_tie=self.log_tie,
-            position_bias=self.bias,
-            lapse_logit=self.lapse_logit,
             rankings=batch.rankings,
             side=batch.side,
+            **{k: x.reshape(lead + x.shape[1:]) if x.ndim else x for k, x in answers.items()},
         )
 
     def forward(
@@ -372,6 +393,34 @@ class HeterogeneousBTL(LatentPrior):
         }
         return {name: value for name, value in names.items() if value is not None}
 
+    def answers(self, z: Tensor) -> dict[str, Tensor]:
+        """Returns the parameters of the answers that the model has, by their names in code.
+
+        Args:
+            z: Latent factors with shape (*, U, K).
+
+        Returns:
+            `log_tie`, `position_bias`, `lapse_logit` and `log_scale` as far as the model has them:
+            scalars, and those that differ between people with shape (*, U, 1).
+        """
+        shared = {"log_tie": self.log_tie, "position_bias": self.bias}
+        shared["lapse_logit"] = self.lapse_logit
+        answers = {name: value for name, value in shared.items() if value is not None}
+        if self.personal is not None:
+            for name, deviation in self.personal.deviations(z).items():
+                answers[name] = answers[name] + deviation if name in answers else deviation
+        return answers
+
+    def tastes(self, z: Tensor) -> Tensor:
+        """Returns the dimensions of z (*, K) that are of tastes; all where nothing is personal."""
+        if self.personal is None:
+            return z
+        if z.ndim == 3 and z.shape[1] > 1 and z.stride(1) == 0:  # Draws that people share.
+            return z[:, :1, : self.taste_dim].contiguous().expand(-1, z.shape[1], -1)
+        # The draws of a person lie side by side as before.
+        by_person = z.movedim(0, -2)[..., : self.taste_dim].contiguous()
+        return by_person.movedim(-2, 0)
+
     def log_prior(self) -> Tensor:
         r"""Evaluates the log-density of the prior that `penalty` p puts on utilities, but for a
         constant: :math:`p \sum_k \log σ(w_k) + \log σ(−w_k)`.
@@ -390,7 +439,12 @@ class HeterogeneousBTL(LatentPrior):
             *self.utility.population_parameters(),
             *self.prior_parameters(),
             *self.answer_parameters().values(),
+            *self.personal_parameters(),
         ]
+
+    def personal_parameters(self) -> list[nn.Parameter]:
+        """Lists the loadings of what differs between people beside tastes: Γ, if there is one."""
+        return [] if self.personal is None else [self.personal.loading]
 
     def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
         """Evaluates the utility of every item to every user.
@@ -404,7 +458,7 @@ class HeterogeneousBTL(LatentPrior):
         """
         self.check_items(items)
         self.check_z(z)
-        return self.utility(self.standardise(items), z)
+        return self.utility(self.standardise(items), self.tastes(z))
 
     def coefficients(self, z: Tensor) -> Tensor:
         """Returns the coefficients (*, U, D) of a linear utility, in units of the features given.
@@ -412,7 +466,7 @@ class HeterogeneousBTL(LatentPrior):
         Args:
             z: Latent factors with shape (*, U, K).
         """
-        beta = self.utility.coefficients(z)
+        beta = self.utility.coefficients(self.tastes(z))
         return beta / self.feature_scale.to(beta.dtype)
 
     def average_coefficients(self, noise: Tensor) -> Tensor:
@@ -422,7 +476,8 @@ class HeterogeneousBTL(LatentPrior):
             noise: Draws of the prior's standard normal variable, with shape (S, K).
         """
         utility = self.utility
-        eta = utility.mean.double() + noise.to(self.device) @ utility.directions.double().T
+        noise = self.tastes(noise.to(self.device))
+        eta = utility.mean.double() + noise @ utility.directions.double().T
         return utility.map(eta) / self.feature_scale
 
     def prepare_items(self, items: Tensor) -> PreparedItems:
@@ -501,7 +556,10 @@ class HeterogeneousBTL(LatentPrior):
                 "a random utility gives the probability of a pair, not that of a ranking, got "
                 "rankings: break them into pairs (method='pairs', as_pairs())"
             )
-        if has_rankings and (answers := list(self.answer_parameters())):
+        answers = list(self.answer_parameters())
+        if self.personal is not None:
+            answers += [label for label in self.personal.labels if label not in answers]
+        if has_rankings and answers:
             raise ValueError(
                 "rankings are scored by Plackett–Luce, which has no ties, position bias or "
                 f"lapses, and the model has {', '.join(answers)}: build it without, or break the "
@@ -536,17 +594,3 @@ class HeterogeneousBTL(LatentPrior):
         ties = "keep" if self.has_ties else "half"
         simulated = data.with_choices(torch.cat(choices).numpy(), ties=ties)
         return simulated, torch.cat(factors)
-
-
-def build_utility(
-    utility: str | nn.Module, num_features: int, latent_dim: int, config: dict
-) -> Utility:
-    """Builds a utility by its name, with the arguments of the model that it takes."""
-    if isinstance(utility, nn.Module):
-        return ModuleUtility(utility)
-    if utility not in UTILITIES:
-        *names, last = map(repr, UTILITIES)
-        raise ValueError(f"utility must be {', '.join(names)}, {last} or a module, got {utility!r}")
-    build = UTILITIES[utility]
-    options = {name: config[name] for name in build.options if name in config}
-    return build(num_features, latent_dim, **options)

@@ -121,7 +121,8 @@ class Derivatives:
     caller adds the products within each stage.
 
     Attributes:
-        first: Derivatives by the margin, and by log ν, position bias and logit λ as far as the
+        first: Derivatives by the margin (by its part t where it is e^s t plus a position bias, s
+            the logarithm of a scale), and by log ν, position bias, logit λ and s as far as the
             model has them, each with shape (S, U, N); 0 under the mask. A parameter is taken for
             each comparison's own: what is summed over comparisons later is seen one by one here.
         second: The symmetric table of second derivatives, as those of `first`.
@@ -158,6 +159,9 @@ class BradleyTerry(TorchDistribution):
         log_tie: Log ν, a scalar; None for no ties.
         position_bias: Position bias, a scalar, that the margins hold already; None for none.
         lapse_logit: Logit of λ, a scalar; None for no lapses.
+        log_scale: Logarithm of a factor of the margins, but for the position bias, that the margins
+            hold already; None for none. It and the three above may have the shape (*, U, 1), each
+            person's own.
         rankings: Which comparisons make up rankings; None where all stand alone.
         side: Factor of the position bias in each margin, 1, 0 or −1, with shape (U, N); None for 1.
 
@@ -186,10 +190,12 @@ class BradleyTerry(TorchDistribution):
         log_tie: Tensor | None = None,
         position_bias: Tensor | None = None,
         lapse_logit: Tensor | None = None,
+        log_scale: Tensor | None = None,
         rankings: Rankings | None = None,
         side: Tensor | None = None,
     ) -> None:
         answers = {"log_tie": log_tie, "position_bias": position_bias, "lapse_logit": lapse_logit}
+        answers["log_scale"] = log_scale
         self.answers = {name: value for name, value in answers.items() if value is not None}
         if rankings is not None and self.answers:
             raise ValueError(
@@ -215,8 +221,8 @@ class BradleyTerry(TorchDistribution):
         Args:
             margin: The margins.
             mask: True where there is a comparison, with shape (U, N); everywhere if None.
-            parameters: `log_tie`, `position_bias`, `lapse_logit`, `rankings` and `side`, as the
-                class has them.
+            parameters: `log_tie`, `position_bias`, `lapse_logit`, `log_scale`, `rankings` and
+                `side`, as the class has them.
         """
         if mask is None:
             mask = margin.new_ones(margin.shape[-2:], dtype=torch.bool)
@@ -324,7 +330,7 @@ class BradleyTerry(TorchDistribution):
         variables = {"margin": margin} | {
             name: value.detach().double().expand_as(margin)
             for name, value in self.answers.items()
-            if name != "position_bias"
+            if name not in ("position_bias", "log_scale")
         }
         variables = {name: value.clone().requires_grad_() for name, value in variables.items()}
         outcomes = Outcomes.of(
@@ -340,7 +346,8 @@ class BradleyTerry(TorchDistribution):
         ]
         # The bias is added to the margin, so derivatives by either are the same, but for its sign.
         column = {name: i for i, name in enumerate(variables)} | {"position_bias": 0}
-        index = [column[name] for name in ("margin", *self.answers)]
+        # The logarithm of the scale comes after: its column here holds the margin's derivatives.
+        index = [column.get(name, 0) for name in ("margin", *self.answers)]
         first = [first[i].detach() for i in index]
         second = [[second[i][j] for j in index] for i in index]
         if self.side is not None and "position_bias" in self.answers:
@@ -350,7 +357,31 @@ class BradleyTerry(TorchDistribution):
             second[bias] = [value * side for value in second[bias]]
             for row in second:
                 row[bias] = row[bias] * side
+        if "log_scale" in self.answers:
+            self._differentiate_scale(first, second, margin)
         return Derivatives(first, second)
+
+    def _differentiate_scale(
+        self, first: list[Tensor], second: list[list[Tensor]], margin: Tensor
+    ) -> None:
+        """Turns derivatives by the margin, in place, into those by t and s of its part e^s t."""
+        place = 1 + list(self.answers).index("log_scale")
+        scale = self.answers["log_scale"].detach().double().exp().expand_as(margin)
+        product = margin
+        if "position_bias" in self.answers:
+            bias = self.answers["position_bias"].detach().double()
+            side = 1.0 if self.side is None else self.side.double().masked_fill(~self.mask_, 0.0)
+            product = margin - bias * side
+        by_margin = first[0]
+        factors = {0: scale, place: product}
+        for i, factor in factors.items():
+            first[i] = first[i] * factor
+            second[i] = [value * factor for value in second[i]]
+            for row in second:
+                row[i] = row[i] * factor
+        second[place][place] = second[place][place] + by_margin * product
+        second[0][place] = second[0][place] + by_margin * scale
+        second[place][0] = second[place][0] + by_margin * scale
 
     def _differentiate_margins(self, margin: Tensor, choice: Tensor) -> Derivatives:
         prob = torch.sigmoid(margin)

@@ -150,6 +150,8 @@ def of_people_alike(model: HeterogeneousBTL, average: HeterogeneousBTL) -> Heter
     twin = copy.deepcopy(model)
     twin.utility.mean.copy_(average.utility.mean)
     twin.utility.loading.zero_()
+    for loading in twin.personal_parameters():
+        loading.zero_()
     answers = average.answer_parameters()
     for name, value in twin.answer_parameters().items():
         value.copy_(answers[name])

@@ -31,8 +31,11 @@ _LEAST = 1e-6  # Singular value of Λ, by the largest, from which its density is
 
 
 def has_density(model: HeterogeneousBTL) -> bool:
-    """Tells whether the random coefficients' normal η have a density, and Λ an inverse."""
-    if model.latent_dim == 0 or not model.utility.is_linear:
+    """Tells whether the random coefficients' normal η have a density, and Λ an inverse.
+
+    Scores of what else differs between people (`personal`) are those by the margins.
+    """
+    if model.latent_dim == 0 or not model.utility.is_linear or model.personal is not None:
         return False
     loading = _random_rows(model)
     if loading.shape[0] != loading.shape[1]:

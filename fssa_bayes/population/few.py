@@ -6,7 +6,7 @@ import math
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population.parameters import has_population_estimates, identify_loading
+from fssa_bayes.population.parameters import has_population_estimates, identify_tastes
 
 __all__ = [
     "PEOPLE_PER_PARAMETER",
@@ -29,13 +29,17 @@ def number_of_parameters(model: HeterogeneousBTL, data: Preferences) -> int:
     without features have utilities up to a constant for each person.
     """
     features = model.num_features - (data.items is None)
-    rank = min(model.latent_dim, features)
+    rank = min(model.taste_dim, features)
     covariance = features * rank - rank * (rank - 1) // 2
     if model.utility.is_restricted:
-        loading, _, entries = identify_loading(model.utility)
+        loading, _, entries = identify_tastes(model.utility)
         rank, covariance = loading.shape[1], entries.shape[1]
+    personal = 0
+    if model.personal is not None:
+        personal = int(model.personal.free.sum())
+        rank += len(model.personal.names)
     effects = rank * model.num_covariates
-    return features + covariance + effects + len(model.answer_parameters())
+    return features + covariance + effects + len(model.answer_parameters()) + personal
 
 
 def people_per_parameter(model: HeterogeneousBTL, data: Preferences) -> float:

@@ -58,7 +58,7 @@ def population_information(
 
     Returns:
         Two matrices (P, P) over the parameters: w0 and ΛR, feature by feature; RᵀB; those of the
-        answers.
+        answers; ΓR of those that differ between people, row by row.
     """
     if (
         model.latent_dim == 0
@@ -94,6 +94,7 @@ def sum_information(
     rank = rotation.shape[1]
     size = model.num_features * (1 + rank) + rank * model.num_covariates
     size += len(model.answer_parameters())
+    size += 0 if model.personal is None else len(model.personal.names) * rank
     sums = [[torch.zeros(size, size, dtype=torch.float64) for _ in range(2)] for _ in ways]
     # Sums do not depend on the order of people; sorted by size, little is padded.
     data = data.subset(np.argsort(data.counts, kind="stable"))
@@ -184,7 +185,12 @@ def batch_information(
     of_coefficients = torch.einsum("sun,und->sud", first[0], difference)
     score = torch.einsum("sud,suk->sudk", taste.pull(of_coefficients), factors).flatten(-2)
     score_of_effect, complete_of_effect = effect_information(model, batch, z, rotation)
-    of_answers = [value.sum(-1, keepdim=True) for value in first[1:]]
+    number = len(model.answer_parameters())
+    of_answers = [value.sum(-1, keepdim=True) for value in first[1 : 1 + number]]
+    columns = personal_columns(model)
+    if columns:
+        own = torch.stack([first[i].sum(-1) for i in columns], -1)
+        of_answers.append(torch.einsum("sua,sur->suar", own, rotated).flatten(-2))
     score = torch.cat([score, score_of_effect, *of_answers], -1)
     mean_score = torch.einsum("su,sup->up", weights, score)
     counted_score = mean_score
@@ -210,14 +216,39 @@ def batch_information(
         information[:size, :size] -= stage_products(
             derivatives.stages, difference, factors, weights, taste
         )
-    for i, row in enumerate(second[1:], start):
+    for i, row in enumerate(second[1 : 1 + number], start):
         pulled = taste.pull(torch.einsum("sun,und->sud", -row[0], difference))
         cross = torch.einsum("su,sud,suk->dk", weights, pulled, factors)
         information[i, :size] += cross.flatten()
         information[:size, i] += cross.flatten()
-        for j, value in enumerate(row[1:], start):
+        for j, value in enumerate(row[1 : 1 + number], start):
             information[i, j] -= torch.einsum("su,sun->", weights, value)
+    stop, rank = start + number, rotated.shape[-1]
+    for place, column in enumerate(columns):
+        rows, row = slice(stop + place * rank, stop + (place + 1) * rank), second[column]
+        pulled = taste.pull(torch.einsum("sun,und->sud", -row[0], difference))
+        cross = torch.einsum("su,sud,suk,sur->rdk", weights, pulled, factors, rotated)
+        information[rows, :size] += cross.flatten(1)
+        information[:size, rows] += cross.flatten(1).T
+        for i in range(number):
+            cross = torch.einsum("su,sun,sur->r", weights, -row[1 + i], rotated)
+            information[rows, start + i] += cross
+            information[start + i, rows] += cross
+        for other, of_other in enumerate(columns):
+            beside = slice(stop + other * rank, stop + (other + 1) * rank)
+            own = torch.einsum("su,sun->su", weights, -row[of_other])
+            information[rows, beside] += torch.einsum("su,sur,suq->rq", own, rotated, rotated)
     return counted_score, information
+
+
+def personal_columns(model: HeterogeneousBTL) -> list[int]:
+    """Lists where :class:`fssa_bayes.model.Derivatives` have what differs between people."""
+    if model.personal is None:
+        return []
+    known = {"log_tie": model.log_tie, "position_bias": model.bias}
+    known |= {"lapse_logit": model.lapse_logit, "log_scale": 0}
+    order = [name for name, value in known.items() if value is not None]
+    return [1 + order.index(name) for name in model.personal.arguments]
 
 
 @dataclass(frozen=True)
@@ -237,7 +268,7 @@ class Taste:
     @classmethod
     def at(cls, model: HeterogeneousBTL, z: Tensor) -> Taste:
         """Evaluates the coefficients of draws (S, U, K)."""
-        utility = model.utility
+        utility, z = model.utility, model.tastes(z)
         eta = (utility.mean + z @ utility.directions.T).double()
         is_plain = utility.map.is_identity
         return cls(utility.map, eta, None if is_plain else utility.map.jacobian(eta))

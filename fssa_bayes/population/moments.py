@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fssa_bayes.model import CoefficientMap, HeterogeneousBTL
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "PersonalMoments"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,50 @@ class Moments:
                 _normal_cdf(location[signed] / variance[signed].sqrt()),
             ]
         )
+
+
+@dataclass(frozen=True)
+class PersonalMoments:
+    """Computes deviations and correlations of what differs between people beside tastes.
+
+    Attributes:
+        names: Names of the A parameters of the answers that differ.
+        num_correlated: How many of them, the first, are correlated with each other and with
+            coefficients.
+    """
+
+    names: tuple[str, ...] = ()
+    num_correlated: int = 0
+
+    @classmethod
+    def of(cls, model: HeterogeneousBTL) -> PersonalMoments:
+        """Describes what differs between the people of a model."""
+        if model.personal is None:
+            return cls()
+        return cls(tuple(model.personal.labels), model.personal.num_correlated)
+
+    def labels(self, features: Sequence, random: Sequence[int]) -> list[tuple[str, str]]:
+        """Names the rows of :meth:`values`, given the features and which of them differ."""
+        rows = [("answer sd", name) for name in self.names]
+        for place, name in enumerate(self.names[: self.num_correlated]):
+            others = [*(features[i] for i in random), *self.names[:place]]
+            rows += [("answer correlation", f"{name}, {other}") for other in others]
+        return rows
+
+    def values(self, tastes: Tensor, own: Tensor, add: Tensor) -> Tensor:
+        """Computes the quantities, differentiably, with shape (Q,).
+
+        Args:
+            tastes: Loading (D', R) of the coefficients' η that differ.
+            own: Loading (A, R) of the parameters.
+            add: What is added to the variances of η before roots are taken, (D',).
+        """
+        spread = own.square().sum(-1).sqrt()
+        own = own[: self.num_correlated]
+        scale = torch.cat([(tastes.square().sum(-1) + add).sqrt(), spread[: len(own)]])
+        table = own @ torch.cat([tastes, own]).T / (spread[: len(own)].unsqueeze(-1) * scale)
+        parts = [row[: len(tastes) + place] for place, row in enumerate(table)]
+        return torch.cat([spread, *parts])
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fssa_bayes.data import Preferences, covariate_rank, identified_covariates
 from fssa_bayes.model import HeterogeneousBTL, LinearUtility, require_linear
 from fssa_bayes.population.clusters import few_people_moments
 from fssa_bayes.population.divergence import Divergence, find_divergence
 from fssa_bayes.population.identification import find_null, warn_of_null
-from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.moments import Moments, PersonalMoments
 from fssa_bayes.population.separation import Limit, Separation, find_separation
 from fssa_bayes.population.settled import SETTLED, settle
 from fssa_bayes.population.standard_errors import UNSETTLED, Uncertainty
@@ -32,11 +32,13 @@ __all__ = [
     "free_positions",
     "has_population_estimates",
     "identify_loading",
+    "identify_tastes",
     "label_parameters",
     "rotate_to_triangle",
 ]
 
 _MAX_PARAMETERS = 2000
+_NOTHING_PERSONAL = PersonalMoments()
 _MOST_CORRELATIONS = 300  # For which more draws are taken.
 
 # What a lack of rank may come from, with and without latent factors.
@@ -56,7 +58,9 @@ class ParameterEstimate:
 
     Attributes:
         theta: The estimates, with shape (P,).
-        loading: L with shape (D, R), on the CPU.
+        loading: L with shape (D + A, R), on the CPU: that of D coefficients, then that of A
+            parameters of the answers that differ between people.
+        num_features: D.
         rotation: L = Λ · rotation, with shape (K, R).
         entries: Rows and columns of the free entries of L, (2, ·).
         effect: RᵀB with shape (R, W), W = 0 without covariates.
@@ -68,6 +72,7 @@ class ParameterEstimate:
 
     theta: Tensor
     loading: Tensor
+    num_features: int
     rotation: Tensor
     entries: Tensor
     effect: Tensor
@@ -77,8 +82,8 @@ class ParameterEstimate:
     has_own_effect: Tensor
 
     def unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes θ (P,) apart: w0 (D,), L (D, R), RᵀB (R, W) and the parameters of the answers."""
-        sizes = len(self.loading), self.entries.shape[1], self.effect.numel()
+        """Takes θ (P,) apart: w0 (D,), L (D + A, R), RᵀB (R, W) and the answers' parameters."""
+        sizes = self.num_features, self.entries.shape[1], self.effect.numel()
         mean, free, effect, answers = theta.split([*sizes, len(theta) - sum(sizes)])
         loading = theta.new_zeros(self.loading.shape).index_put(tuple(self.entries), free)
         return mean, loading, effect.reshape(self.effect.shape), answers
@@ -88,7 +93,10 @@ class ParameterEstimate:
         """Writes θ (P,) into a copy of the model, in place; the rotation of z stays."""
         mean, loading, effect, answers = self.unpack(theta)
         model.utility.mean.copy_(mean)
-        model.utility.loading.copy_(loading @ self.rotation.T)
+        loading = loading @ self.rotation.T
+        model.utility.loading.copy_(loading[: self.num_features, : model.taste_dim])
+        if model.personal is not None:
+            model.personal.loading.copy_(loading[self.num_features :])
         change = self.rotation @ (effect - self.effect)
         model.effects.add_(change.to(model.effects))  # Parts of B that Λ does not see stay.
         for parameter, value in zip(model.answer_parameters().values(), answers, strict=True):
@@ -129,12 +137,13 @@ def estimate_parameters(
     if separation and model.latent_dim == 0 and not model.penalty:
         model = separation.at_limit(model)
     mean = model.utility.mean.detach().double()
-    triangle, rotation, entries = identify_loading(model.utility)
+    triangle, rotation, entries = identify_loading(model)
     rank = triangle.shape[1]
     null = find_null(model, data)
     if not quiet:
         warn_of_null(null, data)
-    expected_null = 0 if null is None else null.shape[1] * (1 + rank)
+    personal = len(triangle) - len(mean)
+    expected_null = 0 if null is None else null.shape[1] * (1 + rank - personal)
     effect = (rotation.T @ model.effects.detach().double()).cpu()
     has_own_effect = torch.ones(0, dtype=torch.bool)
     if model.num_covariates:
@@ -143,14 +152,16 @@ def estimate_parameters(
     check_num_parameters(what, len(mean) + entries.shape[1] + effect.numel())
     row, column = entries
     answers = torch.tensor(list(answer_estimates(model).values()), dtype=torch.float64)
-    free = free_positions(triangle, entries, effect.numel() + len(answers))
+    free = free_positions(triangle, entries, effect.numel() + len(answers), personal)
     are_correlated = not model.utility.is_uncorrelated
     settled = settle(
         model,
         data,
         rotation,
         free,
-        _quantities_to_settle(triangle.cpu(), entries, len(free), are_correlated=are_correlated),
+        _quantities_to_settle(
+            triangle.cpu(), entries, len(free), personal, are_correlated=are_correlated
+        ),
         num_samples,
         seed,
         may_lack_rank=expected_null > 0,
@@ -170,6 +181,7 @@ def estimate_parameters(
     return ParameterEstimate(
         theta=theta,
         loading=triangle,
+        num_features=len(mean),
         rotation=rotation.cpu(),
         entries=entries,
         effect=effect,
@@ -182,7 +194,7 @@ def estimate_parameters(
             expected_null=None if quiet or limit is not None else expected_null,
             advice=_ADVICE_ON_COVARIANCE if model.latent_dim else _ADVICE_ON_FEATURES,
             limit=limit,
-            null=None if null is None else pad(null, (0, 0, 0, len(theta) - len(null))),
+            null=None if null is None else F.pad(null, (0, 0, 0, len(theta) - len(null))),
             weight=_typical_weight(data),
         ),
         covariate_names=data.covariate_names[: model.num_covariates],
@@ -199,22 +211,24 @@ def _typical_weight(data: Preferences) -> float | None:
     return float(weights @ weights / weights.sum())
 
 
-def free_positions(loading: Tensor, entries: Tensor, others: int) -> Tensor:
+def free_positions(loading: Tensor, entries: Tensor, others: int, personal: int = 0) -> Tensor:
     """Finds θ (P,) among (w0, L), row by row, and what follows, as information has them.
 
     Args:
-        loading: L with shape (D, R).
+        loading: L with shape (D + A, R).
         entries: Rows and columns of its free entries, (2, ·).
         others: Number of the parameters that follow.
+        personal: Number A of the last rows of L, without a part of w0, which stand at the end.
     """
-    number, width = len(loading), loading.shape[1] + 1
+    number, rank = len(loading) - personal, loading.shape[1]
     row, column = entries
-    parts = torch.arange(number) * width, row * width + 1 + column
-    return torch.cat([*parts, number * width + torch.arange(others)])
+    width, after = rank + 1, number * (rank + 1) + others
+    place = torch.where(row < number, row * width + 1, after + (row - number) * rank) + column
+    return torch.cat([torch.arange(number) * width, place, number * width + torch.arange(others)])
 
 
 def _quantities_to_settle(
-    loading: Tensor, entries: Tensor, size: int, *, are_correlated: bool
+    loading: Tensor, entries: Tensor, size: int, personal: int = 0, *, are_correlated: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns derivatives of quantities by θ, (Q, P), and how far sets of draws may differ, (Q,).
 
@@ -222,9 +236,10 @@ def _quantities_to_settle(
     too many, within 15 %.
 
     Args:
-        loading: L with shape (D, R).
+        loading: L with shape (D + A, R).
         entries: Rows and columns of its free entries, (2, ·).
         size: Number P of parameters.
+        personal: Number A of the last rows of L, without a part of w0.
         are_correlated: Whether η has correlations.
     """
     number, free = len(loading), entries.shape[1]
@@ -241,12 +256,13 @@ def _quantities_to_settle(
     by_loading[here, second] = (unit[first] - value * unit[second]) / length[second]
     eye = torch.eye(size, dtype=torch.float64)
     row, column = entries
-    of_loading = slice(number, number + free)
+    means = number - personal
+    of_loading = slice(means, means + free)
     spread = eye.new_zeros(number, size)
-    spread[row, torch.arange(number, number + free)] = unit[row, column]
+    spread[row, torch.arange(means, means + free)] = unit[row, column]
     correlation = eye.new_zeros(len(first), size)
     correlation[:, of_loading] = by_loading[:, row, column]
-    narrow = torch.cat([eye[:number], spread[random], eye[number + free :]])
+    narrow = torch.cat([eye[:means], spread[random], eye[means + free :]])
     tolerance = torch.full((len(narrow) + len(first),), SETTLED, dtype=torch.float64)
     tolerance[len(narrow) :] = UNSETTLED
     return torch.cat([narrow, correlation]), tolerance
@@ -297,12 +313,34 @@ def has_population_estimates(model: HeterogeneousBTL) -> bool:
     """Tells whether a model has what :func:`estimate_parameters` needs."""
     if not model.utility.is_linear or len(model.prior_flow):
         return False
-    triangle, _, entries = identify_loading(model.utility)
+    triangle, _, entries = identify_loading(model)
     size = model.num_features + entries.shape[1] + triangle.shape[1] * model.num_covariates
     return size <= _MAX_PARAMETERS
 
 
-def identify_loading(utility: LinearUtility) -> tuple[Tensor, Tensor, Tensor]:
+def identify_loading(model: HeterogeneousBTL) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns Λ, and Γ below it, into the form in which they are identified.
+
+    Returns:
+        As :func:`identify_tastes`. What differs between people beside tastes has rows below those
+        of the coefficients, and columns to their right.
+    """
+    triangle, rotation, entries = identify_tastes(model.utility)
+    if model.personal is None:
+        return triangle, rotation, entries
+    rows, taste_dim = model.personal.directions.detach().double(), model.taste_dim
+    sign = torch.where(rows[:, taste_dim:].diagonal() < 0, -1.0, 1.0).double()
+    number, rank = triangle.shape
+    rotation = torch.block_diag(rotation, torch.diag(sign))
+    loading = torch.cat([F.pad(triangle, (0, len(rows))), rows @ rotation])
+    free = model.personal.free.cpu()
+    of_tastes = free[:, :1].expand(-1, rank) if taste_dim else free[:, :0]
+    free = torch.cat([of_tastes, free[:, taste_dim:]], 1)
+    row, column = free.nonzero().T
+    return loading, rotation, torch.cat([entries, torch.stack([row + number, column])], 1)
+
+
+def identify_tastes(utility: LinearUtility) -> tuple[Tensor, Tensor, Tensor]:
     """Turns Λ into the form in which it is identified.
 
     Returns:
@@ -343,7 +381,11 @@ def answer_estimates(model: HeterogeneousBTL) -> dict[str, float]:
 
 
 def label_parameters(
-    data: Preferences, moments: Moments, covariates: Iterable, answers: Iterable[str]
+    data: Preferences,
+    moments: Moments,
+    covariates: Iterable,
+    answers: Iterable[str],
+    personal: PersonalMoments = _NOTHING_PERSONAL,
 ) -> pd.MultiIndex:
     """Names the rows of a table of the population, (`quantity`, `term`).
 
@@ -354,14 +396,16 @@ def label_parameters(
         moments: What is said of the coefficients.
         covariates: Names of the covariates.
         answers: Names of the answers' parameters. A logit is followed by its rate.
+        personal: What is said of those that differ between people.
     """
     rows = moments.labels(data.feature_names.tolist())
     rows += [
         ("effect", f"{covariate} on {name}")
         for covariate in covariates
-        for name in data.feature_names
+        for name in [*data.feature_names, *personal.names]
     ]
     rows += [("answer", name) for name in answers]
     if "lapse logit" in answers:
         rows.append(("answer", "lapse rate"))
+    rows += personal.labels(data.feature_names.tolist(), moments.random)
     return pd.MultiIndex.from_tuples(rows, names=["quantity", "term"])

@@ -18,6 +18,9 @@ from fssa_bayes.population.parameters import check_num_parameters, estimate_para
 
 __all__ = ["draw_ranks", "item_estimates", "ranking_table", "with_tails"]
 
+SCALES = {"nats": (1.0, 0.0), "elo": (400 / np.log(10), 1500.0)}
+"""Units of a nat, and where 0 lies, of the scales of a ranking."""
+
 _EQUAL = 1e-9  # Nats within which utilities are the same.
 _MOST_PAIRS = 500  # Of items without a finite utility, whose order is looked up.
 _SHARE = 1e-6  # Of the derivative of a utility: more without information, and it is not identified.
@@ -35,6 +38,8 @@ def ranking_table(
     p_values: bool = False,
     num_draws: int = 1000,
     seed: int = 0,
+    scale: str = "nats",
+    sets: bool = False,
 ) -> pd.DataFrame:
     """Ranks items by a homogeneous linear model, with standard errors clustered by person.
 
@@ -54,6 +59,12 @@ def ranking_table(
         p_values: Whether there are columns `df`, `statistic` and `p_value`, of tests against 0.
         num_draws: Draws of the utilities from the estimate's approximate distribution, for ranks.
         seed: Seed of the draws.
+        scale: `"nats"`, or `"elo"`: 400 / ln 10 points a nat, around 1500 for the mean of the items
+            ranked, or for the reference. 400 points more are odds of 10 to 1.
+        sets: Whether there is a column `set`: items that are not told apart from the best one of
+            their set. The best item that is in no set yet begins one, and those behind it join as
+            long as the interval of their difference from it, of probability `level`, holds 0. An
+            interval is of one difference: nothing is corrected for their number.
 
     Returns:
         One row an item (index `item`), the best first, group by group. Columns: `group` where there
@@ -74,9 +85,9 @@ def ranking_table(
         `rank_upper` are the places it leaves.
 
     Raises:
-        ValueError: If the model is heterogeneous or not linear, an item is unknown, there are both
-            groups and a reference, or there are too many coefficients for a dense information
-            matrix.
+        ValueError: If the model is heterogeneous or not linear, an item or a scale is unknown,
+            there are both groups and a reference, or there are too many coefficients for a dense
+            information matrix.
 
     Warns:
         UserWarning: If errors rest on a single person's comparisons.
@@ -84,6 +95,8 @@ def ranking_table(
     References:
         White (1982), Maximum likelihood estimation of misspecified models.
     """
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {tuple(SCALES)}, got {scale!r}")
     if groups is None and reference is None:
         groups = _components(model, data, items)
     estimates, members = item_estimates(
@@ -108,11 +121,48 @@ def ranking_table(
     place = rank.numpy()
     if not np.isfinite(table["utility"]).all():
         place = _rank_infinite(table, estimates, members)
+    orders = [rows[place[rows].argsort(kind="stable")] for rows in members]
+    if sets:
+        table["set"] = _sets(table, estimates, orders, kind, level)
+    unit, origin = SCALES[scale]
+    if scale != "nats":
+        table["standard_error"] *= unit
+        for column in ("utility", "lower", "upper"):
+            table[column] = origin + unit * table[column]
     if groups is not None:
         table.insert(0, "group", np.asarray(groups))
-    return table.iloc[
-        np.concatenate([rows[place[rows].argsort(kind="stable")] for rows in members])
-    ]
+    return table.iloc[np.concatenate(orders)]
+
+
+def _sets(
+    table: pd.DataFrame,
+    estimates: Estimates,
+    orders: Sequence[np.ndarray],
+    kind: str | None,
+    level: float,
+) -> np.ndarray:
+    """Numbers sets of items that are not told apart from the best of them, (M,), in each group.
+
+    Arguments are those of :func:`ranking_table`, and the items of each group, the best first. NaN
+    where an item's utility is not finite or has no error.
+    """
+    uncertainty, utility = estimates.uncertainty, table["utility"].to_numpy()
+    kind = uncertainty.choose(kind)
+    known = np.isfinite(utility) & np.isfinite(table["standard_error"].to_numpy())
+    number = np.full(len(table), np.nan)
+    for order in orders:
+        rest, last = order[known[order]], 0
+        while len(rest):
+            jacobian = estimates.jacobian[rest[:1]] - estimates.jacobian[rest]
+            error = uncertainty.standard_errors(jacobian, kind).numpy()
+            freedom = uncertainty.degrees_of_freedom(jacobian, kind).numpy()
+            width = special.stdtrit(freedom, 0.5 + level / 2) * error
+            apart = utility[rest[0]] - utility[rest] > width
+            apart[0] = False  # The difference of an item from itself has no error.
+            size = int(apart.argmax()) if apart.any() else len(rest)
+            number[rest[:size]] = last = last + 1
+            rest = rest[size:]
+    return number
 
 
 def item_estimates(

@@ -85,9 +85,9 @@ def _scores(
     model: HeterogeneousBTL, data: Preferences, num_draws: int, seed: int
 ) -> tuple[Tensor, np.ndarray]:
     """Returns the scores of people by θ (U, P), in any order, and ESS shares in theirs, (U,)."""
-    loading, rotation, entries = identify_loading(model.utility)
+    loading, rotation, entries = identify_loading(model)
     others = rotation.shape[1] * model.num_covariates + len(model.answer_parameters())
-    free = free_positions(loading, entries, others)
+    free = free_positions(loading, entries, others, len(loading) - model.num_features)
     scores, sizes = [], []
 
     def keep(*arguments: object) -> tuple[Tensor, Tensor]:
@@ -114,14 +114,17 @@ def _flat(model: HeterogeneousBTL, data: Preferences, estimates: Estimates) -> l
         said.append(f"choices are separated: {separation.message}")
     if said:
         return said
-    loading, _, entries = identify_loading(model.utility)
-    number = len(loading)
-    feature = torch.cat([torch.arange(number), entries[0]])
+    loading, _, entries = identify_loading(model)
+    number, labels = len(loading), [*data.feature_names]
+    if model.personal is not None:
+        labels += model.personal.labels
+    means = model.num_features
+    feature = torch.cat([torch.arange(means), entries[0]])
     eigenvalues, vectors = torch.linalg.eigh(estimates.uncertainty.information)
     for vector in vectors[:, eigenvalues <= 1e-9 * eigenvalues[-1]].T:
         squared = vector[: len(feature)].square()
         own = torch.zeros(number, dtype=torch.float64).index_add(0, feature, squared)
-        names = ", ".join(repr(data.feature_names[i]) for i in np.flatnonzero(own > _SHARE))
-        what = "means" if squared[:number].sum() > 0.5 else "the covariance"
+        names = ", ".join(repr(labels[i]) for i in np.flatnonzero(own > _SHARE))
+        what = "means" if squared[:means].sum() > 0.5 else "the covariance"
         said.append(f"{what} of {names}, as where it is close to one of lower rank")
     return said

@@ -20,7 +20,7 @@ from torch import Tensor
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.population.estimates import Estimates
-from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.moments import Moments, PersonalMoments
 from fssa_bayes.population.parameters import (
     ParameterEstimate,
     estimate_parameters,
@@ -84,7 +84,10 @@ def population_table(
         compared with the others) have NaN, as have effects of constant or collinear covariates. A
         correlation that is 1 or −1 by the rank of the covariance has no errors. A model with ties,
         position bias or lapses has rows `answer` for log ν, the bias in nats, the lapse rate and
-        its logit, on which an interval is more nearly symmetric. Where choices are separated
+        its logit, on which an interval is more nearly symmetric. Where some of these, or a scale,
+        differ between people (`personal`), `answer` is their mean, and rows `answer sd` and
+        `answer correlation` follow, the latter with coefficients (their logarithms where these are
+        log-normal) and with each other. Where choices are separated
         (:func:`fssa_bayes.population.find_separation`), rows without a finite estimate are ±inf,
         or NaN, without errors; items without features are centred over the others.
 
@@ -156,7 +159,8 @@ def _quantities(
     data = align(model, data)
     base = _position_of_reference(data, reference)
     estimate = estimate_parameters(model, data, num_samples, seed, "population()")
-    rank = estimate.loading.shape[1]
+    personal = PersonalMoments.of(model)
+    rank = estimate.loading.shape[1] - len(personal.names)
     coefficients = model.utility.map
     moments = Moments.of(model, rank, has_features=data.items is not None)
     scale = model.feature_scale.double().cpu()
@@ -167,6 +171,7 @@ def _quantities(
 
     def quantities(theta: Tensor) -> Tensor:
         location, loading, effect, of_answers = estimate.unpack(theta)
+        loading, own = loading[: model.num_features], loading[model.num_features :]
         location, loading = coefficients.in_units(location, loading, scale)
         if base is not None:
             location, loading = location - location[base], loading - loading[base]
@@ -177,12 +182,16 @@ def _quantities(
             )
         if model.lapse_logit is not None:
             of_answers = torch.cat([of_answers, of_answers[-1:].sigmoid()])
-        effect = (loading @ effect / estimate.covariate_scale).T.flatten()
-        return torch.cat([moments.values(location, loading, at_base), effect, of_answers])
+        effect = (torch.cat([loading, own]) @ effect / estimate.covariate_scale).T.flatten()
+        of_tastes = moments.values(location, loading, at_base)
+        random = moments.random
+        of_people = personal.values(loading[random], own, at_base[random])
+        return torch.cat([of_tastes, effect, of_answers, of_people])
 
-    index = label_parameters(data, moments, estimate.covariate_names, model.answer_parameters())
+    answers, num_effects = model.answer_parameters(), model.num_features + len(personal.names)
+    index = label_parameters(data, moments, estimate.covariate_names, answers, personal)
     known, quantity = np.ones(len(index), dtype=bool), index.get_level_values(0)
-    known[quantity == "effect"] = np.repeat(estimate.has_own_effect.numpy(), model.num_features)
+    known[quantity == "effect"] = np.repeat(estimate.has_own_effect.numpy(), num_effects)
     if base is not None and rank:
         row, column = np.tril_indices(model.num_features, -1)
         known[quantity == "correlation"] = (row != base) & (column != base)
@@ -195,6 +204,7 @@ def _quantities(
         of_moments = len(moments.labels(data.feature_names.tolist()))
         known[:of_moments] &= moments.select(finite)
         known[: model.num_features] = True  # Means say themselves what they are.
+        finite = np.append(finite, np.ones(len(personal.names), dtype=bool))
         known[quantity == "effect"] &= np.tile(finite, len(estimate.covariate_names))
     return estimates, known
 

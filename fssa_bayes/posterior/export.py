@@ -133,6 +133,9 @@ class Exporter:
             "feature": (("feature",), coordinate(context.feature_names)),
             "covariate": (("covariate",), coordinate(context.covariate_names)),
         }
+        if model.personal is not None:
+            labels = np.array(model.personal.labels)
+            self.coords["answer_parameter"] = (("answer_parameter",), labels)
 
     def posterior(self) -> Group:
         """Returns z, coefficients where the utility is linear, and utilities."""
@@ -240,6 +243,10 @@ class Exporter:
         if _has_coefficients(self.model, self.context):
             beta = self.model.coefficients(z.to(self.model.device)).cpu().numpy()
             variables["coefficient"] = (*_DRAW, "user", "feature"), beta[None]
+        if (personal := self.model.personal) is not None:
+            own = self.model.answers(z.to(self.model.device))
+            own = torch.cat([own[name] for name in personal.arguments], -1)
+            variables["answer"] = (*_DRAW, "user", "answer_parameter"), own.cpu().numpy()[None]
         return variables
 
     def _pairs(

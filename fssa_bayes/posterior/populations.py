@@ -83,7 +83,9 @@ class PopulationMixture:
         """Returns a parameter of the answers for every draw, (S, U, 1), or None."""
         if getattr(self.models[0], name) is None:
             return None
-        return self._mix(z, lambda model, draws: getattr(model, name).expand(*draws.shape[:-1], 1))
+        return self._mix(
+            z, lambda model, draws: model.answers(draws)[name].expand(*draws.shape[:-1], 1)
+        )
 
     def item_utility(self, items: Tensor, z: Tensor) -> Tensor:
         """Returns the utilities (S, U, M), in nats, of items (M, D) or (M,)."""

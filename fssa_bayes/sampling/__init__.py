@@ -22,7 +22,7 @@ from fssa_bayes.sampling.importance import (
     score_draws,
 )
 from fssa_bayes.sampling.mcmc import nuts
-from fssa_bayes.sampling.modes import Modes, find_modes
+from fssa_bayes.sampling.modes import Modes, find_all_modes, find_modes
 from fssa_bayes.sampling.points import normal_points
 from fssa_bayes.sampling.quadrature import grid
 from fssa_bayes.sampling.steady import (
@@ -53,6 +53,7 @@ __all__ = [
     "draw_posterior",
     "effective_sample_size",
     "estimate_log_marginal_likelihood",
+    "find_all_modes",
     "find_modes",
     "grid",
     "judge_guide",

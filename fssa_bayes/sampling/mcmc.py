@@ -273,7 +273,12 @@ def judge(
     utility = model.item_utility(reference, z)[:, 0]
     margin = choice.margin[:, 0, _spaced(batch.choice.shape[1], _OWN_PAIRS)]
     centred = utility - utility.mean(-1, keepdim=True)
-    quantities = torch.cat([centred, margin, likelihood, log_joint], -1).cpu().double().numpy()
+    own = []
+    if model.personal is not None:
+        answers = model.answers(z)
+        own = [answers[name][:, 0] for name in model.personal.arguments]
+    quantities = torch.cat([centred, margin, *own, likelihood, log_joint], -1)
+    quantities = quantities.cpu().double().numpy()
     # Quantities that vary by rounding alone are left out; the density, the last column, is always
     # judged.
     varies = np.ptp(quantities, 0) > 1e-5 * (1 + np.abs(quantities).max(0))

@@ -6,7 +6,10 @@ With J the derivatives of the margins m by z, the log-posterior of a person,
 
 has the gradient :math:`J^T \partial_m \log p - (z - B \tilde w)` and the information :math:`I + J^T
 \operatorname{diag}(-\partial_m^2 \log p)\, J`, less the curvature of m where coefficients are
-log-normal.
+log-normal. Where parameters of the answers differ between people, J has rows for them too, and the
+second derivatives are those by margins and parameters; where that information is indefinite, the
+sum of the outer products of the choices' scores takes its place (Berndt, Hall, Hall & Hausman
+1974).
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fssa_bayes.data import Batch, Preferences, user_slices
-from fssa_bayes.model import BradleyTerry, HeterogeneousBTL, StageShares
+from fssa_bayes.model import BradleyTerry, Derivatives, HeterogeneousBTL, StageShares
 from fssa_bayes.sampling.steady import map_people
 
 __all__ = ["Modes", "find_all_modes", "find_modes"]
@@ -143,6 +147,8 @@ def _expand(
         z: Latent factors, one draw.
     """
     derivatives = choices.differentiate(batch.choice)
+    if model.personal is not None:
+        return _expand_personal(model, batch, items, choices, derivatives, z)
     narrow = z.to(model.utility.mean.dtype)
     jacobian = model.utility.margin_jacobian(items, batch.left, batch.right, narrow).double()
     first, second = derivatives.first[0][0], derivatives.second[0][0][0]
@@ -156,6 +162,39 @@ def _expand(
     weighted = torch.einsum("un,und->ud", first, difference)
     curvature = model.utility.margin_curvature(weighted.to(narrow.dtype), narrow).double()
     return slope, (information - curvature, information)
+
+
+def _expand_personal(
+    model: HeterogeneousBTL,
+    batch: Batch,
+    items: Tensor,
+    choices: BradleyTerry,
+    derivatives: Derivatives,
+    z: Tensor,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Does what :func:`_expand` does where parameters of the answers differ between people."""
+    tastes = model.tastes(z).to(model.utility.mean.dtype)
+    jacobian = model.utility.margin_jacobian(items, batch.left, batch.right, tastes).double()
+    own = len(model.personal.names)
+    jacobian = F.pad(jacobian, (0, own))
+    columns = [1 + list(choices.answers).index(name) for name in model.personal.arguments]
+    first = derivatives.first[0][0]
+    by_answer = torch.stack([derivatives.first[i][0] for i in columns], -1)
+    rows = model.personal.directions.double()
+    score = first.unsqueeze(-1) * jacobian + by_answer @ rows
+    second = derivatives.second
+    information = -jacobian.mT @ (second[0][0][0].unsqueeze(-1) * jacobian)
+    cross = -jacobian.mT @ torch.stack([second[0][i][0] for i in columns], -1) @ rows
+    table = torch.stack(
+        [torch.stack([second[i][j][0].sum(-1) for j in columns], -1) for i in columns], -1
+    )
+    information = information + cross + cross.mT - rows.T @ table @ rows
+    if not model.utility.map.is_identity:
+        difference = (items[batch.left] - items[batch.right]).double()
+        weighted = torch.einsum("un,und->ud", first, difference)
+        curvature = model.utility.margin_curvature(weighted.to(tastes.dtype), tastes).double()
+        information = information - F.pad(curvature, (0, own, 0, own))
+    return score.sum(1), (information, score.mT @ score)
 
 
 def _stage_products(stages: StageShares, jacobian: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ NAMES = (
     "interval_coverage",
     "few_judges",
     "few_people",
+    "few_shot",
     "questions",
     "policy",
     "experiments",

@@ -155,3 +155,31 @@ def test_real_crowds(tmp_path: Path, crowds: Path) -> None:
     scores = pd.read_csv(tmp_path / "real_crowds_ukp.csv")
     assert sorted(scores["known"].unique()) == [0, 1, 3, 5, 10]
     assert (scores.groupby(["known", "predictor"]).size() == 10).all()
+
+
+@pytest.mark.slow
+def test_few_shot(tmp_path: Path) -> None:
+    """On votes of people who call ties more or less readily, a file of one's own."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(5, size=900)
+    right = (left + rng.integers(1, 5, size=900)) % 5
+    person = np.arange(900) // 15
+    wins = rng.random(900) < 1 / (1 + np.exp(-0.8 * (left - right)))
+    ties = rng.random(900) < np.where(person % 2, 0.6, 0.05)
+    winner = np.where(ties, "tie", np.where(wins, "left", "right"))
+    path = tmp_path / "votes.csv"
+    columns = {"user": person, "left": left, "right": right, "winner": winner}
+    pd.DataFrame(columns).to_csv(path, index=False)
+    run(
+        *("examples/few_shot.py", "--data", str(path), "--ties", "keep", "--personal", "ties"),
+        *("--user", "user", "--left", "left", "--right", "right", "--choice", "winner"),
+        *("--latent-dim", "1", "--classes", "2", "--populations", "2", "--draws", "100"),
+        *("--rounds", "2", "--sizes", "0", "8", "--out", str(tmp_path)),
+    )
+    gains = pd.read_csv(tmp_path / "few_shot.csv").set_index(["known", "predictor"])
+    row = gains.loc[(8, "personal answers")]
+    assert row["gain"] > 2 * row["standard_error"] > 0
+    assert row["gain"] > gains.loc[(8, "posterior"), "gain"]
+    assert (tmp_path / "few_shot.png").stat().st_size > 10_000
+    command = ("examples/few_shot.py", "--data", "nowhere.csv", "--out", str(tmp_path))
+    assert "nowhere.csv" in attempt(*command).stderr

@@ -14,7 +14,7 @@ from fssa_bayes import HeterogeneousBTL, Preferences, fit
 from fssa_bayes.baselines import HomogeneousBTL
 from fssa_bayes.population import Estimates, Uncertainty, ranking_table
 from fssa_bayes.population.clusters import PersonMoments
-from fssa_bayes.population.ranking import with_tails
+from fssa_bayes.population.ranking import item_estimates, with_tails
 
 
 def clustered_fit() -> tuple[Preferences, HeterogeneousBTL, np.ndarray, np.ndarray]:
@@ -57,6 +57,37 @@ def test_ranking_has_errors_clustered_by_person() -> None:
         clear = np.abs(share - level) > 0.01  # Where the level falls between two ranks.
         assert clear.any()
         np.testing.assert_array_equal(table[name][clear], expected[clear])
+
+
+def test_elo_points_are_400_for_odds_of_ten() -> None:
+    data, model, *_ = clustered_fit()
+    nats, elo = (ranking_table(model, data, scale=scale) for scale in ("nats", "elo"))
+    unit = 400 / np.log(10)
+    for column in ("utility", "lower", "upper"):
+        np.testing.assert_allclose(elo[column], 1500 + unit * nats[column])
+    np.testing.assert_allclose(elo["standard_error"], unit * nats["standard_error"])
+    pd.testing.assert_frame_equal(elo.filter(like="rank"), nats.filter(like="rank"))
+    assert elo["utility"].mean() == pytest.approx(1500)
+    with pytest.raises(ValueError, match="scale must be one of"):
+        ranking_table(model, data, scale="points")
+
+
+def test_sets_hold_what_is_not_told_apart_from_their_best_item() -> None:
+    """By the intervals of contrasts, which are computed elsewhere."""
+    data, model, *_ = clustered_fit()
+    table = ranking_table(model, data, sets=True, level=0.9)
+    result = fit(model, None, data, progress_bar=False)
+    estimates, _ = item_estimates(result.model, data)
+    found, best, number = [], None, 0
+    for item in table.index:
+        lower = -1.0
+        if best is not None:
+            lower = estimates.contrast((best, item), level=0.9)["lower"].item()
+        if best is None or lower > 0:
+            best, number = item, number + 1
+        found.append(number)
+    assert 1 < number < len(table)
+    assert table["set"].tolist() == found
 
 
 def test_groups_are_ranked_each_by_itself() -> None:
