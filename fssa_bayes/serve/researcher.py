@@ -1,7 +1,5 @@
 """The researcher's pages: progress, what people prefer, exports, deletion."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable
