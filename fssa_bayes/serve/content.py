@@ -169,7 +169,9 @@ def _features_of(model: HeterogeneousBTL, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_given(value: object) -> bool:
-    return value is not None and value != "" and not (isinstance(value, float) and math.isnan(value))
+    return (
+        value is not None and value != "" and not (isinstance(value, float) and math.isnan(value))
+    )
 
 
 def _as_text(value: object) -> str:

@@ -182,7 +182,9 @@ def _add_entry(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         if found is None:
             raise HTTPException(404, "There is no such image.")
         kind, content = found
-        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+        return Response(
+            content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"}
+        )
 
 
 def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:

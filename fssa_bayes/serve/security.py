@@ -278,7 +278,7 @@ def render_markdown(text: str) -> Markup:
     parser.validateLink = _is_web_link
     parser.add_render_rule("image", _render_alternative_text)
     parser.add_render_rule("link_open", _render_link)
-    return Markup(parser.render(text))  # noqa: S704  Foreign HTML has been escaped.
+    return Markup(parser.render(text))
 
 
 def _is_web_link(address: str) -> bool:
@@ -297,7 +297,9 @@ def _render_link(renderer, tokens, index, options, env) -> str:
 
 def guard_cell(value: object) -> object:
     """Returns a cell of a CSV file that no spreadsheet takes for a formula: text gets a quote."""
-    if isinstance(value, str) and value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+    if isinstance(value, str) and value.lstrip(" ").startswith(
+        ("=", "+", "-", "@", "\t", "\r", "\n")
+    ):
         return f"'{value}"
     return value
 

@@ -183,7 +183,9 @@ class Study:
             The posterior of those who answered a question; None if nobody did.
         """
         said = {
-            name: [question for question in asked if question.answer is not None or _is_tie(question)]
+            name: [
+                question for question in asked if question.answer is not None or _is_tie(question)
+            ]
             for name, asked in answers.items()
         }
         said = {name: asked for name, asked in said.items() if asked}
