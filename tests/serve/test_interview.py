@@ -171,7 +171,9 @@ def test_another_text_is_agreed_to_again(open_page, store: Store) -> None:
     assert versions[-1] == changed.consent_version
 
 
-def test_ties_are_answers_where_the_model_has_them(open_page, make_study, tied_model, store) -> None:
+def test_ties_are_answers_where_the_model_has_them(
+    open_page, make_study, tied_model, store
+) -> None:
     client, (ann,) = open_page(make_study(tied_model), page=Page(shows_result=True))
     ann.agree()
     assert "I like them equally" in ann.look()
@@ -203,7 +205,8 @@ def test_exports_are_what_was_answered(open_page, store: Store, log_in) -> None:
     assert [len(person["questions"]) for person in saved["people"]] == [3, 3]
     table = pd.DataFrame(rows).replace("'=1+1", "=1+1")
     roles = {"user": "person", "left": "left", "right": "right", "choice": "choice"}
-    data = Preferences.from_dataframe(table, **roles)
+    with pytest.warns(UserWarning, match="connected components"):  # Of three answers each.
+        data = Preferences.from_dataframe(table, **roles)
     assert len(data) == 2
     expected = [float(row.side == "left") for row in store.list_questions()]
     assert data.choice.tolist() == expected
