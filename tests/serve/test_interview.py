@@ -174,7 +174,7 @@ def test_another_text_is_agreed_to_again(open_page, store: Store) -> None:
 def test_ties_are_answers_where_the_model_has_them(
     open_page, make_study, tied_model, store
 ) -> None:
-    client, (ann,) = open_page(make_study(tied_model), page=Page(shows_result=True))
+    _, (ann,) = open_page(make_study(tied_model), page=Page(shows_result=True))
     ann.agree()
     assert "I like them equally" in ann.look()
     ann.answer("tie")
