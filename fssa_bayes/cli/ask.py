@@ -322,7 +322,7 @@ def _need_packages() -> None:
         import fastapi  # noqa: F401
         import jinja2  # noqa: F401
         import markdown_it  # noqa: F401
-        import multipart  # noqa: F401
+        import python_multipart  # noqa: F401
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -72,7 +72,8 @@ def test_a_killed_server_loses_nothing(arguments: list[str], tmp_path: Path) -> 
             lines = iter(server.stdout.readline, "")
             address = next(line for line in lines if line.startswith("Researcher: ")).split()[1]
             address = address.removesuffix("/researcher")
-            link = next(csv.DictReader((tmp_path / "links.csv").open()))["link"]
+            rows = csv.DictReader((tmp_path / "links.csv").read_text().splitlines())
+            link = next(rows)["link"]
             link = address + urllib.parse.urlsplit(link).path
             page = ask(link)
             if version := re.search(r'name="version" value="(\w+)"', page):

