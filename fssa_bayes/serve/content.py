@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from fssa_bayes.data import Preferences, canonical_names
-from fssa_bayes.model import HeterogeneousBTL, align
+from fssa_bayes.model import HeterogeneousBTL, align, positions
 from fssa_bayes.serve.security import Images, render_markdown
 
 __all__ = ["Items", "Shown"]
@@ -137,6 +137,8 @@ class Items:
     def _check(self, model: HeterogeneousBTL) -> None:
         """Raises a ValueError unless the model can score the items."""
         try:
+            if not model.is_standardised and model.feature_names is not None:
+                positions("items", self.names, model.feature_names)
             align(model, Preferences.empty(["person"], self.context))
         except (ValueError, TypeError) as error:
             raise ValueError(f"they do not fit the model: {error}") from error
