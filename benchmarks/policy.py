@@ -4,7 +4,8 @@ The published way: a second full model as the reference, run beside the policy; 
 padded to the maximum; logits of every position and token. Ours, one change after the other: the
 policy's own weights as the reference; its log-probabilities kept from an earlier epoch;
 log-probabilities of response positions in chunks of the vocabulary; batches of similar length;
-prompts encoded once for both responses. All compute the same gradient of the same pairs.
+prompts encoded once for both responses. All compute the same gradient of the same pairs. Where TRL
+is installed, its current trainer is a column too, on our micro-batches and with a plain adapter.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.harness import Row, seeded, spread
 from benchmarks.memory import held_gigabytes, in_fresh_process, peak_gigabytes
+from benchmarks.trl_step import TrlStep, has_trl
 from fssa_bayes.policy import (
     LengthBuckets,
     ReferenceCache,
@@ -171,6 +173,17 @@ class Problem:
             total += loss.item()
         return total
 
+    def switch_off_z(self) -> None:
+        """Opens all gates, whatever z is: the policy is then a plain adapter."""
+        with torch.no_grad():
+            self.policy.conditioning.weight.zero_()
+            self.policy.conditioning.bias.fill_(1.0)
+
+    def adapter_gradient(self) -> Tensor:
+        """Returns the gradients of the adapter alone, in the order of :class:`TrlStep`'s."""
+        named = sorted(self.policy.model.named_parameters())
+        return torch.cat([p.grad.flatten().float() for name, p in named if "lora_" in name])
+
     def gradient(self) -> Tensor:
         """Returns the gradients of the last step, one after the other."""
         parts = [p.grad.flatten().float().cpu() for p in self.policy.trainable_parameters()]
@@ -196,7 +209,7 @@ class Problem:
             with self.policy.reference():
                 return self.score(way, batch, None)
 
-        return self.cache.log_prob(batch, compute, way=str(way)) if way.cached else compute(batch)
+        return self.cache.log_prob(batch, compute) if way.cached else compute(batch)
 
 
 def published_log_prob(logits: Tensor, batch: ResponseBatch) -> Tensor:
@@ -267,20 +280,42 @@ def _differences(problem: Problem) -> Iterator[Row]:
             problem.step(way)
             error = ((problem.gradient() - truth).norm() / truth.norm()).item()
             yield spread("policy", str(problem.case), name, "gradient, difference", "", [error])
+    if has_trl():
+        yield spread(
+            "policy", str(problem.case), "TRL", "gradient, difference", "", [_of_trl(problem)]
+        )
+
+
+def _of_trl(problem: Problem) -> float:
+    """The distance of TRL's gradient of the adapter from ours, where z is switched off."""
+    gates = {k: v.clone() for k, v in problem.policy.conditioning.state_dict().items()}
+    problem.switch_off_z()
+    step = TrlStep(problem, BETA)
+    step()
+    problem.step(WAYS["ours"])
+    truth = problem.adapter_gradient()
+    problem.policy.conditioning.load_state_dict(gates)
+    return ((step.gradient() - truth).norm() / truth.norm()).item()
 
 
 def _times(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
     """Times a step of each way in turn, after a first one of each that fills the cache."""
     clock, unit = _clock(args)
-    times = _in_turn(problem, clock, 1 if args.quick else 5)
+    steps = {name: partial(problem.step, way) for name, way in WAYS.items()}
+    if has_trl():
+        steps["TRL"] = TrlStep(problem, BETA)
+    times = _in_turn(steps, clock, 1 if args.quick else 5)
     published = statistics.median(times["published"])
     for name, values in times.items():
         ratio = published / statistics.median(values)
         yield spread(
             "policy", str(problem.case), name, "step", unit, values, "faster: published", ratio
         )
-    ratios = [a / b for a, b in zip(times["published"], times["ours"], strict=True)]
-    yield spread("policy", str(problem.case), "ours", "step, times faster in turn", "", ratios)
+    for rival in ("published", "TRL"):
+        ratios = [a / b for a, b in zip(times.get(rival, []), times["ours"], strict=False)]
+        if ratios:
+            metric = f"step, times faster than {rival} in turn"
+            yield spread("policy", str(problem.case), "ours", metric, "", ratios)
 
 
 def _clock(args: argparse.Namespace) -> tuple[Callable[[], float], str]:
@@ -298,15 +333,15 @@ def _clock(args: argparse.Namespace) -> tuple[Callable[[], float], str]:
 
 
 def _in_turn(
-    problem: Problem, clock: Callable[[], float], repeats: int, names: tuple[str, ...] = (*WAYS,)
+    steps: dict[str, Callable[[], float]], clock: Callable[[], float], repeats: int
 ) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        problem.step(WAYS[name])
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
     for _ in range(repeats):
-        for name in names:
+        for name, step in steps.items():
             start = clock()
-            problem.step(WAYS[name])
+            step()
             times[name].append(clock() - start)
     return times
 
@@ -314,6 +349,7 @@ def _in_turn(
 def _memory(case: Case, args: argparse.Namespace) -> Iterator[Row]:
     """Peak memory of a step beyond the policy itself, and in all, in a process of its own."""
     names = ("published", "ours") if args.quick else ("published", "chunked", "ours")
+    names += ("TRL",) if has_trl() else ()
     with _freed_at_once():
         peaks = {name: in_fresh_process(_peak, args.threads, case, name) for name in names}
     for index, metric in enumerate(("extra memory", "memory of the process")):
@@ -340,16 +376,20 @@ def _freed_at_once() -> Iterator[None]:
 
 def _peak(case: Case, name: str) -> tuple[float, float]:
     """Returns what steps take, in GB: beyond the policy and its data, and in all."""
-    way = WAYS[name]
     with tempfile.TemporaryDirectory() as folder:
         small = replace(case, hidden=48, layers=1, intermediate=32, vocabulary=100)
-        Problem(small, "cpu", folder + "/small").step(way)  # Loads modules that load at first use.
-        problem = Problem(case, "cpu", folder + "/case")
+        step_of(Problem(small, "cpu", folder + "/small"), name)()  # Loads modules at first use.
+        step = step_of(Problem(case, "cpu", folder + "/case"), name)
         gc.collect()
         before = held_gigabytes()
         for _ in range(2):  # The first step fills the cache, and needs no more than the second.
-            problem.step(way)
+            step()
         return peak_gigabytes() - before, peak_gigabytes()
+
+
+def step_of(problem: Problem, name: str) -> Callable[[], float]:
+    """Returns the step of one of :data:`WAYS`, or of TRL, as a function."""
+    return TrlStep(problem, BETA) if name == "TRL" else partial(problem.step, WAYS[name])
 
 
 def on_device(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
@@ -361,7 +401,8 @@ def on_device(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            times = _in_turn(problem, clock, 2 if args.quick else 5, (name,))[name]
+            step = {name: partial(problem.step, WAYS[name])}
+            times = _in_turn(step, clock, 2 if args.quick else 5)[name]
         except torch.OutOfMemoryError:
             metric = "step: out of memory"
             yield spread("policy", str(case), name, metric, "s", [math.nan])
@@ -389,7 +430,7 @@ def _generation(problem: Problem, args: argparse.Namespace) -> Iterator[Row]:
     contexts = {
         "base": policy.reference,
         "adapter": nullcontext,
-        "adapter and FiLM": lambda: steered(z.to(problem.device)),
+        "adapter and gates": lambda: steered(z.to(problem.device)),
     }
     rates: dict[str, list[float]] = {name: [] for name in contexts}
     policy.eval()

@@ -28,7 +28,6 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -48,16 +47,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from fssa_bayes import (
-    HeterogeneousBTL,
-    ImportanceWeightedELBO,
-    NeuralProcessGuide,
-    Posterior,
-    Preferences,
-    Sleep,
-    fit,
-)
-from fssa_bayes.data import Batch
+from fssa_bayes import HeterogeneousBTL, ImportanceWeightedELBO, NeuralProcessGuide, Sleep, fit
 from fssa_bayes.data.texts import embed_texts, load_encoder
 from fssa_bayes.datasets import styles
 from fssa_bayes.policy import (
@@ -76,6 +66,7 @@ from fssa_bayes.policy.evaluation import (
     trait_rates,
     win_rate,
 )
+from fssa_bayes.posterior import corrected
 
 LATENT_DIM = 2
 CONTEXTS = (0, 1, 2, 5, 10)
@@ -249,29 +240,6 @@ def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, 
         progress_bar=False,
     )
     return model, guide
-
-
-def corrected(model: HeterogeneousBTL, guide: NeuralProcessGuide) -> Callable[[Batch], object]:
-    """Returns the model's posterior as a function of contexts: the guide's draws, corrected."""
-
-    def posterior(batch: Batch) -> SimpleNamespace:
-        def draw(shape: tuple[int]) -> torch.Tensor:
-            if not batch.mask.any():
-                return guide.posterior(batch).sample(shape)  # Is the prior.
-            context = Preferences(
-                batch.left[batch.mask].numpy(),
-                batch.right[batch.mask].numpy(),
-                batch.choice[batch.mask].numpy(),
-                np.append(0, batch.num_comparisons.cumsum(0)),
-                items=batch.items,
-            )
-            seed = int(torch.randint(2**31, ()))
-            z = Posterior(model, guide, context, 200, seed=seed, fallback=None).z
-            return z[torch.randint(len(z), shape)]
-
-        return SimpleNamespace(sample=draw, rsample=draw)
-
-    return posterior
 
 
 def train_policy(task: Task, posterior, steps: int, args: argparse.Namespace) -> SteerablePolicy:

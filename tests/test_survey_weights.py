@@ -536,3 +536,19 @@ def test_weights_are_refused_where_they_would_be_ignored(
     model = HeterogeneousBTL(2, 1, "linear")
     with pytest.raises(ValueError, match="does not take weights of people into account"):
         use(simulate().with_weights(times), model, NeuralProcessGuide(model))
+
+
+def test_weights_by_name_go_to_the_people_named() -> None:
+    data = Preferences(
+        [0, 0, 0], [1, 1, 1], [1, 0, 1], [0, 1, 2, 3], num_items=2, user_names=["a", "b", "c"]
+    )
+    expected = [1.0, 9.0, 2.0]
+    by_name = {"b": 9, "c": 2, "a": 1, "z": 7}
+    for weights in (by_name, pd.Series(by_name), np.array(expected), pd.Series(expected)):
+        assert data.with_weights(weights).weights.tolist() == expected
+    with pytest.raises(ValueError, match="every person in its index, got none of 'c'"):
+        data.with_weights({"b": 9, "a": 1})
+    with pytest.raises(ValueError, match="must name a person once, got 'a' again"):
+        data.with_weights(pd.Series([1, 2, 3, 4], index=["a", "b", "c", "a"]))
+    with pytest.raises(ValueError, match="weights must be numbers, one a person"):
+        data.with_weights(["one", "two", "three"])

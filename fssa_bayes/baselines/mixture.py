@@ -38,7 +38,12 @@ from fssa_bayes.baselines.mixture_errors import (
     mixture_parameters,
 )
 from fssa_bayes.comparison.choice import choose_size
-from fssa_bayes.data import Preferences, check_unweighted, first_names
+from fssa_bayes.data import (
+    Preferences,
+    check_unweighted,
+    first_names,
+    identified_covariates,
+)
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import Estimates, find_null
 from fssa_bayes.posterior import PopulationMixture
@@ -172,8 +177,8 @@ class MixtureBTL(Baseline):
 
         Warns:
             UserWarning: If EM has not settled after `max_iterations`, a class's coefficients
-                suggest that its choices are separated, or covariates tell for certain that people
-                are not of a class.
+                suggest that its choices are separated, covariates tell for certain that people
+                are not of a class, or covariates are constant or collinear.
         """
         check_preferences(data)
         check_unweighted(data, "MixtureBTL")
@@ -182,7 +187,9 @@ class MixtureBTL(Baseline):
                 f"data must have at least num_classes={self.num_classes} people, got {len(data)}"
             )
         table = CovariateTable.of(data, self.covariates)
-        design = table.design(table.select(data))
+        chosen = table.select(data)
+        design = table.design(chosen)
+        _warn_of_unidentified(table, chosen)
         with warnings.catch_warnings():
             if len(table):  # The shares use them, not the classes' utilities.
                 warnings.filterwarnings("ignore", message="the model does not use the covariates")
@@ -434,6 +441,25 @@ class MixtureBTL(Baseline):
         models = self.fitted("models")
         log_share = self.membership.log_share(data)
         return torch.stack([log_prob_of_people(model, data) for model in models], -1) + log_share
+
+
+def _warn_of_unidentified(table: CovariateTable, covariates: Tensor) -> None:
+    """Names covariates (U, W) that are constant or collinear, whose coefficients are NaN."""
+    if not len(table):
+        return
+    constant = covariates.std(0, unbiased=False) == 0
+    collinear = ~identified_covariates(covariates) & ~constant
+    said = [
+        f"{first_names(table.names[which.numpy()])} {what}"
+        for which, what in ((constant, "the same for everybody"), (collinear, "collinear"))
+        if which.any()
+    ]
+    if said:
+        warnings.warn(
+            f"of the covariates of people, {', and '.join(said)}: their coefficients are not "
+            "identified, and are NaN. Leave some of them out",
+            stacklevel=3,
+        )
 
 
 def _tabulate(

@@ -366,8 +366,13 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         self.judgements.check(self.left, self.right, choice, self.person)
         return replace(self, choice=choice, ties=self.ties if ties is None else ties)
 
-    def with_weights(self, weights: np.ndarray | Sequence | None) -> Preferences:
-        """Returns the same data with other weights of people, with shape (U,); None for none."""
+    def with_weights(self, weights: np.ndarray | Sequence | Mapping | None) -> Preferences:
+        """Returns the same data with other weights of people.
+
+        Args:
+            weights: One positive number a person, with shape (U,); a mapping from people's names,
+                or a Series indexed by them, in any order; None for none.
+        """
         return replace(self, weights=check_weights(weights, self.user_names))
 
     def summary(self) -> Summary:

@@ -46,6 +46,7 @@ class Climb:
 
     Attributes:
         noise: Monte-Carlo standard error of the log-likelihood where the climb began, in nats.
+        lowest: Minus the highest log-likelihood seen, in nats.
         gained: By how much the log-likelihood has grown, in nats.
         has_failed: Whether a line search found nothing better.
     """
@@ -61,10 +62,10 @@ class Climb:
         self.start = parameters_to_vector(parameters).detach().clone()
         self.root, self.gain = root, gain
         self.noise, self.gained, self.has_failed = math.nan, 0.0, False
-        self._lowest, self._best = math.inf, self.start
+        self.lowest, self._best = math.inf, self.start
 
     def run(
-        self, steps: int, is_newton: bool, after_iteration: Callable[[OptimizeResult], None]
+        self, steps: int, *, is_newton: bool, callback: Callable[[OptimizeResult], None]
     ) -> None:
         """Climbs.
 
@@ -72,7 +73,7 @@ class Climb:
             steps: Largest number of iterations.
             is_newton: Whether the first step is C Cᵀ times the gradient, which is Newton's; else it
                 has the length of a standard error.
-            after_iteration: Called after each iteration.
+            callback: Called after each iteration, as by `scipy.optimize.minimize`.
 
         Raises:
             FloatingPointError: If the log-likelihood is not finite at the start.
@@ -94,7 +95,7 @@ class Climb:
             origin,
             jac=True,
             method="L-BFGS-B",
-            callback=after_iteration,
+            callback=callback,
             options={
                 "maxiter": steps,
                 "maxls": _LINE_SEARCH,
@@ -104,7 +105,7 @@ class Climb:
             },
         )
         vector_to_parameters(self._best, self.parameters)
-        self.gained = value - self._lowest
+        self.gained = value - self.lowest
         self.has_failed = found.status == _FAILED
 
     def _loss(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
@@ -120,8 +121,8 @@ class Climb:
             self.noise = evaluated.standard_error
         if not math.isfinite(value):  # Too long a step of the line search.
             return math.inf, np.zeros_like(vector)
-        if value < self._lowest:
-            self._lowest, self._best = value, new.clone()
+        if value < self.lowest:
+            self.lowest, self._best = value, new.clone()
         gradient = -parameters_to_vector([p.grad for p in self.parameters]).cpu()
         return value, (self.root.T @ gradient).numpy()
 
@@ -160,6 +161,9 @@ def root_of_covariance(
     order = torch.cat([places[parameter] for parameter in parameters])
     eye = torch.eye(model.latent_dim, dtype=torch.float64, device=model.device)
     _, information = population_information(model, data, eye, _DRAWS, seed)
-    values, vectors = torch.linalg.eigh(information[order][:, order])
+    free = torch.ones(size, dtype=torch.float64)
+    free[table[:, 1:].flatten()] = model.utility.free.flatten().double().cpu()
+    information = (free.outer(free) * information)[order][:, order]
+    values, vectors = torch.linalg.eigh(information)
     values = values.abs()
-    return vectors / (values + values.mean() * len(order) / len(data)).sqrt()
+    return vectors / (values + values.sum() / len(data)).sqrt()

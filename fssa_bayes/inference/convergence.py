@@ -139,7 +139,7 @@ def describe_convergence(
             "standard_error": error,
             "monte_carlo_error": newton.noise,
             "newton_step": newton.step,
-            "relative": newton.step / error,
+            "relative": newton.step / np.where(error > 0, error, np.nan),
         },
         index=newton.estimates.names,
     )

@@ -24,7 +24,7 @@ from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.readiness import (
     AUTO,
     check_training_data,
-    check_weights,
+    check_weights_are_used,
     choose_stages,
     choose_validation,
     explain_validation,
@@ -544,7 +544,7 @@ def fit(
             f"validation must be None without a guide, which predicts held-out choices, got "
             f"{validation}"
         )
-    check_weights(stages, data)
+    check_weights_are_used(stages, data)
     warn_of_busy_people(stages, data)
     if population_learning_rate is None:
         population_learning_rate = 10 * learning_rate

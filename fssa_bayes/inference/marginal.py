@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fssa_bayes._random import Streams
 from fssa_bayes.data import Preferences, total_weight, user_batches
@@ -50,24 +52,11 @@ class Value:
     relative_ess: float
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Says how the maximum is looked for.
-
-    Attributes:
-        gain: Standard errors of the log-likelihood by which an iteration must improve on it.
-        climbs: Largest number of climbs. Another one follows a climb whose line search has failed
-            after it gained more than the standard error.
-        share: Share of a fit's iterations after which the search ends.
-    """
-
-    gain: float
-    climbs: int
-    share: float
-
-
-_COARSE = _Search(gain=0.1, climbs=1, share=0.5)
-_FINE = _Search(gain=0.01, climbs=5, share=1.0)
+# Standard errors of the log-likelihood by which an iteration must improve on it, to begin with on
+# few draws, which take a share of a fit's iterations at most.
+_COARSE_GAIN, _COARSE_SHARE = 0.1, 0.5
+_GAIN = 0.01
+_CLIMBS = 5  # Another one follows a failed line search, after a gain of more than the noise.
 _COARSE_DRAWS = 64  # Of each person's z.
 _COARSE_PEOPLE = 2_000  # From where these end, one step leads most of the way to the maximum.
 
@@ -164,7 +153,7 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype
     model.double()
-    step, losses = 0, []
+    step, losses, ends = 0, [], []
 
     def after_iteration(intermediate_result: OptimizeResult) -> None:
         nonlocal step
@@ -178,28 +167,28 @@ def maximise_marginal(fitter: Fitter, leg: Leg, steps: int, progress: Progress) 
         few = some_people(leg.training, _COARSE_PEOPLE, fitter.seed)
         if not model.utility.mean.count_nonzero():
             start_from_average(model, few)
+        likelihood = MarginalLikelihood(model, few, _COARSE_DRAWS, fitter.seed)
         size = sum(parameter.numel() for parameter in parameters)
         root = torch.eye(size, dtype=torch.float64) / math.sqrt(len(few))
-        is_newton = False
-        for people, num_draws, search in (
-            (few, _COARSE_DRAWS, _COARSE),
-            (leg.training, leg.stage.num_draws, _FINE),
-        ):
-            most = int(search.share * steps)
-            likelihood = MarginalLikelihood(model, people, num_draws, fitter.seed)
-            for _ in range(search.climbs):
-                if step >= most:
-                    break
-                losses.clear()
-                climb = Climb(likelihood.evaluate, parameters, root, search.gain)
-                climb.run(most - step, is_newton, after_iteration)
-                noise = climb.noise
-                if not (climb.has_failed and climb.gained > noise):
-                    break
-            if search is _COARSE:
-                root_of_few = root_of_covariance(model, parameters, few, fitter.seed)
-                is_newton = root_of_few is not None
-                root = (root_of_few if is_newton else root) * math.sqrt(total_weight(few) / count)
+        for start in starts(model, parameters):
+            vector_to_parameters(start, parameters)
+            climb = Climb(likelihood.evaluate, parameters, root, _COARSE_GAIN)
+            left = max(int(_COARSE_SHARE * steps) - step, 0)
+            climb.run(left, is_newton=False, callback=after_iteration)
+            ends.append((climb.lowest, parameters_to_vector(parameters).detach()))
+        vector_to_parameters(min(ends, key=itemgetter(0))[1], parameters)
+
+        root_of_few = root_of_covariance(model, parameters, few, fitter.seed)
+        is_newton = root_of_few is not None
+        root = (root_of_few if is_newton else root) * math.sqrt(total_weight(few) / count)
+        likelihood = MarginalLikelihood(model, leg.training, leg.stage.num_draws, fitter.seed)
+        for _ in range(_CLIMBS):
+            losses.clear()
+            climb = Climb(likelihood.evaluate, parameters, root, _GAIN)
+            climb.run(steps - step, is_newton=is_newton, callback=after_iteration)
+            if step >= steps or not (climb.has_failed and climb.gained > climb.noise):
+                break
+        noise = climb.noise
         if step >= steps and len(losses) > 1 and losses[-2] - losses[-1] > noise:
             warnings.warn(
                 f"maximum likelihood did not converge in {steps} iterations: the last one gained "
@@ -230,6 +219,22 @@ def start_from_average(model: HeterogeneousBTL, data: Preferences) -> None:
         return total.detach()
 
     optimiser.step(loss)
+
+
+def starts(model: HeterogeneousBTL, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Lists where searches start: at the parameters, and with the price's sign reversed.
+
+    In willingness-to-pay space no path of ascent need lead from a price of one sign to the other,
+    as nothing is known of willingness to pay where the price is 0. Coefficients of one sign stay.
+    """
+    here = parameters_to_vector(parameters).detach().clone()
+    utility = model.utility
+    if utility.map.price is None or utility.map.sign(utility.mean).any():
+        return [here]
+    with torch.no_grad():
+        for parameter in (utility.mean, utility.loading):
+            parameter.neg_()
+    return [here, parameters_to_vector(parameters).detach().clone()]
 
 
 def some_people(data: Preferences, number: int, seed: int) -> Preferences:

@@ -38,7 +38,7 @@ from fssa_bayes.population import (
 __all__ = [
     "check_training_covariates",
     "check_training_data",
-    "check_weights",
+    "check_weights_are_used",
     "choose_stages",
     "choose_validation",
     "default_stages",
@@ -273,7 +273,7 @@ def choose_stages(
     return stages
 
 
-def check_weights(stages: Sequence[Objective], data: Preferences) -> None:
+def check_weights_are_used(stages: Sequence[Objective], data: Preferences) -> None:
     """Raises a ValueError if people have weights that a stage would ignore."""
     for stage in stages:
         if not stage.weighs_people:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fssa_bayes._files import write_file
-from fssa_bayes.policy.storage import load_film, read_description
+from fssa_bayes.policy import storage
 
 if TYPE_CHECKING:
     from fssa_bayes.policy.model import SteerablePolicy
@@ -32,7 +31,7 @@ __all__ = [
     "save_weights",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the checkpoints that this version of the library writes."""
 
 SETTINGS = "steerable_dpo.json"
@@ -89,10 +88,8 @@ def load_weights(folder: Path, policy: SteerablePolicy, guide: nn.Module | None)
         ValueError: If a file is damaged.
         FileNotFoundError: If a file is missing.
     """
-    read_description(folder / "policy")
-    adapter = load_peft_weights(str(folder / "policy"), device="cpu")
-    set_peft_model_state_dict(policy.model, adapter)
-    load_film(policy.film, folder / "policy")
+    storage.read_description(folder / "policy")
+    storage.load_weights(policy.model, policy.conditioning, folder / "policy")
     if guide is not None:
         _load_guide(guide, folder / _GUIDE)
 

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
+from fssa_bayes.policy.conditioning import Conditioning
 from fssa_bayes.policy.film import FiLM
+from fssa_bayes.policy.gates import Gates
 
-__all__ = ["PolicyConfig", "chosen_layers", "new_film", "read_config"]
+__all__ = ["CONDITIONINGS", "PolicyConfig", "chosen_layers", "new_conditioning", "read_config"]
+
+CONDITIONINGS = ("gated", "film")
+"""Ways in which z changes a model: gates inside the adapter, or modulation of layers' outputs."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,11 @@ class PolicyConfig:
     Args:
         latent_dim: Width K of z.
         lora_rank: Rank of the adapter.
-        film_layers: Positions of the modulated decoder layers, from 0.
-        film_dim: Width of the modulation's hidden layer.
+        film_layers: Positions of the decoder layers that FiLM modulates, from 0; none without it.
+        film_dim: Width of the hidden layer of FiLM.
         target_modules: Modules that get an adapter, as peft knows them.
         base_model: Name or path of the base model; empty if it has none.
+        conditioning: `"gated"` or `"film"`; FiLM in folders of earlier versions, which do not say.
     """
 
     latent_dim: int
@@ -33,20 +40,31 @@ class PolicyConfig:
     film_dim: int
     target_modules: str | tuple[str, ...]
     base_model: str
+    conditioning: str = "film"
 
 
-def chosen_layers(chosen: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Returns the positions of the decoder layers to modulate, in order.
+def chosen_layers(conditioning: str, chosen: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Returns the positions of the decoder layers that FiLM modulates, in order; none for gates.
 
     Args:
-        chosen: Positions from 0; None for all.
+        conditioning: `"gated"` or `"film"`.
+        chosen: Positions from 0; None for the last third.
         count: Number of decoder layers.
 
     Raises:
-        ValueError: If there are no positions, some are the same, or one is out of range.
+        ValueError: If the conditioning is unknown or takes no layers, there are no positions, some
+            are the same, or one is out of range.
     """
+    if conditioning not in CONDITIONINGS:
+        raise ValueError(f"conditioning must be one of {CONDITIONINGS}, got {conditioning!r}")
+    if conditioning == "gated":
+        if chosen is not None:
+            raise ValueError(
+                f"film_layers must be None for conditioning='gated', got {list(chosen)}"
+            )
+        return ()
     if chosen is None:
-        return tuple(range(count))
+        return tuple(range(count - -(-count // 3), count))
     layers = tuple(chosen)
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(count)):
         raise ValueError(
@@ -55,11 +73,16 @@ def chosen_layers(chosen: Sequence[int] | None, count: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def new_film(config: PolicyConfig, model: PreTrainedModel) -> FiLM:
-    """Makes the modulation of a base model, on the model's device."""
-    width = model.config.get_text_config().hidden_size
-    film = FiLM(config.latent_dim, width, len(config.film_layers), config.film_dim)
-    return film.to(model.device)
+def new_conditioning(
+    config: PolicyConfig, model: PreTrainedModel, adapters: Sequence[BaseTunerLayer]
+) -> Conditioning:
+    """Makes the conditioning of a base model and its adapters, on the model's device."""
+    if config.conditioning == "gated":
+        made = Gates(config.latent_dim, config.lora_rank, len(adapters))
+    else:
+        width = model.config.get_text_config().hidden_size
+        made = FiLM(config.latent_dim, width, len(config.film_layers), config.film_dim)
+    return made.to(model.device)
 
 
 def read_config(saved: Any, folder: Path) -> PolicyConfig:
@@ -74,7 +97,10 @@ def read_config(saved: Any, folder: Path) -> PolicyConfig:
     """
     try:
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        return PolicyConfig(**options)
+        config = PolicyConfig(**options)
+        if config.conditioning not in CONDITIONINGS:
+            raise TypeError(f"conditioning {config.conditioning!r}")
+        return config
     except (TypeError, AttributeError) as error:
         raise ValueError(
             f"policy.json in {str(folder)!r} is damaged, or of another version ({error})"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fssa_bayes._random import seeded
 from fssa_bayes.diagnostics import clustered_mean
 from fssa_bayes.policy.checks import check_positive, expand_factors
+from fssa_bayes.policy.conditioning import surrounding_z
 from fssa_bayes.policy.contexts import Contexts
-from fssa_bayes.policy.film import surrounding_z
 from fssa_bayes.policy.latents import device_of
 from fssa_bayes.policy.tokens import ResponseBatch, TokenisedPairs
 
@@ -60,7 +60,7 @@ def implicit_reward(
         policy: A `SteerablePolicy`.
         batch: R prompts with a response to each.
         z: Latent factors (K,), (R, K), or draws (S, R, K); None for those of the surrounding
-            :func:`fssa_bayes.policy.steered`, or else the adapter alone.
+            :func:`fssa_bayes.policy.steered`, else z = 0 (under FiLM the adapter alone).
         beta: The `beta` of :func:`fssa_bayes.policy.dpo_loss` that the policy was trained with.
         averaged: Whether to evaluate the one policy that draws average to,
             :math:`\barπ(y \mid x) = \tfrac1S \sum_s π(y \mid x, z_s)`, in place of each.
@@ -120,7 +120,7 @@ def implicit_margin(
         policy: A `SteerablePolicy`.
         pairs: P pairs.
         z: Latent factors (K,), (P, K), or draws (S, P, K); None for those of the surrounding
-            :func:`fssa_bayes.policy.steered`, or else the adapter alone.
+            :func:`fssa_bayes.policy.steered`, else z = 0 (under FiLM the adapter alone).
         beta: See :func:`implicit_reward`.
         averaged: See :func:`implicit_reward`.
         reference: Log-probabilities of chosen and rejected responses under the reference policy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fssa_bayes.policy.conditioning import steered
 from fssa_bayes.policy.conversations import Message
 from fssa_bayes.policy.tokens import open_ended
+
+if TYPE_CHECKING:
+    from fssa_bayes.policy.model import SteerablePolicy
 
 __all__ = [
     "InverseTransform",
@@ -26,6 +31,7 @@ __all__ = [
     "evaluating",
     "filler_token",
     "generate_tokens",
+    "write_texts",
 ]
 
 
@@ -108,6 +114,46 @@ def filler_token(tokenizer: PreTrainedTokenizerBase) -> int:
         "tokenizer must have a padding or an end-of-text token, got neither: set "
         "tokenizer.pad_token"
     )
+
+
+def write_texts(
+    policy: SteerablePolicy,
+    tokens: list[list[int]],
+    z: Tensor | None,
+    uniform: Tensor,
+    temperature: float,
+    batch_size: int,
+) -> list[str]:
+    """Writes responses to R prompts, in batches of prompts of similar length.
+
+    Args:
+        policy: The policy.
+        tokens: Tokens of the prompts.
+        z: Latent factors of the responses with R K numbers; None for none.
+        uniform: Numbers that choose the tokens, with shape (R, number of new tokens).
+        temperature: What logits are divided by; 0 takes the most probable token.
+        batch_size: Number of responses written at a time.
+    """
+    filler = filler_token(policy.tokenizer)
+    end = end_tokens(policy.base, policy.tokenizer)
+    flat = None if z is None else z.reshape(-1, policy.latent_dim)
+    order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+    texts = [""] * len(tokens)
+    with evaluating(policy), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            with steered(flat[rows]) if flat is not None else contextlib.nullcontext():
+                responses = generate_tokens(
+                    policy.base,
+                    [tokens[row] for row in rows],
+                    uniform[rows],
+                    temperature=temperature,
+                    filler=filler,
+                    end=end,
+                )
+            for row, response in zip(rows, responses, strict=True):
+                texts[row] = policy.tokenizer.decode(response, skip_special_tokens=True)
+    return texts
 
 
 def generate_tokens(

@@ -1,4 +1,4 @@
-"""A causal language model with an adapter and modulation, steered by a latent factor."""
+"""A causal language model with an adapter that a latent factor steers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fssa_bayes.policy.adapter import (
     follow_switch,
     peft_warnings_ignored,
     removed_on_failure,
+    write_adapter,
 )
 from fssa_bayes.policy.base import (
     check_plain,
@@ -31,22 +32,26 @@ from fssa_bayes.policy.base import (
     remove_dropout,
 )
 from fssa_bayes.policy.checks import check_factors, check_reach, expand_factors
-from fssa_bayes.policy.config import PolicyConfig, chosen_layers, new_film, read_config
-from fssa_bayes.policy.conversations import Message
-from fssa_bayes.policy.film import (
-    FiLM,
+from fssa_bayes.policy.conditioning import (
+    Conditioning,
     Traced,
-    decoder_layers,
     recompute_as_now,
     steered,
     surrounding_z,
 )
+from fssa_bayes.policy.config import (
+    PolicyConfig,
+    chosen_layers,
+    new_conditioning,
+    read_config,
+)
+from fssa_bayes.policy.conversations import Message
+from fssa_bayes.policy.film import FiLM, decoder_layers
+from fssa_bayes.policy.gates import Gates
 from fssa_bayes.policy.generation import (
     encode_prompts,
-    end_tokens,
-    evaluating,
     filler_token,
-    generate_tokens,
+    write_texts,
 )
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
@@ -55,9 +60,9 @@ from fssa_bayes.policy.storage import (
     check_base,
     check_replaceable,
     describe_base,
-    load_film,
+    load_weights,
     read_description,
-    save_film,
+    save_weights,
     write_description,
 )
 
@@ -70,13 +75,14 @@ __all__ = ["SteerablePolicy"]
 class SteerablePolicy(nn.Module):
     r"""A language model :math:`\pi(y \mid x, z)` whose behaviour follows a latent factor z.
 
-    The base model is frozen; a low-rank adapter and feature-wise modulation of the decoder layers
-    are trained. With both switched off the same weights are the reference policy. Dropout of the
-    base model is removed, so that training starts at a log-ratio of 0.
+    The base model is frozen; a low-rank adapter is trained, and what z does to it: by default
+    :class:`Gates` of the adapter's ranks, so that one person's policy is an ordinary adapter. With
+    both switched off the same weights are the reference policy. Dropout of the base model is
+    removed, so that training starts at a log-ratio of 0.
 
     Args:
         model: The base model inside its adapter.
-        film: The modulation, attached to its decoder layers.
+        conditioning: How z changes the model; it is attached to the model here.
         tokenizer: The base model's tokenizer, or None where only tokens go in and out.
         config: What the policy adds to the base model.
         identity: Description by which the base model is recognised.
@@ -89,21 +95,24 @@ class SteerablePolicy(nn.Module):
     def __init__(
         self,
         model: PeftModel,
-        film: FiLM,
+        conditioning: Conditioning,
         tokenizer: PreTrainedTokenizerBase | None,
         config: PolicyConfig,
         identity: dict[str, object],
     ) -> None:
         super().__init__()
         self.model = model
-        self.film = film
+        self.conditioning = conditioning
         self.tokenizer = tokenizer
         self.config = config
         self._identity = identity
         self.shares_prompts: dict[str, bool] = {}
-        layers = decoder_layers(model)
-        film.attach([layers[index] for index in config.film_layers])
-        follow_switch(model, film)
+        if isinstance(conditioning, FiLM):
+            layers = decoder_layers(model)
+            conditioning.attach([layers[index] for index in config.film_layers])
+        else:
+            conditioning.attach(model)
+        follow_switch(model, conditioning)
         remove_dropout(model)
         self._head = Head.of(self.base)
         self.eval()
@@ -115,6 +124,7 @@ class SteerablePolicy(nn.Module):
         *,
         latent_dim: int,
         lora_rank: int = 8,
+        conditioning: str = "gated",
         film_layers: Sequence[int] | None = None,
         film_dim: int = 64,
         target_modules: str | Sequence[str] = "all-linear",
@@ -128,12 +138,14 @@ class SteerablePolicy(nn.Module):
             name_or_path: A folder, or a name on the model hub.
             latent_dim: Width K of z.
             lora_rank: Rank of the adapter.
-            film_layers: Positions of decoder layers to modulate; None for all.
-            film_dim: Width of the modulation's hidden layer.
+            conditioning: `"gated"`, z weighs the adapter's ranks, or `"film"`, the published way: z
+                scales and shifts the outputs of decoder layers.
+            film_layers: Positions of decoder layers that FiLM modulates; None for the last third.
+            film_dim: Width of the hidden layer of FiLM.
             target_modules: Modules that get an adapter, as peft knows them.
             dtype: Precision of the base model; None for that of its files.
             device: Where to put the model.
-            seed: Seed of the initial weights of adapter and modulation.
+            seed: Seed of the initial weights of adapter and conditioning.
         """
         model = load_base(name_or_path, dtype)
         return cls.from_model(
@@ -141,6 +153,7 @@ class SteerablePolicy(nn.Module):
             AutoTokenizer.from_pretrained(name_or_path),
             latent_dim=latent_dim,
             lora_rank=lora_rank,
+            conditioning=conditioning,
             film_layers=film_layers,
             film_dim=film_dim,
             target_modules=target_modules,
@@ -155,6 +168,7 @@ class SteerablePolicy(nn.Module):
         *,
         latent_dim: int,
         lora_rank: int = 8,
+        conditioning: str = "gated",
         film_layers: Sequence[int] | None = None,
         film_dim: int = 64,
         target_modules: str | Sequence[str] = "all-linear",
@@ -169,10 +183,12 @@ class SteerablePolicy(nn.Module):
             tokenizer: Its tokenizer, or None where only tokens go in and out.
             latent_dim: Width K of z.
             lora_rank: Rank of the adapter.
-            film_layers: Positions of decoder layers to modulate; None for all.
-            film_dim: Width of the modulation's hidden layer.
+            conditioning: `"gated"`, z weighs the adapter's ranks, or `"film"`, the published way: z
+                scales and shifts the outputs of decoder layers.
+            film_layers: Positions of decoder layers that FiLM modulates; None for the last third.
+            film_dim: Width of the hidden layer of FiLM.
             target_modules: Modules that get an adapter, as peft knows them.
-            seed: Seed of the initial weights of adapter and modulation.
+            seed: Seed of the initial weights of adapter and conditioning.
 
         Raises:
             ValueError: If the model has no recognisable decoder layers, has an adapter already, or
@@ -181,38 +197,54 @@ class SteerablePolicy(nn.Module):
         check_plain(model)
         if lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, got {lora_rank}")
-        modules = target_modules
         name = model.name_or_path
         if name and Path(name).is_dir():  # So that the folder is found from any working folder.
             name = str(Path(name).absolute())
         config = PolicyConfig(
             latent_dim=latent_dim,
             lora_rank=lora_rank,
-            film_layers=chosen_layers(film_layers, len(decoder_layers(model))),
+            film_layers=chosen_layers(conditioning, film_layers, len(decoder_layers(model))),
             film_dim=film_dim,
-            target_modules=modules if isinstance(modules, str) else tuple(modules),
+            target_modules=target_modules
+            if isinstance(target_modules, str)
+            else tuple(target_modules),
             base_model=name,
+            conditioning=conditioning,
         )
         identity = describe_base(model)
-        with seeded(seed), peft_warnings_ignored():
-            film = new_film(config, model)
-            with removed_on_failure(model):
-                lora = LoraConfig(
-                    r=lora_rank,
-                    lora_alpha=2 * lora_rank,
-                    target_modules=modules if isinstance(modules, str) else list(modules),
-                    task_type="CAUSAL_LM",
-                )
-                adapted = get_peft_model(model, lora)
-                if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-                    raise ValueError(
-                        "target_modules must not include the output layer, which log-probabilities "
-                        f"are computed by, got {config.target_modules!r}"
-                    )
-                return cls(adapted, film, tokenizer, config, identity)
+        with seeded(seed), peft_warnings_ignored(), removed_on_failure(model):
+            return cls._adapted(model, tokenizer, config, identity)
+
+    @classmethod
+    def _adapted(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: PolicyConfig,
+        identity: dict[str, object],
+    ) -> Self:
+        """Adds a new adapter and a new conditioning to a model."""
+        modules = config.target_modules
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            target_modules=modules if isinstance(modules, str) else list(modules),
+            task_type="CAUSAL_LM",
+        )
+        adapted = get_peft_model(model, lora)
+        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+            raise ValueError(
+                "target_modules must not include the output layer, which log-probabilities "
+                f"are computed by, got {modules!r}"
+            )
+        conditioning = new_conditioning(config, model, adapters(adapted))
+        return cls(adapted, conditioning, tokenizer, config, identity)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Saves adapter (as peft does), modulation, tokenizer and `policy.json`; no base model.
+        """Saves adapter, conditioning, tokenizer and `policy.json`; no base model.
+
+        peft alone does not read the folder, which would be a policy without z: see
+        :meth:`adapter_for`.
 
         The folder is replaced as a whole, or not at all.
 
@@ -223,8 +255,7 @@ class SteerablePolicy(nn.Module):
         folder = Path(folder).absolute()
         check_replaceable(folder)
         with whole_folder(folder) as part:
-            self.model.save_pretrained(str(part), save_embedding_layers=False)
-            save_film(self.film, part)
+            save_weights(self.model, self.conditioning, part)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(str(part))
             write_description(
@@ -264,15 +295,43 @@ class SteerablePolicy(nn.Module):
         check_plain(base)
         check_base(base, document["base"])
         base = base if device is None else base.to(device)
-        with seeded(0), peft_warnings_ignored():  # Initial weights are drawn, then overwritten.
-            film = new_film(config, base)
-            load_film(film, folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder) if document["tokenizer"] else None
-            with removed_on_failure(base):
-                model = PeftModel.from_pretrained(
-                    base, str(folder), is_trainable=True, torch_device=str(base.device)
-                )
-                return cls(model, film, tokenizer, config, document["base"])
+        tokenizer = AutoTokenizer.from_pretrained(folder) if document["tokenizer"] else None
+        # Initial weights are drawn, then overwritten.
+        with seeded(0), peft_warnings_ignored(), removed_on_failure(base):
+            made = cls._adapted(base, tokenizer, config, document["base"])
+            load_weights(made.model, made.conditioning, folder)
+        return made
+
+    def adapter_for(self, z: Tensor, folder: str | os.PathLike) -> None:
+        r"""Writes the policy of one person as an ordinary adapter, in peft's format.
+
+        The adapter is (B diag(g(z)), A), in the precision of the parameters. On the base model it
+        gives this policy's logits under z up to rounding, also merged into the weights. Whatever
+        reads adapters of peft can serve it, without this library.
+
+        Args:
+            z: Latent factor (K,): a draw of a person's posterior, or its mean.
+            folder: Where to write; replaced as a whole, or not at all.
+
+        Raises:
+            ValueError: If z has another shape or is not finite, or the conditioning is FiLM, which
+                no adapter can express.
+            FileExistsError: If the folder holds anything but an adapter.
+        """
+        check_factors("z", z)
+        if not isinstance(self.conditioning, Gates):
+            raise ValueError(
+                f"conditioning must be 'gated' to write an adapter, got "
+                f"{self.config.conditioning!r}"
+            )
+        if z.shape != (self.latent_dim,) or not z.isfinite().all():
+            raise ValueError(
+                f"z must be finite with shape ({self.latent_dim},), got {tuple(z.shape)}: {z}"
+            )
+        with torch.no_grad():
+            gates = self.conditioning(z.to(self.device)[None])[:, 0]
+        with peft_warnings_ignored():
+            write_adapter(self.model, gates, Path(folder).absolute())
 
     @property
     def base(self) -> PreTrainedModel:
@@ -305,18 +364,27 @@ class SteerablePolicy(nn.Module):
         return self._head.softcap
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Lists the parameters of adapter and modulation."""
+        """Lists the parameters of adapter and conditioning."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def enable_gradient_checkpointing(self, *, use_reentrant: bool = False) -> None:
         """Recomputes decoder layers in backward, in training mode, instead of storing them.
 
-        The modulation lies outside of what is recomputed, so that z may have changed by then.
+        What is recomputed has the z of its forward, which may have changed by then.
 
         Args:
             use_reentrant: Which of PyTorch's two ways to use; backward must not be called inside
                 :meth:`reference` if True.
+
+        Raises:
+            ValueError: If `use_reentrant` is True and z acts inside of what is recomputed, which it
+                does unless the conditioning is FiLM.
         """
+        if use_reentrant and isinstance(self.conditioning, Gates):
+            raise ValueError(
+                "use_reentrant must be False for conditioning='gated': it cannot recompute layers "
+                "under the z of their forward"
+            )
         options: dict[str, Any] = {"use_reentrant": use_reentrant}
         if use_reentrant:  # It needs an input that requires a gradient.
             self.base.enable_input_require_grads()
@@ -326,7 +394,7 @@ class SteerablePolicy(nn.Module):
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Switches adapter and modulation off inside the block, in this thread or task alone.
+        """Switches adapter and conditioning off inside the block, in this thread or task alone.
 
         The policy is then the base model, bit for bit, also inside a :func:`steered`.
 
@@ -335,7 +403,7 @@ class SteerablePolicy(nn.Module):
         """
         if any(layer.merged for layer in adapters(self.model)):
             raise ValueError("adapter must not be merged into the base model: unmerge it first")
-        with self.film.switched_off():
+        with self.conditioning.switched_off():
             yield
 
     def forward(
@@ -348,7 +416,7 @@ class SteerablePolicy(nn.Module):
             attention_mask: 1 at tokens and 0 at padding, which may be on either side, with shape
                 (R, T); None for no padding.
             z: Latent factors (K,) for all or (R, K), one a sequence; None for those of the
-                surrounding :func:`steered`, if any.
+                surrounding :func:`steered`, if any, else z = 0 (under FiLM the adapter alone).
 
         Raises:
             ValueError: If z has another shape.
@@ -434,7 +502,7 @@ class SteerablePolicy(nn.Module):
             )
         z = None if z is None else torch.atleast_2d(z)
         if torch.compiler.is_compiling():
-            return Traced(self.film, z)
+            return Traced(self.conditioning, z)
         return contextlib.nullcontext() if z is None else steered(z)
 
     def generate(
@@ -494,37 +562,7 @@ class SteerablePolicy(nn.Module):
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
         kind = torch.float32 if self.device.type == "mps" else torch.float64
         uniform = uniform.to(self.device, kind)
-        texts = self._write(tokens * draws, z, uniform, temperature, batch_size)
+        texts = write_texts(self, tokens * draws, z, uniform, temperature, batch_size)
         if z is None or z.ndim < 3:
             return texts
         return [texts[start : start + len(tokens)] for start in range(0, len(texts), len(tokens))]
-
-    def _write(
-        self,
-        tokens: list[list[int]],
-        z: Tensor | None,
-        uniform: Tensor,
-        temperature: float,
-        batch_size: int,
-    ) -> list[str]:
-        """Writes the responses, in batches of prompts of similar length."""
-        filler = filler_token(self.tokenizer)
-        end = end_tokens(self.base, self.tokenizer)
-        flat = None if z is None else z.reshape(-1, self.latent_dim)
-        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-        texts = [""] * len(tokens)
-        with evaluating(self), torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                with steered(flat[rows]) if flat is not None else contextlib.nullcontext():
-                    responses = generate_tokens(
-                        self.base,
-                        [tokens[row] for row in rows],
-                        uniform[rows],
-                        temperature=temperature,
-                        filler=filler,
-                        end=end,
-                    )
-                for row, response in zip(rows, responses, strict=True):
-                    texts[row] = self.tokenizer.decode(response, skip_special_tokens=True)
-        return texts

@@ -1,10 +1,9 @@
 r"""Log-probabilities of the reference policy, computed once and kept on disk.
 
 The reference :math:`\log \pi_{\mathrm{ref}}(y \mid x)` does not change while a policy is trained. A
-folder of safetensors and JSON keeps it by model and by batch, because a matrix product rounds
-differently with other rows or more padding in the batch: only the same tokens in the same batch
-give the same bits, and so a log-ratio of exactly 0 before the first step. :class:`LengthBuckets`
-makes batches that stay the same from epoch to epoch.
+folder of safetensors and JSON keeps it by model and by sequence. A matrix product rounds by rows
+and padding of its batch, so that a value that is kept differs from one that is computed in
+another batch by about 1e-6 of itself.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LengthBuckets", "NonFiniteError", "ReferenceCache", "fingerprint", "hash_weights"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the cache folders that this version of the library writes."""
 
 _DESCRIPTION = "cache.json"
@@ -118,24 +117,21 @@ class ReferenceCache:
     Args:
         folder: Where to keep the values; made if it does not exist.
         fingerprint: The reference model's :func:`fingerprint`.
-        exact: Whether a value is used again in the same batch only. Otherwise a value is used in
-            every batch, with a relative rounding error of about 1e-6.
 
     Raises:
         ValueError: If the folder is the cache of another model or of another format version, or
             does not say of which; nothing is changed.
     """
 
-    def __init__(self, folder: str | os.PathLike, fingerprint: str, *, exact: bool = True) -> None:
-        self.folder, self.fingerprint, self.exact = Path(folder), fingerprint, exact
-        self._batches: dict[bytes, Tensor] = {}
-        self._rows: dict[bytes, float] = {}
-        self._new: list[tuple[bytes, list[bytes], Tensor]] = []
+    def __init__(self, folder: str | os.PathLike, fingerprint: str) -> None:
+        self.folder, self.fingerprint = Path(folder), fingerprint
+        self._known: dict[bytes, float] = {}
+        self._new: dict[bytes, float] = {}
         self._open()
 
     def __len__(self) -> int:
         """Returns the number of responses whose value is known."""
-        return len(self._rows)
+        return len(self._known)
 
     def __enter__(self) -> ReferenceCache:
         return self
@@ -143,35 +139,29 @@ class ReferenceCache:
     def __exit__(self, *error: object) -> None:
         self.flush()
 
-    def log_prob(
-        self,
-        batch: ResponseBatch,
-        compute: Callable[[ResponseBatch], Tensor],
-        *,
-        way: str = "",
-    ) -> Tensor:
-        """Returns the reference log-probabilities of a batch, computing those not yet known.
+    def log_prob(self, batch: ResponseBatch, compute: Callable[[ResponseBatch], Tensor]) -> Tensor:
+        """Returns the reference log-probabilities of a batch, computing it if one is not known.
 
         Args:
             batch: R sequences.
             compute: Function that scores a batch by the reference policy, (R,) in nats; best the
-                function that scores the policy, with adapter and modulation off.
-            way: Name of this function, where there are several that round differently.
+                function that scores the policy, with adapter and conditioning off.
 
         Returns:
-            Log-probabilities in nats, with shape (R,), on the device of the batch, no gradient.
+            Log-probabilities in nats, with shape (R,), on the device of the batch, no gradient;
+            float32, float64 if the function gives it.
 
         Raises:
             NonFiniteError: If a computed value is not finite; no value of the batch is kept.
         """
-        rows = [_digest(tokens, scored) for tokens, scored in _sequences(batch)]
-        key = _batch_key(batch, rows, way)
-        found = self._find(key, rows)
-        if found is None:
+        rows = _digests(batch)
+        if not all(row in self._known for row in rows):
             with torch.no_grad():
-                found = compute(batch).detach().cpu()
-            self._add(key, rows, found)
-        return found.to(batch.input_ids.device, copy=True)
+                values = compute(batch).detach()
+            self._add(rows, values.cpu())
+            return values
+        values = [self._known[row] for row in rows]
+        return torch.tensor(values, dtype=self._dtype, device=batch.input_ids.device)
 
     def fill(
         self,
@@ -190,26 +180,17 @@ class ReferenceCache:
         """Writes the values that are not yet in a file."""
         if not self._new:
             return
-        keys, rows, values = zip(*self._new, strict=True)
+        joined = np.frombuffer(b"".join(self._new), dtype=np.uint8).copy()
         tensors = {
-            "batch": _stack(keys),
-            "size": torch.tensor([len(value) for value in values]),
-            "row": _stack([row for group in rows for row in group]),
-            "log_prob": torch.cat(values).double(),
-            "single": torch.tensor([value.dtype == torch.float32 for value in values]),
+            "row": torch.from_numpy(joined).reshape(-1, _DIGEST),
+            "log_prob": torch.tensor(list(self._new.values()), dtype=torch.float64),
+            "single": torch.tensor([self._dtype == torch.float32]),
         }
         content = safetensors.torch.save(tensors)
         write_file(self.folder / _name(content), content)
-        self._new = []
+        self._new = {}
 
-    def _find(self, key: bytes, rows: list[bytes]) -> Tensor | None:
-        if key in self._batches:
-            return self._batches[key]
-        if self.exact or not all(row in self._rows for row in rows):
-            return None
-        return torch.tensor([self._rows[row] for row in rows], dtype=self._dtype)
-
-    def _add(self, key: bytes, rows: list[bytes], values: Tensor) -> None:
+    def _add(self, rows: list[bytes], values: Tensor) -> None:
         if values.shape != (len(rows),):
             raise ValueError(
                 f"compute must return a value for each of {len(rows)} rows, got shape "
@@ -219,14 +200,12 @@ class ReferenceCache:
         if len(wrong):
             row = int(wrong[0])
             raise NonFiniteError(values[row].item(), row)
-        self._remember(key, rows, values)
-        self._new.append((key, rows, values))
-        if sum(len(group) for _, group, _ in self._new) >= _ROWS_A_FILE:
+        self._dtype = values.dtype
+        found = dict(zip(rows, values.tolist(), strict=True))
+        self._new |= {row: value for row, value in found.items() if row not in self._known}
+        self._known |= self._new
+        if len(self._new) >= _ROWS_A_FILE:
             self.flush()
-
-    def _remember(self, key: bytes, rows: list[bytes], values: Tensor) -> None:
-        self._batches[key], self._dtype = values, values.dtype
-        self._rows.update(zip(rows, values.tolist(), strict=True))
 
     def _open(self) -> None:
         """Makes the folder, or checks that it is this model's and reads its files."""
@@ -260,13 +239,8 @@ class ReferenceCache:
             return
         tensors = safetensors.torch.load(content)
         rows = [bytes(row) for row in tensors["row"].numpy()]
-        groups = tensors["log_prob"].split(tensors["size"].tolist())
-        records = zip(tensors["batch"].numpy(), groups, tensors["single"], strict=True)
-        start = 0
-        for key, values, single in records:
-            stop = start + len(values)
-            self._remember(bytes(key), rows[start:stop], values.float() if single else values)
-            start = stop
+        self._known |= dict(zip(rows, tensors["log_prob"].tolist(), strict=True))
+        self._dtype = torch.float32 if tensors["single"].all() else torch.float64
 
 
 def _name(content: bytes) -> str:
@@ -290,33 +264,18 @@ def _check(path: Path, fingerprint: str) -> None:
         )
 
 
-def _sequences(batch: ResponseBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the tokens of every row, and which tokens are scored, without padding."""
-    tensors = (batch.input_ids, batch.attention_mask, batch.response_mask)
-    for tokens, present, scored in zip(*(t.cpu() for t in tensors), strict=True):
-        yield tokens[present.bool()], scored[present.bool()]
-
-
-def _digest(*tensors: Tensor) -> bytes:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(_bytes(tensor))
-    return digest.digest()
-
-
-def _batch_key(batch: ResponseBatch, rows: list[bytes], way: str) -> bytes:
-    """Returns a digest of a batch: rows in order, padding, device, precision and function."""
+def _digests(batch: ResponseBatch) -> list[bytes]:
+    """Returns a digest of each row: precision, tokens and which of them are scored, no padding."""
     device = batch.input_ids.device.type
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    digest = hashlib.sha256(f"{device} {cast} {way} {tuple(batch.input_ids.shape)}".encode())
-    digest.update(_bytes(batch.attention_mask.bool()))
-    digest.update(b"".join(rows))
-    return digest.digest()
-
-
-def _stack(digests: Sequence[bytes]) -> Tensor:
-    joined = np.frombuffer(b"".join(digests), dtype=np.uint8).copy()
-    return torch.from_numpy(joined).reshape(-1, _DIGEST)
+    tensors = (batch.input_ids, batch.attention_mask, batch.response_mask)
+    digests = []
+    for tokens, present, scored in zip(*(t.cpu() for t in tensors), strict=True):
+        digest = hashlib.sha256(f"{cast}".encode())
+        for tensor in (tokens[present.bool()], scored[present.bool()]):
+            digest.update(_bytes(tensor))
+        digests.append(digest.digest())
+    return digests
 
 
 class LengthBuckets(Sampler[int]):

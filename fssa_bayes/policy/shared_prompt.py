@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fssa_bayes.policy.checks import check_factors
-from fssa_bayes.policy.film import surrounding_z
+from fssa_bayes.policy.conditioning import surrounding_z
 from fssa_bayes.policy.log_probs import token_log_prob
 from fssa_bayes.policy.tokens import ResponseBatch
 

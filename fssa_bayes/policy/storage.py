@@ -11,12 +11,18 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from peft import (
+    PeftModel,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fssa_bayes._files import previous_folder
-from fssa_bayes.policy.film import FiLM
+from fssa_bayes.policy.conditioning import Conditioning
 from fssa_bayes.policy.reference import hash_weights
 
 __all__ = [
@@ -24,17 +30,18 @@ __all__ = [
     "check_base",
     "check_replaceable",
     "describe_base",
-    "load_film",
+    "load_weights",
     "read_description",
-    "save_film",
+    "save_weights",
     "write_description",
 ]
 
-FORMAT_VERSION = 1
-"""Version of the folders that this version of the library writes."""
+FORMAT_VERSION = 2
+"""Version of the folders that this version of the library writes; it reads version 1 too."""
 
 _DESCRIPTION = "policy.json"
-_FILM = "film.safetensors"
+_WEIGHTS = "policy.safetensors"
+_FILM = "film.safetensors"  # Of format version 1.
 _PACKAGES = ("fssa_bayes", "torch", "transformers", "peft")
 _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
 
@@ -149,10 +156,10 @@ def read_description(folder: Path) -> dict[str, object]:
         version, sums = document["format_version"], dict(document["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{_DESCRIPTION} in {where!r} is damaged ({error!r})") from error
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"format_version must be {FORMAT_VERSION}, got {version} in {where!r}: it was written "
-            f"by {document.get('versions')}"
+            f"format_version must be {FORMAT_VERSION} or less, got {version} in {where!r}: "
+            f"it was written by {document.get('versions')}"
         )
     missing = {"policy", "base", "tokenizer"} - set(document)
     if missing:
@@ -167,22 +174,46 @@ def read_description(folder: Path) -> dict[str, object]:
     return document
 
 
-def save_film(film: FiLM, folder: Path) -> None:
-    """Writes the modulation into a folder."""
-    state = {name: value.detach().cpu() for name, value in film.state_dict().items()}
-    safetensors.torch.save_file(state, folder / _FILM)
+def save_weights(model: PeftModel, conditioning: Conditioning, folder: Path) -> None:
+    """Writes adapter and conditioning into a folder, as one file that peft alone does not read."""
+    parts = {
+        "adapter": get_peft_model_state_dict(model, save_embedding_layers=False),
+        "conditioning": conditioning.state_dict(),
+    }
+    tensors = {
+        f"{part}.{name}": value.detach().cpu().contiguous()
+        for part, state in parts.items()
+        for name, value in state.items()
+    }
+    safetensors.torch.save_file(tensors, folder / _WEIGHTS)
 
 
-def load_film(film: FiLM, folder: Path) -> None:
-    """Reads the modulation of a folder, in place.
+def load_weights(model: PeftModel, conditioning: Conditioning, folder: Path) -> None:
+    """Reads adapter and conditioning of a folder, in place.
 
     Raises:
-        ValueError: If the file does not fit the modulation.
+        ValueError: If a file does not fit the policy.
     """
     try:
-        film.load_state_dict(safetensors.torch.load_file(folder / _FILM))
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{_FILM} in {str(folder)!r} does not fit policy.json: {error}") from error
+        if (folder / _WEIGHTS).is_file():
+            tensors = safetensors.torch.load_file(folder / _WEIGHTS)
+            adapter, state = (
+                {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+                for part in ("adapter.", "conditioning.")
+            )
+        else:  # Of format version 1.
+            adapter = load_peft_weights(str(folder), device="cpu")
+            state = safetensors.torch.load_file(folder / _FILM)
+        conditioning.load_state_dict(state)
+        found = set_peft_model_state_dict(model, adapter)
+    except (RuntimeError, SafetensorError, KeyError) as error:
+        raise ValueError(f"weights in {str(folder)!r} do not fit policy.json: {error}") from error
+    missing = [name for name in found.missing_keys if ".lora_" in name]
+    if missing or found.unexpected_keys:
+        raise ValueError(
+            f"weights in {str(folder)!r} do not fit policy.json: "
+            f"{(missing or found.unexpected_keys)[0]!r}"
+        )
 
 
 def _sha256(path: Path) -> str:

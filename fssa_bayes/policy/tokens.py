@@ -5,6 +5,7 @@ Nothing is ever cut short: a pair that is longer than `max_length` is dropped an
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -210,6 +211,14 @@ class TokenisedPairs(torch.utils.data.Dataset):
         """Number of tokens of prompt and longer response of every pair, with shape (P,)."""
         lengths = self._table.lengths
         return (lengths[self._prompt] + lengths[self._response]).max(0)
+
+    def select(self, pairs: np.ndarray | Sequence[int]) -> TokenisedPairs:
+        """Returns some of the pairs, of the same rows, which share their tokens with these."""
+        pairs = check_positions("pairs", np.asarray(pairs), len(self))
+        some = copy.copy(self)
+        some.row = self.row[pairs]
+        some._prompt, some._response = self._prompt[:, pairs], self._response[:, pairs]
+        return some
 
     def digest(self) -> str:
         """Returns a SHA-256 of the tokens of all pairs, to recognise the data by."""

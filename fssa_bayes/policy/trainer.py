@@ -12,7 +12,8 @@ import functools
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import (
     PredictionOutput,
     SaveStrategy,
@@ -42,14 +43,29 @@ from fssa_bayes.policy.checkpoints import (
 )
 from fssa_bayes.policy.checks import check_positive, check_reach
 from fssa_bayes.policy.contexts import Contexts, PairsInContext
-from fssa_bayes.policy.dpo import LogRatio, dpo_loss, mean_probability, share_correct
 from fssa_bayes.policy.epochs import EpochSampler
+from fssa_bayes.policy.film import FiLM
+from fssa_bayes.policy.fluency import LanguageProbe
 from fssa_bayes.policy.latents import draw_latents
+from fssa_bayes.policy.losses import (
+    PairScorer,
+    PairScores,
+    PreferenceLoss,
+)
+from fssa_bayes.policy.measures import (
+    MEASURES,
+    average_measures,
+    measure_pairs,
+    summarise,
+)
+from fssa_bayes.policy.readiness import check_arguments, check_guide, check_width
 from fssa_bayes.policy.reference import NonFiniteError, ReferenceCache, fingerprint
 from fssa_bayes.policy.tokens import ResponseBatch, TokenisedPairs
 
 __all__ = ["SteerableDPOTrainer"]
 
+_FALL = 1.0  # Nats by which the log-probability of chosen responses may fall.
+_FILM_RATE = 0.1  # Learning rate of FiLM in terms of the adapter's.
 _CHUNK = 256  # Pairs of an evaluation whose z is drawn at a time.
 
 
@@ -60,8 +76,12 @@ class SteerableDPOTrainer(Trainer):
     rates, mixed precision, logging and checkpoints; `accelerate` and `torchrun` run it on several
     processes. An epoch meets every row once, in a new order and with a new context, except for the
     rows that do not fill a last batch, which differ from epoch to epoch. With
-    `train_sampling_strategy="group_by_length"` the rows of a batch are of similar length, and
-    every epoch has the same batches in another order, as a cache of exact references needs.
+    `train_sampling_strategy="group_by_length"` the rows of a batch are of similar length.
+
+    The logs have TRL's names: `rewards/chosen`, `rewards/rejected`, `rewards/margins`,
+    `rewards/accuracies`, `logps/chosen`, `logps/rejected`, means over pairs and draws, and with a
+    probe what its `measure` returns. To stop early on held-out pairs, give the
+    `EarlyStoppingCallback` of transformers with `metric_for_best_model="eval_loss"`.
 
     Without `guide`, q(z | context) is known, from a reward model, and does not change. With it, the
     parameters of `guide` learn with the policy.
@@ -78,14 +98,25 @@ class SteerableDPOTrainer(Trainer):
         posterior: q(z | context) as a function of a batch of contexts, such as `guide.posterior`;
             a module that it belongs to must be on the training device.
         guide: The module whose parameters learn with the policy, None for none.
+        loss_type: One or several losses, see :class:`PreferenceLoss`. The supervised term keeps
+            answers fluent; without it even their own probability may fall, of which a warning is
+            given.
+        loss_weights: Weights of the losses, None for 1 each.
         beta: Strength of the pull towards the reference.
+        label_smoothing: Share of choices that the loss `"robust"` takes to be reversed.
         num_draws: Draws S of z for each pair and step.
-        marginal: Whether the loss is that of the mixture of draws; see :func:`dpo_loss`.
+        marginal: Whether `"sigmoid"` is that of the mixture of draws; see :func:`dpo_loss`.
+        conditioning_learning_rate: Learning rate of what z does to the policy; None for that of
+            `args`, or under FiLM, whose steps change every hidden state, for a tenth of it.
         guide_learning_rate: Learning rate of the guide, None for that of `args`.
         eval_dataset: Pairs to evaluate on, with the same contexts and draws every time.
         eval_contexts: Contexts of `eval_dataset.rows`.
         reference: Where log-probabilities of the reference policy are kept, None to compute them
-            in every step. An exact cache needs `train_sampling_strategy="group_by_length"`.
+            in every step. Values from a cache differ by rounding, about 1e-6 of themselves.
+        probe: Texts of the reference policy on which the policy's language is measured whenever
+            the loss is logged, None for none.
+        kl_budget: Divergence `language/kl` from the reference, in nats a token, above which
+            training stops; None for any.
         chunk_size: Logits held at a time, None for the device's default.
         callbacks: Further callbacks.
         optimizers: Optimiser and schedule in place of those of `args`.
@@ -93,9 +124,13 @@ class SteerableDPOTrainer(Trainer):
     Raises:
         ValueError: If an option is out of its range, contexts belong to other rows or `reference`
             to another model, z has not the width of the policy's or does not depend on `guide`, a
-            pair is longer than the model's positions, or there are fewer pairs than in a batch.
+            pair is longer than the model's positions, there are fewer pairs than in a batch, or
+            `kl_budget` comes without a probe.
         FloatingPointError: From `train`, if a loss or gradient is not finite, before parameters
             change; the last checkpoint is kept.
+
+    Warns:
+        UserWarning: Once, if the log-probability of chosen responses has fallen by a nat.
     """
 
     def __init__(
@@ -107,27 +142,42 @@ class SteerableDPOTrainer(Trainer):
         posterior: Callable[[Batch], torch.distributions.Distribution],
         *,
         guide: nn.Module | None = None,
+        loss_type: str | Sequence[str] = ("sigmoid", "sft"),
+        loss_weights: Sequence[float] | None = None,
         beta: float = 0.1,
+        label_smoothing: float = 0.0,
         num_draws: int = 1,
         marginal: bool = False,
+        conditioning_learning_rate: float | None = None,
         guide_learning_rate: float | None = None,
         eval_dataset: TokenisedPairs | None = None,
         eval_contexts: Contexts | None = None,
         reference: ReferenceCache | None = None,
+        probe: LanguageProbe | None = None,
+        kl_budget: float | None = None,
         chunk_size: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        check_positive(beta=beta)
+        self.loss = PreferenceLoss(
+            loss_type,
+            loss_weights,
+            beta=beta,
+            label_smoothing=label_smoothing,
+            marginal=marginal,
+        )
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-        _check_arguments(args)
+        if kl_budget is not None:
+            check_positive(kl_budget=kl_budget)
+            if probe is None:
+                raise ValueError(f"kl_budget needs a probe that measures it, got {kl_budget}")
+        check_arguments(args)
         if reference is not None and reference.fingerprint != fingerprint(policy):
             raise ValueError(
                 "reference must be the cache of the policy's base model, got that of another in "
                 f"{str(reference.folder)!r}"
             )
-        _check_sampling(reference, args)
         self.train_pairs = PairsInContext(train_dataset, contexts, "train_dataset", "contexts")
         self.eval_pairs: PairsInContext | None = None
         if eval_dataset is not None:
@@ -135,26 +185,29 @@ class SteerableDPOTrainer(Trainer):
                 eval_dataset, eval_contexts, "eval_dataset", "eval_contexts"
             )
         self.policy, self.guide, self.posterior = policy, guide, posterior
-        self.beta, self.num_draws, self.marginal = beta, num_draws, marginal
-        self.guide_learning_rate, self.reference = guide_learning_rate, reference
-        _check_width(posterior, contexts, policy.latent_dim)
+        self.num_draws, self.reference = num_draws, reference
+        self.probe, self.kl_budget = probe, kl_budget
+        self.guide_learning_rate = guide_learning_rate
+        self.conditioning_learning_rate = conditioning_learning_rate
+        check_width(posterior, contexts, policy.latent_dim)
         for source in filter(None, (self.train_pairs, self.eval_pairs)):
             check_reach(policy.base, int(source.pairs.lengths.max()), source.name)
         if guide is not None:
-            _check_guide(posterior, guide, contexts)
+            check_guide(posterior, guide, contexts)
         self._logged: list[Tensor] = []
+        self._warned = False
         self._latents: tuple[tuple, Tensor] | None = None
         self._eval_latents: Tensor | None = None
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # Without a GPU PyTorch warns of it.
         with random_state_kept():
             super().__init__(
-                LogRatio(policy, guide, reference, chunk_size),
+                PairScorer(policy, guide, reference, chunk_size),
                 args,
                 data_collator=collate,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
-                compute_metrics=accuracy_and_margin,
+                compute_metrics=average_measures,
                 callbacks=[StopAtNaN(), *(callbacks or [])],
                 optimizers=optimizers,
             )
@@ -191,9 +244,9 @@ class SteerableDPOTrainer(Trainer):
             FloatingPointError: If a pair's loss is not finite.
         """
         source = self.train_pairs if model.training else self.eval_pairs
-        log_ratio = self._log_ratio(model, inputs, source)
-        losses = dpo_loss(log_ratio, beta=self.beta, marginal=self.marginal)
-        margin = self.beta * log_ratio.detach().float()
+        scores = self._score(model, inputs, source)
+        losses = self.loss(scores)
+        measures = measure_pairs(scores, self.loss.beta)
         wrong = (~torch.isfinite(losses.detach())).nonzero()
         if len(wrong):
             first = int(wrong[0])
@@ -204,20 +257,19 @@ class SteerableDPOTrainer(Trainer):
                 f"{self._describe_last_checkpoint()}"
             )
         if model.training:
-            correct = mean_probability(margin)
-            self._logged.append(torch.stack([share_correct(correct), margin.mean()]))
+            self._logged.append(torch.stack(list(summarise(measures).values())))
         loss = losses.mean()
-        return (loss, margin) if return_outputs else loss
+        return (loss, measures) if return_outputs else loss
 
-    def _log_ratio(
+    def _score(
         self, model: nn.Module, inputs: dict[str, Tensor], source: PairsInContext
-    ) -> Tensor:
+    ) -> PairScores:
         pairs = inputs["pair"].cpu().numpy()
         latents = self.training_latents if model.training else self.evaluation_latents
         names = ("input_ids", "attention_mask", "response_mask")
         batch = ResponseBatch(*(inputs[name] for name in names))
         try:
-            return model(batch, functools.partial(latents, pairs))
+            return PairScores(*model(batch, functools.partial(latents, pairs)))
         except NonFiniteError as error:
             shown = source.describe(int(pairs[error.row % len(pairs)]))
             raise FloatingPointError(
@@ -281,14 +333,13 @@ class SteerableDPOTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Returns the loss of a batch and the margins (P, S) in place of logits."""
+        """Returns the loss of a batch and, in place of logits, :func:`measure_pairs` (P, S, 4)."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            loss, margin = self.compute_loss(model, inputs, return_outputs=True)
+            loss, measures = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        margin = margin.T.contiguous()
-        return loss, margin, torch.ones_like(margin[:, 0])
+        return loss, measures, torch.ones_like(measures[:, 0, 0])
 
     def evaluation_loop(self, *given: Any, **options: Any) -> Any:
         """Evaluates with the same contexts and draws every time."""
@@ -302,7 +353,7 @@ class SteerableDPOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measures loss, accuracy and margin on the pairs that the trainer was given to evaluate.
+        """Measures loss, rewards and log-probabilities on the pairs given to evaluate.
 
         Args:
             eval_dataset: The pairs that the trainer was given, or None; other pairs would need
@@ -323,7 +374,7 @@ class SteerableDPOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
-        """Returns margins (P, S) and metrics of the pairs to evaluate; see :meth:`evaluate`."""
+        """Returns :func:`measure_pairs` and metrics; see :meth:`evaluate`."""
         self._check_evaluated(test_dataset)
         return super().predict(self.eval_pairs.pairs, ignore_keys, metric_key_prefix)
 
@@ -339,21 +390,39 @@ class SteerableDPOTrainer(Trainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the share of pairs ordered correctly, and their mean margin in nats, to the logs."""
+        """Adds rewards and log-probabilities to the logs, and what the probe measures."""
         if "loss" in logs and self._logged:
             local = torch.stack(self._logged).mean(0)
-            accuracy, margin = self.accelerator.gather(local[None]).mean(0).tolist()
-            logs |= {"accuracy": accuracy, "margin": margin}
+            means = self.accelerator.gather(local[None]).mean(0).tolist()
+            logs |= dict(zip(MEASURES, means, strict=True))
             self._logged.clear()
+            self._warn_of_falling(logs["rewards/chosen"] / self.loss.beta)
+            if self.probe is not None:
+                logs |= self.probe.measure(self.policy)
+                if self.kl_budget is not None and logs["language/kl"] > self.kl_budget:
+                    self.control.should_training_stop = True
         super().log(logs, start_time)
+
+    def _warn_of_falling(self, log_ratio: float) -> None:
+        """Warns once if chosen responses are less probable than under the reference policy."""
+        if log_ratio < -_FALL and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the log-probability of chosen responses has fallen by {-log_ratio:.1f} nats "
+                f"below the reference's at step {self.state.global_step}, with "
+                f"loss_type={list(self.loss.names)}: text will lose its fluency; add 'sft' to "
+                "loss_type, raise its weight or lower the learning rate",
+                stacklevel=2,
+            )
 
     def _get_train_sampler(self, train_dataset: TokenisedPairs | None = None) -> Sampler:
         return self.sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Creates the optimiser of the arguments, with a group of its own for the guide."""
+        """Creates the optimiser of the arguments, with groups for conditioning and guide."""
         if self.optimizer is None:
             super().create_optimizer(self.policy)
+            self._separate_conditioning()
             if self.guide is not None:
                 rate = self.guide_learning_rate
                 self.optimizer.add_param_group(
@@ -364,6 +433,19 @@ class SteerableDPOTrainer(Trainer):
                     }
                 )
         return self.optimizer
+
+    def _separate_conditioning(self) -> None:
+        """Moves the parameters of the conditioning to a group with a learning rate of its own."""
+        rate, film = self.conditioning_learning_rate, isinstance(self.policy.conditioning, FiLM)
+        if rate is None and not film:
+            return
+        own = {id(parameter) for parameter in self.policy.conditioning.parameters()}
+        moved = []
+        for group in self.optimizer.param_groups:
+            moved += [p for p in group["params"] if id(p) in own]
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        rate = self.args.learning_rate * _FILM_RATE if rate is None else rate
+        self.optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": 0.0})
 
     def train(
         self,
@@ -418,9 +500,8 @@ class SteerableDPOTrainer(Trainer):
         del options["base_model"]  # The folder may move.
         return {
             "format": FORMAT_VERSION,
-            "beta": self.beta,
+            **self.loss.settings(),
             "num_draws": self.num_draws,
-            "marginal": self.marginal,
             "joint": self.guide is not None,
             "seed": self.args.seed,
             "data_seed": self.args.data_seed,
@@ -487,13 +568,6 @@ class StopAtNaN(TrainerCallback):
             )
 
 
-def accuracy_and_margin(prediction: EvalPrediction) -> dict[str, float]:
-    """Computes the metrics of an evaluation from its margins (P, S)."""
-    margin = torch.from_numpy(prediction.predictions).T
-    correct = share_correct(mean_probability(margin))
-    return {"accuracy": correct.item(), "margin": margin.mean().item()}
-
-
 def collate(items: list[tuple[TokenisedPairs, int]]) -> dict[str, Tensor]:
     """Gathers pairs to a batch; `pair` comes first, by which `Trainer` counts the pairs."""
     pairs = [pair for _, pair in items]
@@ -516,56 +590,3 @@ def random_state_kept() -> Iterator[None]:
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-    rules = {
-        "fsdp or deepspeed: adapters are small, use torchrun": args.fsdp or args.deepspeed,
-        "label_smoothing_factor": args.label_smoothing_factor,
-        "batch_rebalance": strategy == "batch_rebalance",
-        "auto_find_batch_size: a run must know the batch of a step": args.auto_find_batch_size,
-        "several GPUs in one process: use torchrun, or show it one": args.n_gpu > 1,
-    }
-    for rule, broken in rules.items():
-        if broken:
-            raise ValueError(f"args must not ask for {rule}, got {broken}")
-
-
-def _check_sampling(reference: ReferenceCache | None, args: TrainingArguments) -> None:
-    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-    if reference is not None and reference.exact and strategy == "random":
-        raise ValueError(
-            "reference must not be an exact cache with train_sampling_strategy='random', whose "
-            "batches never come again: train with 'group_by_length', or make the cache with "
-            "exact=False"
-        )
-
-
-def _check_guide(posterior: Callable, guide: nn.Module, contexts: Contexts) -> None:
-    """Checks that z given a choice depends on the parameters that learn."""
-    parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ValueError("guide must have parameters that require a gradient, got none")
-    rows = range(len(contexts.rows)) if contexts.max_context else ()
-    row = next((row for row in rows if len(contexts.available(row))), None)
-    if row is None:
-        return
-    z = draw_latents(posterior, contexts, [row], step=0, num_draws=1, seed=0, num_context=1)
-    gradients = [None]
-    if z.requires_grad:
-        gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
-    if all(gradient is None for gradient in gradients):
-        raise ValueError(
-            "guide must be what posterior draws z by, got a module on which its draws do not "
-            "depend, such as a copy, or a posterior without a gradient"
-        )
-
-
-def _check_width(posterior: Callable, contexts: Contexts, latent_dim: int) -> None:
-    z = draw_latents(posterior, contexts, [0], step=0, num_draws=1, seed=0, num_context=0)
-    if z.shape != (1, 1, latent_dim):
-        raise ValueError(
-            f"posterior must give z of the policy's width {latent_dim}, for one person a "
-            f"distribution over (1, {latent_dim}), got {tuple(z.shape[1:])}"
-        )

@@ -211,6 +211,7 @@ class Estimates:
         """Returns the estimates and errors of all three kinds, as columns of a table."""
         self.uncertainty.warn_of_few_people()
         self._warn_of_unsettled(KINDS)
+        self._warn_of_boundary()
         errors = {f"se_{kind}": self._standard_errors(kind) for kind in KINDS}
         self._warn_of_silent_scores()
         return {"estimate": self.limits.numpy()} | errors
@@ -229,6 +230,20 @@ class Estimates:
                 f"{'; '.join(said)}: NaN, as two sets of draws differ by more than 15 %, where "
                 "people's posteriors have heavy tails or the information is close to singular. "
                 "More draws (num_samples) may do, or fewer latent dimensions",
+                stacklevel=4,
+            )
+
+    def _warn_of_boundary(self) -> None:
+        """Warns of estimates at the boundary of their range, where scores say nothing of them."""
+        if self.uncertainty.limit is not None:  # What is at infinity is said elsewhere.
+            return
+        singular = self.uncertainty.singular(self.jacobian).numpy() & self.identified
+        if singular.any():
+            warnings.warn(
+                f"se_sandwich and se_outer_product of {self._list(singular)} are NaN: everybody's "
+                "score is 0 there, as where a standard deviation is estimated at 0, the boundary "
+                "of its range. Nor does se_hessian tell how large it may be: compare with the "
+                "model in which the coefficient is 'fixed'",
                 stacklevel=4,
             )
 

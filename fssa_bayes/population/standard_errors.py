@@ -169,6 +169,17 @@ class Uncertainty:
         # A variance that is NaN, as of one person, is no less degenerate.
         return ~(variance >= _DEGENERATE * classical) & self.known_by(jacobian, kind)
 
+    def singular(self, jacobian: Tensor) -> Tensor:
+        """Tells of which quantities of a heterogeneous model people's scores say nothing, (Q,).
+
+        The sandwich variance is below a hundredth of the classical one. A standard deviation
+        estimated at 0 is the reason: there everybody's score of it is 0, whatever the data.
+        """
+        if self.people is not None or not self.has("sandwich"):
+            return torch.zeros(len(jacobian), dtype=torch.bool)
+        variance = _variances(jacobian, self.covariance("sandwich"))
+        return variance < _DEGENERATE * _variances(jacobian, self._classical)
+
     def covariance_of(self, jacobian: Tensor, kind: str) -> Tensor:
         """Returns the covariance of quantities (Q, Q), NaN where data do not identify them.
 
@@ -225,6 +236,8 @@ class Uncertainty:
     def known_by(self, jacobian: Tensor, kind: str) -> Tensor:
         """Tells which quantities have an error of a kind, with shape (Q,)."""
         known = self.identified(jacobian) & self.settled(jacobian, kind)
+        if kind != "hessian":
+            known = known & ~self.singular(jacobian)
         if kind == "outer_product" and self.people is not None and self.has(kind):
             inverse = self._inverse_outer
             known = known & ~find_unidentified(jacobian, inverse, self.outer, self.share)

@@ -217,9 +217,14 @@ def _warn_of_weak_price(
 
 
 def _certain(estimates: Estimates) -> np.ndarray:
-    """Marks correlations that are 1 or −1 by the rank of the covariance, and have no error."""
-    is_correlation = estimates.names.get_level_values(0) == "correlation"
-    return is_correlation & (1 - estimates.values.abs().numpy() < _ROUNDING)
+    """Marks what has no error: correlations of 1 or −1 by the rank, and shares of 0 or 1.
+
+    Such a share goes with a standard deviation at its boundary, 0.
+    """
+    quantity, values = estimates.names.get_level_values(0), estimates.values.numpy()
+    is_correlation, is_share = quantity == "correlation", quantity == "share positive"
+    whole = is_correlation & (1 - np.abs(values) < _ROUNDING)
+    return whole | (is_share & (np.minimum(values, 1 - values) < _ROUNDING))
 
 
 def _items_of_mean(

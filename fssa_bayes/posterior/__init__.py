@@ -7,6 +7,7 @@ from fssa_bayes.posterior.choices import (
     describe_choices,
     score_choices,
 )
+from fssa_bayes.posterior.corrected import CorrectedPosterior, corrected
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import PopulationDraws, PopulationMixture
 from fssa_bayes.posterior.posterior import Posterior
@@ -14,11 +15,13 @@ from fssa_bayes.posterior.willingness import find_price, payments
 
 __all__ = [
     "ChoiceProbability",
+    "CorrectedPosterior",
     "Likelihoods",
     "PopulationDraws",
     "PopulationMixture",
     "Posterior",
     "Predictor",
+    "corrected",
     "describe_choices",
     "export_draws",
     "find_price",

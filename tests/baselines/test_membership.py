@@ -163,7 +163,9 @@ def test_without_effect_it_is_the_mixture_without_covariates(data: Preferences) 
         covariates=users.to_numpy(),
         covariate_names=["one"],
     )
-    other = MixtureBTL(2, covariates=True, num_restarts=2).fit(constant, progress_bar=False)
+    other = MixtureBTL(2, covariates=True, num_restarts=2)
+    with pytest.warns(UserWarning, match="'one' the same for everybody: their coefficients"):
+        other.fit(constant, progress_bar=False)
     assert other.log_likelihood == pytest.approx(plain.log_likelihood, abs=1e-6)
     torch.testing.assert_close(other.weights, plain.weights, atol=1e-5, rtol=0)
     assert other.num_parameters == plain.num_parameters == 5

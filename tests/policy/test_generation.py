@@ -104,10 +104,10 @@ def test_draws_are_written_independently(policy: Callable) -> None:
 def test_generation_leaves_training_mode_as_it_was(policy: Callable) -> None:
     moved = policy().train()
     moved.enable_gradient_checkpointing()
-    moved.film.eval()
+    moved.conditioning.eval()
     texts = moved.generate(PROMPTS, factors(3), max_new_tokens=5)
     assert moved.base.training
-    assert not moved.film.training
+    assert not moved.conditioning.training
     assert texts == moved.eval().generate(PROMPTS, factors(3), max_new_tokens=5)
     with moved.reference():
         base = moved.generate(PROMPTS, factors(3), max_new_tokens=5)

@@ -25,6 +25,7 @@ from fssa_bayes.policy import (
     steered,
 )
 
+FILM = {"conditioning": "film"}
 HEADS = ["llama", "gpt2", "gemma", "gemma2", "phi", "granite", "cohere"]
 
 
@@ -86,21 +87,24 @@ def test_merged_adapters_have_no_reference(policy: Callable) -> None:
     moved.model.merge_adapter()
     with pytest.raises(ValueError, match="must not be merged"), moved.reference():
         pytest.fail("the block was entered")
+    with pytest.raises(ValueError, match="must not be merged"):
+        moved(responses().input_ids, z=factors())
 
 
-def test_only_adapter_and_modulation_are_trained(policy: Callable) -> None:
-    new = policy()
+@pytest.mark.parametrize("conditioning", ["gated", "film"])
+def test_only_adapter_and_conditioning_are_trained(conditioning: str, policy: Callable) -> None:
+    new = policy(conditioning=conditioning)
     new.sequence_log_prob(responses(), factors()).sum().backward()
     trained = {id(parameter) for parameter in new.trainable_parameters()}
-    film = {id(parameter) for parameter in new.film.parameters()}
+    conditioned = {id(parameter) for parameter in new.conditioning.parameters()}
     lora = {id(p) for name, p in new.model.named_parameters() if "lora_" in name}
-    assert trained == film | lora
+    assert trained == conditioned | lora
     for parameter in new.parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained)
 
 
 def test_options(tiny_model: Callable, policy: Callable) -> None:
-    some = policy(film_layers=[2, 0], film_dim=5, target_modules=["q_proj"])
+    some = policy(conditioning="film", film_layers=[2, 0], film_dim=5, target_modules=["q_proj"])
     assert some.config.film_layers == (0, 2)
     assert some.latent_dim == 2
     adapted = {
@@ -125,9 +129,11 @@ def test_options(tiny_model: Callable, policy: Callable) -> None:
     [
         ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
-        ({"film_layers": []}, "film_layers must be distinct positions from 0 to 2"),
-        ({"film_layers": [1, 1]}, r"distinct positions from 0 to 2, got \[1, 1\]"),
-        ({"film_layers": [3]}, r"from 0 to 2, got \[3\]"),
+        ({"conditioning": "gate"}, r"conditioning must be one of \('gated', 'film'\), got 'gate'"),
+        ({"film_layers": [1]}, r"film_layers must be None for conditioning='gated', got \[1\]"),
+        (FILM | {"film_layers": []}, "film_layers must be distinct positions from 0 to 2"),
+        (FILM | {"film_layers": [1, 1]}, r"distinct positions from 0 to 2, got \[1, 1\]"),
+        (FILM | {"film_layers": [3]}, r"from 0 to 2, got \[3\]"),
         ({"target_modules": ["q_proj", "lm_head"]}, "must not include the output layer"),
     ],
 )
@@ -185,10 +191,11 @@ def test_one_z_for_all_one_each_and_draws(policy: Callable) -> None:
 
 @pytest.mark.parametrize(("dtype", "draws"), [(torch.float32, 3), (torch.bfloat16, None)])
 @pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("conditioning", ["gated", "film"])
 def test_log_ratio_starts_at_exactly_0(
-    name: str, dtype: torch.dtype, draws: int | None, policy: Callable
+    conditioning: str, name: str, dtype: torch.dtype, draws: int | None, policy: Callable
 ) -> None:
-    new = policy(name, new=True, dtype=dtype).train()
+    new = policy(name, new=True, dtype=dtype, conditioning=conditioning).train()
     batch = responses()
     with new.reference(), torch.no_grad():
         reference = new.sequence_log_prob(batch)
@@ -249,12 +256,14 @@ def test_z_of_another_shape_is_refused(z: Tensor, policy: Callable) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # For the reference.
-@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize(
+    ("conditioning", "use_reentrant"), [("film", True), ("film", False), ("gated", False)]
+)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_checkpointing_gives_the_same_gradients(
-    name: str, use_reentrant: bool, policy: Callable
+    name: str, conditioning: str, use_reentrant: bool, policy: Callable
 ) -> None:
-    moved, batch = policy(name).train(), responses()
+    moved, batch = policy(name, conditioning=conditioning).train(), responses()
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
@@ -270,6 +279,11 @@ def test_checkpointing_gives_the_same_gradients(
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-4)
         assert plain.abs().max() > 0
+
+
+def test_gates_are_not_recomputed_by_reentrant_checkpointing(policy: Callable) -> None:
+    with pytest.raises(ValueError, match="use_reentrant must be False for conditioning='gated'"):
+        policy().enable_gradient_checkpointing(use_reentrant=True)
 
 
 def test_backward_inside_reference(policy: Callable) -> None:
@@ -304,8 +318,11 @@ def test_bf16_trains_in_float32(policy: Callable) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Of PyTorch's tracer, which would stop it.
-def test_a_compiled_policy_breaks_once_to_read_its_context(policy: Callable) -> None:
-    moved = policy(film_layers=[0, 1], target_modules=["q_proj"])
+@pytest.mark.parametrize("conditioning", ["gated", "film"])
+def test_a_compiled_policy_breaks_once_to_read_its_context(
+    conditioning: str, policy: Callable
+) -> None:
+    moved = policy(conditioning=conditioning, target_modules=["q_proj"])
     tokens = responses().input_ids
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(moved, backend=counter)
@@ -333,7 +350,7 @@ def test_a_compiled_policy_breaks_once_to_read_its_context(policy: Callable) -> 
 def test_modules_are_ordinary(policy: Callable) -> None:
     moved = policy()
     names = set(moved.state_dict())
-    assert any(name.startswith("film.") for name in names)
+    assert any(name.startswith("conditioning.") for name in names)
     assert isinstance(moved.output_layer, nn.Linear)
     assert moved.device == torch.device("cpu")
 
@@ -419,9 +436,11 @@ def test_a_failure_leaves_the_model_as_it_was(
     assert list(model.state_dict()) == names
     assert all(parameter.requires_grad for parameter in model.parameters())
     policy().save_pretrained(tmp_path / "policy")
-    config = tmp_path / "policy" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 3}))
-    with pytest.raises((ValueError, RuntimeError), match="size mismatch"):
+    path = tmp_path / "policy" / "policy.json"
+    document = json.loads(path.read_text())
+    document["policy"]["lora_rank"] = 3
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="size mismatch"):
         SteerablePolicy.load(tmp_path / "policy", base_model=model)
     assert list(model.state_dict()) == names
     made = SteerablePolicy.from_model(model, word_tokenizer, latent_dim=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections.abc import Callable
@@ -13,16 +14,15 @@ import torch
 from peft import PeftModel
 from steered_policies import PROMPTS, factors, move, responses
 
-from fssa_bayes.policy import (
-    SteerablePolicy,
-)
+from fssa_bayes.policy import FiLM, SteerablePolicy
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])  # The latter two tie embeddings.
+@pytest.mark.parametrize("options", [{}, {"conditioning": "film", "film_layers": [0, 2]}])
 def test_a_saved_policy_is_the_same(
-    name: str, policy: Callable, tiny_model: Callable, tmp_path: Path
+    name: str, options: dict, policy: Callable, tiny_model: Callable, tmp_path: Path
 ) -> None:
-    moved = policy(name, film_layers=[0, 2])
+    moved = policy(name, **options)
     moved.save_pretrained(tmp_path / "policy")
     state = torch.get_rng_state()
     loaded = SteerablePolicy.load(tmp_path / "policy", base_model=tiny_model(name))
@@ -36,7 +36,7 @@ def test_a_saved_policy_is_the_same(
     names = [p.requires_grad for p in loaded.parameters()]
     assert names == [p.requires_grad for p in moved.parameters()]
     files = {path.name for path in (tmp_path / "policy").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "film.safetensors"} <= files
+    assert {"policy.json", "policy.safetensors"} <= files
     assert {path.suffix for path in (tmp_path / "policy").iterdir()} <= {
         ".json",
         ".safetensors",
@@ -45,15 +45,33 @@ def test_a_saved_policy_is_the_same(
     }
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-def test_peft_reads_the_adapter_alone(
+def test_peft_does_not_take_a_policy_for_an_adapter(
     policy: Callable, tiny_model: Callable, tmp_path: Path
 ) -> None:
-    moved = policy()
-    moved.save_pretrained(tmp_path / "policy")
-    adapted = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "policy").eval()
-    tokens = responses().input_ids
-    assert torch.equal(adapted(input_ids=tokens).logits, moved(tokens))
+    policy().save_pretrained(tmp_path / "policy")
+    with pytest.raises(ValueError, match="adapter_config.json"):
+        PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "policy", local_files_only=True)
+
+
+def test_a_folder_of_version_1_is_read(
+    policy: Callable, tiny_model: Callable, tmp_path: Path
+) -> None:
+    """Folders of version 1 held peft's files and film.safetensors, and named no conditioning."""
+    moved, folder = policy(conditioning="film", film_layers=[0, 2]), tmp_path / "policy"
+    moved.save_pretrained(folder)
+    (folder / "policy.safetensors").unlink()
+    moved.model.save_pretrained(folder, save_embedding_layers=False)
+    safetensors.torch.save_file(moved.conditioning.state_dict(), folder / "film.safetensors")
+    document = json.loads((folder / "policy.json").read_text())
+    del document["policy"]["conditioning"]
+    names = ("adapter_model.safetensors", "film.safetensors")
+    sums = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names}
+    document |= {"format_version": 1, "sha256": sums}
+    (folder / "policy.json").write_text(json.dumps(document))
+    loaded = SteerablePolicy.load(folder, base_model=tiny_model())
+    assert isinstance(loaded.conditioning, FiLM)
+    tokens, z = responses().input_ids, factors()
+    assert torch.equal(loaded(tokens, z=z), moved(tokens, z=z))
 
 
 def test_the_base_model_is_found_where_it_was(
@@ -111,17 +129,17 @@ def test_damage_is_recognised(policy: Callable, tiny_model: Callable, tmp_path: 
     folder = saved("version")
     document = json.loads((folder / "policy.json").read_text())
     (folder / "policy.json").write_text(json.dumps(document | {"format_version": 99}))
-    with pytest.raises(ValueError, match="format_version must be 1, got 99"):
+    with pytest.raises(ValueError, match="format_version must be 2 or less, got 99"):
         load(folder)
-    folder = saved("film")
-    film = safetensors.torch.load_file(folder / "film.safetensors")
-    film["trunk.0.bias"][0] += 1
-    safetensors.torch.save_file(film, folder / "film.safetensors")
-    with pytest.raises(ValueError, match=r"film.safetensors.*damaged or was changed"):
+    folder = saved("weights")
+    weights = safetensors.torch.load_file(folder / "policy.safetensors")
+    weights["conditioning.bias"][0] += 1
+    safetensors.torch.save_file(weights, folder / "policy.safetensors")
+    with pytest.raises(ValueError, match=r"policy.safetensors.*damaged or was changed"):
         load(folder)
-    folder = saved("adapter")
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="must hold adapter_model.safetensors"):
+    folder = saved("missing")
+    (folder / "policy.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="must hold policy.safetensors"):
         load(folder)
     folder = saved("json")
     (folder / "policy.json").write_text("{")
@@ -220,7 +238,7 @@ def test_descriptions_that_lack_a_part_are_damaged(
     for change, message in (
         (less, "policy.json .* is damaged: it lacks base"),
         (document | {"policy": {"latent_dim": 2}}, "policy.json .* is damaged, or of another"),
-        (document | {"policy": document["policy"] | {"film_dim": 5}}, "does not fit policy.json"),
+        (document | {"policy": document["policy"] | {"lora_rank": 5}}, "do not fit policy.json"),
     ):
         path.write_text(json.dumps(change))
         with pytest.raises(ValueError, match=message):

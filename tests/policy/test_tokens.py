@@ -226,3 +226,14 @@ def test_tokenizers_that_do_not_tell_places_cut_by_letters(
     tokens, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
     assert tokens == ["<user>", "say", "a", "word", "</s>", "<assistant>", "red", "</s>"]
     assert scored == ["red", "</s>"]
+
+
+def test_some_pairs_keep_their_rows_and_tokens() -> None:
+    pairs = PreferenceRows.from_records(RECORDS).tokenise(make_tokenizer())
+    some = pairs.select([3, 1])
+    assert some.rows is pairs.rows
+    assert some.row.tolist() == pairs.row[[3, 1]].tolist()
+    assert len(some) == 2
+    assert torch.equal(some.batch([0, 1]).input_ids, pairs.batch([3, 1]).input_ids)
+    with pytest.raises(ValueError, match="pairs must lie in"):
+        some.select([2])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_policy import (
+    PROMPTS,
     SAVING,
     ColourGuide,
     digest,
@@ -25,9 +27,10 @@ from tiny_policy import (
 )
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fssa_bayes.policy import (
+    LanguageProbe,
     PreferenceRows,
     ReferenceCache,
     SteerableDPOTrainer,
@@ -90,8 +93,8 @@ def test_training_begins_at_log_2_exactly(
     expected = dpo_loss(torch.zeros(num_draws, 1), beta=1.0, marginal=marginal).item()
     assert history(trainer) == [expected]
     assert abs(expected - math.log(2)) < 1e-7
-    assert history(trainer, "margin") == [0.0]
-    assert history(trainer, "accuracy") == [0.5]
+    assert history(trainer, "rewards/margins") == [0.0]
+    assert history(trainer, "rewards/accuracies") == [0.5]
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def test_gradient_of_a_step_is_that_of_the_formula(
         loss.mean(), [dict(trainer.model.named_parameters())[name] for name in names]
     )
     for name, gradient in zip(names, wanted, strict=True):
-        assert torch.allclose(seen.gradients[0][name], gradient, rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(seen.gradients[0][name], gradient, rtol=1e-4, atol=1e-5), name
         assert gradient.abs().max() > 0, name
     assert joint == any("guide" in name for name in names)
 
@@ -187,7 +190,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     assert len(history(whole)) == 6
     for trainer, seen in parted:
         assert history(trainer) == pytest.approx(history(whole), rel=1e-5)
-        assert history(trainer, "margin") == pytest.approx(history(whole, "margin"), abs=1e-5)
+        assert history(trainer, "rewards/margins") == pytest.approx(
+            history(whole, "rewards/margins"), abs=1e-5
+        )
         for mine, theirs in zip(seen.gradients, gradients.gradients, strict=True):
             for name in mine:
                 assert torch.allclose(mine[name], theirs[name], rtol=1e-3, atol=1e-5), name
@@ -198,8 +203,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
-    arguments = {"max_steps": 9, "train_sampling_strategy": "group_by_length"}
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_references_from_a_cache_are_those_computed(tmp_path: Path, strategy: str) -> None:
+    arguments = {"max_steps": 9, "train_sampling_strategy": strategy}
     live = make_trainer(tmp_path / "live", arguments=arguments)
     live.train()
     owner = fingerprint(live.policy)
@@ -210,11 +216,12 @@ def test_references_from_a_cache_are_those_computed(tmp_path: Path) -> None:
         layer = known.policy.base.model.layers[0]
         layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
         known.train()
-        assert digest(known) == digest(live)
-    # Two draws in 9 steps, twice; and once each of the 4 batches (beside the one that finds out
-    # whether prompts can be shared, twice two).
+        for name, value in parameters(known).items():
+            torch.testing.assert_close(value, parameters(live)[name], rtol=1e-4, atol=1e-5)
+    # Two draws in 9 steps, twice; and once each of the 2 batches that hold all 16 sequences (beside
+    # the one that finds out whether prompts can be shared, twice two).
     assert calls.count(True) == 36
-    assert calls.count(False) == 4 + 4
+    assert calls.count(False) == 2 + 4
     other = ReferenceCache(tmp_path / "other", "another model")
     with pytest.raises(ValueError, match="must be the cache of the policy's base model"):
         make_trainer(tmp_path, reference=other)
@@ -274,13 +281,13 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     )
     first = trainer.evaluate()
     assert first["eval_loss"] == pytest.approx(math.log(2), rel=1e-6)
-    assert first["eval_accuracy"] == 0.5
+    assert first["eval_rewards/accuracies"] == 0.5
     trainer.train()
     losses = history(trainer, "eval_loss")[1:]
     last = trainer.evaluate()
     assert last["eval_loss"] == pytest.approx(min(losses), rel=1e-5)  # That of the best step.
     assert trainer.evaluate()["eval_loss"] == last["eval_loss"]
-    assert last["eval_accuracy"] > 0.6
+    assert last["eval_rewards/accuracies"] > 0.6
     # By hand, one row at a time.
     pairs = trainer.eval_dataset
     z = draw_latents(
@@ -294,7 +301,9 @@ def test_evaluation_is_the_same_every_time(tmp_path: Path) -> None:
     chosen, rejected = score.chunk(2, -1)
     losses = dpo_loss(chosen - rejected, beta=0.5)
     assert last["eval_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
-    assert last["eval_margin"] == pytest.approx(0.5 * (chosen - rejected).mean().item(), rel=1e-5)
+    assert last["eval_rewards/margins"] == pytest.approx(
+        0.5 * (chosen - rejected).mean().item(), rel=1e-5
+    )
 
 
 def test_evaluation_follows_a_guide_that_learns(tmp_path: Path, moved) -> None:
@@ -359,7 +368,7 @@ class Spoil(TrainerCallback):
     def on_step_begin(self, args, state, control, model, **given) -> None:
         if state.global_step == self.step:
             with torch.no_grad():
-                next(iter(model.policy.film.parameters())).fill_(torch.nan)
+                next(iter(model.policy.conditioning.parameters())).fill_(torch.nan)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -401,7 +410,7 @@ def test_a_single_bad_row_is_named(tmp_path: Path) -> None:
 
 def test_gradients_that_are_not_finite_do_not_reach_the_parameters(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    parameter = next(iter(trainer.policy.film.parameters()))
+    parameter = next(iter(trainer.policy.conditioning.parameters()))
     parameter.register_hook(lambda gradient: gradient * torch.inf)
     before = digest(trainer)
     with pytest.raises(FloatingPointError, match="gradients must be finite, got others at step 0"):
@@ -462,21 +471,11 @@ def test_evaluation_is_of_the_pairs_that_the_trainer_has_contexts_of(tmp_path: P
     found = trainer.evaluate(pairs)
     assert torch.equal(torch.get_rng_state(), state)
     assert trainer.predict(pairs).metrics["test_loss"] == found["eval_loss"]
-    assert trainer.predict(pairs).predictions.shape == (len(pairs), 2)
+    assert trainer.predict(pairs).predictions.shape == (len(pairs), 2, 4)
     with torch.no_grad():
-        next(iter(trainer.policy.film.parameters())).fill_(torch.nan)
+        next(iter(trainer.policy.conditioning.parameters())).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="loss must be finite, .* of eval_dataset"):
         trainer.evaluate()
-
-
-def test_caches_that_cannot_help_are_refused(tmp_path: Path) -> None:
-    owner = fingerprint(make_policy())
-    exact = ReferenceCache(tmp_path / "cache", owner)
-    with pytest.raises(ValueError, match="exact cache with train_sampling_strategy='random'"):
-        make_trainer(tmp_path, reference=exact)
-    make_trainer(tmp_path, reference=ReferenceCache(tmp_path / "cache", owner, exact=False))
-    arguments = {"train_sampling_strategy": "group_by_length"}
-    make_trainer(tmp_path, reference=exact, arguments=arguments)
 
 
 def test_a_reference_that_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -536,3 +535,130 @@ def test_a_guide_that_cannot_learn_is_refused(tmp_path: Path) -> None:
         build(torch.no_grad()(guide.posterior), guide)
     with pytest.raises(ValueError, match="guide must have parameters that require a gradient"):
         build(guide.posterior, guide.requires_grad_(False))
+
+
+# Losses, language and learning rates.
+
+
+def test_several_losses_are_trained_and_logged_as_trl_does(tmp_path: Path, moved) -> None:
+    arguments = {"max_steps": 1, "learning_rate": 0.0}
+    options = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    trainer = moved(tmp_path, arguments=arguments, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Random parameters lower the chosen answers' probability.
+        trainer.train()
+    pairs = trainer.train_dataset
+    order = trainer.sampler.pairs_of_step(0)
+    contexts = trainer.train_pairs.contexts
+    z = draw_latents(trainer.posterior, contexts, pairs.row[order], step=0, num_draws=2, seed=5)
+    batch = pairs.batch(order)
+    with torch.no_grad():
+        score = trainer.policy.sequence_log_prob(batch, torch.cat([z, z], 1))
+        with trainer.policy.reference():
+            ratio = score - trainer.policy.sequence_log_prob(batch)
+    chosen, rejected = (0.5 * ratio).chunk(2, -1)
+    tokens = batch.response_mask.sum(-1)
+    sft = -(score / tokens).chunk(2, -1)[0].mean()
+    loss = -(chosen - rejected).sigmoid().log().mean() + 0.5 * sft
+    expected = {
+        "loss": loss,
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        "logps/chosen": score[:, :8].mean(),
+        "logps/rejected": score[:, 8:].mean(),
+    }
+    for name, value in expected.items():
+        assert history(trainer, name)[0] == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_a_fall_of_the_chosen_responses_warns_once(tmp_path: Path) -> None:
+    """Of a trained policy whose guide then says the opposite of everybody."""
+    arguments = {"max_steps": 60, "learning_rate": 1e-2}
+    trained = make_trainer(tmp_path, arguments=arguments)
+    trained.train()  # Warns of nothing.
+    guide, rows = ColourGuide(), trained.train_dataset.rows
+    with torch.no_grad():
+        guide.weight.neg_()
+    trainer = SteerableDPOTrainer(
+        trained.policy,
+        make_arguments(tmp_path, learning_rate=0.0),
+        trained.train_dataset,
+        make_contexts(rows, max_context=4, min_context=4),
+        guide.posterior,
+        beta=0.5,
+    )
+    with pytest.warns(UserWarning, match="log-probability of chosen responses has fallen") as seen:
+        trainer.train()
+    assert history(trainer, "rewards/chosen")[0] < -0.5  # A nat, by β.
+    assert len([w for w in seen if "has fallen" in str(w.message)]) == 1
+
+
+def test_training_stops_at_the_budget_of_divergence(tmp_path: Path) -> None:
+    def train(folder: str, budget: float | None) -> SteerableDPOTrainer:
+        arguments = {"max_steps": 12, "learning_rate": 3e-2}
+        policy = make_policy()
+        z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        probe = LanguageProbe.of(policy, PROMPTS[:3], z, max_new_tokens=4)
+        options = {"probe": probe, "kl_budget": budget, "loss_type": ["sigmoid", "sft"]}
+        trainer = make_trainer(tmp_path / folder, arguments=arguments, **options)
+        trainer.train()
+        return trainer
+
+    whole = history(train("whole", None), "language/kl")
+    assert len(whole) == 12
+    assert whole[0] < 0.1 < max(whole)
+    budget = (whole[5] + max(whole[:5])) / 2
+    first = next(step for step, kl in enumerate(whole) if kl > budget)
+    stopped = train("stopped", budget)
+    assert history(stopped, "language/kl") == whole[: first + 1]
+    assert stopped.state.global_step == first + 1 < 12
+    with pytest.raises(ValueError, match="kl_budget needs a probe"):
+        make_trainer(tmp_path, kl_budget=0.1)
+
+
+def test_training_stops_where_held_out_pairs_get_worse(tmp_path: Path) -> None:
+    """By the callback of transformers: held-out people with the opposite preferences."""
+    rows = make_rows()
+    opposite = PreferenceRows(rows.prompts, rows.rejected, rows.chosen, rows.users)
+    arguments = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 20, "learning_rate": 1e-2}
+    arguments |= {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    arguments |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    trainer = make_trainer(
+        tmp_path,
+        arguments=arguments,
+        callbacks=[EarlyStoppingCallback(2)],
+        eval_dataset=opposite.tokenise(make_tokenizer()),
+        eval_contexts=make_contexts(opposite, max_context=0),
+    )
+    trainer.train()
+    assert 3 <= trainer.state.global_step < 20
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "rate", "expected"),
+    [("gated", None, 3e-3), ("gated", 1e-4, 1e-4), ("film", None, 3e-4), ("film", 2e-4, 2e-4)],
+)
+def test_the_conditioning_learns_at_a_rate_of_its_own(
+    tmp_path: Path, conditioning: str, rate: float | None, expected: float
+) -> None:
+    rows, guide = make_rows(), ColourGuide()
+    policy = SteerablePolicy.from_model(
+        make_base(), make_tokenizer(), latent_dim=2, lora_rank=2, conditioning=conditioning
+    )
+    trainer = SteerableDPOTrainer(
+        policy,
+        make_arguments(tmp_path),
+        rows.tokenise(make_tokenizer()),
+        make_contexts(rows),
+        guide.posterior,
+        conditioning_learning_rate=rate,
+    )
+    trainer.create_optimizer()
+    groups = trainer.optimizer.param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    own = {id(p) for p in policy.conditioning.parameters()}
+    assert set(rates) == {id(p) for p in policy.trainable_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(rates)
+    for number, found in rates.items():
+        assert found == pytest.approx(expected if number in own else 3e-3)

@@ -135,3 +135,24 @@ def test_people_who_differ_have_no_spread_of_a_constant_feature() -> None:
     unknown = [("mean", "one"), ("sd", "one"), ("correlation", "one, size"),
                ("correlation", "one, price"), ("share positive", "one")]  # fmt: skip
     assert set(table.index[table["estimate"].isna()]) == set(unknown)
+
+
+def test_a_standard_deviation_of_zero_has_no_sandwich_error() -> None:
+    """Everybody's score of it is 0 there, so that the sandwich would be, too."""
+    data = simulate(people=60, comparisons=8)
+    torch.manual_seed(0)
+    model = HeterogeneousBTL(2, 2, utility="linear", correlation="none")
+    model.take_units(data)
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([1.0, -1.5]))
+        model.utility.loading.copy_(torch.diag(torch.tensor([1e-4, 1.5])))
+    data, _ = model.simulate(data, seed=5)
+    with pytest.warns(UserWarning, match="se_outer_product of sd of size are NaN.*boundary"):
+        table = population_table(model, data, level=0.9)
+    of_size = table.loc[("sd", "size")]
+    assert of_size[["se_outer_product", "se_sandwich", "lower", "upper"]].isna().all()
+    assert of_size["se_hessian"] > 100 * of_size["estimate"]
+    assert table.loc[("sd", "price"), ["se_sandwich", "lower", "upper"]].notna().all()
+    share = table.loc[("share positive", "size")]
+    assert share["estimate"] == 1.0
+    assert share.drop("estimate").isna().all()

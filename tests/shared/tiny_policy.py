@@ -134,7 +134,7 @@ def make_trainer(
         make_contexts(rows, max_context=4, seed=1),
         guide.posterior,
         guide=guide if joint else None,
-        **{"num_draws": 2, "beta": 0.5, **options},
+        **{"num_draws": 2, "beta": 0.5, "loss_type": "sigmoid", **options},
     )
 
 

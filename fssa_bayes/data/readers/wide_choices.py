@@ -15,7 +15,7 @@ from fssa_bayes.data.readers.alternatives import check_constants, each_row, shar
 from fssa_bayes.data.readers.choices import arrange_choices, collect_offers
 from fssa_bayes.data.readers.columns import Columns, find_column
 from fssa_bayes.data.readers.outcomes import decode_flags
-from fssa_bayes.data.readers.pairs import check_frame
+from fssa_bayes.data.readers.pairs import check_frame, read_weights
 
 __all__ = ["read_wide_choices"]
 
@@ -50,6 +50,11 @@ def read_wide_choices(
     check_frame(Columns(df), named)
     names, codes = _read_alternatives(alternatives, outside)
     chosen = _decode_chosen(df, named["chosen"], names, codes)
+    if "weight" in named:  # Here, where rows are those of the table that was given.
+        person, users_seen = np.arange(len(df)), pd.RangeIndex(len(df))
+        if "user" in named:
+            person, users_seen = factorise_names(f"user={named['user']!r}", df[named["user"]])
+        read_weights(df, named["weight"], person, users_seen)
     long = pd.DataFrame(
         {
             "situation": np.repeat(np.arange(len(df)), len(names)),

@@ -155,3 +155,14 @@ def test_what_is_chosen_must_be_available() -> None:
 def test_other_types_are_refused(change: dict, match: str) -> None:
     with pytest.raises(TypeError, match=match):
         read(**change)
+
+
+def test_weights_are_told_of_by_the_columns_and_rows_that_were_given() -> None:
+    trips = TRIPS.assign(stands_for=[2.0, 3.0, 1.0, 1.0])
+    said = "weight='stands_for' must hold one value .*got 2 and 3 for user 7 at row r2 .1 such"
+    with pytest.raises(ValueError, match=said):
+        Preferences.from_wide_choices(trips, weight="stands_for", **OPTIONS)
+    data = Preferences.from_wide_choices(
+        trips.assign(stands_for=[2, 2, 1, 1]), weight="stands_for", **OPTIONS
+    )
+    assert data.weights.tolist() == [2.0, 1.0]

