@@ -41,7 +41,8 @@ MAY_IMPORT = {
     },
     "scale": {"posterior", "sampling", "io", "data"},
     "policy": {"data", "diagnostics"},
-    "cli": {"report", "scale", "io", "datasets", "model", "data"},
+    "serve": {"questions", "posterior", "guide", "model", "data"},
+    "cli": {"scale", "serve", "questions", "report", "io", "datasets", "model", "data"},
 }
 BY_ALL = {"_random", "_arviz", "_files", "_threads", "_weights"}
 # Short modules that hand on names under an earlier or a shorter path.

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 __all__ = ["SUBCOMMANDS", "app", "main"]
 
-SUBCOMMANDS = ("analyse", "rank", "diagnose", "score")
+SUBCOMMANDS = ("analyse", "rank", "diagnose", "score", "ask")
 """Names of the subcommands, each the name of a module of this package that holds `app`."""
 
 # Raised of a wrong argument, a wrong file, a missing package or a fit that breaks down.
@@ -53,7 +53,7 @@ def start(
 ) -> None:
     """Who prefers what, how sure is that, and can it be believed?
 
-    Every subcommand reads a file of paired comparisons and writes what it finds.
+    Subcommands read a file of paired comparisons and write what they find; `ask` asks people.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -17,14 +18,14 @@ import torch
 from fssa_bayes.data import (
     Preferences,
     canonical_names,
-    find_names,
     names_from_json,
     names_to_json,
 )
 from fssa_bayes.data.comparisons import select_where
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.model import HeterogeneousBTL, align, positions
+from fssa_bayes.model import HeterogeneousBTL, positions
 from fssa_bayes.posterior import PopulationDraws, Posterior
+from fssa_bayes.questions.answers import add_answer, read_answer, read_person
 from fssa_bayes.questions.files import (
     damaged,
     digest_modules,
@@ -141,6 +142,11 @@ class Interview:
         return sum(step.event.answer is not None for step in self._steps[1:])
 
     @property
+    def candidates(self) -> list[tuple]:
+        """The questions that may be asked now, each a tuple of names of items."""
+        return self._find_candidates().questions
+
+    @property
     def posterior(self) -> Posterior:
         """The posterior of the answers so far, and of those known before."""
         now = self._steps[-1]
@@ -178,6 +184,13 @@ class Interview:
         self._steps[-1].is_open = True
         return self._propose()[0]
 
+    def propose(self) -> tuple[tuple, float] | None:
+        """Returns the best question left and its score, without a judgement whether to stop.
+
+        No question is open after it: :meth:`record` takes the answer. None if no question is left.
+        """
+        return self._propose() if len(self._find_candidates()) else None
+
     def answer(self, choice: Hashable | Sequence) -> None:
         """Takes the answer to the question that is open.
 
@@ -189,11 +202,7 @@ class Interview:
         Raises:
             ValueError: If no question is open, or the answer is none to it.
         """
-        question, score = self._open_question("answer()")
-        answer = read_answer(question, choice, self.kind, self.model.has_ties)
-        said = add_answer(self._unanswered, question, answer)
-        prob = math.exp(self.posterior.log_score(said).item())
-        self._steps.append(self._steps[-1].follow(_Event(question, answer, prob, score)))
+        self._take(*self._open_question("answer()"), choice)
 
     def skip(self) -> None:
         """Passes over the question that is open, which is not asked again.
@@ -214,6 +223,64 @@ class Interview:
             raise ValueError("undo() must follow an answer or a skip, got neither")
         self._steps.pop()
         self.ask()
+
+    def record(self, question: Sequence, choice: Hashable | Sequence | None) -> None:
+        """Takes the answer to a question that the caller chose, in place of :meth:`ask`.
+
+        Args:
+            question: Names of the items, of any question over the items.
+            choice: As in :meth:`answer`; None for a skip.
+
+        Raises:
+            ValueError: If an item is unknown, or the answer is none to the question.
+        """
+        question = tuple(question)
+        positions("question", question, self._unanswered.item_names)
+        now = self._steps[-1]
+        known = now.proposal is not None and now.proposal[0] == question
+        score = now.proposal[1] if known else None
+        if choice is None:
+            self._steps.append(now.follow(_Event(question, None, None, score)))
+        else:
+            self._take(question, score, choice)
+
+    def predict(self, question: Sequence, choice: Hashable | Sequence) -> float:
+        """Returns the posterior probability of an answer, which is not taken.
+
+        Args:
+            question: Names of the items.
+            choice: As in :meth:`answer`.
+        """
+        question = tuple(question)
+        answer = read_answer(question, choice, self.kind, self.model.has_ties)
+        said = add_answer(self._unanswered, question, answer)
+        return math.exp(self.posterior.log_score(said).item())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Lists answers and skips as JSON holds them, for :meth:`replay`."""
+        return [step.event.to_json() for step in self._steps[1:]]
+
+    def replay(self, events: Sequence[dict[str, Any]]) -> None:
+        """Takes answers and skips that :meth:`events` listed, without computing them again.
+
+        Args:
+            events: What :meth:`events` returned, of the same model, items and kind of questions.
+
+        Raises:
+            ValueError: If an event is damaged.
+        """
+        for number, saved in enumerate(events):
+            try:
+                event = _Event.from_json(saved)
+                self._steps.append(self._steps[-1].follow(event, saved.get("prob_best")))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"event {number}: {error}") from error
+
+    def restart(self) -> Self:
+        """Returns the interview before its first answer; what was computed for it is shared."""
+        other = copy.copy(self)
+        other._steps = [dataclasses.replace(self._steps[0], is_open=False)]
+        return other
 
     def ranking(self) -> pd.DataFrame:
         """Ranks the items that may be recommended.
@@ -268,7 +335,7 @@ class Interview:
             "seed": self.seed,
             "allow_repeat": self.allow_repeat,
         }
-        content = {"settings": settings, "digests": self._digest_parts(), "events": events}
+        content = {"settings": settings, "digests": self.digests(), "events": events}
         write_interview(Path(path), content)
 
     @classmethod
@@ -311,18 +378,36 @@ class Interview:
         settings["stop"] = Stop(**settings["stop"])
         given = {"items": items, "goal": goal, "context": context, "population": population}
         interview = cls(model, guide, pool, **given, **settings)
-        for name, digest in interview._digest_parts().items():
+        for name, digest in interview.digests().items():
             if content["digests"][name] != digest:
                 raise ValueError(
                     f"{name} must be as in the interview that {str(path)!r} holds, got another one"
                 )
-        for number, saved in enumerate(content["events"]):
-            try:
-                event, prob_best = _Event.from_json(saved), saved["prob_best"]
-                interview._steps.append(interview._steps[-1].follow(event, prob_best))
-            except (KeyError, TypeError, ValueError) as error:
-                raise damaged(path, f"event {number}: {error}") from error
+        try:
+            interview.replay(content["events"])
+        except ValueError as error:
+            raise damaged(path, str(error)) from error
         return interview
+
+    def digests(self) -> dict[str, str]:
+        """Digests what a question depends on besides the settings and the answers.
+
+        Returns:
+            A SHA-256 of each of `model` (with the guide), `context`, `pool`, `items`, `goal` and
+            `population`.
+        """
+        modules = [self.model]
+        if self.guide is not None and not self.model.is_mixed_logit:
+            modules.append(self.guide)
+        drawn = [] if isinstance(self.population, str) else self.population.members
+        return {
+            "model": digest_modules(modules),
+            "context": self._steps[0].context.digest(),
+            "pool": digest_text(repr(self._pool.items.tolist())),
+            "items": digest_text(repr(self.items)),
+            "goal": digest_text(repr(self.goal)),
+            "population": digest_modules([member for member, _ in drawn]),
+        }
 
     def _find_candidates(self) -> Pool:
         """Returns the questions that may be asked now."""
@@ -358,6 +443,12 @@ class Interview:
         table = score_questions(draw_afresh(self.posterior), [question], goal, kind=self.kind)
         return float(table["score"].iloc[0])
 
+    def _take(self, question: tuple, score: float | None, choice: Hashable | Sequence) -> None:
+        """Takes an answer, with the probability that the posterior gave to it."""
+        answer = read_answer(question, choice, self.kind, self.model.has_ties)
+        prob = self.predict(question, choice)
+        self._steps.append(self._steps[-1].follow(_Event(question, answer, prob, score)))
+
     def _open_question(self, what: str) -> tuple[tuple, float]:
         if not self._steps[-1].is_open:
             ended = self._steps[-1].verdict
@@ -370,21 +461,6 @@ class Interview:
         self._steps[-1].prob_best = self.verdict.prob
         return [(step.event, step.prob_best) for step in self._steps[1:]]
 
-    def _digest_parts(self) -> dict[str, str]:
-        """Digests what a file does not hold and a question depends on, by argument."""
-        modules = [self.model]
-        if self.guide is not None and not self.model.is_mixed_logit:
-            modules.append(self.guide)
-        drawn = [] if isinstance(self.population, str) else self.population.members
-        return {
-            "model": digest_modules(modules),
-            "context": self._steps[0].context.digest(),
-            "pool": digest_text(repr(self._pool.items.tolist())),
-            "items": digest_text(repr(self.items)),
-            "goal": digest_text(repr(self.goal)),
-            "population": digest_modules([member for member, _ in drawn]),
-        }
-
 
 @dataclass(frozen=True)
 class _Event:
@@ -394,13 +470,13 @@ class _Event:
         question: Names of the items.
         answer: "left", "right" or "tie" of two items; else a tuple of names, the best first.
         prob: Probability of the answer before it was given.
-        score: Score of the question.
+        score: Score of the question; None where the caller chose it.
     """
 
     question: tuple
     answer: str | tuple | None
     prob: float | None
-    score: float
+    score: float | None
 
     def name_answer(self) -> Hashable:
         """Names the preferred item, "tie", or the order of the items."""
@@ -458,99 +534,3 @@ class _Step:
             return _Step(self.context, skipped, event, self.posterior, prob_best=prob_best)
         context = add_answer(self.context, event.question, event.answer)
         return _Step(context, self.skipped, event, prob_best=prob_best)
-
-
-def read_person(
-    model: HeterogeneousBTL,
-    context: Preferences | pd.DataFrame | Sequence | None,
-    user: Hashable | None,
-) -> Preferences:
-    """Returns what is known of one person, in the items, features and covariates of the model.
-
-    Arguments are those of :class:`Interview`.
-    """
-    if context is None:
-        if model.feature_names is None or model.is_standardised:
-            raise ValueError(
-                "context must tell the items and their features, such as a table of features "
-                "indexed by name, got None: the model knows no items by name"
-            )
-        context = model.feature_names
-    if not isinstance(context, Preferences):
-        if model.feature_names is not None and not isinstance(context, pd.DataFrame):
-            positions("items of context", context, model.feature_names)
-        ties = "keep" if model.has_ties else "half"
-        context = Preferences.empty(["person" if user is None else user], context, ties=ties)
-    if user is None:
-        if len(context) > 1:
-            raise ValueError(
-                f"user must name the person to ask where context has several, {len(context)} here, "
-                "got None"
-            )
-        user = context.user_names.tolist()[0]
-    name = canonical_names("user", [user])
-    position = find_names(name, context.user_names)
-    if position[0] >= 0:
-        return align(model, context.subset(position))
-    none = np.zeros(context.subset([0]).num_comparisons, dtype=bool)
-    parts = {"user_names": name, "weights": None, "covariates": None}
-    return align(model, select_where(context.subset([0]), none, **parts))
-
-
-def read_answer(
-    question: tuple, choice: Hashable | Sequence, kind: str, has_ties: bool
-) -> str | tuple:
-    """Reads an answer: "left", "right" or "tie" of two items; else names, the best first.
-
-    Args:
-        question: Names of the items.
-        choice: The answer, as :meth:`Interview.answer` takes it.
-        kind: What is asked of more than two items.
-        has_ties: Whether a tie is an answer.
-    """
-    if len(question) == 2:
-        return read_comparison(question, choice, has_ties)
-    if kind == "choice":
-        if not is_among(choice, question):
-            raise ValueError(f"choice must be one of the items {question}, got {choice!r}")
-        return (choice,)
-    ranked = () if isinstance(choice, str) or not np.iterable(choice) else tuple(choice)
-    if len(ranked) != len(question) or not all(is_among(item, ranked) for item in question):
-        raise ValueError(
-            f"choice must rank the items {question}, each once, the best first, got {choice!r}"
-        )
-    return ranked
-
-
-def read_comparison(question: tuple, choice: Hashable, has_ties: bool) -> str:
-    """Reads an answer to two items as "left", "right" or "tie"."""
-    named = {"left": question[0], "right": question[1]}
-    words = ["left", "right", *(["tie"] if has_ties else [])]
-    meanings = {word for word in words if isinstance(choice, str) and choice == word}
-    if is_among(choice, question):
-        meanings |= {word for word, item in named.items() if item == choice}
-    if len(meanings) > 1:
-        raise ValueError(f"choice is ambiguous: {choice!r} is an item and a place")
-    if not meanings:
-        has = "" if has_ties or choice != "tie" else ": the model has no ties"
-        raise ValueError(
-            f"choice must be one of the items {question} or of the words "
-            f"{', '.join(map(repr, words))}, got {choice!r}{has}"
-        )
-    return meanings.pop()
-
-
-def is_among(name: object, names: tuple) -> bool:
-    """Says whether a value is one of some names; True is not the name 1."""
-    if isinstance(name, bool) or not pd.api.types.is_hashable(name):
-        return False
-    return name in names
-
-
-def add_answer(data: Preferences, question: tuple, answer: str | tuple) -> Preferences:
-    """Adds one answer, as :func:`read_answer` returns it, to the data of one person."""
-    user = data.user_names.tolist()[0]
-    if isinstance(answer, tuple):
-        return data.append_ranking(user, list(answer), choice_set=list(question))
-    # A word or number might be the name of an item, and a Boolean is none.
-    return data.append(user, *question, {"left": True, "right": False}.get(answer, answer))

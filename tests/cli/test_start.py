@@ -41,6 +41,8 @@ finally:
         (["analyse", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
         (["diagnose", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
         (["score", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
+        (["ask", "nowhere", "--items", __file__, "--db", "x.sqlite"], 2),
+        (["ask", "nowhere", "--items", "no.csv", "--db", "x.sqlite"], 2),
     ],
 )
 def test_help_and_wrong_arguments_load_no_torch(arguments: list[str], code: int) -> None:
@@ -57,7 +59,7 @@ def test_help_names_every_subcommand(command) -> None:
     assert all(name in ended.out for name in SUBCOMMANDS)
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
+@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name != "ask"])
 def test_help_of_a_subcommand_says_how_to_read_a_file(command, name: str) -> None:
     ended = command(name, "--help")
     assert ended.code == 0

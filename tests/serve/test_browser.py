@@ -1,0 +1,129 @@
+"""The page in headless Chromium: by mouse, by keys, on a phone, with undo and reload."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+import uvicorn  # noqa: E402
+
+from fssa_bayes.serve import Page, Store, Study, create_app  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+TOKEN = "the researcher's secret"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture
+def address(make_study: Callable[..., Study], store: Store) -> Iterator[str]:
+    """Serves the page with two people's links, ann and bob."""
+    study = make_study()
+    app = create_app(study, store, TOKEN, Page(shows_result=True))
+    store.enrol(["ann", "bob"], study.arm, pilot=False)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        print(f"\n{CHROMIUM}: {opened.version}")
+        yield opened
+        opened.close()
+
+
+def start(browser, address: str, person: str, **options: object):
+    """Opens a person's page, agrees, and notes what the browser complains of."""
+    page = browser.new_context(**options).new_page()
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{address}/i/{person}")
+    page.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Begin").click()
+    return page, complaints
+
+
+def test_mouse_undo_and_reload(browser, address: str, store: Store, tmp_path) -> None:
+    page, complaints = start(browser, address, "ann")
+    page.get_by_role("button", name="Choose this").first.click()
+    page.get_by_text("Question 2 of at most 3").wait_for()
+    page.reload()
+    page.get_by_role("button", name="Undo the last answer").click()
+    page.get_by_text("Question 1 of at most 3").wait_for()
+    for place in (1, 2, 3):
+        page.get_by_text(f"Question {place} of").wait_for()
+        page.get_by_role("button", name="Choose this").last.click()
+    page.get_by_text("What we believe you prefer").wait_for()
+    page.screenshot(path=tmp_path / "done.png")
+    assert [row.side for row in store.list_questions(1)] == ["right"] * 3
+    page.go_back()
+    page.get_by_text("What we believe you prefer").wait_for()
+    page.goto(f"{address}/researcher")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_text("1 finished").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="answers.csv").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    assert [row["side"] for row in rows] == ["right"] * 3
+    assert complaints == []
+
+
+def test_keys_alone(browser, address: str, store: Store) -> None:
+    page, complaints = start(browser, address, "ann")
+    for place, key in enumerate(["ArrowRight", "u", "ArrowLeft", "2", "s", "ArrowLeft"]):
+        page.get_by_text(f"Question {(1, 2, 1, 2, 3, 4)[place]} of").wait_for()
+        page.wait_for_function("typeof press === 'function'")
+        page.keyboard.press(key)
+    page.get_by_text("Your answers are stored").wait_for()
+    assert [row.side for row in store.list_questions(1)] == ["left", "right", "skip", "left"]
+    assert complaints == []
+
+
+def test_a_phone_without_scripts(browser, address: str, store: Store) -> None:
+    size = {"width": 360, "height": 640}
+    phone = {"viewport": size, "is_mobile": True, "has_touch": True, "java_script_enabled": False}
+    page, _ = start(browser, address, "bob", **phone)
+    for place in (1, 2, 3):
+        page.get_by_text(f"Question {place} of").wait_for()
+        for button in page.get_by_role("button", name="Choose this").all():
+            box = button.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 360
+            assert box["height"] >= 40
+        page.get_by_role("button", name="Choose this").first.tap()
+    page.get_by_text("Your answers are stored").wait_for()
+    assert [row.side for row in store.list_questions(2)] == ["left"] * 3
+
+
+def test_two_people_at_once(browser, address: str, store: Store) -> None:
+    ann, _ = start(browser, address, "ann")
+    bob, _ = start(browser, address, "bob")
+    for place in (1, 2, 3):
+        for page, which in ((ann, 0), (bob, 1)):
+            page.get_by_text(f"Question {place} of").wait_for()
+            page.get_by_role("button", name="Choose this").nth(which).click()
+    for page in (ann, bob):
+        page.get_by_text("Your answers are stored").wait_for()
+    sides = [[row.side for row in store.list_questions(person)] for person in (1, 2)]
+    assert sides == [["left"] * 3, ["right"] * 3]

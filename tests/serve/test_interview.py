@@ -1,0 +1,295 @@
+"""A whole interview by requests: what is stored, and what happens twice, late or in two tabs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from fssa_bayes import Posterior, Preferences
+from fssa_bayes.questions import Interview, Stop
+from fssa_bayes.serve import Page, Store, create_app
+
+OPEN = Page(places=2)
+
+
+def test_an_interview_is_stored_whole(open_page, store: Store, make_study) -> None:
+    study = make_study()
+    _, (ann,) = open_page(study)
+    assert "I have read this" in ann.look()
+    assert ann.number() is None
+    ann.agree()
+    ann.answer("1")
+    ann.answer("2")
+    ann.answer("1")
+    assert "Your answers are stored" in ann.look()
+    rows = store.list_questions(1)
+    assert [row.number for row in rows] == [1, 2, 3]
+    assert [row.side for row in rows] == ["left", "right", "left"]
+    for row in rows:
+        assert row.answer == row.items[row.side == "right"]
+        assert row.model == study.digests["model"]
+        assert (row.goal, row.arm, row.purpose) == ("InformationGain()", "adaptive", "choose")
+        assert row.consent_version == Page().consent_version
+        assert 0 <= row.seconds == pytest.approx(row.answered_at - row.asked_at, abs=1e-3)
+    assert store.get(1).finished_at >= rows[-1].answered_at
+
+
+def test_questions_are_those_of_an_interview(open_page, store: Store, make_study, model) -> None:
+    """The page asks what Interview asks a person with the same answers, and stores its numbers."""
+    _, (ann,) = open_page(make_study())
+    ann.agree()
+    ann.finish()
+    rows = store.list_questions(1)
+    stop = Stop(best=None, max_questions=3)
+    interview = Interview(model, None, stop=stop, num_samples=100)
+    for row in rows:
+        question = interview.ask()
+        assert set(question) == set(row.items)
+        interview.answer(row.answer)
+    table = interview.to_frame()
+    np.testing.assert_allclose([row.prob for row in rows], table["prob"], rtol=1e-5)
+    np.testing.assert_allclose([row.score for row in rows], table["score"], rtol=1e-4)
+
+
+def test_what_is_sent_twice_counts_once(open_page, store: Store) -> None:
+    _, (ann,) = open_page()
+    ann.agree()
+    first = ann.number()
+    assert ann.answer("1", first) == 200
+    assert ann.answer("2", first) == 200  # A double click, a second tab, the back button.
+    assert store.list_questions(1)[0].side == "left"
+    assert ann.number() == 2
+    assert ann.answer("1", 17) == 200  # A number of no question.
+    assert [row.number for row in store.list_questions(1)] == [1, 2]
+
+
+def test_clicks_at_once_count_once(open_page, store: Store) -> None:
+    _, (ann, bob) = open_page(people=2)
+    ann.agree()
+    bob.agree()
+    numbers = {ann: ann.number(), bob: bob.number()}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda who: who.answer("1", numbers[who]), [ann, bob] * 8))
+    for person in (1, 2):
+        rows = store.list_questions(person)
+        assert [row.side for row in rows] == ["left", None]
+
+
+def test_an_answer_is_taken_back(open_page, store: Store) -> None:
+    client, (ann,) = open_page()
+    ann.agree()
+    ann.answer("1")
+    before = store.list_questions(1)
+    for _ in range(2):  # Twice is once.
+        client.post(f"{ann.link}/undo", data={"number": 1})
+    again = store.list_questions(1)
+    assert [row.number for row in again] == [3]
+    assert set(again[0].items) == set(before[0].items)
+    assert [row.number for row in store.list_questions(1, undone=True)] == [1, 2, 3]
+    ann.answer("2")
+    ann.answer("skip")
+    ann.finish()
+    rows = store.list_questions(1)
+    assert [row.side for row in rows] == ["right", "skip", "left", "left"]
+    assert client.post(f"{ann.link}/undo", data={"number": rows[-1].number}).status_code == 200
+    assert store.list_questions(1) == rows  # The end is the end.
+
+
+def test_a_restart_loses_nothing(open_page, make_study, store: Store) -> None:
+    """Another application on the same database goes on, with the same questions."""
+    _, (ann, bob) = open_page(people=2)
+    for person in (ann, bob):
+        person.agree()
+        person.answer("1")
+    ann.answer("2")
+    other, (again, _) = open_page(make_study(), people=2)
+    assert other is not ann.client
+    assert again.look() == ann.look()
+    again.finish()
+    ann.finish()
+    bob.finish()
+    sets = [[sorted(row.items) for row in store.list_questions(n)] for n in (1, 2)]
+    assert len(sets[0]) == len(sets[1]) == 3
+    assert all(row.prob is not None for row in store.list_questions())
+
+
+def test_open_link_has_a_cap(open_page, store: Store) -> None:
+    client, _ = open_page(people=0, page=OPEN)
+    links = {str(client.post("/join").url) for _ in range(2)}
+    assert len(links) == 2
+    full = client.post("/join")
+    assert (full.status_code, "All places" in full.text) == (410, True)
+    assert store.count("open", pilot=False) == 2
+    client, _ = open_page(people=0)
+    assert client.post("/join").status_code == 404
+
+
+def test_withdrawal_deletes(open_page, store: Store, tmp_path: Path, log_in) -> None:
+    client, (ann, bob) = open_page(people=2)
+    for person in (ann, bob):
+        person.agree()
+        person.finish()
+    assert client.post(f"{ann.link}/withdraw", data={"sure": "no"}).status_code == 422
+    client.post(f"{ann.link}/withdraw", data={"sure": "yes"})
+    assert "Your answers were deleted" in ann.look()
+    assert ann.answer("1", 1) == 200
+    assert not store.list_questions(1, undone=True)
+    assert len(store.list_questions(2)) == 3
+    log_in(client)
+    form = re.search(r'name="form_token" value="(\w+)"', client.get("/researcher/people/2").text)[1]
+    client.post("/researcher/people/2/delete", data={"form_token": form})
+    assert not store.list_questions(undone=True)
+    files = b"".join(path.read_bytes() for path in tmp_path.glob("answers.sqlite*"))
+    assert b"InformationGain" not in files
+
+
+def test_another_text_is_agreed_to_again(open_page, store: Store) -> None:
+    _, (ann,) = open_page()
+    ann.agree()
+    ann.answer("1")
+    changed = Page(consent="Another text.")
+    _, (again,) = open_page(page=changed)
+    assert "Another text." in again.look()
+    assert again.answer("1", 2) == 200
+    assert [row.side for row in store.list_questions(1)] == ["left", None]
+    again.agree()
+    again.answer("1")
+    again.answer("1")
+    versions = [row.consent_version for row in store.list_questions(1)]
+    assert versions[0] == Page().consent_version
+    assert versions[-1] == changed.consent_version
+
+
+def test_ties_are_answers_where_the_model_has_them(
+    open_page, make_study, tied_model, store
+) -> None:
+    _, (ann,) = open_page(make_study(tied_model), page=Page(shows_result=True))
+    ann.agree()
+    assert "I like them equally" in ann.look()
+    ann.answer("tie")
+    ann.finish()
+    assert [row.side for row in store.list_questions(1)] == ["tie", "left", "left"]
+    assert "What we believe you prefer" in ann.look()
+
+
+def test_no_tie_without_one(open_page) -> None:
+    _, (ann,) = open_page()
+    ann.agree()
+    assert ann.answer("tie") == 422
+    assert ann.answer("3") == 422
+    assert ann.number() == 1
+
+
+def test_exports_are_what_was_answered(open_page, store: Store, log_in) -> None:
+    client, (ann, bob) = open_page(people=2)
+    for person in (ann, bob):
+        person.agree()
+        person.finish()
+    log_in(client)
+    text = client.get("/researcher/answers.csv").text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["person"] for row in rows] == ["P0001"] * 3 + ["P0002"] * 3
+    assert not any(cell.startswith("=") for row in rows for cell in row.values())
+    saved = json.loads(client.get("/researcher/answers.json").content)
+    assert [len(person["questions"]) for person in saved["people"]] == [3, 3]
+    table = pd.DataFrame(rows).replace("'=1+1", "=1+1")
+    roles = {"user": "person", "left": "left", "right": "right", "choice": "choice"}
+    with pytest.warns(UserWarning, match="connected components"):  # Of three answers each.
+        data = Preferences.from_dataframe(table, **roles)
+    assert len(data) == 2
+    expected = [float(row.side == "left") for row in store.list_questions()]
+    assert data.choice.tolist() == expected
+    overview = client.get("/researcher").text
+    assert "2 finished" in overview
+    assert "<script>alert" not in overview
+
+
+def test_exported_posterior_is_that_of_the_answers(
+    open_page, make_study, store, log_in, model, tmp_path: Path
+) -> None:
+    import arviz
+
+    client, (ann,) = open_page(make_study())
+    log_in(client)
+    assert client.get("/researcher/posterior.nc").status_code == 404
+    ann.agree()
+    ann.finish()
+    (tmp_path / "posterior.nc").write_bytes(client.get("/researcher/posterior.nc").content)
+    exported = arviz.from_netcdf(str(tmp_path / "posterior.nc"))
+    data = Preferences.empty(["P0001"], model.feature_names)
+    for row in store.list_questions(1):
+        data = data.append("P0001", *row.items, row.side)
+    expected = Posterior(model, None, data, 100)
+    found = exported.posterior["utility"].to_numpy().reshape(100, 6)
+    np.testing.assert_allclose(found, expected.utility()[:, 0].numpy(), atol=1e-5)
+
+
+def test_arms_answer_as_many_questions_and_held_out_ones(open_page, make_study, store, log_in):
+    study = make_study(num_held_out=2, control=True)
+    client, people = open_page(study, people=8)
+    for person in people:
+        person.agree()
+        person.finish()
+    arms = [who.arm for who in store.list_interviews()]
+    assert sorted(arms) == ["adaptive"] * 4 + ["random"] * 4
+    scores: dict[str, list[float]] = {"adaptive": [], "random": []}
+    for number, arm in enumerate(arms, 1):
+        rows = store.list_questions(number)
+        assert [row.purpose for row in rows] == ["choose"] * 3 + ["held-out"] * 2
+        assert len({frozenset(row.items) for row in rows}) == 5
+        assert all((row.score is None) == (arm == "random") for row in rows[:3])
+        scores[arm].append(np.log([row.prob for row in rows[3:]]).mean())
+    log_in(client)
+    shown = client.get("/researcher").text
+    gap = np.mean(scores["adaptive"]) - np.mean(scores["random"])
+    error = np.sqrt(sum(np.var(own, ddof=1) / 4 for own in scores.values()))
+    assert f"<td>{gap:.3f}</td>\n<td>{error:.3f}</td>" in shown
+
+
+def test_trials_are_apart(open_page, store: Store, log_in) -> None:
+    client, _ = open_page(people=0, page=Page(places=2, pilot=True))
+    joined = client.post("/join")
+    assert "This is a trial" in joined.text
+    client, _ = open_page(people=0, page=OPEN)
+    log_in(client)
+    assert "0 invited" in client.get("/researcher").text
+
+
+def test_the_page_is_mounted_in_another_service(make_study, store: Store) -> None:
+    service = FastAPI()
+    study = make_study()
+    service.mount("/study", create_app(study, store, "x" * 20, OPEN, ("testserver",)))
+    client = TestClient(service)
+    page = client.post("/study/join")
+    assert page.url.path.startswith("/study/i/")
+    links = re.findall(r'(?:href|action|src)="([^"]*)"', page.text)
+    assert links
+    assert all(link.startswith("/study/") for link in links)
+    assert client.get("/study/static/page.css").status_code == 200
+    entered = client.post("/study/researcher/login", data={"token": "x" * 20})
+    assert entered.url.path == "/study/researcher"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_held_out": -1}, "num_held_out must be at least 0, got -1"),
+        ({"num_held_out": 15}, "num_held_out must leave questions to choose from, got 15 of 15"),
+        ({"control": True}, "control needs questions that compare the arms"),
+        ({"control": True, "num_held_out": 2, "stop": Stop()}, "control compares people after"),
+    ],
+)
+def test_a_wrong_study_is_refused(make_study: Callable, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_study(**options)
