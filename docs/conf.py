@@ -27,7 +27,7 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # They stand in the signature.
-autodoc_default_options = {"members": True, "inherited-members": "Module"}
+autodoc_default_options = {"members": True, "inherited-members": "Module, Trainer"}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -41,7 +41,7 @@ def escape_shapes(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Keeps the asterisk of a shape such as (*, U, N) from being read as emphasis."""
-    lines[:] = [re.sub(r"(?<!\*)\*(?=[,)])", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"(?<=[(\s])\*(?=[,)])", r"\\*", line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:
