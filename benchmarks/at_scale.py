@@ -78,7 +78,7 @@ def _score(folder: Path, people: int, seed: int) -> Iterator[Row]:
     seconds, digests = {}, {}
     for workers in (1, 2):
         out, name = folder / f"out-{workers}", f"{workers} worker{'s' * (workers > 1)}"
-        clock, before = time.perf_counter(), sum(os.times()[:4])
+        clock, before = time.perf_counter(), _cpu_seconds()
         times: dict[str, float] = {}
 
         def tell(text: str, times: dict[str, float] = times) -> None:
@@ -91,7 +91,7 @@ def _score(folder: Path, people: int, seed: int) -> Iterator[Row]:
             )  # fmt: skip
         assert (job.num_people, job.num_failed) == (people, 0)
         seconds[workers] = time.perf_counter() - clock
-        used = sum(os.times()[:4]) - before
+        used = _cpu_seconds() - before
         digests[workers] = [
             hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("part*"))
         ]
@@ -140,7 +140,7 @@ def _save_model(path: Path, seed: int) -> None:
 
 
 class Memory:
-    """Looks at the proportional memory of this process and its children twice a second.
+    """Looks at the proportional memory of this process and its descendants twice a second.
 
     Attributes:
         peak: The largest sum seen, in GB of 2**30 bytes.
@@ -162,16 +162,39 @@ class Memory:
             self.peak = max(self.peak, _proportional_gigabytes())
 
 
-def _proportional_gigabytes() -> float:
-    own, total = os.getpid(), 0
+def _own_processes() -> dict[int, float]:
+    """Returns the CPU seconds, with those of ended children, of this process and its descendants.
+
+    Ended children of children count to their parents, which :func:`os.times` does not see.
+    """
+    parents, seconds = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if own in (int(folder.name), parent):
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, ValueError):  # The process has ended.
+            values = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # The process has ended.
             continue
+        number = int(folder.name)
+        parents[number] = int(values[1])
+        seconds[number] = sum(map(int, values[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def is_own(number: int) -> bool:
+        return number == os.getpid() or (number in parents and is_own(parents[number]))
+
+    return {number: value for number, value in seconds.items() if is_own(number)}
+
+
+def _cpu_seconds() -> float:
+    return sum(_own_processes().values())
+
+
+def _proportional_gigabytes() -> float:
+    total = 0
+    for number in _own_processes():
+        try:
+            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        except OSError:  # The process has ended.
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 2**20
 
 
