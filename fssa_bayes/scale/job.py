@@ -96,7 +96,7 @@ def score_parquet(
         FileExistsError: If `out` holds the parts of another model, of other options or of another
             source, or something else, or if another job is writing to it.
         ValueError: If the model or a file of the source is damaged or of a newer format, a column
-            is missing, or an option is out of range.
+            is missing, an option is out of range, or `out` lies in the model or the source.
         RuntimeError: If workers die again and again.
 
     Warns:
@@ -104,8 +104,15 @@ def score_parquet(
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
-    if num_parts is not None and (not isinstance(num_parts, int) or num_parts < 1):
+    is_whole = isinstance(num_parts, int) and not isinstance(num_parts, bool)
+    if num_parts is not None and not (is_whole and num_parts >= 1):
         raise ValueError(f"num_parts must be an integer of at least 1 or None, got {num_parts!r}")
+    for name, folder in (("source", source), ("model_dir", model_dir)):
+        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"out must lie outside of {name}={str(folder)!r}, whose files would be taken for "
+                f"those of the job, got {str(out)!r}"
+            )
     scorer = Scorer(model_dir, **options)  # Everything that is wrong with options is found here.
     files = find_source(source, scorer.columns)
     total = sum(sum(file.row_groups) for file in files)
