@@ -50,6 +50,7 @@ class Job:
         written: Number of parts that this run has written; the others were there.
         num_people: Number of people, those who could not be scored among them.
         num_failed: Number of people who could not be scored, who have a `reason`.
+        reason: That of one of them; None where everybody was scored.
     """
 
     out: Path
@@ -57,6 +58,7 @@ class Job:
     written: int
     num_people: int
     num_failed: int
+    reason: str | None = None
 
 
 def score_parquet(
@@ -139,7 +141,8 @@ def score_parquet(
         shutil.rmtree(out / _PIECES, ignore_errors=True)
         totals = [json.loads(_digest_path(out, part).read_text()) for part in range(num_parts)]
     people, failed = (sum(each[name] for each in totals) for name in ("people", "failed"))
-    return Job(out, num_parts, len(left), people, failed)
+    reason = next((each["reason"] for each in totals if each.get("reason")), None)
+    return Job(out, num_parts, len(left), people, failed, reason)
 
 
 def _describe_options(options: dict[str, object]) -> dict[str, object]:
@@ -288,7 +291,9 @@ class _Work:
             pq.write_table(scores, new, write_page_checksum=True, compression="zstd")
             with open(new, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        failed = len(scores) - scores["reason"].null_count
+        reasons = scores["reason"].drop_null()
+        failed, reason = len(reasons), reasons[0].as_py() if len(reasons) else None
         people = len(scores["user"].unique()) if len(scores) else 0
-        known = {"sha256": digest, "rows": len(scores), "people": people, "failed": failed}
+        known = {"sha256": digest, "rows": len(scores), "people": people}
+        known |= {"failed": failed, "reason": reason}
         write_file(_digest_path(self.out, part), json.dumps(known).encode())

@@ -109,6 +109,7 @@ def test_a_finished_job_is_not_done_again(linear: Path, source: Path, whole: Pat
     before = {path: path.stat().st_mtime_ns for path in whole.glob("part-*.parquet")}
     job = score_parquet(linear, source, whole, workers=0, num_parts=4, **ASKED)
     assert job.written == 0
+    assert job.reason is None
     assert job.num_people == 300
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("part-*.parquet")}
 
@@ -260,6 +261,7 @@ def test_people_who_cannot_be_scored_are_counted(linear: Path, tmp_path: Path) -
     out = tmp_path / "out"
     job = score_parquet(linear, tmp_path / "some.parquet", out, workers=0, num_parts=3, **ASKED)
     assert (job.num_people, job.num_failed) == (4, 3)
+    assert job.reason in read(out)["reason"].to_pylist()
     assert read(out)["reason"].null_count == 3
 
 
