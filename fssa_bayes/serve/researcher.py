@@ -1,6 +1,5 @@
 """The researcher's pages: progress, what people prefer, exports, deletion."""
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Annotated
@@ -136,7 +135,7 @@ def _add_login(
             sessions.open(),
             max_age=sessions.seconds,
             path=path_of(request, "overview"),
-            secure=pages.page.secure,
+            secure=pages.page.secure or request.url.scheme == "https",
             httponly=True,
             samesite="strict",
         )
@@ -173,9 +172,8 @@ def _add_overview(
         table = None if posterior is None else study.describe_all(posterior)
         favourites = {}
         if posterior is not None:
-            for user in posterior.context.user_names.tolist():
-                best = study.describe(posterior, user).iloc[0]
-                favourites[user] = (title(best.name), best)
+            best = study.find_favourites(posterior)
+            favourites = {user: (title(row["item"]), row) for user, row in best.iterrows()}
         ranking = [] if table is None else [(title(name), row) for name, row in table.iterrows()]
         return pages.render(
             request,
@@ -203,7 +201,6 @@ def _add_overview(
             who=who,
             questions=asked,
             bands=[] if table is None else [(title(name), row) for name, row in table.iterrows()],
-            write=json.dumps,
             form_token=sessions.form_token(own),
         )
 

@@ -71,7 +71,8 @@ class Study:
         seed: Seed of arms, orders, held-out questions and draws.
 
     Attributes:
-        digests: What all answers of a study have in common, for :meth:`Store.claim`.
+        digests: What all answers of a study have in common, for :meth:`Store.claim`: digests of
+            model and questions, and the settings of the study as text.
 
     Raises:
         ValueError: If the model does not fit the items or an option is out of range.
@@ -125,7 +126,9 @@ class Study:
             )
         self.model, self.guide, self.has_ties = model, guide, model.has_ties
         self.goal = repr(self._start.goal)
-        self.digests = self._start.digests() | {"control": str(control)}
+        settings = {"stop": stop, "held_out": num_held_out, "control": control}
+        settings |= {"samples": num_samples, "seed": seed}
+        self.digests = self._start.digests() | {name: repr(v) for name, v in settings.items()}
         self._live: OrderedDict[int, tuple[tuple[int, ...], Interview]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -223,6 +226,27 @@ class Study:
         with self._lock:
             utility = posterior.utility(self.items.names, [user])[:, 0].double()
         return self._tabulate(utility)
+
+    def find_favourites(self, posterior: Posterior) -> pd.DataFrame:
+        """Finds each person's likeliest favourite.
+
+        Args:
+            posterior: The posterior.
+
+        Returns:
+            One row a person (index `user`): `item`, the first row of :meth:`describe`, and that
+            row's other columns.
+        """
+        users = posterior.context.user_names.tolist()
+        step = max(1, 2**23 // (self.num_samples * len(self.items.names)))  # 64 MB of utilities.
+        tables = []
+        for start in range(0, len(users), step):
+            some = users[start : start + step]
+            with self._lock:
+                utility = posterior.utility(self.items.names, some).double()
+            tables += [self._tabulate(own).iloc[:1] for own in utility.unbind(1)]
+        index = pd.Index(users, name="user")
+        return pd.concat(tables).rename_axis("item").reset_index().set_index(index)
 
     def describe_all(self, posterior: Posterior) -> pd.DataFrame:
         """Describes what people prefer on average; columns as :meth:`describe`.
