@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,9 +48,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_a_message_holds_no_password(url: str) -> None:
     with pytest.raises(ValueError, match=r"^db must be a (database|path)") as error:
         Store(url)
-    assert "sec" not in "".join(traceback.format_exception(error.value, chain=True)).replace(
-        url, ""
-    )
+    assert "sec" not in str(error.value)
 
 
 def test_answers_are_for_their_owner(tmp_path: Path) -> None:
