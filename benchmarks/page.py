@@ -4,8 +4,8 @@ The command `ask` serves a page in a process of its own, with answers in SQLite 
 synchronised to the disk. As many people as `--people`, each with a connection and a link, agree and
 answer 12 questions. A click is what a browser does: the form is sent, the answer stored, the next
 question chosen among all pairs of items and its page sent; what the page needs besides is cached.
-People think for some time before a click, or not at all, as people never do. In between, the
-researcher looks at everybody's results.
+People think for some time before a click, or not at all, as people never do. Every ten seconds
+the researcher looks at everybody's results.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benchmarks.harness import Row, seeded, spread
 from fssa_bayes import HeterogeneousBTL, save
 
 QUESTIONS = 12
+LOOK = 10.0  # Seconds between two looks of the researcher.
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -99,7 +100,7 @@ def answer(
 
     def look() -> list[float]:
         seconds = []
-        while not over.wait(1.0):
+        while not over.wait(LOOK):
             clock = time.perf_counter()
             researcher.get("/researcher")
             seconds.append(time.perf_counter() - clock)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -212,6 +213,9 @@ def test_favourites_are_the_first_of_each_ranking(make_study, open_page, store: 
     posterior = study.posterior(answers)
     found = study.find_favourites(posterior)
     assert found.index.tolist() == ["P1", "P2"]
+    with ThreadPoolExecutor(4) as pool:  # While people are asked, results are looked at.
+        beside = [pool.submit(study.posterior, answers) for _ in range(4)]
+        assert all(torch.equal(one.result().z, posterior.z) for one in beside)
     for user, row in found.iterrows():
         expected = study.describe(posterior, user).iloc[0]
         assert row["item"] == expected.name
