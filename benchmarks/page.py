@@ -112,9 +112,11 @@ def answer(
             pool.submit(interview, Browser(address), link, questions, think, seed)
             for seed, link in enumerate(links)
         ]
-        clicks = np.array([second for one in person for second in one.result()])
-        used = cpu_seconds(pid) - before, time.perf_counter() - start
-        over.set()
+        try:
+            clicks = np.array([second for one in person for second in one.result()])
+            used = cpu_seconds(pid) - before, time.perf_counter() - start
+        finally:
+            over.set()
         looks = np.array(looking.result() or [np.nan])
     return clicks, looks, used
 
@@ -140,18 +142,26 @@ class Browser:
 
     def __init__(self, address: str) -> None:
         self.connection = HTTPConnection(address, timeout=120)
-        self.headers = {"Host": address}
+        self.headers, self.last = {"Host": address}, time.perf_counter()
 
     def get(self, path: str) -> str:
         """Asks for a page."""
+        self.reconnect()
         self.connection.request("GET", path, headers=self.headers)
         with self.connection.getresponse() as answer:
             page = answer.read().decode()
         assert answer.status == 200, page
         return page
 
+    def reconnect(self) -> None:
+        """Closes a connection that was quiet, as the server does after some seconds."""
+        if time.perf_counter() - self.last > 3:
+            self.connection.close()
+        self.last = time.perf_counter()
+
     def send(self, path: str, **form: str) -> str:
         """Sends a form, and asks for the page to which it leads."""
+        self.reconnect()
         self.connection.request("POST", path, urlencode(form), self.headers | FORM)
         with self.connection.getresponse() as answer:
             page = answer.read().decode()

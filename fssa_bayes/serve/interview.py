@@ -200,7 +200,7 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
             return who
         if not missing.allows(client_of(request)):
             raise HTTPException(429, "Too many links that do not exist: wait a moment.")
-        raise HTTPException(404, "This link does not exist. Is it whole?")
+        raise HTTPException(404, "This link does not exist. Please check that it is complete.")
 
     def find_asked(request: Request, token: str) -> Invited | None:
         """Returns a person who has agreed and not withdrawn, for a click that takes computing."""

@@ -85,6 +85,7 @@ class Pages:
         )
         self._templates.filters["markdown"] = render_markdown
         self._templates.filters["percent"] = _percent
+        self._templates.filters["signed"] = _signed
 
     def render(self, request: Request, name: str, status: int = 200, **values: object) -> Response:
         """Returns a page."""
@@ -142,6 +143,13 @@ def client_of(request: Request) -> str:
 def redirect(request: Request, name: str, **parts: object) -> Response:
     """Sends the browser to a page, by GET."""
     return RedirectResponse(path_of(request, name, **parts), 303)
+
+
+def _signed(number: float | None, digits: int) -> str:
+    """Writes a number with a minus sign, and a dash for none."""
+    if number is None or number != number:
+        return "–"
+    return f"{number:.{digits}f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:
