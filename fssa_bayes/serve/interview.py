@@ -57,9 +57,8 @@ class Interviews:
             if open_ or who.finished_at is not None:
                 return (open_ or [None])[-1], done
             proposal, probs = self.study.advance(who, done)
-            for number, prob in probs.items():
-                self.store.note_prob(who.id, number, prob)
             if proposal is None:
+                self.store.note_probs(who.id, probs)
                 self.store.finish(who.id)
                 return None, done
             question = Question(
@@ -75,7 +74,7 @@ class Interviews:
                 consent_version=who.consent_version or "",
                 asked_at=time.time(),
             )
-            return self.store.pose(question), done
+            return self.store.pose(question, probs), done
 
     def reply(self, who: Invited, number: int, choice: str) -> bool:
         """Takes an answer, and chooses the next question.

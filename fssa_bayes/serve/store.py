@@ -330,11 +330,12 @@ class Store:
             query = query.where(questions.c.undone_at.is_(None))
         return [Question(*row) for row in self._read(query)]
 
-    def pose(self, question: Question) -> Question | None:
+    def pose(self, question: Question, probs: Mapping[int, float] | None = None) -> Question | None:
         """Opens a question, unless one is open already.
 
         Args:
             question: The question; its number is not looked at.
+            probs: As for :meth:`note_probs`, in the same transaction.
 
         Returns:
             The open question, which another request may have opened; None for a person who has
@@ -356,6 +357,7 @@ class Store:
                 with self.engine.begin() as connection:
                     if connection.execute(here.with_for_update()).first() is None:
                         return None
+                    _note_probs(connection, question.interview, probs or {})
                     connection.execute(questions.insert(), row)
             except sa.exc.IntegrityError:  # Another request was faster: its question is open.
                 if attempt == 10:
@@ -404,13 +406,10 @@ class Store:
             change = questions.update().where(own & (questions.c.number >= number))
             return bool(connection.execute(change.values(undone_at=time.time())).rowcount)
 
-    def note_prob(self, interview: int, number: int, prob: float) -> None:
-        """Notes the probability that the posterior gave to an answer before."""
-        change = questions.update().where(
-            questions.c.interview == interview, questions.c.number == number
-        )
+    def note_probs(self, interview: int, probs: Mapping[int, float]) -> None:
+        """Notes the probabilities that the posterior gave to answers before, by their number."""
         with self.engine.begin() as connection:
-            connection.execute(change.values(prob=prob))
+            _note_probs(connection, interview, probs)
 
     def _check_tables(self) -> None:
         """Raises a ValueError unless the database is empty or holds the tables of a study."""
@@ -442,6 +441,12 @@ class Store:
         change = interviews.update().where(interviews.c.id == interview)
         with self.engine.begin() as connection:
             connection.execute(change.values(values))
+
+
+def _note_probs(connection: sa.Connection, interview: int, probs: Mapping[int, float]) -> None:
+    own = questions.update().where(questions.c.interview == interview)
+    for number, prob in probs.items():
+        connection.execute(own.where(questions.c.number == number).values(prob=prob))
 
 
 def _insert_interview(

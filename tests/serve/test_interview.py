@@ -17,7 +17,7 @@ import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fssa_bayes import Posterior, Preferences
+from fssa_bayes import Posterior, Preferences, save
 from fssa_bayes.questions import BestItemInformation, Interview, Stop
 from fssa_bayes.serve import Page, Store, create_app
 
@@ -347,6 +347,26 @@ def test_the_page_is_mounted_in_another_service(make_study, store: Store, join) 
     assert client.get("/study/static/page.css").status_code == 200
     entered = client.post("/study/researcher/login", data={"token": "x" * 20})
     assert entered.url.path == "/study/researcher"
+
+
+def test_the_readme_shows_how_to_mount_it(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = (part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "mount" in part)
+    save(tmp_path / "results" / "model", model)
+    pd.DataFrame({"item": model.feature_names}).to_csv(tmp_path / "items.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSSA_BAYES_TOKEN", "x" * 20)
+    names: dict[str, object] = {}
+    exec(code, names)
+    client = TestClient(names["service"], base_url="https://study.example.org")
+    assert "I have read this" in join(client, "/study").text
+    entered = client.post("/study/researcher/login", data={"token": "x" * 20})
+    assert "1 invited" in entered.text
+    cookie = entered.history[0].headers["set-cookie"]
+    assert {"Secure", "HttpOnly", "Path=/study/researcher"} <= set(cookie.split("; "))
+    names["store"].close()
 
 
 @pytest.mark.parametrize(
