@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 import uvicorn  # After the check that the extra is there.
+from starlette.testclient import TestClient
 
 from fssa_bayes import HeterogeneousBTL, save
 from fssa_bayes.serve import Store
@@ -126,32 +127,37 @@ def test_what_belongs_to_something_else_is_not_written_over(
 
 
 @pytest.mark.slow
-def test_a_killed_server_loses_nothing(arguments: list[str], tmp_path: Path) -> None:
-    sides = []
-    for _ in range(2):
-        server = subprocess.Popen(
-            [sys.executable, "-c", WITHOUT, *arguments], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            lines = iter(server.stdout.readline, "")
-            address = next(line for line in lines if line.startswith("Researcher: ")).split()[1]
-            address = address.removesuffix("/researcher")
-            rows = csv.DictReader((tmp_path / "links.csv").read_text().splitlines())
-            link = next(rows)["link"]
-            link = address + urllib.parse.urlsplit(link).path
-            page = ask(link)
-            if version := re.search(r'name="version" value="(\w+)"', page):
-                page = ask(f"{link}/consent", agree="yes", version=version[1])
-            number = re.search(r'name="number" value="(\d+)"', page)[1]
-            ask(f"{link}/answer", number=number, choice="1")
-        finally:
-            os.kill(server.pid, signal.SIGKILL)
-            server.wait()
-            server.stdout.close()
-        with Store(str(tmp_path / "answers.sqlite")) as store:
-            sides.append([row.side for row in store.list_questions(1) if row.side])
-            assert store.count("link", pilot=False) == 2
-    assert sides == [["left"], ["left"] * 2]
+def test_a_killed_server_loses_nothing(
+    command: Callable, arguments: list[str], tmp_path: Path, served: list[uvicorn.Config]
+) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines = iter(server.stdout.readline, "")
+        address = next(line for line in lines if line.startswith("Researcher: ")).split()[1]
+        address = address.removesuffix("/researcher")
+        rows = csv.DictReader((tmp_path / "links.csv").read_text().splitlines())
+        link = urllib.parse.urlsplit(next(rows)["link"]).path
+        version = re.search(r'name="version" value="(\w+)"', ask(address + link))[1]
+        page = ask(f"{address}{link}/consent", agree="yes", version=version)
+        number = re.search(r'name="number" value="(\d+)"', page)[1]
+        page = ask(f"{address}{link}/answer", number=number, choice="1")
+    finally:
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait()
+        server.stdout.close()
+    with Store(str(tmp_path / "answers.sqlite")) as store:
+        assert [row.side for row in store.list_questions(1)] == ["left", None]
+    assert "0 new personal links of 2" in command(*arguments).out
+    client = TestClient(served[0].app, base_url="http://127.0.0.1")
+    assert client.get(link).text == page  # The question that was open when the server was killed.
+    for number in (2, 3):
+        page = client.post(f"{link}/answer", data={"number": number, "choice": "2"}).text
+    assert "Your answers are stored" in page
+    with Store(str(tmp_path / "answers.sqlite")) as store:
+        assert [row.side for row in store.list_questions(1)] == ["left", "right", "right"]
+        assert all(row.prob is not None for row in store.list_questions(1))
 
 
 def ask(address: str, **form: str) -> str:
