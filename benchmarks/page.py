@@ -2,10 +2,10 @@
 
 The command `ask` serves a page in a process of its own, with answers in SQLite and everything
 synchronised to the disk. As many people as `--people`, each with a connection and a link, agree and
-answer 12 questions. A click is what a browser does: the form is sent, the answer stored, the next
-question chosen among all pairs of items and its page sent; what the page needs besides is cached.
-People think for some time before a click, or not at all, as people never do. Every ten seconds
-the researcher looks at everybody's results.
+answer six questions, after some seconds of thought each, drawn from an exponential distribution. A
+click is what a browser does: the form is sent, the answer stored, the next question chosen among
+all pairs of items and its page sent; what the page needs besides is cached. Every ten seconds the
+researcher looks at everybody's results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from benchmarks.harness import Row, seeded, spread
 from fssa_bayes import HeterogeneousBTL, save
 
-QUESTIONS = 12
+QUESTIONS = 6
 LOOK = 10.0  # Seconds between two looks of the researcher.
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -39,9 +39,9 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 def run(args: argparse.Namespace) -> Iterator[Row]:
     people = args.people or (3 if args.quick else 50)
     questions = 2 if args.quick else QUESTIONS
-    for items, think in ((8, 0.0),) if args.quick else ((40, 5.0), (40, 0.0), (100, 5.0)):
+    for items, think in ((8, 0.0),) if args.quick else ((40, 10.0), (100, 10.0)):
         case = f"{people} people, {items} items"
-        name = f"{think:g} s of thought" if think else "no thought"
+        name = f"{think:g} s of thought"
         clicks, looks, used = measure(people, items, questions, think, args)
         for share in (50, 95, 99):
             value = 1000 * np.percentile(clicks, share)
