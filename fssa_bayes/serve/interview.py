@@ -280,6 +280,7 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
             raise HTTPException(422, "Please say that you are sure.")
         if who.withdrawn_at is None:
             store.withdraw(who.id)
+            study.forget(who.id)
         return redirect(request, "person", token=token)
 
 

@@ -222,6 +222,7 @@ def _add_overview(
         if store.get(number) is None:
             raise HTTPException(404, "There is no such person.")
         store.withdraw(number)
+        study.forget(number)
         return redirect(request, "overview")
 
 

@@ -176,6 +176,11 @@ class Study:
                 return self._order(who, Proposal(HELD_OUT, items, None, None), len(asked)), probs
         return None, probs
 
+    def forget(self, interview: int) -> None:
+        """Drops what is kept in memory of a person, who has withdrawn."""
+        with self._lock:
+            self._live.pop(interview, None)
+
     def posterior(self, answers: Mapping[str, Sequence[Question]]) -> Posterior | None:
         """Returns the posterior of people given all their answers, held-out ones too.
 

@@ -164,8 +164,9 @@ def test_two_clicks_on_the_open_link_make_one_interview(open_page, store: Store,
     assert client.post("/join", data={"ticket": "short"}).status_code == 422
 
 
-def test_withdrawal_deletes(open_page, store: Store, tmp_path: Path, log_in) -> None:
-    client, (ann, bob) = open_page(people=2)
+def test_withdrawal_deletes(open_page, make_study, store: Store, tmp_path: Path, log_in) -> None:
+    study = make_study()
+    client, (ann, bob) = open_page(study, people=2)
     for person in (ann, bob):
         person.agree()
         person.finish()
@@ -181,6 +182,7 @@ def test_withdrawal_deletes(open_page, store: Store, tmp_path: Path, log_in) -> 
     assert not store.list_questions(undone=True)
     files = b"".join(path.read_bytes() for path in tmp_path.glob("answers.sqlite*"))
     assert b"InformationGain" not in files
+    study.forget(1)  # Somebody of whom nothing is known.
 
 
 def test_withdrawal_in_another_tab_asks_nothing_more(open_page, make_study, store: Store) -> None:
