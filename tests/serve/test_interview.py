@@ -164,8 +164,11 @@ def test_two_clicks_on_the_open_link_make_one_interview(open_page, store: Store,
     assert client.post("/join", data={"ticket": "short"}).status_code == 422
 
 
-def test_withdrawal_deletes(open_page, make_study, store: Store, tmp_path: Path, log_in) -> None:
-    study = make_study()
+def test_withdrawal_deletes(
+    open_page, make_study, store: Store, tmp_path: Path, log_in, monkeypatch
+) -> None:
+    study, forgotten = make_study(), []
+    monkeypatch.setattr(study, "forget", forgotten.append)
     client, (ann, bob) = open_page(study, people=2)
     for person in (ann, bob):
         person.agree()
@@ -182,7 +185,23 @@ def test_withdrawal_deletes(open_page, make_study, store: Store, tmp_path: Path,
     assert not store.list_questions(undone=True)
     files = b"".join(path.read_bytes() for path in tmp_path.glob("answers.sqlite*"))
     assert b"InformationGain" not in files
-    study.forget(1)  # Somebody of whom nothing is known.
+    assert forgotten == [1, 2]
+
+
+def test_who_is_forgotten_is_not_in_memory(
+    open_page, make_study, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart, begun = Interview.restart, []
+    monkeypatch.setattr(Interview, "restart", lambda self: begun.append(1) or restart(self))
+    study = make_study()
+    _, (ann,) = open_page(study)
+    ann.agree()
+    ann.answer("1")
+    assert len(begun) == 1
+    study.forget(1)
+    ann.answer("1")
+    assert len(begun) == 2
+    assert all(row.prob is not None for row in store.list_questions(1) if row.side)
 
 
 def test_withdrawal_in_another_tab_asks_nothing_more(open_page, make_study, store: Store) -> None:
