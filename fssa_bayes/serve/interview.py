@@ -50,31 +50,46 @@ class Interviews:
             The question, None at the end and after withdrawal, and the questions before it that
             count.
         """
-        with self._locks[who.id % len(self._locks)]:
-            asked = self.store.list_questions(who.id)
-            open_ = [question for question in asked if question.is_open]
-            done = [question for question in asked if not question.is_open]
-            if open_ or who.finished_at is not None:
-                return (open_ or [None])[-1], done
-            proposal, probs = self.study.advance(who, done)
-            if proposal is None:
-                self.store.note_probs(who.id, probs)
-                self.store.finish(who.id)
-                return None, done
-            question = Question(
-                interview=who.id,
-                number=0,
-                purpose=proposal.purpose,
-                items=names_to_json(proposal.items),
-                arm=who.arm,
-                goal=self.study.goal,
-                score=proposal.score,
-                prob_best=proposal.prob_best,
-                model=self.study.digests["model"],
-                consent_version=who.consent_version or "",
-                asked_at=time.time(),
-            )
-            return self.store.pose(question, probs), done
+        with self._lock_of(who):
+            return self._find_current(who)
+
+    def settle(self, who: Invited) -> None:
+        """Computes what an interruption left undone, unless a request of the person is about it."""
+        lock = self._lock_of(who)
+        if lock.acquire(blocking=False):
+            try:
+                self._find_current(who)
+            finally:
+                lock.release()
+
+    def _lock_of(self, who: Invited) -> threading.Lock:
+        return self._locks[who.id % len(self._locks)]
+
+    def _find_current(self, who: Invited) -> tuple[Question | None, list[Question]]:
+        asked = self.store.list_questions(who.id)
+        open_ = [question for question in asked if question.is_open]
+        done = [question for question in asked if not question.is_open]
+        if open_ or who.finished_at is not None:
+            return (open_ or [None])[-1], done
+        proposal, probs = self.study.advance(who, done)
+        if proposal is None:
+            self.store.note_probs(who.id, probs)
+            self.store.finish(who.id)
+            return None, done
+        question = Question(
+            interview=who.id,
+            number=0,
+            purpose=proposal.purpose,
+            items=names_to_json(proposal.items),
+            arm=who.arm,
+            goal=self.study.goal,
+            score=proposal.score,
+            prob_best=proposal.prob_best,
+            model=self.study.digests["model"],
+            consent_version=who.consent_version or "",
+            asked_at=time.time(),
+        )
+        return self.store.pose(question, probs), done
 
     def reply(self, who: Invited, number: int, choice: str) -> bool:
         """Takes an answer, and chooses the next question.
@@ -147,7 +162,7 @@ def create_app(
     interviews = Interviews(study, store)
     _add_entry(app, interviews, sessions, pages)
     _add_questions(app, interviews, pages)
-    add_researcher(app, study, store, interviews.current, sessions, pages)
+    add_researcher(app, study, store, interviews.settle, sessions, pages)
     app.add_middleware(Guard, hosts=hosts)
     return app
 

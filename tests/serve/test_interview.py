@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,6 +223,30 @@ def test_withdrawal_in_another_tab_asks_nothing_more(open_page, make_study, stor
     assert ann.answer("1", 2) == 200
     assert "You have withdrawn" in ann.look()
     assert not store.list_questions(undone=True)
+
+
+def test_the_researcher_waits_for_nobody(open_page, make_study, store: Store, log_in) -> None:
+    study, busy, seen = make_study(), threading.Event(), threading.Event()
+    client, (ann,) = open_page(study)
+    ann.agree()
+    first = ann.number()
+    choose, waited = study.advance, []
+
+    def choose_slowly(*arguments):
+        busy.set()
+        waited.append(seen.wait(30))  # False if the researcher's page waits for this click.
+        return choose(*arguments)
+
+    study.advance = choose_slowly
+    with ThreadPoolExecutor(1) as pool:
+        click = pool.submit(ann.answer, "1", first)
+        assert busy.wait(30)
+        other = TestClient(client.app)
+        log_in(other)
+        assert "<td>answering</td>" in other.get("/researcher").text
+        seen.set()
+        assert click.result() == 200
+    assert all(waited)
 
 
 def test_favourites_are_the_first_of_each_ranking(make_study, open_page, store: Store) -> None:
