@@ -36,6 +36,7 @@ from fssa_bayes.population import (
 )
 
 __all__ = [
+    "check_options",
     "check_training_covariates",
     "check_training_data",
     "check_weights_are_used",
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""The value of `validation` that leaves the choice to the utility."""
+"""The value of `validation` and `processes` that leaves the choice to `fit`."""
 
 
 def check_training_data(
@@ -93,6 +94,27 @@ def check_training_data(
     if model.bias is not None:
         check_sides(data)
     check_training_covariates(model, data)
+
+
+def check_options(
+    learning_rate: float,
+    population_learning_rate: float,
+    checkpoint_interval: int,
+    processes: str | None,
+) -> None:
+    """Raises a ValueError unless these arguments of `fit` are in range."""
+    for argument, rate in (
+        ("learning_rate", learning_rate),
+        ("population_learning_rate", population_learning_rate),
+    ):
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{argument} must be positive, got {rate}")
+    if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
+        raise ValueError(
+            f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
+        )
+    if processes not in (AUTO, None):
+        raise ValueError(f"processes must be 'auto' or None, got {processes!r}")
 
 
 def check_sides(data: Preferences) -> None:
