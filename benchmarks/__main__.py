@@ -19,6 +19,7 @@ NAMES = (
     *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
     *("interval_coverage", "few_judges", "few_people", "few_shot", "questions"),
+    "personal_answers",
     *("policy", "experiments"),
 )
 

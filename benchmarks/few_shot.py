@@ -25,13 +25,13 @@ import pandas as pd
 import torch
 
 from benchmarks.harness import Row
-from fssa_bayes import Preferences
-from fssa_bayes.baselines import few_shot_fitters
+from fssa_bayes import Posterior, Preferences
+from fssa_bayes.baselines import Predictions, few_shot_fitters
 from fssa_bayes.checks import compare_by_context, score_folds
 from fssa_bayes.datasets import electricity, llmfao, swiss_route, table, train_choice, ukp_convarg
 from fssa_bayes.datasets import yogurt as yogurts
 from fssa_bayes.diagnostics import brier_decomposition
-from fssa_bayes.posterior import ChoiceProbability, Predictor
+from fssa_bayes.posterior import ChoiceProbability
 
 SIZES = (0, 1, 2, 3, 5, 10, 20, 50)
 _COMPONENTS = 8  # Principal components of the embeddings of ukp.
@@ -123,26 +123,122 @@ CROWDS = {
 }
 
 
+@dataclass
+class Kept:
+    """Holds what a predictor says of some people's unseen answers, for its calibration.
+
+    Attributes:
+        key: Name of the predictor.
+        known: Number of known answers.
+        prob: Probabilities: of left, or of each alternative of a choice set.
+        chosen: 1 where left or the alternative was chosen, else 0.
+        user: The person of each.
+        pit: Of each question that was asked repeatedly, the randomised probability integral
+            transform of how often its likeliest alternative was chosen; None if not computed.
+        retest: Of each person asked a question repeatedly, the share of pairs of answers to one
+            question that agree; None if not computed.
+    """
+
+    key: str
+    known: int
+    prob: np.ndarray
+    chosen: np.ndarray
+    user: np.ndarray
+    pit: np.ndarray | None = None
+    retest: np.ndarray | None = None
+
+
 class Recorder:
-    """Makes predictions and keeps them, for their calibration.
+    """Makes predictions and keeps them.
 
     Args:
         predictor: What predicts.
-        keep: Is given the description of the choices and the target.
+        key: Its name.
+        known: Number of known answers.
+        kept: The list that predictions are added to.
     """
 
     def __init__(
-        self, predictor: Predictor, keep: Callable[[ChoiceProbability, Preferences], None]
+        self, predictor: Posterior | Predictions, key: str, known: int, kept: list[Kept]
     ) -> None:
-        self.predictor, self.keep = predictor, keep
+        self.predictor, self.key, self.known, self.kept = predictor, key, known, kept
 
     def log_score(self, target: Preferences) -> torch.Tensor:
         return self.predictor.log_score(target)
 
     def choice_prob(self, target: Preferences) -> ChoiceProbability:
         prob = self.predictor.choice_prob(target)
-        self.keep(prob, target)
+        if target.has_rankings:
+            table = self.predictor.alternative_prob(target)
+            user = table.index.get_level_values("user").astype(str).to_numpy()
+            own = table["mean"].to_numpy(), (table["chosen"] == 1).to_numpy().astype(float)
+            kept = Kept(self.key, self.known, *own, user)
+        else:
+            user = target.user_names.astype(str).to_numpy().repeat(target.counts)
+            chosen = (target.choice == 1).astype(float)
+            kept = Kept(self.key, self.known, prob.mean[target.batch().mask].numpy(), chosen, user)
+        if self.key in ("posterior", "personal answers") and self.known in (5, 10):
+            kept.pit = frequencies(self.predictor, target)
+        if self.key == "homogeneous" and self.known == 0:
+            kept.retest = agreement(self.predictor.alternative_prob(target))
+        self.kept.append(kept)
         return prob
+
+
+def frequencies(posterior: Posterior, target: Preferences, num_draws: int = 99) -> np.ndarray:
+    """Ranks how often an alternative was chosen among frequencies that the posterior simulates.
+
+    Of each question, a set of alternatives, that these people were asked together at least twice,
+    the alternative is counted that is the likeliest. Answers of one person share that person's z.
+
+    Args:
+        posterior: The posterior of the people.
+        target: Their unseen answers.
+        num_draws: Number of simulated frequencies.
+
+    Returns:
+        The randomised probability integral transform of each frequency, uniform if it is right.
+    """
+    table = posterior.alternative_prob(target).reset_index()
+    asked = name_questions(table)
+    size = table.groupby(["user", "situation"]).ngroup().groupby(asked).nunique()
+    total = table.groupby([asked, "item"])["mean"].sum()
+    likeliest = total.groupby(level=0).idxmax()
+    pairs = pd.MultiIndex.from_arrays([asked, table["item"]])
+    counted = np.flatnonzero(pairs.isin(likeliest[size > 1]))
+    question, names = pd.factorize(asked[counted])
+    if not len(names):
+        return np.empty(0)
+    observed = np.bincount(question, (table["chosen"] == 1)[counted])
+    rng, below, equal = np.random.default_rng(0), np.zeros(len(names)), np.zeros(len(names))
+    log_weights = torch.zeros(1, len(target))
+    for number in range(num_draws):
+        z = posterior.z[number : number + 1]
+        prob = Predictions(posterior.model, posterior.context, z, log_weights)
+        prob = prob.alternative_prob(target)["mean"].to_numpy()[counted]
+        simulated = np.bincount(question, rng.random(len(counted)) < prob)
+        below, equal = below + (simulated < observed), equal + (simulated == observed)
+    return (below + rng.random(len(names)) * (equal + 1)) / (num_draws + 1)
+
+
+def agreement(table: pd.DataFrame) -> np.ndarray:
+    """Computes the share of pairs of a person's answers to one question that agree, by person."""
+    table = table.reset_index()
+    asked = name_questions(table)
+    chosen = (table["chosen"] == 1).groupby([table["user"], asked, table["item"]]).sum()
+    groups = chosen.groupby(level=[0, 1])
+    number = table.groupby([table["user"], asked])["situation"].nunique()
+    pairs = (number * (number - 1)).groupby(level=0).sum()
+    same = groups.apply(lambda k: float((k * (k - 1)).sum())).groupby(level=0).sum()
+    repeated = pairs > 0
+    return (same[repeated] / pairs[repeated]).to_numpy()
+
+
+def name_questions(table: pd.DataFrame) -> np.ndarray:
+    """Returns, for each row, the alternatives of its situation as one text."""
+    situation = table.groupby(["user", "situation"], sort=False).ngroup()
+    names = table["item"].astype(str).groupby(situation).agg(lambda x: " | ".join(sorted(x)))
+    return names.loc[situation].to_numpy()
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
@@ -155,8 +251,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             continue
         if args.quick and name != "yogurt":
             continue
-        gains, rows = study(name, crowd, args)
-        tables[name] = gains
+        tables[name], rows = study(name, crowd, args)
         yield from rows
     if args.figure is not None or args.json is not None:
         plot(tables, args.figure or args.json.with_suffix(".png"))
@@ -175,6 +270,7 @@ def study(name: str, crowd: Crowd, args: argparse.Namespace) -> tuple[pd.DataFra
                 crowd.options,
                 latent_dim=crowd.latent_dim,
                 num_classes=0 if args.quick else 3,
+                num_restarts=4,
                 num_samples=100 if args.quick else 400,
                 num_populations=0 if args.quick else crowd.num_populations,
                 personal=crowd.personal,
@@ -192,6 +288,7 @@ def study(name: str, crowd: Crowd, args: argparse.Namespace) -> tuple[pd.DataFra
             parts.append(scores.assign(seed=seed))
     scores = pd.concat(parts)
     gains = compare_by_context(_mean_over_seeds(scores), "homogeneous")
+    print(check(name, gains, compare_by_context(_mean_over_seeds(scores), "mode")), flush=True)
     return gains, _rows(name, scores, gains, _calibration(kept))
 
 
@@ -202,8 +299,7 @@ def _recording(key: str, fitter: Callable, kept: list) -> Callable:
         predict = fitter(train)
 
         def at(context: Preferences) -> Recorder:
-            known = int(context.judgement_counts.max(initial=0))
-            return Recorder(predict(context), lambda p, t: kept.append((key, known, p, t)))
+            return Recorder(predict(context), key, int(context.judgement_counts.max()), kept)
 
         return at
 
@@ -217,22 +313,57 @@ def _mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.groupby(keys, sort=False)[columns].mean().reset_index()
 
 
-def _calibration(kept: list) -> dict[tuple[int, str], tuple[float, float]]:
-    """Returns miscalibration of the probability of left (CORP), with its standard error."""
+def check(name: str, gains: pd.DataFrame, over_mode: pd.DataFrame) -> str:
+    """Says after ten answers, or as many as there are, whether ours is beside the mode or below.
+
+    Differences count from two standard errors over people on.
+
+    Args:
+        name: Name of the data.
+        gains: Gains over everybody alike.
+        over_mode: Gains over the personal maximum a posteriori.
+    """
+    known = max(size for size in gains.index.get_level_values("known") if size <= 10)
+    ours, mode, beside = (
+        gains.loc[(known, "posterior")],
+        gains.loc[(known, "mode")],
+        over_mode.loc[(known, "posterior")],
+    )
+
+    def over(row: pd.Series, words: tuple[str, str, str]) -> str:
+        size = row["gain"] / row["standard_error"]
+        word = words[0] if size > 2 else words[2] if size < -2 else words[1]
+        return f"{word} ({row['gain']:+.4f} ± {row['standard_error']:.4f})"
+
+    words = ("above", "not told apart from", "BELOW")
+    return (
+        f"few_shot: {name}, {known} known: the posterior against the mode: {over(beside, words)}; "
+        f"against everybody alike: {over(ours, words)}, the mode {over(mode, words)}"
+    )
+
+
+def _calibration(kept: list[Kept]) -> dict[tuple[int, str], list[tuple[str, float, float]]]:
+    """Lists miscalibration (CORP), coverage of frequencies and agreement with standard errors."""
     found = {}
-    for key, known in dict.fromkeys((key, known) for key, known, _, _ in kept):
-        prob, choice, user = [], [], []
-        for own, number, described, target in kept:
-            if (own, number) != (key, known) or target.has_rankings:
-                continue
-            mask = target.batch().mask
-            prob.append(described.mean[mask].numpy())
-            choice.append((target.choice == 1).astype(float))
-            user.append(target.user_names.astype(str).to_numpy().repeat(target.counts))
-        if prob:
-            parts = (np.concatenate(x) for x in (prob, choice, user))
-            score = brier_decomposition(*parts).miscalibration
-            found[known, key] = score.value, score.standard_error
+    for known, key in dict.fromkeys((each.known, each.key) for each in kept):
+        own = [each for each in kept if (each.known, each.key) == (known, key)]
+        prob, chosen, user = (
+            np.concatenate([getattr(each, name) for each in own])
+            for name in ("prob", "chosen", "user")
+        )
+        rows = found.setdefault((known, key), [])
+        if len(np.unique(user)) >= 10:
+            score = brier_decomposition(prob, chosen, user).miscalibration
+            rows.append(("miscalibration (± s.e.)", score.value, score.standard_error))
+        pit = np.concatenate([each.pit for each in own if each.pit is not None] or [[]])
+        if len(pit) >= 50:
+            inside = (pit > 0.05) & (pit < 0.95)
+            metric = f"coverage of 90 % intervals, {len(pit)} frequencies (± s.e.)"
+            rows.append((metric, inside.mean(), inside.std() / len(pit) ** 0.5))
+        retest = np.concatenate([each.retest for each in own if each.retest is not None] or [[]])
+        if len(retest) >= 20:
+            metric = f"same answer asked again, {len(retest)} people (± s.e.)"
+            rows.append((metric, retest.mean(), retest.std() / len(retest) ** 0.5))
     return found
 
 
@@ -256,8 +387,8 @@ def _rows(name: str, scores: pd.DataFrame, gains: pd.DataFrame, calibration: dic
         if key.startswith(("posterior", "personal")):
             beside = over_mode.loc[(known, key)]
             yield of("gain over mode (± s.e.)", beside["gain"], beside["standard_error"])
-        if (known, key) in calibration:
-            yield of("miscalibration (± s.e.)", *calibration[known, key], "Brier")
+        for metric, value, error in calibration.get((known, key), []):
+            yield of(metric, value, error, "Brier" if "miscal" in metric else "")
     for key in ("posterior", "personal answers"):
         own = scores[scores["predictor"].isin(["homogeneous", key])]
         by_seed = []
