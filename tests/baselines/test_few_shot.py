@@ -62,17 +62,17 @@ def test_a_model_without_modes_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Of few people.
 def test_all_predictors_are_scored_and_the_posterior_gains() -> None:
     fitters = few_shot_fitters(
-        num_classes=2, num_samples=100, num_populations=2, personal=("ties",)
+        num_classes=2, num_restarts=2, num_samples=100, num_populations=2, personal=("ties",)
     )
     names = ["homogeneous", "mixture", "posterior", "posterior, drawn", "mode", "personal answers"]
     assert list(fitters) == names
-    scores = score_folds(fitters, people(48), (0, 5), num_folds=3, folds=[0])
+    scores = score_folds(fitters, people(48, 20), (0, 8), num_folds=2, folds=[0])
     gains = compare_by_context(scores, "homogeneous")
     assert set(gains.index.get_level_values("predictor")) == set(names)
     for name in ("posterior", "posterior, drawn", "personal answers"):
-        row = gains.loc[(5, name)]
+        row = gains.loc[(8, name)]
         assert row["gain"] > 2 * row["standard_error"] > 0
-    assert gains.loc[(5, "posterior"), "gain"] > gains.loc[(0, "posterior"), "gain"]
+    assert gains.loc[(8, "posterior"), "gain"] > gains.loc[(0, "posterior"), "gain"]
 
 
 def test_the_posterior_is_fitted_once_for_the_mode() -> None:
