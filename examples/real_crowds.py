@@ -13,16 +13,16 @@ they call a tie, their liking for a side, how often they go with the majority, o
 
 What to see: the gain of the heterogeneous model with its standard error over people. A gain that
 grows with the number of known choices would be personal preference. The figure shows it. People may
-differ without one: the second table says in what. For llmfao, whose utility is linear, a
-likelihood-ratio test then asks whether people differ in how readily they call a tie and, where they
-do, also in their liking for a side or in how consistent they are, beside utilities that are the
-same for everybody; and the models are ranked in Elo points, in sets that are not told apart from their best.
-The position of an answer is a control there. Length and format are none: the files hold no texts.
+differ without one: the second table says in what. For llmfao, whose utility is linear, tests by
+likelihood ratio then ask whether people differ in how readily they call a tie and, beside that, in
+their liking for a side or in how consistent they are, with utilities that are the same for
+everybody. The models are ranked in Elo points, in sets that are not told apart from their best. The
+position of an answer is a control there. Length and format are none: the file holds no texts.
 
     python examples/real_crowds.py --data DIR
 
-Four minutes on two cores; with `--rounds 5` everybody is left out once. For one file of your own see
-`analyse_csv.py`.
+Four minutes on two cores; with `--rounds 5` everybody is left out once. For one file of your own
+see `analyse_csv.py`.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def print_answers(data: Preferences, args: argparse.Namespace) -> None:
     for name in args.answers:
         options = {"progress_bar": False}
         test = heterogeneity_test(
-            lambda name=name: (build(data, tuple({"ties", name})), None),
+            lambda name=name: (build(data, tuple(dict.fromkeys(("ties", name)))), None),
             data,
             of=name,
             seed=args.seed,
