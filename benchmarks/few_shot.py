@@ -234,7 +234,9 @@ def agreement(table: pd.DataFrame) -> np.ndarray:
     groups = chosen.groupby(level=[0, 1])
     number = table.groupby([table["user"], asked])["situation"].nunique()
     pairs = (number * (number - 1)).groupby(level=0).sum()
-    same = groups.apply(lambda k: float((k * (k - 1)).sum())).groupby(level=0).sum()
+    ties = number - groups.sum()
+    same = (chosen * (chosen - 1)).groupby(level=[0, 1]).sum() + ties * (ties - 1)
+    same = same.groupby(level=0).sum()
     repeated = pairs > 0
     return (same[repeated] / pairs[repeated]).to_numpy()
 

@@ -370,6 +370,13 @@ def test_rankings_are_refused() -> None:
         fit(model, None, data, progress_bar=False)
 
 
+def test_one_person_tells_nothing_of_differences() -> None:
+    data = answered(truth(("ties",), 0), 30, 1, per_person=30)
+    model = HeterogeneousBTL(2, 0, utility="linear", personal=("ties",))
+    with pytest.raises(ValueError, match=r"use latent_dim=0 and personal=\(\)"):
+        fit(model, None, data, progress_bar=False)
+
+
 # Do people differ in it?
 
 
