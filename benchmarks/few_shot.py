@@ -150,7 +150,7 @@ class Kept:
     chosen: np.ndarray
     user: np.ndarray
     pit: np.ndarray | None = None
-    retest: np.ndarray | None = None
+    retest: pd.Series | None = None
 
 
 class Recorder:
@@ -226,7 +226,7 @@ def frequencies(posterior: Posterior, target: Preferences, num_draws: int = 99) 
     return (below + rng.random(len(names)) * (equal + 1)) / (num_draws + 1)
 
 
-def agreement(table: pd.DataFrame) -> np.ndarray:
+def agreement(table: pd.DataFrame) -> pd.Series:
     """Computes the share of pairs of a person's answers to one question that agree, by person."""
     table = table.reset_index()
     asked = name_questions(table)
@@ -238,7 +238,7 @@ def agreement(table: pd.DataFrame) -> np.ndarray:
     same = (chosen * (chosen - 1)).groupby(level=[0, 1]).sum() + ties * (ties - 1)
     same = same.groupby(level=0).sum()
     repeated = pairs > 0
-    return (same[repeated] / pairs[repeated]).to_numpy()
+    return same[repeated] / pairs[repeated]
 
 
 def name_questions(table: pd.DataFrame) -> np.ndarray:
@@ -370,7 +370,8 @@ def _calibration(kept: list[Kept]) -> dict[tuple[int, str], list[tuple[str, floa
             inside = (pit > 0.05) & (pit < 0.95)
             metric = f"coverage of 90 % intervals, {len(pit)} frequencies (± s.e.)"
             rows.append((metric, inside.mean(), inside.std() / len(pit) ** 0.5))
-        retest = np.concatenate([each.retest for each in own if each.retest is not None] or [[]])
+        retests = [each.retest for each in own if each.retest is not None]
+        retest = pd.concat(retests).groupby(level=0).mean() if retests else pd.Series()
         if len(retest) >= 20:
             metric = f"same answer asked again, {len(retest)} people (± s.e.)"
             rows.append((metric, retest.mean(), retest.std() / len(retest) ** 0.5))
