@@ -458,7 +458,7 @@ def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
         ax.set_xticks(np.arange(len(known)), known)
         people = int(gains["people"].max())
         ax.set_title(f"{name} ({people:,} people)", fontsize=10)
-    for ax in axes[-1]:
+    for ax in axes.flat[max(0, len(tables) - columns) : len(tables)]:  # The lowest of a column.
         ax.set_xlabel("known answers")
     for row in axes:
         row[0].set_ylabel("gain, nats a choice")
