@@ -74,7 +74,7 @@ def check_training_data(
     if len(data) == 1 and model.latent_dim:
         raise ValueError(
             "a heterogeneous model needs at least 2 people to tell how they differ, got 1: "
-            "use latent_dim=0"
+            + ("use latent_dim=0" if model.personal is None else "use latent_dim=0 and personal=()")
         )
     if model.has_ties and not data.half_wins.any():
         dropped = f", {data.dropped_ties} having been dropped" if data.dropped_ties else ""
