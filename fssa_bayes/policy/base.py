@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from functools import partial
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from fssa_bayes._random import seeded
 from fssa_bayes.policy.adapter import adapters
 
-__all__ = ["check_plain", "find_base", "load_base", "remove_dropout"]
+__all__ = [
+    "check_plain",
+    "check_steady",
+    "check_vocabulary",
+    "find_base",
+    "load_base",
+    "remove_dropout",
+]
 
 
 def load_base(name_or_path: str | os.PathLike, dtype: torch.dtype | str | None) -> PreTrainedModel:
@@ -58,11 +67,85 @@ def check_plain(model: PreTrainedModel) -> None:
         raise ValueError(f"model must have an output layer, got {type(model).__name__}")
 
 
+_NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps", "neftune_noise_alpha")
+
+
 def remove_dropout(model: nn.Module) -> None:
-    """Sets dropout to 0, in modules and in rates that layers hold as numbers."""
+    """Removes what is random in training: dropout, jitter and noise, which some layers hold.
+
+    Rates are modules, numbers that layers hold, or entries of the configuration that a layer reads
+    each time; such a layer gets a configuration of its own, so that the model's stays what it was.
+    Routers that draw experts in training stay in evaluation mode.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name and isinstance(value, float)) or (name in _NOISE and value):
                 setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            rates = {k: v for k, v in vars(config).items() if "drop" in k and _is_rate(v)}
+            if rates:
+                module.config = copy.copy(config)
+                for name in rates:
+                    setattr(module.config, name, 0.0)
+        if hasattr(module, "router_jitter_noise"):  # PhiMoE's, which draws by `training`.
+            module.eval()
+            module.train = partial(_stay_evaluating, module)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+@torch.no_grad()
+def check_steady(model: PreTrainedModel) -> None:
+    """Checks that a model gives the same hidden states twice in training mode.
+
+    Raises:
+        ValueError: If it does not: a policy would not start at a log-ratio of 0.
+    """
+    training = [part for part in model.modules() if part.training]
+    tokens = (
+        torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    )
+    try:
+        model.train()
+        first, second = (
+            model.base_model(input_ids=tokens, use_cache=False).last_hidden_state for _ in range(2)
+        )
+    finally:
+        model.eval()
+        for part in training:
+            part.training = True
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"model must be the same function in training twice, got {type(model).__name__}, which "
+            "draws random numbers beside dropout"
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, token: int, name: str) -> None:
+    """Checks that tokens lie within a model's embedding.
+
+    Args:
+        model: The language model.
+        token: The largest token.
+        name: What the tokens are.
+
+    Raises:
+        ValueError: If the token lies outside.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    if token >= size:
+        raise ValueError(
+            f"{name} must lie within the model's embedding of {size} tokens, got token {token}: a "
+            "token that was added to the tokenizer, for padding say, needs "
+            "model.resize_token_embeddings(len(tokenizer)), or take tokenizer.pad_token = "
+            "tokenizer.eos_token"
+        )

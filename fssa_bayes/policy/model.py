@@ -27,6 +27,7 @@ from fssa_bayes.policy.adapter import (
 )
 from fssa_bayes.policy.base import (
     check_plain,
+    check_vocabulary,
     find_base,
     load_base,
     remove_dropout,
@@ -545,8 +546,9 @@ class SteerablePolicy(nn.Module):
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         if self.tokenizer is None:
             raise ValueError("tokenizer must be given to generate text, got None")
-        filler_token(self.tokenizer)
         tokens = encode_prompts(self.tokenizer, prompts)
+        largest = max([filler_token(self.tokenizer), *(max(own) for own in tokens)])
+        check_vocabulary(self.base, largest, "prompts and padding")
         if z is None:
             z = surrounding_z(len(tokens))
         if z is not None:

@@ -1,0 +1,105 @@
+"""Base models: nothing random in training, tokens within the embedding, how they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from steered_policies import factors, responses
+from tiny_policy import make_contexts, make_rows
+from tiny_texts import make_tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
+
+from fssa_bayes.policy import SteerableDPOTrainer, SteerablePolicy
+from fssa_bayes.policy.base import check_steady, check_vocabulary
+
+SIZE = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+# Models with noise of their own, each rate far from 0.
+NOISY = {
+    "falcon": {
+        "hidden_dropout": 0.4, "attention_dropout": 0.4, "alibi": False,
+        "new_decoder_architecture": False, "parallel_attn": False,
+    },
+    "mixtral": EXPERTS | {"router_jitter_noise": 0.4, "attention_dropout": 0.3},
+    "phimoe": EXPERTS
+    | {"router_jitter_noise": 0.4, "input_jitter_noise": 0.4, "attention_dropout": 0.3},
+    "gpt2": {"resid_pdrop": 0.4, "embd_pdrop": 0.4, "attn_pdrop": 0.4},
+    "opt": {"dropout": 0.4, "layerdrop": 0.4, "ffn_dim": 24, "word_embed_proj_dim": 16},
+}  # fmt: skip
+
+
+def make_noisy(name: str) -> nn.Module:
+    config = AutoConfig.for_model(name, **(SIZE | NOISY[name]), pad_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_no_noise_of_a_model_moves_the_start(name: str) -> None:
+    model = make_noisy(name)
+    before = {k: v for k, v in model.config.to_dict().items() if "drop" in k or "jitter" in k}
+    with pytest.raises(ValueError, match="the same function in training twice"):
+        check_steady(model.train())
+    attention = "all-linear" if name in ("falcon", "gpt2", "opt") else ["q_proj", "v_proj"]
+    policy = SteerablePolicy.from_model(model, None, latent_dim=2, target_modules=attention)
+    policy.train()
+    batch = responses()
+    with torch.no_grad():
+        found = policy.sequence_log_prob(batch, factors())
+        with policy.reference():
+            assert torch.equal(policy.sequence_log_prob(batch), found)
+        assert torch.equal(policy.sequence_log_prob(batch, factors()), found)
+    after = policy.base.config.to_dict()
+    assert {k: after[k] for k in before} == before  # The base model is known by it.
+    assert any(part.training for part in policy.modules())
+
+
+def test_noise_on_the_embeddings_is_refused_or_removed(tmp_path: Path, tiny_model) -> None:
+    from transformers.integrations.neftune import activate_neftune
+
+    model = tiny_model()
+
+    class Accelerator:
+        @staticmethod
+        def unwrap_model(model: nn.Module) -> nn.Module:
+            return model
+
+    activate_neftune(model, 5.0, Accelerator)
+    with pytest.raises(ValueError, match="the same function in training twice"):
+        check_steady(model)
+    policy = SteerablePolicy.from_model(model, None, latent_dim=2)
+    check_steady(policy.base)
+    args = TrainingArguments(str(tmp_path), neftune_noise_alpha=5.0, report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="must not ask for neftune_noise_alpha.* got 5.0"):
+        SteerableDPOTrainer(policy, args, None, None, lambda batch: None)
+
+
+def test_tokens_outside_of_the_embedding_are_refused(
+    tmp_path: Path, tiny_model: Callable, word_tokenizer
+) -> None:
+    model = tiny_model()
+    size = model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(model, size - 1, "tokens")
+    word_tokenizer.add_special_tokens({"pad_token": "<added>"})
+    word_tokenizer.eos_token = None
+    policy = SteerablePolicy.from_model(model, word_tokenizer, latent_dim=2)
+    with pytest.raises(ValueError, match=f"embedding of {size} tokens, got token {size}"):
+        policy.generate(["w3"])
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<{n}>" for n in range(size)]})
+    tokenizer.add_special_tokens({"pad_token": "<last>"})
+    rows = make_rows()
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="train_dataset must lie within the model's embedding"):
+        SteerableDPOTrainer(
+            policy, args, rows.tokenise(tokenizer), make_contexts(rows),
+            lambda batch: torch.distributions.Normal(torch.zeros(len(batch.mask), 2), 1.0),
+        )  # fmt: skip
