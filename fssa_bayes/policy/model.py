@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +27,6 @@ from fssa_bayes.policy.adapter import (
 )
 from fssa_bayes.policy.base import (
     check_plain,
-    check_vocabulary,
     find_base,
     load_base,
     remove_dropout,
@@ -38,7 +37,6 @@ from fssa_bayes.policy.conditioning import (
     Traced,
     recompute_as_now,
     steered,
-    surrounding_z,
 )
 from fssa_bayes.policy.config import (
     PolicyConfig,
@@ -49,11 +47,7 @@ from fssa_bayes.policy.config import (
 from fssa_bayes.policy.conversations import Message
 from fssa_bayes.policy.film import FiLM, decoder_layers
 from fssa_bayes.policy.gates import Gates
-from fssa_bayes.policy.generation import (
-    encode_prompts,
-    filler_token,
-    write_texts,
-)
+from fssa_bayes.policy.generation import Sampling, prepare, write_texts
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
 from fssa_bayes.policy.reference import hash_weights
@@ -66,6 +60,7 @@ from fssa_bayes.policy.storage import (
     save_weights,
     write_description,
 )
+from fssa_bayes.policy.streaming import TextStream, guard_threads
 
 if TYPE_CHECKING:
     from fssa_bayes.policy.tokens import ResponseBatch
@@ -115,6 +110,7 @@ class SteerablePolicy(nn.Module):
             conditioning.attach(model)
         follow_switch(model, conditioning)
         remove_dropout(model)
+        guard_threads(self.base)
         self._head = Head.of(self.base)
         self.eval()
 
@@ -513,8 +509,12 @@ class SteerablePolicy(nn.Module):
         *,
         max_new_tokens: int = 64,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int = 0,
         batch_size: int = 16,
+        tools: list[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str] | list[list[str]]:
         """Writes a response to each prompt.
 
@@ -528,8 +528,12 @@ class SteerablePolicy(nn.Module):
                 the surrounding :func:`steered`, if any.
             max_new_tokens: Largest length of a response, in tokens.
             temperature: What logits are divided by; 0 takes the most probable tokens.
+            top_p: Probability of the likeliest tokens, among which alone a token is drawn.
+            stop: Texts before which a response ends.
             seed: Seed of the draws.
             batch_size: Number of responses written at a time.
+            tools: Schemas of tools, for the chat template.
+            chat_template_kwargs: What else the chat template knows.
 
         Returns:
             R responses, or S lists of them for draws.
@@ -538,33 +542,40 @@ class SteerablePolicy(nn.Module):
             ValueError: If z has another shape, the tokenizer has no chat template for conversations
                 or no token for padding, or an option is out of its range.
         """
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        for name, value in options.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
-        if self.tokenizer is None:
-            raise ValueError("tokenizer must be given to generate text, got None")
-        tokens = encode_prompts(self.tokenizer, prompts)
-        largest = max([filler_token(self.tokenizer), *(max(own) for own in tokens)])
-        check_vocabulary(self.base, largest, "prompts and padding")
-        if z is None:
-            z = surrounding_z(len(tokens))
-        if z is not None:
-            z = expand_factors(z, len(tokens), self.latent_dim)
-            if not z.isfinite().all():
-                raise ValueError("z must be finite, got NaN or an infinite number")
-        draws = len(z) if z is not None and z.ndim == 3 else 1
-        longest = max(map(len, tokens), default=0)
-        check_reach(self.base, longest, "prompts", max_new_tokens)
-        # Drawn on the CPU, so that every device has the same numbers.
-        shape = (len(tokens) * draws, max_new_tokens)
-        generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        uniform = uniform.to(self.device, kind)
-        texts = write_texts(self, tokens * draws, z, uniform, temperature, batch_size)
-        if z is None or z.ndim < 3:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop, seed)
+        asked = prepare(
+            self, prompts, z, sampling, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
+        texts = write_texts(self, asked, sampling, batch_size)
+        if asked.z is None or asked.z.ndim < 3:
             return texts
-        return [texts[start : start + len(tokens)] for start in range(0, len(texts), len(tokens))]
+        size = len(asked.tokens)
+        return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        z: Tensor | None = None,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        tools: list[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> TextStream:
+        """Writes one response, piece by piece; joined, the pieces are what `generate` returns.
+
+        Arguments and errors are those of :meth:`generate`. z is that of the call, whatever steers
+        where the pieces are read. Where the reading ends early, so does the writing.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop, seed)
+        asked = prepare(
+            self, [prompt], z, sampling, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
+        if asked.draws > 1:
+            raise ValueError(f"z must be one point to stream, got {asked.draws} draws")
+        return TextStream(self, asked, sampling)
