@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,18 +22,63 @@ __all__ = [
     "check_vocabulary",
     "find_base",
     "load_base",
+    "of_tokenizer",
     "remove_dropout",
+    "to_remember",
 ]
 
 
-def load_base(name_or_path: str | os.PathLike, dtype: torch.dtype | str | None) -> PreTrainedModel:
-    """Loads a causal language model, in the precision of its files if none is given."""
+_OF_TOKENIZERS = {
+    *("cache_dir", "force_download", "gguf_file", "local_files_only", "proxies", "revision"),
+    *("subfolder", "token", "trust_remote_code"),
+}
+# What decides which function a base model is; whoever loads a policy need not repeat it.
+_REMEMBERED = {
+    *("attn_implementation", "gguf_file", "quantization_config", "revision", "subfolder"),
+    *("variant",),
+}
+
+
+def load_base(
+    name_or_path: str | os.PathLike, dtype: torch.dtype | str | None, **options: Any
+) -> PreTrainedModel:
+    """Loads a causal language model, in the precision of its files if none is given.
+
+    Args:
+        name_or_path: A folder, or a name on the model hub.
+        dtype: Precision of the model.
+        **options: As for `AutoModelForCausalLM.from_pretrained`.
+    """
     with seeded(0):
-        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype or "auto")
+        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype or "auto", **options)
+
+
+def of_tokenizer(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those options that a tokenizer is loaded by as well."""
+    return {name: value for name, value in options.items() if name in _OF_TOKENIZERS}
+
+
+def to_remember(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options by which a base model is found again, as JSON keeps them.
+
+    Raises:
+        ValueError: If one of them cannot be kept.
+    """
+    kept = {name: options[name] for name in sorted(_REMEMBERED & options.keys())}
+    config = kept.get("quantization_config")
+    if hasattr(config, "to_dict"):
+        kept["quantization_config"] = config.to_dict()
+    try:
+        return json.loads(json.dumps(kept))
+    except TypeError as error:
+        raise ValueError(f"options must be kept with the policy, got {kept}: {error}") from error
 
 
 def find_base(
-    given: str | os.PathLike | PreTrainedModel | None, saved: str, dtype: str
+    given: str | os.PathLike | PreTrainedModel | None,
+    saved: str,
+    dtype: str,
+    **options: Any,
 ) -> PreTrainedModel:
     """Returns the base model of a saved policy.
 
@@ -38,15 +86,22 @@ def find_base(
         given: The model, or its name or path; None for where it was when the policy was saved.
         saved: Name or path of the model when the policy was saved; empty if it had none.
         dtype: Precision in which to load it.
+        **options: As for :func:`load_base`.
 
     Raises:
-        ValueError: If there is neither a model nor a name.
+        ValueError: If there is neither a model nor a name, or a model and options.
+        OSError: If there is no such model.
     """
     if isinstance(given, PreTrainedModel):
         return given
     if given is None and not saved:
         raise ValueError("base_model must be given: the policy was built around a model of no name")
-    return load_base(given or saved, dtype)
+    if given is None and os.path.isabs(saved) and not os.path.isdir(saved):
+        raise FileNotFoundError(
+            f"base_model must be given: {saved!r}, where it was when the policy was saved, is no "
+            "folder here"
+        )
+    return load_base(given or saved, dtype, **options)
 
 
 def check_plain(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +30,11 @@ from fssa_bayes.policy.base import (
     check_plain,
     find_base,
     load_base,
+    of_tokenizer,
     remove_dropout,
+    to_remember,
 )
-from fssa_bayes.policy.checks import check_factors, check_reach, expand_factors
+from fssa_bayes.policy.checks import check_factors, check_positive, check_reach, expand_factors
 from fssa_bayes.policy.conditioning import (
     Conditioning,
     Traced,
@@ -44,10 +47,8 @@ from fssa_bayes.policy.config import (
     new_conditioning,
     read_config,
 )
-from fssa_bayes.policy.conversations import Message
 from fssa_bayes.policy.film import FiLM, decoder_layers
 from fssa_bayes.policy.gates import Gates
-from fssa_bayes.policy.generation import Sampling, prepare, write_texts
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
 from fssa_bayes.policy.reference import hash_weights
@@ -58,9 +59,11 @@ from fssa_bayes.policy.storage import (
     load_weights,
     read_description,
     save_weights,
+    upload_folder,
     write_description,
 )
-from fssa_bayes.policy.streaming import TextStream, guard_threads
+from fssa_bayes.policy.streaming import guard_threads
+from fssa_bayes.policy.writing import Writing
 
 if TYPE_CHECKING:
     from fssa_bayes.policy.tokens import ResponseBatch
@@ -68,7 +71,7 @@ if TYPE_CHECKING:
 __all__ = ["SteerablePolicy"]
 
 
-class SteerablePolicy(nn.Module):
+class SteerablePolicy(Writing, nn.Module):
     r"""A language model :math:`\pi(y \mid x, z)` whose behaviour follows a latent factor z.
 
     The base model is frozen; a low-rank adapter is trained, and what z does to it: by default
@@ -125,9 +128,11 @@ class SteerablePolicy(nn.Module):
         film_layers: Sequence[int] | None = None,
         film_dim: int = 64,
         target_modules: str | Sequence[str] = "all-linear",
+        lora_alpha: float | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> Self:
         """Builds a new policy on a pretrained model; options as in :meth:`from_model`.
 
@@ -140,21 +145,29 @@ class SteerablePolicy(nn.Module):
             film_layers: Positions of decoder layers that FiLM modulates; None for the last third.
             film_dim: Width of the hidden layer of FiLM.
             target_modules: Modules that get an adapter, as peft knows them.
+            lora_alpha: What the adapter's effect is multiplied by, over its rank; None for twice
+                the rank.
             dtype: Precision of the base model; None for that of its files.
             device: Where to put the model.
             seed: Seed of the initial weights of adapter and conditioning.
+            **options: As for `AutoModelForCausalLM.from_pretrained`, such as
+                `quantization_config`, `gguf_file`, `attn_implementation`, `revision`. Those that
+                decide which function the model is are kept with the policy.
         """
-        model = load_base(name_or_path, dtype)
+        remembered = to_remember(options)
+        model = load_base(name_or_path, dtype, **options)
         return cls.from_model(
             model if device is None else model.to(device),
-            AutoTokenizer.from_pretrained(name_or_path),
+            AutoTokenizer.from_pretrained(name_or_path, **of_tokenizer(options)),
             latent_dim=latent_dim,
             lora_rank=lora_rank,
             conditioning=conditioning,
             film_layers=film_layers,
             film_dim=film_dim,
             target_modules=target_modules,
+            lora_alpha=lora_alpha,
             seed=seed,
+            base_options=remembered,
         )
 
     @classmethod
@@ -169,7 +182,9 @@ class SteerablePolicy(nn.Module):
         film_layers: Sequence[int] | None = None,
         film_dim: int = 64,
         target_modules: str | Sequence[str] = "all-linear",
+        lora_alpha: float | None = None,
         seed: int = 0,
+        base_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Builds a new policy around a model, which is changed in place.
 
@@ -185,7 +200,10 @@ class SteerablePolicy(nn.Module):
             film_layers: Positions of decoder layers that FiLM modulates; None for the last third.
             film_dim: Width of the hidden layer of FiLM.
             target_modules: Modules that get an adapter, as peft knows them.
+            lora_alpha: What the adapter's effect is multiplied by, over its rank; None for twice
+                the rank.
             seed: Seed of the initial weights of adapter and conditioning.
+            base_options: How the model was loaded, for :meth:`load` to load it so again.
 
         Raises:
             ValueError: If the model has no recognisable decoder layers, has an adapter already, or
@@ -194,6 +212,8 @@ class SteerablePolicy(nn.Module):
         check_plain(model)
         if lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, got {lora_rank}")
+        if lora_alpha is not None:
+            check_positive(lora_alpha=lora_alpha)
         name = model.name_or_path
         if name and Path(name).is_dir():  # So that the folder is found from any working folder.
             name = str(Path(name).absolute())
@@ -207,6 +227,8 @@ class SteerablePolicy(nn.Module):
             else tuple(target_modules),
             base_model=name,
             conditioning=conditioning,
+            lora_alpha=lora_alpha,
+            base_options=dict(base_options or {}),
         )
         identity = describe_base(model)
         with seeded(seed), peft_warnings_ignored(), removed_on_failure(model):
@@ -224,7 +246,7 @@ class SteerablePolicy(nn.Module):
         modules = config.target_modules
         lora = LoraConfig(
             r=config.lora_rank,
-            lora_alpha=2 * config.lora_rank,
+            lora_alpha=config.lora_alpha or 2 * config.lora_rank,
             target_modules=modules if isinstance(modules, str) else list(modules),
             task_type="CAUSAL_LM",
         )
@@ -259,7 +281,7 @@ class SteerablePolicy(nn.Module):
                 part,
                 {
                     "policy": asdict(self.config),
-                    "base": {**self._identity, "weights": hash_weights(self.base)},
+                    "base": {"weights": hash_weights(self.base), **self._identity},
                     "tokenizer": self.tokenizer is not None,
                 },
             )
@@ -271,6 +293,7 @@ class SteerablePolicy(nn.Module):
         *,
         base_model: str | os.PathLike | PreTrainedModel | None = None,
         device: torch.device | str | None = None,
+        **options: Any,
     ) -> Self:
         """Loads a policy and its base model.
 
@@ -279,6 +302,7 @@ class SteerablePolicy(nn.Module):
             base_model: The base model, its name or path; None for where the model was
                 when the policy was saved.
             device: Where to put the policy.
+            **options: How to load the base model, in place of those of the time of training.
 
         Raises:
             FileNotFoundError: If there is no saved policy, or a file of it is missing.
@@ -288,7 +312,9 @@ class SteerablePolicy(nn.Module):
         folder = Path(folder).absolute()
         document = read_description(folder)
         config = read_config(document["policy"], folder)
-        base = find_base(base_model, config.base_model, document["base"]["dtype"])
+        dtype = options.pop("dtype", document["base"]["dtype"])
+        options = config.base_options | options
+        base = find_base(base_model, config.base_model, dtype, **options)
         check_plain(base)
         check_base(base, document["base"])
         base = base if device is None else base.to(device)
@@ -298,6 +324,29 @@ class SteerablePolicy(nn.Module):
             made = cls._adapted(base, tokenizer, config, document["base"])
             load_weights(made.model, made.conditioning, folder)
         return made
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        commit_message: str = "Upload a steerable policy",
+    ) -> str:
+        """Uploads what :meth:`save_pretrained` writes; nothing else of this library uploads.
+
+        Args:
+            repo_id: Name of the repository on the hub, which is made where there is none.
+            private: Whether a new repository is private.
+            token: The hub's token; None for the one that is stored on this machine.
+            commit_message: Message of the commit.
+
+        Returns:
+            Address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "policy")
+            return upload_folder(Path(folder) / "policy", repo_id, private, token, commit_message)
 
     def adapter_for(self, z: Tensor, folder: str | os.PathLike) -> None:
         r"""Writes the policy of one person as an ordinary adapter, in peft's format.
@@ -329,6 +378,11 @@ class SteerablePolicy(nn.Module):
             gates = self.conditioning(z.to(self.device)[None])[:, 0]
         with peft_warnings_ignored():
             write_adapter(self.model, gates, Path(folder).absolute())
+
+    @property
+    def quantised_weights(self) -> str | None:
+        """SHA-256 of a quantised base model's weights before their first use; None for others."""
+        return self._identity.get("weights") if self._identity.get("quantised") else None
 
     @property
     def base(self) -> PreTrainedModel:
@@ -501,81 +555,3 @@ class SteerablePolicy(nn.Module):
         if torch.compiler.is_compiling():
             return Traced(self.conditioning, z)
         return contextlib.nullcontext() if z is None else steered(z)
-
-    def generate(
-        self,
-        prompts: Sequence[str | Sequence[Message]],
-        z: Tensor | None = None,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        batch_size: int = 16,
-        tools: list[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[str] | list[list[str]]:
-        """Writes a response to each prompt.
-
-        Each response has random numbers of its own, which depend on `seed` and on the position in
-        the list, not on `batch_size` or z: two calls with one seed differ by the effect of z.
-
-        Args:
-            prompts: R strings, or conversations, lists of messages with `role` and `content`.
-            z: Latent factor (K,) for all, (R, K) one a prompt, or draws (S, R, K) of the posterior,
-                for S draws of the posterior predictive response to each prompt. None for those of
-                the surrounding :func:`steered`, if any.
-            max_new_tokens: Largest length of a response, in tokens.
-            temperature: What logits are divided by; 0 takes the most probable tokens.
-            top_p: Probability of the likeliest tokens, among which alone a token is drawn.
-            stop: Texts before which a response ends.
-            seed: Seed of the draws.
-            batch_size: Number of responses written at a time.
-            tools: Schemas of tools, for the chat template.
-            chat_template_kwargs: What else the chat template knows.
-
-        Returns:
-            R responses, or S lists of them for draws.
-
-        Raises:
-            ValueError: If z has another shape, the tokenizer has no chat template for conversations
-                or no token for padding, or an option is out of its range.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        sampling = Sampling(max_new_tokens, temperature, top_p, stop, seed)
-        asked = prepare(
-            self, prompts, z, sampling, tools=tools, chat_template_kwargs=chat_template_kwargs
-        )
-        texts = write_texts(self, asked, sampling, batch_size)
-        if asked.z is None or asked.z.ndim < 3:
-            return texts
-        size = len(asked.tokens)
-        return [texts[start : start + size] for start in range(0, len(texts), size)]
-
-    def stream(
-        self,
-        prompt: str | Sequence[Message],
-        z: Tensor | None = None,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        tools: list[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TextStream:
-        """Writes one response, piece by piece; joined, the pieces are what `generate` returns.
-
-        Arguments and errors are those of :meth:`generate`. z is that of the call, whatever steers
-        where the pieces are read. Where the reading ends early, so does the writing.
-        """
-        sampling = Sampling(max_new_tokens, temperature, top_p, stop, seed)
-        asked = prepare(
-            self, [prompt], z, sampling, tools=tools, chat_template_kwargs=chat_template_kwargs
-        )
-        if asked.draws > 1:
-            raise ValueError(f"z must be one point to stream, got {asked.draws} draws")
-        return TextStream(self, asked, sampling)
