@@ -107,9 +107,8 @@ def test_tokens_outside_of_the_embedding_are_refused(
 
 def saved_base(folder: Path, *, width: int = 64) -> Path:
     """Saves a Llama and a tokenizer of the words of `tiny_texts`."""
-    config = AutoConfig.for_model(
-        "llama", **(SIZE | {"hidden_size": width, "head_dim": width // 2})
-    )
+    size = {"hidden_size": width, "head_dim": width // 2, "intermediate_size": 64}
+    config = AutoConfig.for_model("llama", **(SIZE | size))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
