@@ -395,6 +395,11 @@ class SteerablePolicy(Writing, nn.Module):
         return self.config.latent_dim
 
     @property
+    def reach(self) -> int | None:
+        """Number of positions of the base model; None if it does not say."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def device(self) -> torch.device:
         """Where tokens must be."""
         return self.base.device
@@ -529,8 +534,9 @@ class SteerablePolicy(Writing, nn.Module):
 
     def check_length(self, batch: ResponseBatch) -> None:
         """Raises ValueError if a sequence is longer than the model has positions."""
-        reach = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
-        if reach is not None and batch.attention_mask.shape[1] > reach:  # Padding may be longer.
+        if (
+            self.reach is not None and batch.attention_mask.shape[1] > self.reach
+        ):  # Padding may be longer.
             check_reach(self.base, int(batch.attention_mask.sum(-1).max()), "sequences")
 
     def _inputs(

@@ -6,6 +6,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -39,6 +40,7 @@ class TextStream(Iterator[str]):
         policy: The policy.
         asked: One prompt.
         sampling: How tokens are chosen.
+        within: What the thread enters while it writes, such as a semaphore; None for nothing.
 
     Attributes:
         tokens: Number of tokens written so far, with the one that ended the response.
@@ -46,8 +48,15 @@ class TextStream(Iterator[str]):
             length, None before.
     """
 
-    def __init__(self, policy: SteerablePolicy, asked: Asked, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        policy: SteerablePolicy,
+        asked: Asked,
+        sampling: Sampling,
+        within: AbstractContextManager | None = None,
+    ) -> None:
         self._policy, self._asked, self._sampling = policy, asked, sampling
+        self._within = nullcontext() if within is None else within
         self._queue: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._shown, self._last = "", None
@@ -120,7 +129,7 @@ class TextStream(Iterator[str]):
         policy, asked, sampling = self._policy, self._asked, self._sampling
         z = None if asked.z is None else asked.z.reshape(-1, policy.latent_dim)
         try:
-            with evaluating(policy), torch.no_grad(), steered(z):
+            with self._within, evaluating(policy), torch.no_grad(), steered(z):
                 generate_tokens(
                     policy.base,
                     asked.tokens,

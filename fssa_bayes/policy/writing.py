@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fssa_bayes.policy.conversations import Message
-from fssa_bayes.policy.generation import Sampling, prepare, write_texts
+from fssa_bayes.policy.generation import Sampling, encode_prompts, prepare, write_texts
 from fssa_bayes.policy.streaming import TextStream
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ class Writing:
         size = len(asked.tokens)
         return [texts[start : start + size] for start in range(0, len(texts), size)]
 
+    def encode(
+        self: SteerablePolicy,
+        prompts: Sequence[str | Sequence[Message]],
+        *,
+        tools: list[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[list[int]]:
+        """Returns the tokens of prompts, as :meth:`generate` reads them."""
+        return encode_prompts(self.tokenizer, prompts, tools, chat_template_kwargs)
+
     def stream(
         self: SteerablePolicy,
         prompt: str | Sequence[Message],
@@ -84,11 +95,13 @@ class Writing:
         seed: int = 0,
         tools: list[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        within: AbstractContextManager | None = None,
     ) -> TextStream:
         """Writes one response, piece by piece; joined, the pieces are what `generate` returns.
 
         Arguments and errors are those of :meth:`generate`. z is that of the call, whatever steers
-        where the pieces are read. Where the reading ends early, so does the writing.
+        where the pieces are read. Where the reading ends early, so does the writing. A server limits
+        how many responses are written at once by a semaphore, which is held `within` the writing.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, stop, seed)
         asked = prepare(
@@ -96,4 +109,4 @@ class Writing:
         )
         if asked.draws > 1:
             raise ValueError(f"z must be one point to stream, got {asked.draws} draws")
-        return TextStream(self, asked, sampling)
+        return TextStream(self, asked, sampling, within)
