@@ -257,7 +257,14 @@ def generate(
             metavar="FILE", help="JSON lines; standard output if absent.", show_default=False
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens of an answer; 256, or what the model has room for, if absent.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0, help="0 takes the most probable tokens.")
     ] = 1.0,
@@ -294,6 +301,9 @@ def generate(
             raise ValueError(f"--prompts must have a 'prompt' in every row of {str(prompts)!r}")
         asked += [record["prompt"] for record in records]
     name, person = _find_person(found, data, db, user)
+    if max_new_tokens is None:
+        room = (found.policy.reach or 1 << 20) - max(map(len, found.policy.encode(asked)))
+        max_new_tokens = max(1, min(256, room))
     texts = person.generate(
         asked,
         max_new_tokens=max_new_tokens,

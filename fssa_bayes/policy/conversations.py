@@ -89,7 +89,7 @@ def read_tools(value: Any, row: int) -> list[Any] | None:
     Raises:
         ValueError: If the value is something else.
     """
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
         return None
     if isinstance(value, str):
         try:

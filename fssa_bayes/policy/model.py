@@ -534,9 +534,8 @@ class SteerablePolicy(Writing, nn.Module):
 
     def check_length(self, batch: ResponseBatch) -> None:
         """Raises ValueError if a sequence is longer than the model has positions."""
-        if (
-            self.reach is not None and batch.attention_mask.shape[1] > self.reach
-        ):  # Padding may be longer.
+        reach = self.reach
+        if reach is not None and batch.attention_mask.shape[1] > reach:  # Padding may be longer.
             check_reach(self.base, int(batch.attention_mask.sum(-1).max()), "sequences")
 
     def _inputs(

@@ -100,8 +100,8 @@ class Writing:
         """Writes one response, piece by piece; joined, the pieces are what `generate` returns.
 
         Arguments and errors are those of :meth:`generate`. z is that of the call, whatever steers
-        where the pieces are read. Where the reading ends early, so does the writing. A server limits
-        how many responses are written at once by a semaphore, which is held `within` the writing.
+        where the pieces are read. Where the reading ends early, so does the writing. `within` is
+        entered while the response is written: a semaphore limits how many are written at once.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, stop, seed)
         asked = prepare(

@@ -1,8 +1,8 @@
 """An endpoint of chat completions in which `user` names the person who is answered.
 
-The requests and answers are those of OpenAI's API, as far as they have a meaning here; what has none
-is refused and not passed over. People's choices are kept in the database of the interview page,
-behind the same guard. What is believed of a person follows from the choices alone.
+Requests and answers are those of OpenAI's API, as far as they have a meaning here; what has none is
+refused and not passed over. People's choices are kept in the database of the interview page, behind
+the same guard. What is believed of a person follows from the choices alone.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def create_chat_app(
         bundle: What steers the answers.
         store: Keeps the choices; the bundle claims it.
         token: What requests must bear; None lets in requests of this machine, and no others.
-        hosts: Names that requests may call the server by; None where a server before this one checks
-            them.
+        hosts: Names that requests may call the server by; None where a server before this one
+            checks them.
         at_once: Number of responses that are computed at a time.
         most_tokens: Largest number of tokens of a response.
         name: Name of the model in answers.

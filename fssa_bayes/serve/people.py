@@ -1,7 +1,7 @@
 """People whose choices steer a language model: their part of the database.
 
-The tables stand beside those of the interviews, and follow their rules: a change is one transaction,
-committed before the caller goes on, and nothing is held in memory.
+The tables stand beside those of the interviews, and follow their rules: a change is one
+transaction, committed before the caller goes on, and nothing is held in memory.
 """
 
 from __future__ import annotations
