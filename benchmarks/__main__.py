@@ -18,7 +18,7 @@ NAMES = (
     *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
     *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
-    *("interval_coverage", "few_judges", "few_people", "few_shot", "questions"),
+    *("interval_coverage", "few_judges", "few_people", "few_shot", "questions", "page"),
     *("policy", "experiments"),
 )
 
@@ -59,7 +59,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--earlier", type=Path, help="checkout of an earlier version: large")
     parser.add_argument(
-        "--people", type=int, help="people of nuts (50), inference (200), at_scale (1,000,000)"
+        "--people",
+        type=int,
+        help="people of nuts (50), inference (200), at_scale (1,000,000), page (50)",
     )
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
     parser.add_argument("--json", type=Path, help="where to write the rows")

@@ -27,6 +27,7 @@ _SHOWN = "What people see"
 _PEOPLE = "Who comes"
 _ASKED = "What is asked"
 _SERVER = "The server"
+_LINKS = ["number", "link"]
 _VARIABLE = "FSSA_BAYES_TOKEN"
 
 
@@ -154,7 +155,7 @@ def ask(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where the links are written; links.csv beside --db if absent.",
+            help="Where links are written; if absent, links.csv or links-pilot.csv beside --db.",
             rich_help_panel=_PEOPLE,
             show_default=False,
         ),
@@ -298,7 +299,7 @@ def ask(
         )
         hosts = (*LOOPBACK, urlsplit(address).hostname or "")
         page_app = create_app(study, store, token, page, hosts)
-        file = links_file or _beside(db, "links.csv")
+        file = links_file or _beside(db, "links-pilot.csv" if pilot else "links.csv")
         made = _enrol(store, study, links, file, address, pilot=pilot)
         told = [f"Researcher: {address}/researcher"]
         if links:
@@ -312,6 +313,7 @@ def ask(
             log_level="warning",
             proxy_headers=url is not None,
             server_header=False,
+            limit_concurrency=1000,
         )
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -339,6 +341,19 @@ def _read_url(url: str | None) -> str | None:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise ValueError(f"--url must read like https://study.example.org, got {url!r}")
     return url.rstrip("/")
+
+
+def _read_links(file: Path) -> list[list[str]]:
+    """Reads the rows of a file of links; none if there is no file."""
+    if not file.exists():
+        return []
+    try:
+        header, *rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
+    except (ValueError, csv.Error):  # Of an empty file too.
+        header, rows = [], []
+    if header != _LINKS or any(len(row) != len(_LINKS) for row in rows):
+        raise ValueError(f"--links-file must be a new file or one of links, got {str(file)!r}")
+    return rows
 
 
 def _beside(db: str, name: str) -> Path:
@@ -425,7 +440,8 @@ def _make_study(
 def _enrol(store: Store, study: Study, links: int, file: Path, address: str, *, pilot: bool) -> int:
     """Makes the personal links that are missing, and returns how many were made.
 
-    The file is written first: after an interruption between both the same command replaces it.
+    The file is written first: after an interruption between both the same command replaces the new
+    links. Links of the file that the database knows stay, those of a pilot too.
     """
     from fssa_bayes.serve import new_token
 
@@ -436,11 +452,9 @@ def _enrol(store: Store, study: Study, links: int, file: Path, address: str, *, 
     tokens = [new_token() for _ in range(missing)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    known = []
-    if have and file.exists():
-        known = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"))))[1 : 1 + have]
+    known = [row for row in _read_links(file) if store.find(row[1].rpartition("/")[2]) is not None]
     rows = [*known, *([str(have + n + 1), f"{address}/i/{t}"] for n, t in enumerate(tokens))]
-    writer.writerows([["number", "link"], *rows])
+    writer.writerows([_LINKS, *rows])
     write_file(file, text.getvalue().encode())
     file.chmod(0o600)
     store.enrol(tokens, study.arm, pilot=pilot)

@@ -306,7 +306,7 @@ class Interview:
             of the preferred item, `"tie"`, or a tuple of names, the best first; `prob`, the
             probability that the posterior gave to this answer before; `score`, what the question
             was expected to tell, in the terms of the goal; `prob_best`, :attr:`Verdict.prob` after
-            the answer.
+            the answer, NaN where answers were recorded without a verdict.
         """
         rows = [
             (event.question, event.name_answer(), event.prob, event.score, prob_best)

@@ -19,7 +19,7 @@ from fssa_bayes.data import names_from_json, names_to_json
 from fssa_bayes.serve.page import Page, Pages, client_of, redirect
 from fssa_bayes.serve.researcher import add_researcher
 from fssa_bayes.serve.security import LOOPBACK, Guard, Limiter, Sessions
-from fssa_bayes.serve.store import Invited, Question, Store
+from fssa_bayes.serve.store import Invited, Question, Store, new_token
 from fssa_bayes.serve.study import Study
 
 __all__ = ["Interviews", "create_app"]
@@ -27,6 +27,7 @@ __all__ = ["Interviews", "create_app"]
 Token = Annotated[str, Path(max_length=100)]
 Number = Annotated[int, Form(ge=1, le=1_000_000)]
 Word = Annotated[str, Form(max_length=20)]
+Ticket = Annotated[str, Form(min_length=32, max_length=64)]
 
 
 class Interviews:
@@ -46,34 +47,49 @@ class Interviews:
         """Returns the open question of a person, which is chosen if there is none.
 
         Returns:
-            The question, None at the end, and the questions before it that count.
+            The question, None at the end and after withdrawal, and the questions before it that
+            count.
         """
-        with self._locks[who.id % len(self._locks)]:
-            asked = self.store.list_questions(who.id)
-            open_ = [question for question in asked if question.is_open]
-            done = [question for question in asked if not question.is_open]
-            if open_ or who.finished_at is not None:
-                return (open_ or [None])[-1], done
-            proposal, probs = self.study.advance(who, done)
-            for number, prob in probs.items():
-                self.store.note_prob(who.id, number, prob)
-            if proposal is None:
-                self.store.finish(who.id)
-                return None, done
-            question = Question(
-                interview=who.id,
-                number=0,
-                purpose=proposal.purpose,
-                items=names_to_json(proposal.items),
-                arm=who.arm,
-                goal=self.study.goal,
-                score=proposal.score,
-                prob_best=proposal.prob_best,
-                model=self.study.digests["model"],
-                consent_version=who.consent_version or "",
-                asked_at=time.time(),
-            )
-            return self.store.pose(question), done
+        with self._lock_of(who):
+            return self._find_current(who)
+
+    def settle(self, who: Invited) -> None:
+        """Computes what an interruption left undone, unless a request of the person is about it."""
+        lock = self._lock_of(who)
+        if lock.acquire(blocking=False):
+            try:
+                self._find_current(who)
+            finally:
+                lock.release()
+
+    def _lock_of(self, who: Invited) -> threading.Lock:
+        return self._locks[who.id % len(self._locks)]
+
+    def _find_current(self, who: Invited) -> tuple[Question | None, list[Question]]:
+        asked = self.store.list_questions(who.id)
+        open_ = [question for question in asked if question.is_open]
+        done = [question for question in asked if not question.is_open]
+        if open_ or who.finished_at is not None:
+            return (open_ or [None])[-1], done
+        proposal, probs = self.study.advance(who, done)
+        if proposal is None:
+            self.store.note_probs(who.id, probs)
+            self.store.finish(who.id)
+            return None, done
+        question = Question(
+            interview=who.id,
+            number=0,
+            purpose=proposal.purpose,
+            items=names_to_json(proposal.items),
+            arm=who.arm,
+            goal=self.study.goal,
+            score=proposal.score,
+            prob_best=proposal.prob_best,
+            model=self.study.digests["model"],
+            consent_version=who.consent_version or "",
+            asked_at=time.time(),
+        )
+        return self.store.pose(question, probs), done
 
     def reply(self, who: Invited, number: int, choice: str) -> bool:
         """Takes an answer, and chooses the next question.
@@ -144,14 +160,14 @@ def create_app(
     pages = Pages(page)
     pages.install(app)
     interviews = Interviews(study, store)
-    _add_entry(app, interviews, pages)
+    _add_entry(app, interviews, sessions, pages)
     _add_questions(app, interviews, pages)
-    add_researcher(app, study, store, interviews.current, sessions, pages)
+    add_researcher(app, study, store, interviews.settle, sessions, pages)
     app.add_middleware(Guard, hosts=hosts)
     return app
 
 
-def _add_entry(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
+def _add_entry(app: FastAPI, interviews: Interviews, sessions: Sessions, pages: Pages) -> None:
     """Adds the open link, and images."""
     study, store, page = interviews.study, interviews.store, pages.page
     joining = Limiter(60, 60.0)
@@ -161,17 +177,17 @@ def _add_entry(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         """The open link."""
         if not page.places:
             return pages.tell(request, "Please open the link that was sent to you.")
-        return pages.render(request, "join")
+        return pages.render(request, "join", ticket=new_token())
 
     @app.post("/join")
-    def join(request: Request) -> Response:
-        """Begins an interview of somebody without a link of their own."""
+    def join(request: Request, ticket: Ticket) -> Response:
+        """Begins an interview of somebody without a link of their own, one for each form."""
         if not page.places:
             raise HTTPException(404, "This study has no open link.")
         if not joining.allows(client_of(request)):
             raise HTTPException(429, "Too many people begin at once: wait a moment.")
-        token = store.join(page.places, study.arm, pilot=page.pilot)
-        if token is None:
+        token = sessions.link_of(ticket)
+        if not store.join(token, page.places, study.arm, pilot=page.pilot):
             return pages.tell(request, "All places of this study are taken. Thank you.", 410)
         return redirect(request, "person", token=token)
 
@@ -190,20 +206,21 @@ def _add_entry(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
 def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
     """Adds the pages of one person."""
     study, store, page = interviews.study, interviews.store, pages.page
-    missing = Limiter(30, 60.0)
+    missing, clicks = Limiter(30, 60.0), Limiter(60, 60.0)
 
     def find(request: Request, token: str) -> Invited:
-        if not missing.allows(client_of(request), cost=0):
-            raise HTTPException(429, "Too many links that do not exist: wait a moment.")
         who = store.find(token)
-        if who is None:
-            missing.allows(client_of(request))
-            raise HTTPException(404, "This link does not exist. Is it whole?")
-        return who
+        if who is not None:
+            return who
+        if not missing.allows(client_of(request)):
+            raise HTTPException(429, "Too many links that do not exist: wait a moment.")
+        raise HTTPException(404, "This link does not exist. Please check that it is complete.")
 
     def find_asked(request: Request, token: str) -> Invited | None:
-        """Returns a person who has agreed and not withdrawn."""
+        """Returns a person who has agreed and not withdrawn, for a click that takes computing."""
         who = find(request, token)
+        if not clicks.allows(who.id):
+            raise HTTPException(429, "That was fast: wait a moment, then go on.")
         agreed = who.consent_version == page.consent_version
         return who if agreed and who.withdrawn_at is None else None
 
@@ -216,6 +233,8 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         if who.consent_version != page.consent_version:
             return pages.render(request, "consent", token=token)
         question, done = interviews.current(who)
+        if question is None and (store.get(who.id) or who).withdrawn_at is not None:
+            return redirect(request, "person", token=token)  # In another tab, just now.
         if question is None:
             return pages.render(request, "done", token=token, **_describe(study, page, done))
         names = names_from_json("items", question.items).tolist()
@@ -276,6 +295,7 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
             raise HTTPException(422, "Please say that you are sure.")
         if who.withdrawn_at is None:
             store.withdraw(who.id)
+            study.forget(who.id)
         return redirect(request, "person", token=token)
 
 

@@ -85,6 +85,7 @@ class Pages:
         )
         self._templates.filters["markdown"] = render_markdown
         self._templates.filters["percent"] = _percent
+        self._templates.filters["signed"] = _signed
 
     def render(self, request: Request, name: str, status: int = 200, **values: object) -> Response:
         """Returns a page."""
@@ -102,7 +103,7 @@ class Pages:
 
     def install(self, app: FastAPI) -> None:
         """Gives an application style, script and pages for errors."""
-        app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), "static")
+        app.mount("/static", _Static(directory=Path(__file__).parent / "static"), "static")
 
         def tell_error(request: Request, error: HTTPException) -> Response:
             response = self.tell(request, str(error.detail), error.status_code)
@@ -114,6 +115,15 @@ class Pages:
 
         app.add_exception_handler(HTTPException, tell_error)
         app.add_exception_handler(RequestValidationError, tell_invalid)
+
+
+class _Static(StaticFiles):
+    """Serves style and script, which a browser need not ask for at every click."""
+
+    def file_response(self, *args: object, **options: object) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "private, max-age=300"
+        return response
 
 
 def path_of(request: Request, name: str, **parts: object) -> str:
@@ -133,6 +143,13 @@ def client_of(request: Request) -> str:
 def redirect(request: Request, name: str, **parts: object) -> Response:
     """Sends the browser to a page, by GET."""
     return RedirectResponse(path_of(request, name, **parts), 303)
+
+
+def _signed(number: float | None, digits: int) -> str:
+    """Writes a number with a minus sign, and a dash for none."""
+    if number is None or number != number:
+        return "–"
+    return f"{number:.{digits}f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:

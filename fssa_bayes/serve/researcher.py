@@ -1,10 +1,10 @@
 """The researcher's pages: progress, what people prefer, exports, deletion."""
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Annotated
 
+import pandas as pd
 from fastapi import Depends, FastAPI, Form, Path, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -39,6 +39,7 @@ class Findings:
         self.study, self.store, self.settle, self.pilot = study, store, settle, pilot
         self._lock = threading.Lock()
         self._last: tuple[object, Posterior | None] = (None, None)
+        self._shown: tuple[Posterior | None, tuple[pd.DataFrame, pd.DataFrame]] | None = None
 
     def people(self, *, undone: bool = False) -> People:
         """Lists interviews with their questions."""
@@ -65,6 +66,17 @@ class Findings:
             if self._last[0] != key:
                 self._last = (key, self.study.posterior(answers))
             return self._last[1]
+
+    def tables(self, people: People) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """Returns the average ranking, and each person's favourite; None if nobody has answered."""
+        posterior = self.posterior(people)
+        if posterior is None:
+            return None
+        with self._lock:
+            if self._shown is None or self._shown[0] is not posterior:
+                both = self.study.describe_all(posterior), self.study.find_favourites(posterior)
+                self._shown = posterior, both
+            return self._shown[1]
 
 
 def _lacks_prob(question: Question) -> bool:
@@ -136,7 +148,7 @@ def _add_login(
             sessions.open(),
             max_age=sessions.seconds,
             path=path_of(request, "overview"),
-            secure=pages.page.secure,
+            secure=pages.page.secure or request.url.scheme == "https",
             httponly=True,
             samesite="strict",
         )
@@ -169,14 +181,10 @@ def _add_overview(
     def overview(request: Request, own: Annotated[str, Depends(session)]) -> Response:
         """Everybody's progress, and what people prefer on average."""
         people = findings.settled()
-        posterior = findings.posterior(people)
-        table = None if posterior is None else study.describe_all(posterior)
-        favourites = {}
-        if posterior is not None:
-            for user in posterior.context.user_names.tolist():
-                best = study.describe(posterior, user).iloc[0]
-                favourites[user] = (title(best.name), best)
-        ranking = [] if table is None else [(title(name), row) for name, row in table.iterrows()]
+        tables, ranking, favourites = findings.tables(people), [], {}
+        if tables is not None:
+            ranking = [(title(name), row) for name, row in tables[0].iterrows()]
+            favourites = {user: (title(row["item"]), row) for user, row in tables[1].iterrows()}
         return pages.render(
             request,
             "overview",
@@ -203,7 +211,6 @@ def _add_overview(
             who=who,
             questions=asked,
             bands=[] if table is None else [(title(name), row) for name, row in table.iterrows()],
-            write=json.dumps,
             form_token=sessions.form_token(own),
         )
 
@@ -215,6 +222,7 @@ def _add_overview(
         if store.get(number) is None:
             raise HTTPException(404, "There is no such person.")
         store.withdraw(number)
+        study.forget(number)
         return redirect(request, "overview")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,6 +40,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _LEAST_TOKEN = 16  # Characters of the researcher's token.
 _MOST_BYTES = 64 * 1024  # Of a request: forms are small.
+_MOST_SECONDS = 30.0  # Until the whole of a request is here.
 _MOST_KEYS = 10_000  # Clients whose rate is remembered.
 _MOST_IMAGE = 10 * 2**20  # Bytes.
 _POLICY = (
@@ -160,12 +162,18 @@ class Guard:
 
         refusal = self._refuse(scope)
         if refusal is None:
-            body = await _read_body(receive, self.most_bytes)
-            if body is None:
-                refusal = PlainTextResponse("The request is too large.", 413)
-            else:
-                await self.app(scope, _replay(body, receive), send_with_headers)
+            try:
+                with anyio.fail_after(_MOST_SECONDS):
+                    body = await _read_body(receive, self.most_bytes)
+            except TimeoutError:
+                refusal = PlainTextResponse("The request takes too long.", 408)
+            except ConnectionError:  # Half a form is no form.
                 return
+            else:
+                if body is not None:
+                    await self.app(scope, _replay(body, receive), send_with_headers)
+                    return
+                refusal = PlainTextResponse("The request is too large.", 413)
         await refusal(scope, receive, send_with_headers)
 
     def _refuse(self, scope: Scope) -> PlainTextResponse | None:
@@ -198,16 +206,20 @@ def _is_own(headers: Headers, host: str) -> bool:
         return False
     origin = headers.get("origin", "null")
     # A page under "no-referrer" sends the origin "null"; Sec-Fetch-Site then decides.
-    return origin == "null" or urlsplit(origin).netloc.lower() == host.lower()
+    return origin == "null" or origin.lower().partition("://")[2] == host.lower()
 
 
 async def _read_body(receive: Receive, most_bytes: int) -> bytes | None:
-    """Reads the body of a request; None if it is too large."""
+    """Reads the body of a request; None if it is too large.
+
+    Raises:
+        ConnectionError: If the connection is lost before the end of the body.
+    """
     body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            break
+            raise ConnectionError("the connection was lost")
         body += message.get("body", b"")
         if len(body) > most_bytes:
             return None
@@ -261,6 +273,13 @@ class Sessions:
         if not hmac.compare_digest(self._sign(text).encode(), signature.encode()):
             return False
         return int(text.partition(".")[0]) > self.clock()
+
+    def link_of(self, ticket: str) -> str:
+        """Returns the token of the link that a ticket is worth: always the same, not to be guessed.
+
+        A ticket is random text in a form, so that a form that is sent twice makes one link.
+        """
+        return self._sign(f"link of {ticket}")
 
     def form_token(self, session: str) -> str:
         """Returns what a form of the session must hold, against forms of other sites."""

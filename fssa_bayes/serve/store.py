@@ -8,11 +8,12 @@ in its interview, which is unique, and an answer is taken only while the questio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 __all__ = ["Invited", "Question", "Store", "digest_token", "new_token"]
 
 _FORMAT = 1
+_DIGEST = 64  # Characters of a SHA-256.
 _WAIT = 30.0  # Seconds that SQLite waits for another writer.
 
 metadata = sa.MetaData()
@@ -181,7 +183,7 @@ class Store:
     """
 
     def __init__(self, db: str) -> None:
-        self.url = db if "://" in db else f"sqlite:///{db}"
+        self.url = _parse(db) if "://" in db else sa.URL.create("sqlite", database=db)
         try:
             self.engine = _connect(self.url)
             self._check_tables()
@@ -206,7 +208,7 @@ class Store:
         """Takes the database for a study, or makes sure that it is the study's.
 
         Args:
-            digests: What answers of a study have in common, by name: model, items, goal, …
+            digests: What answers of a study have in common, by name: model, items, seed, …
 
         Raises:
             ValueError: If the database belongs to another study, or to another version.
@@ -225,9 +227,10 @@ class Store:
         names = [*digests, *(row.digests.keys() - digests.keys())]
         other = [name for name in names if row.digests.get(name) != digests.get(name)]
         if other:
+            told = [_difference(name, row.digests.get(name), digests.get(name)) for name in other]
             raise ValueError(
                 f"db must be a new database or that of this study, got {_shown(self.url)} of a "
-                f"study with other {', '.join(other)}"
+                f"study with other {', '.join(told)}"
             )
 
     def enrol(self, tokens: Sequence[str], arm: Callable[[int], str], *, pilot: bool) -> None:
@@ -242,24 +245,29 @@ class Store:
             for token in tokens:
                 _insert_interview(connection, token, "link", arm, pilot)
 
-    def join(self, most: int, arm: Callable[[int], str], *, pilot: bool) -> str | None:
-        """Makes an interview for somebody who comes by the open link.
+    def join(self, token: str, most: int, arm: Callable[[int], str], *, pilot: bool) -> bool:
+        """Makes an interview for somebody who comes by the open link, once for each token.
 
         Args:
+            token: The token of the link that the interview gets.
             most: How many may come; who withdrew counts.
             arm: Returns the arm of an interview, given its number.
             pilot: Whether this is a trial.
 
         Returns:
-            The token of the interview's link, or None if no place is left.
+            Whether there is an interview of that token now: False if no place is left.
         """
-        with self.engine.begin() as connection:
-            counted = studies.update().where(studies.c.joined < most)
-            if not connection.execute(counted.values(joined=studies.c.joined + 1)).rowcount:
-                return None
-            token = new_token()
-            _insert_interview(connection, token, "open", arm, pilot)
-        return token
+        if self.find(token) is not None:
+            return True
+        counted = studies.update().where(studies.c.joined < most)
+        try:
+            with self.engine.begin() as connection:
+                if not connection.execute(counted.values(joined=studies.c.joined + 1)).rowcount:
+                    return False
+                _insert_interview(connection, token, "open", arm, pilot)
+        except sa.exc.IntegrityError:  # A second click: the count is taken back with the rest.
+            return True
+        return True
 
     def count(self, source: str, *, pilot: bool) -> int:
         """Counts the interviews that came one way, those withdrawn included."""
@@ -322,28 +330,37 @@ class Store:
             query = query.where(questions.c.undone_at.is_(None))
         return [Question(*row) for row in self._read(query)]
 
-    def pose(self, question: Question) -> Question:
+    def pose(self, question: Question, probs: Mapping[int, float] | None = None) -> Question | None:
         """Opens a question, unless one is open already.
 
         Args:
             question: The question; its number is not looked at.
+            probs: As for :meth:`note_probs`, in the same transaction.
 
         Returns:
-            The open question, which another request may have opened.
+            The open question, which another request may have opened; None for a person who has
+            withdrawn.
         """
+        of_person = interviews.c.id == question.interview
+        here = sa.select(interviews.c.id).where(of_person, interviews.c.withdrawn_at.is_(None))
         query = sa.select(sa.func.max(questions.c.number))
         own = query.where(questions.c.interview == question.interview)
         row = {field.name: getattr(question, field.name) for field in fields(Question)}
+        attempt = 0
         while True:
+            attempt += 1
             found = [q for q in self.list_questions(question.interview) if q.is_open]
             if found:
                 return found[-1]
             row["number"] = (self._read(own).scalar() or 0) + 1
             try:
                 with self.engine.begin() as connection:
+                    if connection.execute(here.with_for_update()).first() is None:
+                        return None
+                    _note_probs(connection, question.interview, probs or {})
                     connection.execute(questions.insert(), row)
             except sa.exc.IntegrityError:  # Another request was faster: its question is open.
-                if self.get(question.interview) is None:
+                if attempt == 10:
                     raise
 
     def reply(self, interview: int, number: int, answer: object, side: str) -> bool:
@@ -389,13 +406,10 @@ class Store:
             change = questions.update().where(own & (questions.c.number >= number))
             return bool(connection.execute(change.values(undone_at=time.time())).rowcount)
 
-    def note_prob(self, interview: int, number: int, prob: float) -> None:
-        """Notes the probability that the posterior gave to an answer before."""
-        change = questions.update().where(
-            questions.c.interview == interview, questions.c.number == number
-        )
+    def note_probs(self, interview: int, probs: Mapping[int, float]) -> None:
+        """Notes the probabilities that the posterior gave to answers before, by their number."""
         with self.engine.begin() as connection:
-            connection.execute(change.values(prob=prob))
+            _note_probs(connection, interview, probs)
 
     def _check_tables(self) -> None:
         """Raises a ValueError unless the database is empty or holds the tables of a study."""
@@ -409,7 +423,7 @@ class Store:
                         f" with a table {table.name!r} of something else"
                     )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         """Yields a connection whose statements are no transaction."""
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -429,6 +443,12 @@ class Store:
             connection.execute(change.values(values))
 
 
+def _note_probs(connection: sa.Connection, interview: int, probs: Mapping[int, float]) -> None:
+    own = questions.update().where(questions.c.interview == interview)
+    for number, prob in probs.items():
+        connection.execute(own.where(questions.c.number == number).values(prob=prob))
+
+
 def _insert_interview(
     connection: sa.Connection, token: str, source: str, arm: Callable[[int], str], pilot: bool
 ) -> None:
@@ -439,11 +459,36 @@ def _insert_interview(
     connection.execute(change.values(arm=arm(number)))
 
 
-def _connect(url: str) -> sa.Engine:
+def _difference(name: str, old: str | None, new: str | None) -> str:
+    """Names a setting of another study; tells both values of it unless they are digests."""
+    if None in (old, new) or len(old) == len(new) == _DIGEST:
+        return name
+    return f"{name} ({old} there, {new} here)"
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # The message may hold parts of a password.
+        pass
+    raise ValueError(
+        "db must be a path, or a URL such as postgresql+psycopg://user:password@host/name, in "
+        "which special characters of a password are percent-encoded"
+    )
+
+
+def _connect(parsed: sa.URL) -> sa.Engine:
     """Opens a database; SQLite synchronises every commit, and overwrites what is deleted."""
-    parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True)
+    file = parsed.database
+    if not file or file == ":memory:" or "mode=memory" in file:
+        raise ValueError(f"db must be a database that lasts, got {_shown(parsed)} in memory")
+    if not file.startswith(
+        "file:"
+    ):  # Answers are for the owner's eyes; so are SQLite's other files.
+        with contextlib.suppress(OSError):
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     engine = sa.create_engine(parsed, connect_args={"timeout": _WAIT})
 
     @sa.event.listens_for(engine, "connect")
@@ -462,8 +507,7 @@ def _connect(url: str) -> sa.Engine:
     return engine
 
 
-def _shown(url: str) -> str:
+def _shown(parsed: sa.URL) -> str:
     """Returns a URL without its password, or the path of a SQLite file, for messages."""
-    parsed = sa.make_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
     return repr(parsed.database if is_file else parsed.render_as_string(hide_password=True))

@@ -54,7 +54,7 @@ class Study:
     """Chooses questions for people, and says what their answers tell.
 
     One lock guards the interviews that are kept in memory, which are nothing but a memory: they are
-    made again from the answers in the database.
+    made again from the answers in the database. Posteriors for results are computed beside them.
 
     Args:
         model: A fitted model.
@@ -71,7 +71,8 @@ class Study:
         seed: Seed of arms, orders, held-out questions and draws.
 
     Attributes:
-        digests: What all answers of a study have in common, for :meth:`Store.claim`.
+        digests: What all answers of a study have in common, for :meth:`Store.claim`: digests of
+            model and questions, and the settings of the study as text.
 
     Raises:
         ValueError: If the model does not fit the items or an option is out of range.
@@ -125,7 +126,9 @@ class Study:
             )
         self.model, self.guide, self.has_ties = model, guide, model.has_ties
         self.goal = repr(self._start.goal)
-        self.digests = self._start.digests() | {"control": str(control)}
+        settings = {"stop": stop, "held_out": num_held_out, "control": control}
+        settings |= {"samples": num_samples, "seed": seed}
+        self.digests = self._start.digests() | {name: repr(v) for name, v in settings.items()}
         self._live: OrderedDict[int, tuple[tuple[int, ...], Interview]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -173,6 +176,11 @@ class Study:
                 return self._order(who, Proposal(HELD_OUT, items, None, None), len(asked)), probs
         return None, probs
 
+    def forget(self, interview: int) -> None:
+        """Drops what is kept in memory of a person, who has withdrawn."""
+        with self._lock:
+            self._live.pop(interview, None)
+
     def posterior(self, answers: Mapping[str, Sequence[Question]]) -> Posterior | None:
         """Returns the posterior of people given all their answers, held-out ones too.
 
@@ -204,8 +212,7 @@ class Study:
                 if len(question.items) > 2:
                     items = list(_read_names(question.items))
                     data = data.append_ranking(name, [_read_choice(question)], choice_set=items)
-        with self._lock:
-            return Posterior(self.model, self.guide, data, self.num_samples, seed=self.seed)
+        return Posterior(self.model, self.guide, data, self.num_samples, seed=self.seed)
 
     def describe(self, posterior: Posterior, user: str) -> pd.DataFrame:
         """Describes what a person prefers.
@@ -220,9 +227,27 @@ class Study:
             other items that the person would choose it over, with `lower` and `upper`, its 5 % and
             95 % quantiles; `mean`, `mean_lower` and `mean_upper`, of its utility in nats.
         """
-        with self._lock:
-            utility = posterior.utility(self.items.names, [user])[:, 0].double()
-        return self._tabulate(utility)
+        return self._tabulate(posterior.utility(self.items.names, [user])[:, 0])
+
+    def find_favourites(self, posterior: Posterior) -> pd.DataFrame:
+        """Finds each person's likeliest favourite.
+
+        Args:
+            posterior: The posterior.
+
+        Returns:
+            One row a person (index `user`): `item`, the first row of :meth:`describe`, and that
+            row's other columns.
+        """
+        users = posterior.context.user_names.tolist()
+        utility = posterior.utility(self.items.names)
+        best = utility.mean(0).argmax(-1)
+        own = utility.gather(-1, best.expand(len(utility), -1).unsqueeze(-1))
+        shares = torch.cat([_win_share(*pair).mT for pair in zip(own, utility, strict=True)])
+        columns = _summarise(own.squeeze(-1), shares, (utility.argmax(-1) == best).double().mean(0))
+        table = pd.DataFrame(columns, index=pd.Index(users, name="user"))
+        table.insert(0, "item", [self.items.names[place] for place in best.tolist()])
+        return table
 
     def describe_all(self, posterior: Posterior) -> pd.DataFrame:
         """Describes what people prefer on average; columns as :meth:`describe`.
@@ -230,22 +255,14 @@ class Study:
         The intervals tell how sure the average of these people is, with the model as it is: not
         how much people differ, nor how the average of other people may be.
         """
-        with self._lock:
-            utility = posterior.utility(self.items.names).double()
-        return self._tabulate(utility)
+        return self._tabulate(posterior.utility(self.items.names))
 
     def _tabulate(self, utility: torch.Tensor) -> pd.DataFrame:
         """Summarises draws of utilities (S, M) of a person, or (S, U, M) of people."""
         average = utility if utility.ndim == 2 else utility.mean(1)
         best = torch.bincount(average.argmax(-1), minlength=average.shape[-1]) / len(average)
-        wins = _win_shares(utility)
-        columns = {"prob_best": best, "wins": wins.mean(0)}
-        levels = torch.tensor(_LEVELS, dtype=torch.double)
-        columns["lower"], columns["upper"] = wins.quantile(levels, 0)
-        columns["mean"] = average.mean(0)
-        columns["mean_lower"], columns["mean_upper"] = average.quantile(levels, 0)
-        index = pd.Index(self.items.names, name="item")
-        table = pd.DataFrame({name: v.numpy() for name, v in columns.items()}, index=index)
+        columns = _summarise(average, _win_shares(utility), best)
+        table = pd.DataFrame(columns, index=pd.Index(self.items.names, name="item"))
         return table.sort_values(["mean"], ascending=False, kind="stable")
 
     def compare_arms(self, people: Sequence[tuple[Invited, Sequence[Question]]]) -> pd.DataFrame:
@@ -327,14 +344,36 @@ class Study:
         return [self._questions[place] for place in places]
 
 
+def _summarise(
+    utility: torch.Tensor, shares: torch.Tensor, prob_best: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Summarises draws of utilities and of shares, both (S, M): see :meth:`Study.describe`."""
+    levels = torch.tensor(_LEVELS, dtype=utility.dtype)
+    lower, upper = shares.quantile(levels, 0)
+    mean_lower, mean_upper = utility.quantile(levels, 0)
+    columns = {"prob_best": prob_best, "wins": shares.mean(0), "lower": lower, "upper": upper}
+    columns |= {"mean": utility.mean(0), "mean_lower": mean_lower, "mean_upper": mean_upper}
+    return {name: value.double().numpy() for name, value in columns.items()}
+
+
 def _win_shares(utility: torch.Tensor) -> torch.Tensor:
     """Returns the mean probability, over other items and people, to choose each item: (S, M)."""
     shares = []
-    for draw in utility.split(max(1, 2**22 // (utility[0].numel() * utility.shape[-1]))):
-        prob = (draw.unsqueeze(-1) - draw.unsqueeze(-2)).sigmoid()
-        share = (prob.sum(-1) - 0.5) / (utility.shape[-1] - 1)  # Without the item against itself.
+    for draw in utility.split(max(1, 2**20 // (utility[0].numel() * utility.shape[-1]))):
+        share = _win_share(draw, draw)
         shares.append(share if share.ndim == 2 else share.mean(1))
     return torch.cat(shares)
+
+
+def _win_share(own: torch.Tensor, utility: torch.Tensor) -> torch.Tensor:
+    """Returns the mean probability, over the other items, to choose an item.
+
+    Args:
+        own: Utilities (*, I) of some items.
+        utility: Utilities (*, M) of all items, of which these are some.
+    """
+    prob = (own.unsqueeze(-1) - utility.unsqueeze(-2)).sigmoid()
+    return (prob.sum(-1) - 0.5) / (utility.shape[-1] - 1)  # Without itself.
 
 
 def _read_names(saved: list) -> tuple:

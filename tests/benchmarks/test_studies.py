@@ -20,6 +20,7 @@ NAMES = (
     "few_people",
     "few_shot",
     "questions",
+    "page",
     "policy",
     "experiments",
 )

@@ -19,9 +19,18 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+import uvicorn  # After the check that the extra is there.
+from starlette.testclient import TestClient
+
 from fssa_bayes import HeterogeneousBTL, save
 from fssa_bayes.serve import Store
 
+WITHOUT = """
+import sys
+sys.modules.update(transformers=None, peft=None)  # Not importable.
+from fssa_bayes.cli import main
+main(sys.argv[1:])
+"""
 NAMES = ["tea", "cola", "milk", "water"]
 
 
@@ -61,33 +70,94 @@ def test_what_is_wrong_is_said(command: Callable, arguments: list[str], tmp_path
             assert (ended.code, message in ended.err) == (2, True), (change, ended.err)
 
 
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[uvicorn.Config]:
+    """Collects what would be served, in place of serving it."""
+    configs: list[uvicorn.Config] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: configs.append(self.config))
+    return configs
+
+
+def test_links_are_kept(
+    command: Callable, arguments: list[str], tmp_path: Path, served: list[uvicorn.Config]
+) -> None:
+    def read(name: str) -> list[str]:
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+        rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+        return [row["link"].rpartition("/")[2] for row in rows]
+
+    assert "2 new personal links of 2" in command(*arguments).out
+    first = read("links.csv")
+    assert "0 new personal links of 2" in command(*arguments).out
+    assert "1 new personal links of 3" in command(*arguments, "--links", "3").out
+    assert read("links.csv")[:2] == first
+    every = read("links.csv")
+    trial = ["--pilot", "--links"]
+    assert "4 new personal links of 4" in command(*arguments, *trial, "4").out
+    assert read("links.csv") == every
+    command(*arguments, *trial, "5", "--links-file", tmp_path / "links.csv")  # Of both kinds.
+    assert read("links.csv")[:3] == every
+    with Store(str(tmp_path / "answers.sqlite")) as store:
+        pilot = [store.find(token).pilot for token in read("links.csv")]
+        assert pilot == [False] * 3 + [True]
+        assert all(store.find(token).pilot for token in read("links-pilot.csv"))
+        assert len(store.list_interviews()) == 8
+    assert len(served) == 5
+    assert not any(config.access_log or config.server_header for config in served)
+
+
+def test_what_belongs_to_something_else_is_not_written_over(
+    command: Callable, arguments: list[str], tmp_path: Path, served: list[uvicorn.Config]
+) -> None:
+    (tmp_path / "other.csv").write_text("item\ntea\n")
+    ended = command(*arguments, "--links-file", tmp_path / "other.csv")
+    assert (ended.code, "--links-file must be a new file" in ended.err) == (2, True)
+    assert (tmp_path / "other.csv").read_text() == "item\ntea\n"
+    assert command(*arguments).code == 0
+    for change, message in (
+        (["--seed", "1"], "of a study with other seed (0 there, 1 here)"),
+        (["--questions", "4"], "=3) there"),
+        (["--held-out", "1"], "held_out (0 there, 1 here)"),
+        (["--control", "random"], "control (False there, True here)"),
+        (["--goal", "best"], "of a study with other goal"),
+    ):
+        ended = command(*arguments, *change)
+        assert (ended.code, message in ended.err) == (2, True), (change, ended.err)
+    assert len(served) == 1
+
+
 @pytest.mark.slow
-def test_a_killed_server_loses_nothing(arguments: list[str], tmp_path: Path) -> None:
-    sides = []
-    for _ in range(2):
-        server = subprocess.Popen(
-            [sys.executable, "-m", "fssa_bayes", *arguments], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            lines = iter(server.stdout.readline, "")
-            address = next(line for line in lines if line.startswith("Researcher: ")).split()[1]
-            address = address.removesuffix("/researcher")
-            rows = csv.DictReader((tmp_path / "links.csv").read_text().splitlines())
-            link = next(rows)["link"]
-            link = address + urllib.parse.urlsplit(link).path
-            page = ask(link)
-            if version := re.search(r'name="version" value="(\w+)"', page):
-                page = ask(f"{link}/consent", agree="yes", version=version[1])
-            number = re.search(r'name="number" value="(\d+)"', page)[1]
-            ask(f"{link}/answer", number=number, choice="1")
-        finally:
-            os.kill(server.pid, signal.SIGKILL)
-            server.wait()
-            server.stdout.close()
-        with Store(str(tmp_path / "answers.sqlite")) as store:
-            sides.append([row.side for row in store.list_questions(1) if row.side])
-            assert store.count("link", pilot=False) == 2
-    assert sides == [["left"], ["left"] * 2]
+def test_a_killed_server_loses_nothing(
+    command: Callable, arguments: list[str], tmp_path: Path, served: list[uvicorn.Config]
+) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines = iter(server.stdout.readline, "")
+        address = next(line for line in lines if line.startswith("Researcher: ")).split()[1]
+        address = address.removesuffix("/researcher")
+        rows = csv.DictReader((tmp_path / "links.csv").read_text().splitlines())
+        link = urllib.parse.urlsplit(next(rows)["link"]).path
+        version = re.search(r'name="version" value="(\w+)"', ask(address + link))[1]
+        page = ask(f"{address}{link}/consent", agree="yes", version=version)
+        number = re.search(r'name="number" value="(\d+)"', page)[1]
+        page = ask(f"{address}{link}/answer", number=number, choice="1")
+    finally:
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait()
+        server.stdout.close()
+    with Store(str(tmp_path / "answers.sqlite")) as store:
+        assert [row.side for row in store.list_questions(1)] == ["left", None]
+    assert "0 new personal links of 2" in command(*arguments).out
+    client = TestClient(served[0].app, base_url="http://127.0.0.1")
+    assert client.get(link).text == page  # The question that was open when the server was killed.
+    for number in (2, 3):
+        page = client.post(f"{link}/answer", data={"number": number, "choice": "2"}).text
+    assert "Your answers are stored" in page
+    with Store(str(tmp_path / "answers.sqlite")) as store:
+        assert [row.side for row in store.list_questions(1)] == ["left", "right", "right"]
+        assert all(row.prob is not None for row in store.list_questions(1))
 
 
 def ask(address: str, **form: str) -> str:

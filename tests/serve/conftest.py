@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from httpx2 import Response
 from starlette.testclient import TestClient
 
 from fssa_bayes import HeterogeneousBTL
@@ -114,6 +115,17 @@ def open_page(
         return client, [Person(client, f"/i/{token}") for token in tokens]
 
     return start
+
+
+@pytest.fixture
+def join() -> Callable[..., Response]:
+    """Returns a function that sends a form of the open link."""
+
+    def begin(client: TestClient, path: str = "", ticket: str | None = None) -> Response:
+        ticket = ticket or re.search(r'name="ticket" value="(.+?)"', client.get(f"{path}/").text)[1]
+        return client.post(f"{path}/join", data={"ticket": ticket})
+
+    return begin
 
 
 @pytest.fixture

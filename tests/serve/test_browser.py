@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 import socket
 import threading
@@ -14,12 +15,14 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+import arviz  # noqa: E402
 import uvicorn  # noqa: E402
 
 from fssa_bayes.serve import Page, Store, Study, create_app  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "the researcher's secret"
+NAMES = ["tea", "cola", "<script>alert(1)</script>", "=1+1", "juice", "ü | ß"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium"),
@@ -82,10 +85,21 @@ def test_mouse_undo_and_reload(browser, address: str, store: Store, tmp_path) ->
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_role("button", name="Log in").click()
     page.get_by_text("1 finished").wait_for()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="answers.csv").click()
-    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    files = {}
+    for name in ("answers.csv", "answers.json", "posterior.nc"):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=name).click()
+        assert download.value.suggested_filename == name
+        files[name] = tmp_path / name
+        download.value.save_as(files[name])
+    rows = list(csv.DictReader(io.StringIO(files["answers.csv"].read_text())))
     assert [row["side"] for row in rows] == ["right"] * 3
+    (ann, bob) = json.loads(files["answers.json"].read_text())["people"]
+    assert [row["undone_at"] is not None for row in ann["questions"]] == [True] * 2 + [False] * 3
+    assert (bob["person"], bob["questions"]) == ("P0002", [])
+    utility = arviz.from_netcdf(str(files["posterior.nc"])).posterior["utility"]
+    assert utility.sizes["user"] == 1
+    assert sorted(utility["item"].values.tolist()) == sorted(NAMES)
     assert complaints == []
 
 
@@ -114,6 +128,40 @@ def test_a_phone_without_scripts(browser, address: str, store: Store) -> None:
         page.get_by_role("button", name="Choose this").first.tap()
     page.get_by_text("Your answers are stored").wait_for()
     assert [row.side for row in store.list_questions(2)] == ["left"] * 3
+
+
+def test_double_clicks_tabs_and_lost_connections(browser, address: str, store: Store) -> None:
+    page, complaints = start(browser, address, "ann")
+    other = page.context.new_page()
+    other.goto(f"{address}/i/ann")
+    page.get_by_role("button", name="Choose this").first.dblclick()
+    page.get_by_text("Question 2 of").wait_for()
+    other.get_by_role("button", name="Choose this").last.click()  # The question of before.
+    other.get_by_text("Question 2 of").wait_for()
+    assert [row.side for row in store.list_questions(1)] == ["left", None]
+    page.go_back()
+    page.get_by_text("Question 2 of").wait_for()
+    assert complaints == []
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Choose this").last.click()
+    page.wait_for_url("chrome-error://**")
+    page.context.set_offline(False)
+    page.goto(f"{address}/i/ann")
+    page.get_by_role("button", name="Choose this").last.click()
+    page.get_by_text("Question 3 of").wait_for()
+    assert [row.side for row in store.list_questions(1)] == ["left", "right", None]
+
+
+def test_items_stand_side_by_side_where_there_is_room(browser, address: str) -> None:
+    page, _ = start(browser, address, "ann", viewport={"width": 1200, "height": 800})
+    for width, beside in ((1200, True), (360, False)):
+        page.set_viewport_size({"width": width, "height": 800})
+        first, second = (item.bounding_box() for item in page.locator("section.item").all())
+        assert (first["y"] == second["y"]) == beside
+        assert (first["x"] == second["x"]) != beside
+        tables = page.get_by_role("row", name="litres").all()
+        assert [row.is_visible() for row in tables] == [True, True]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_two_people_at_once(browser, address: str, store: Store) -> None:

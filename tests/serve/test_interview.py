@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fssa_bayes import Posterior, Preferences
-from fssa_bayes.questions import Interview, Stop
+from fssa_bayes import Posterior, Preferences, save
+from fssa_bayes.questions import BestItemInformation, Interview, Stop
 from fssa_bayes.serve import Page, Store, create_app
 
 OPEN = Page(places=2)
@@ -106,6 +108,23 @@ def test_an_answer_is_taken_back(open_page, store: Store) -> None:
     assert store.list_questions(1) == rows  # The end is the end.
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seed": 1}, r"other seed \(0 there, 1 here\)"),
+        ({"num_held_out": 2}, r"other held_out \(0 there, 2 here\)"),
+        ({"stop": Stop(best=None, max_questions=4)}, r"other stop \(.*=3\) there, .*=4\) here\)"),
+        ({"control": True, "num_held_out": 2}, r"held_out .*, control \(False there, True here\)"),
+        ({"num_samples": 50}, r"other samples \(100 there, 50 here\)"),
+        ({"goal": BestItemInformation()}, "of a study with other goal$"),
+    ],
+)
+def test_other_settings_are_another_study(open_page, make_study, options, told: str) -> None:
+    open_page()
+    with pytest.raises(ValueError, match=f"^db must be a new database .*{told}"):
+        open_page(make_study(**options))
+
+
 def test_a_restart_loses_nothing(open_page, make_study, store: Store) -> None:
     """Another application on the same database goes on, with the same questions."""
     _, (ann, bob) = open_page(people=2)
@@ -124,19 +143,34 @@ def test_a_restart_loses_nothing(open_page, make_study, store: Store) -> None:
     assert all(row.prob is not None for row in store.list_questions())
 
 
-def test_open_link_has_a_cap(open_page, store: Store) -> None:
+def test_open_link_has_a_cap(open_page, store: Store, join) -> None:
     client, _ = open_page(people=0, page=OPEN)
-    links = {str(client.post("/join").url) for _ in range(2)}
+    links = {str(join(client).url) for _ in range(2)}
     assert len(links) == 2
-    full = client.post("/join")
+    full = join(client)
     assert (full.status_code, "All places" in full.text) == (410, True)
     assert store.count("open", pilot=False) == 2
     client, _ = open_page(people=0)
-    assert client.post("/join").status_code == 404
+    assert join(client, ticket="t" * 32).status_code == 404
 
 
-def test_withdrawal_deletes(open_page, store: Store, tmp_path: Path, log_in) -> None:
-    client, (ann, bob) = open_page(people=2)
+def test_two_clicks_on_the_open_link_make_one_interview(open_page, store: Store, join) -> None:
+    client, _ = open_page(people=0, page=OPEN)
+    with ThreadPoolExecutor(4) as pool:
+        pages = list(pool.map(lambda _: join(client, ticket="t" * 32), range(4)))
+    assert len({str(page.url) for page in pages}) == 1
+    assert "t" * 32 not in str(pages[0].url)  # Who knows the form does not know the link.
+    assert store.count("open", pilot=False) == 1
+    assert "I have read this" in join(client).text  # The second place is still free.
+    assert client.post("/join", data={"ticket": "short"}).status_code == 422
+
+
+def test_withdrawal_deletes(
+    open_page, make_study, store: Store, tmp_path: Path, log_in, monkeypatch
+) -> None:
+    study, forgotten = make_study(), []
+    monkeypatch.setattr(study, "forget", forgotten.append)
+    client, (ann, bob) = open_page(study, people=2)
     for person in (ann, bob):
         person.agree()
         person.finish()
@@ -152,6 +186,86 @@ def test_withdrawal_deletes(open_page, store: Store, tmp_path: Path, log_in) -> 
     assert not store.list_questions(undone=True)
     files = b"".join(path.read_bytes() for path in tmp_path.glob("answers.sqlite*"))
     assert b"InformationGain" not in files
+    assert forgotten == [1, 2]
+
+
+def test_who_is_forgotten_is_not_in_memory(
+    open_page, make_study, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart, begun = Interview.restart, []
+    monkeypatch.setattr(Interview, "restart", lambda self: begun.append(1) or restart(self))
+    study = make_study()
+    _, (ann,) = open_page(study)
+    ann.agree()
+    ann.answer("1")
+    assert len(begun) == 1
+    study.forget(1)
+    ann.answer("1")
+    assert len(begun) == 2
+    assert all(row.prob is not None for row in store.list_questions(1) if row.side)
+
+
+def test_withdrawal_in_another_tab_asks_nothing_more(open_page, make_study, store: Store) -> None:
+    """A person withdraws while the next question is being chosen."""
+    study = make_study()
+    _, (ann,) = open_page(study)
+    ann.agree()
+    ann.answer("1")
+    assert ann.number() == 2
+    choose = study.advance
+
+    def withdraw_meanwhile(*arguments):
+        chosen = choose(*arguments)
+        ann.client.post(f"{ann.link}/withdraw", data={"sure": "yes"})
+        return chosen
+
+    study.advance = withdraw_meanwhile
+    assert ann.answer("1", 2) == 200
+    assert "You have withdrawn" in ann.look()
+    assert not store.list_questions(undone=True)
+
+
+def test_the_researcher_waits_for_nobody(open_page, make_study, store: Store, log_in) -> None:
+    study, busy, seen = make_study(), threading.Event(), threading.Event()
+    client, (ann,) = open_page(study)
+    ann.agree()
+    first = ann.number()
+    choose, waited = study.advance, []
+
+    def choose_slowly(*arguments):
+        busy.set()
+        waited.append(seen.wait(30))  # False if the researcher's page waits for this click.
+        return choose(*arguments)
+
+    study.advance = choose_slowly
+    with ThreadPoolExecutor(1) as pool:
+        click = pool.submit(ann.answer, "1", first)
+        assert busy.wait(30)
+        other = TestClient(client.app)
+        log_in(other)
+        assert "<td>answering</td>" in other.get("/researcher").text
+        seen.set()
+        assert click.result() == 200
+    assert all(waited)
+
+
+def test_favourites_are_the_first_of_each_ranking(make_study, open_page, store: Store) -> None:
+    study = make_study()
+    _, people = open_page(study, people=3)
+    for person in people[:2]:
+        person.agree()
+        person.finish()
+    answers = {f"P{number}": store.list_questions(number) for number in (1, 2, 3)}
+    posterior = study.posterior(answers)
+    found = study.find_favourites(posterior)
+    assert found.index.tolist() == ["P1", "P2"]
+    with ThreadPoolExecutor(4) as pool:  # While people are asked, results are looked at.
+        beside = [pool.submit(study.posterior, answers) for _ in range(4)]
+        assert all(torch.equal(one.result().z, posterior.z) for one in beside)
+    for user, row in found.iterrows():
+        expected = study.describe(posterior, user).iloc[0]
+        assert row["item"] == expected.name
+        np.testing.assert_allclose(row.drop("item").astype(float), expected, rtol=1e-6)
 
 
 def test_another_text_is_agreed_to_again(open_page, store: Store) -> None:
@@ -254,24 +368,24 @@ def test_arms_answer_as_many_questions_and_held_out_ones(open_page, make_study, 
     shown = client.get("/researcher").text
     gap = np.mean(scores["adaptive"]) - np.mean(scores["random"])
     error = np.sqrt(sum(np.var(own, ddof=1) / 4 for own in scores.values()))
-    assert f"<td>{gap:.3f}</td>\n<td>{error:.3f}</td>" in shown
+    assert f"<td>{gap:.3f}</td>\n<td>{error:.3f}</td>".replace("-", "−") in shown
 
 
-def test_trials_are_apart(open_page, store: Store, log_in) -> None:
+def test_trials_are_apart(open_page, store: Store, log_in, join) -> None:
     client, _ = open_page(people=0, page=Page(places=2, pilot=True))
-    joined = client.post("/join")
+    joined = join(client)
     assert "This is a trial" in joined.text
     client, _ = open_page(people=0, page=OPEN)
     log_in(client)
     assert "0 invited" in client.get("/researcher").text
 
 
-def test_the_page_is_mounted_in_another_service(make_study, store: Store) -> None:
+def test_the_page_is_mounted_in_another_service(make_study, store: Store, join) -> None:
     service = FastAPI()
     study = make_study()
     service.mount("/study", create_app(study, store, "x" * 20, OPEN, ("testserver",)))
     client = TestClient(service)
-    page = client.post("/study/join")
+    page = join(client, "/study")
     assert page.url.path.startswith("/study/i/")
     links = re.findall(r'(?:href|action|src)="([^"]*)"', page.text)
     assert links
@@ -279,6 +393,26 @@ def test_the_page_is_mounted_in_another_service(make_study, store: Store) -> Non
     assert client.get("/study/static/page.css").status_code == 200
     entered = client.post("/study/researcher/login", data={"token": "x" * 20})
     assert entered.url.path == "/study/researcher"
+
+
+def test_the_readme_shows_how_to_mount_it(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = (part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "mount" in part)
+    save(tmp_path / "results" / "model", model)
+    pd.DataFrame({"item": model.feature_names}).to_csv(tmp_path / "items.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSSA_BAYES_TOKEN", "x" * 20)
+    names: dict[str, object] = {}
+    exec(code, names)
+    client = TestClient(names["service"], base_url="https://study.example.org")
+    assert "I have read this" in join(client, "/study").text
+    entered = client.post("/study/researcher/login", data={"token": "x" * 20})
+    assert "1 invited" in entered.text
+    cookie = entered.history[0].headers["set-cookie"]
+    assert {"Secure", "HttpOnly", "Path=/study/researcher"} <= set(cookie.split("; "))
+    names["store"].close()
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
+import anyio
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from fssa_bayes.serve import Page, Store, check_token
+from fssa_bayes.serve import Page, Store, check_token, security
 from fssa_bayes.serve.security import Guard, Images, Limiter, Sessions, guard_cell, render_markdown
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
@@ -77,6 +79,8 @@ def test_markdown_is_rendered() -> None:
         {"Origin": "http://testserver.evil.example"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site", "Origin": "null"},
+        {"Origin": "http://[::"},
+        {"Origin": ""},
     ],
 )
 def test_forms_of_other_sites_change_nothing(open_page, store: Store, headers: dict) -> None:
@@ -200,13 +204,26 @@ def test_images_have_ids_and_are_images(tmp_path: Path) -> None:
 
 
 def test_a_flood_is_stopped(open_page) -> None:
-    client, _ = open_page()
+    client, (ann,) = open_page()
     codes = [client.post("/researcher/login", data={"token": "x"}).status_code for _ in range(12)]
     assert codes == [403] * 10 + [429] * 2
     codes = [client.get(f"/i/guess-{n}").status_code for n in range(32)]
     assert codes[:30] == [404] * 30
     assert codes[-1] == 429
     assert client.get("/").status_code == 200
+    assert client.get(ann.link).status_code == 200  # Of the same address, a link that exists.
+
+
+def test_a_flood_of_clicks_is_stopped(open_page, store: Store) -> None:
+    client, (ann, bob) = open_page(people=2)
+    for person in (ann, bob):
+        person.agree()
+    data = {"number": 99, "choice": "1"}
+    post = functools.partial(client.post, follow_redirects=False)
+    codes = [post(f"{ann.link}/answer", data=data).status_code for _ in range(62)]
+    assert codes[:60] == [303] * 60
+    assert codes[-1] == 429
+    assert bob.answer("1") == 200
 
 
 def test_requests_of_an_address_are_limited() -> None:
@@ -221,6 +238,30 @@ def test_large_requests_are_refused(open_page) -> None:
     assert client.post(f"{ann.link}/answer", data=data).status_code == 413
     chunks = (b"a" * 1000 for _ in range(100))
     assert client.post(f"{ann.link}/answer", content=chunks).status_code == 413
+
+
+@pytest.mark.parametrize("ending", ["lost", "slow"])
+def test_half_a_form_is_no_form(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "_MOST_SECONDS", 0.05)
+    reached, sent = [], []
+
+    async def app(scope, receive, send) -> None:
+        reached.append(await receive())
+
+    parts = iter([{"type": "http.request", "body": b"choice=1", "more_body": True}])
+
+    async def receive() -> dict:
+        if ending == "slow":
+            await anyio.sleep(60)
+        return next(parts, {"type": "http.disconnect"})
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"host", b"localhost")]}
+    anyio.run(Guard(app), scope, receive, send)
+    assert not reached
+    assert [part["status"] for part in sent[:1]] == ([408] if ending == "slow" else [])
 
 
 def test_limits_are_those_of_a_leaky_bucket() -> None:

@@ -4,14 +4,19 @@ const form = document.getElementById("answer");
 const undo = document.getElementById("undo");
 let sent = false;
 
+function wait(waits) {
+  sent = waits;
+  for (const button of document.querySelectorAll("button")) button.setAttribute("aria-disabled", String(waits));
+}
+
 for (const each of [form, undo]) {
   each?.addEventListener("submit", (event) => {
     if (sent) {
       event.preventDefault();
       return;
     }
-    sent = true;
-    for (const button of document.querySelectorAll("button")) button.setAttribute("aria-disabled", "true");
+    wait(true);
+    setTimeout(wait, 10000, false); // The connection was lost: the same answer can be sent again.
   });
 }
 
