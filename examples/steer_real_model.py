@@ -1,11 +1,12 @@
 """Does a real language model follow a person after a few choices, in fluent English?
 
-SmolLM2-135M-Instruct, with four types of people: they want steps in several lines or one
-paragraph, and to be addressed ("you") or not. The answers that people choose among are the model's
-own, written under different instructions and sorted by what they are. The preference model reads
-them by eight principal components of MiniLM's embeddings and six counts, such as lines and words of
-the second person: the embeddings alone hardly tell these traits. The policy learns from choices of
-simulated people, and is tested on other people and other prompts.
+SmolLM2-135M-Instruct, with four types of people: they want steps or one paragraph, and a remark on
+the task first ("Cleaning windows is …") or not ("To clean windows, …"). The base model does either
+in a third to a half of its answers. The answers that people choose among are the model's own: it
+goes on from four beginnings, under the instruction to write steps or a paragraph, and what is of
+another kind is left out. The preference model reads answers by eight principal components of
+MiniLM's embeddings and six counts, such as lines. The policy learns from choices of simulated
+people, and is tested on other people and other prompts.
 
 What to see, in this order: the traits of what is written after 0, 1, 3, 5 and 10 choices, both ways
 and beside the base model; whether people would choose it; its distance from the base model and its
@@ -18,7 +19,8 @@ the end one person's policy is written as an ordinary LoRA adapter.
 
 The two packages hold the weights (94 and 91 MB); the example says so and ends where one is missing.
 About twenty minutes of one core: answers, which are kept in `--out` for other runs, three, the
-policy six, the evaluation ten. `--conditioning film` and `--sft` show what else was tried.
+policy six, the evaluation ten. `--policy OUT/policy` evaluates what was trained before. Everything
+was chosen on the prompts of `--develop`; `--conditioning film` and `--sft` give other policies.
 """
 
 from __future__ import annotations
@@ -62,15 +64,19 @@ CONTEXTS = (0, 1, 3, 5, 10)
 LONGEST = 48  # Tokens of an answer.
 TEMPERATURE = 0.7
 COMPONENTS = 8  # Of the embeddings.
-STRENGTH = np.array([6.0, 4.0])  # Nats from one end of each trait to the other.
-ENDS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # Steps or not, addressed or not.
-TYPES = ["paragraph, impersonal", "paragraph, you", "steps, impersonal", "steps, you"]
+STRENGTH = np.array([5.0, 5.0])  # Nats from one end of each trait to the other.
+ENDS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # Steps or not, a remark first or not.
+TYPES = ["paragraph, direct", "paragraph, remark", "steps, direct", "steps, remark"]
 LAYOUTS = ["Answer in one plain paragraph, without any list.", "Answer with short numbered steps."]
-ADDRESSES = [
-    "Write impersonally and never use the words 'you' or 'your'.",
-    "Speak to the reader as 'you' and 'your'.",
-]
-YOU = re.compile(r"\b(you|your|yours|you're|you'll|you've|yourself)\b", re.IGNORECASE)
+BEGINNINGS = {
+    (0, 0): "To {verb} {thing},",
+    (0, 1): "{gerund} {thing}",
+    (1, 0): "To {verb} {thing}, follow these steps:\n\n1.",
+    (1, 1): "{gerund} {thing} takes a few steps:\n\n1.",
+}
+# Prompts of training, and those of held-out people's choices and of what is written for them: one
+# set for the development of this example, another for the figures that are reported.
+TRAINING, DEVELOPMENT, TEST = 40, (40, 54, 60), (60, 78, 87)
 VERBS = {
     "clean": "a wooden desk|a leather bag|an old bicycle|a kitchen oven|silver spoons|windows",
     "repair": "a flat tyre|a broken chair|a dripping tap|torn jeans|a loose handle|an old radio",
@@ -95,12 +101,12 @@ def has_lines(text: str) -> bool:
     return "\n" in text.strip()
 
 
-def addresses(text: str) -> bool:
-    """Tells whether a text addresses its reader."""
-    return YOU.search(text) is not None
+def remarks(text: str) -> bool:
+    """Tells whether a text opens with a remark on the task: "Cleaning windows is …"."""
+    return re.match(r"\W*[A-Za-z]+ing\b", text) is not None
 
 
-TRAITS = {"steps": has_lines, "you": addresses}
+TRAITS = {"steps": has_lines, "remark": remarks}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -113,31 +119,34 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.quick:
         args.users, args.test_users, args.steps, args.reward_steps = 16, 8, 2, 10
-        args.train_prompts, args.test_prompts, args.prompts, args.samples = 16, 14, 1, 3
+        args.choices, args.prompts, args.samples = 12, 1, 1
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     clock = Clock()
     base = unpack(args.out)
     prompts = every_prompt()
-    seen = prompts[: args.train_prompts + args.test_prompts]
-    answers = write_answers(base, seen, args)
+    start, middle, end = DEVELOPMENT if args.develop else TEST
+    trained = prompts[: 16 if args.quick else TRAINING]
+    answers = write_answers(base, trained, "training", args)
+    stage = "develop" if args.develop else "test"
+    own = write_answers(base, prompts[start:middle], stage, args)
     clock("answers")
-    is_training = answers["prompt"].isin(seen[: args.train_prompts])
-    features = Features(list(answers["text"][is_training]))
-    task = Task(base, answers[is_training], features, args, "train")
-    test = Task(base, answers[~is_training], features, args, "test")
+    features = Features(list(answers["text"]))
+    task = Task(base, answers, features, args, "train")
+    test = Task(base, own, features, args, stage)
     model, guide = fit_reward(task, args)
     posterior = corrected(model, guide)
     clock("choices and preference model")
     policy, probe = train_policy(base, task, test, posterior, args)
     clock("policy")
-    report = evaluate(policy, posterior, test, prompts[-args.prompts :], args)
+    report = evaluate(policy, posterior, test, prompts[middle:end], args)
     clock("evaluation")
     conclude(report, policy, probe, answers, args)
     z = posterior(test.contexts.batch([0], num_context=10)).mean[0]
     policy.adapter_for(z, args.out / "adapter")
-    print(f"figures, tables, samples and one person's adapter in {args.out}")
+    policy.save_pretrained(args.out / "policy")
+    print(f"figures, tables, samples, policy and one person's adapter in {args.out}")
 
 
 def unpack(out: Path) -> Path:
@@ -166,50 +175,67 @@ def every_prompt() -> list[str]:
 
 
 def load_policy(base: Path, args: argparse.Namespace) -> SteerablePolicy:
-    """Builds a new policy; FiLM on all layers where it is asked for."""
+    """Builds a new policy, or loads one that was trained before."""
+    if args.policy is not None:
+        return SteerablePolicy.load(args.policy, base_model=base)
     options = {"conditioning": args.conditioning}
     if args.conditioning == "film" and args.film_layers == "all":
         options["film_layers"] = range(30)
     return SteerablePolicy.from_pretrained(
-        base, latent_dim=2, lora_rank=args.rank, seed=args.seed, **options
+        base,
+        latent_dim=2,
+        lora_rank=args.rank,
+        dtype=torch.float32,
+        seed=args.seed,
+        **options,
     )
 
 
 # Answers, people and choices.
 
 
-def write_answers(base: Path, prompts: list[str], args: argparse.Namespace) -> pd.DataFrame:
-    """Lets the model answer under instructions, and keeps what is of one of the four kinds.
+def write_answers(
+    base: Path, prompts: list[str], name: str, args: argparse.Namespace
+) -> pd.DataFrame:
+    """Lets the model go on from four beginnings, and keeps what is of the kind that was asked for.
 
-    Answers in steps begin with "1." Answers are cut after their last whole sentence.
+    Layouts are asked for by an instruction too. Answers are cut after their last whole sentence.
     """
-    path = args.out / f"answers_{len(prompts)}_{args.samples}.csv"
+    path = args.out / f"answers_{name}_{args.samples}.csv"
     if path.exists():
         return pd.read_csv(path, keep_default_na=False)
-    writer = SteerablePolicy.from_pretrained(base, latent_dim=2)
+    writer = SteerablePolicy.from_pretrained(base, latent_dim=2, dtype=torch.float32)
     records = []
-    for number, (steps, addressed) in enumerate(ENDS):
-        system = f"{LAYOUTS[steps]} {ADDRESSES[addressed]}"
-        begin = "1." if steps else ""
-        asked = []
+    for kind, (steps, remark) in enumerate(ENDS):
+        asked, begun = [], []
         for prompt in prompts:
-            talk = [{"role": "system", "content": system}, *ask(prompt)]
+            talk = [{"role": "system", "content": LAYOUTS[steps]}, *ask(prompt)]
             text = writer.tokenizer.apply_chat_template(
                 talk, tokenize=False, add_generation_prompt=True
             )
-            asked += [text + begin] * args.samples
+            verb, thing = prompt.removeprefix("How do I ").rstrip("?").split(" ", 1)
+            own = BEGINNINGS[steps, remark].format(verb=verb, thing=thing, gerund=gerund(verb))
+            asked += [text + own] * args.samples
+            begun += [own] * args.samples
         with writer.reference():
             texts = writer.generate(
-                asked, max_new_tokens=LONGEST, temperature=TEMPERATURE, batch_size=64, seed=number
+                asked, max_new_tokens=LONGEST - 8, temperature=TEMPERATURE, batch_size=64, seed=kind
             )
-        named = zip(np.repeat(prompts, args.samples), texts, strict=True)
-        records += [(prompt, whole_sentences(begin + text)) for prompt, text in named]
-    table = pd.DataFrame(records, columns=["prompt", "text"]).drop_duplicates()
-    table = table[table["text"].str.split().str.len() >= 12]
-    kinds = [ENDS.index((int(has_lines(t)), int(addresses(t)))) for t in table["text"]]
-    table = table.assign(kind=kinds).groupby(["prompt", "kind"]).head(2)
+        named = zip(np.repeat(prompts, args.samples), begun, texts, strict=True)
+        records += [(prompt, whole_sentences(own + text), kind) for prompt, own, text in named]
+    table = pd.DataFrame(records, columns=["prompt", "text", "kind"]).drop_duplicates("text")
+    right = [ENDS[row.kind] == traits_of(row.text) for row in table.itertuples()]
+    table = table[np.array(right) & (table["text"].str.split().str.len() >= 12)]
     table.to_csv(path, index=False)
     return table
+
+
+def gerund(verb: str) -> str:
+    return {"plan": "Planning"}.get(verb, verb.removesuffix("e").capitalize() + "ing")
+
+
+def traits_of(text: str) -> tuple[int, int]:
+    return int(has_lines(text)), int(remarks(text))
 
 
 def whole_sentences(text: str) -> str:
@@ -252,7 +278,7 @@ class Features:
 
 
 def count(text: str) -> list[float]:
-    """Counts what answers are made of: words, lines, digits, persons, marks."""
+    """Counts what answers are made of: words, lines, digits, second persons, opening, marks."""
     answer = text.split("assistant: ", 1)[-1]
     words = re.findall(r"[a-z']+", answer.lower())
     number = max(len(words), 1)
@@ -261,7 +287,7 @@ def count(text: str) -> list[float]:
         float(answer.count("\n")),
         sum(letter.isdigit() for letter in answer) / max(len(answer), 1),
         sum(word.startswith("you") for word in words) / number,
-        sum(word in ("i", "we", "my", "our", "me") for word in words) / number,
+        float(remarks(answer)),
         float(sum(letter in "!?" for letter in answer)),
     ]
 
@@ -339,8 +365,15 @@ def train_policy(
     people = posterior(test.contexts.batch(first, num_context=10)).mean
     asked = list(dict.fromkeys(p[0]["content"] for p in test.rows.prompts))[:8]
     probe = LanguageProbe.of(
-        policy, [ask(p) for p in asked], people, max_new_tokens=LONGEST, seed=args.seed
+        policy,
+        [ask(p) for p in asked],
+        people,
+        max_new_tokens=LONGEST,
+        temperature=TEMPERATURE,
+        seed=args.seed,
     )
+    if args.policy is not None:
+        return policy, probe
     training = TrainingArguments(
         output_dir=str(args.out / "training"),
         max_steps=args.steps,
@@ -348,7 +381,7 @@ def train_policy(
         learning_rate=args.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(10, args.steps // 2),
-        logging_steps=max(args.steps // 5, 1),
+        logging_steps=max(args.steps // 3, 1),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -390,9 +423,10 @@ def evaluate(
     """Writes answers for held-out people to prompts that nobody has seen."""
     people = np.arange(args.test_users)
     first = np.searchsorted(test.rows.user, people)
-    rows = first.repeat(len(prompts))
-    asked = [ask(prompt) for prompt in prompts] * len(people)
-    kind = test.type[people].repeat(len(prompts))
+    rows = first.repeat(args.prompts)
+    rng = np.random.default_rng([args.seed, 1])
+    asked = [ask(p) for _ in people for p in rng.choice(prompts, args.prompts, replace=False)]
+    kind = test.type[people].repeat(args.prompts)
     place = np.arange(len(test.rows)) - first[test.rows.user]
     few = np.flatnonzero(place[test.pairs.row] < args.prompts)  # Pairs to predict.
     most = int(np.bincount(test.rows.user).min()) - 1
@@ -401,7 +435,7 @@ def evaluate(
     )
 
     def true_utility(texts: list[str]) -> torch.Tensor:
-        kinds = [ENDS.index((int(has_lines(t)), int(addresses(t)))) for t in texts]
+        kinds = [ENDS.index(traits_of(text)) for text in texts]
         return torch.from_numpy(utility(np.array(kinds), kind))
 
     @torch.no_grad()
@@ -446,14 +480,19 @@ def conclude(
     print(
         "\nanswers of the base model, nats a token:", {k: round(v, 3) for k, v in language.items()}
     )
-    few = answers.groupby("kind").head(24)
+    few = answers.sample(frac=1, random_state=0).groupby("kind").head(12)
     with policy.reference():
         batch = text_batch(policy, [ask(p) for p in few["prompt"]], list(few["text"]))
         nats = text_cost(policy, batch).reference_nats.numpy()
     for number, name in enumerate(TYPES):
         own = nats[few["kind"] == number]
-        print(f"texts of training, {name}: {own.mean():.2f} nats a token under the base model")
+        error = own.std(ddof=1) / len(own) ** 0.5
+        print(f"texts of training, {name}: {own.mean():.2f} ± {error:.2f} nats a token")
     most = max(args.contexts)
+    followed = directions(report.samples, most)
+    followed.to_csv(args.out / "directions.csv", index=False)
+    print(f"\nAfter {most} choices, by what people want, beside the base model\n")
+    print(followed.round(3).to_string(index=False))
     page = report.side_by_side(most)
     (args.out / "samples.txt").write_text(page, encoding="utf-8")
     print(f"\nAfter {most} choices\n\n{page}")
@@ -461,6 +500,35 @@ def conclude(
     summary = {key: str(x) if isinstance(x, Path) else x for key, x in summary.items()}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1, default=float))
     draw(report.table, args)
+
+
+def directions(samples: pd.DataFrame, contexts: int) -> pd.DataFrame:
+    """Compares rates of each trait with the base model's, by what people want, person by person."""
+    records = []
+    for place, (name, trait) in enumerate(TRAITS.items()):
+        wanted = samples["group"].map(lambda group, place=place: ENDS[TYPES.index(group)][place])
+        rates = (
+            samples.assign(rate=samples["text"].map(trait).astype(float), wanted=wanted)
+            .groupby(["wanted", "user", "contexts"])["rate"]
+            .mean()
+            .unstack("contexts")
+        )
+        for end, own in rates.groupby("wanted"):
+            change = own[contexts] - own[-1]
+            error = change.std() / len(change) ** 0.5
+            records.append(
+                {
+                    "trait": name,
+                    "wanted": end,
+                    "base": own[-1].mean(),
+                    "rate": own[contexts].mean(),
+                    "rate_error": own[contexts].std() / len(own) ** 0.5,
+                    "change": change.mean(),
+                    "change_error": error,
+                    "people": len(own),
+                }
+            )
+    return pd.DataFrame(records)
 
 
 def draw(table: pd.DataFrame, args: argparse.Namespace) -> None:
@@ -472,7 +540,7 @@ def draw(table: pd.DataFrame, args: argparse.Namespace) -> None:
 
     panels = {
         "trait steps": "in several lines, share",
-        "trait you": "addresses the reader, share",
+        "trait remark": "opens with a remark, share",
         "win rate, true utility": "preferred to the base model's",
         "nats under the reference": "nats a token under the base model",
     }
@@ -517,17 +585,19 @@ class Clock:
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--users", type=whole(4), default=200, help="training people")
+    parser.add_argument("--users", type=whole(4), default=160, help="training people")
     parser.add_argument("--test-users", type=whole(8), default=40, help="people to follow")
     parser.add_argument("--choices", type=whole(11), default=14, help="of every person")
-    parser.add_argument("--train-prompts", type=whole(12), default=46)
-    parser.add_argument("--test-prompts", type=whole(12), default=20)
-    parser.add_argument("--prompts", type=whole(1, 8), default=3, help="answered for each person")
-    parser.add_argument("--samples", type=whole(), default=3, help="answers tried of each kind")
+    parser.add_argument("--prompts", type=whole(1, 6), default=3, help="answered for each person")
+    parser.add_argument("--samples", type=whole(), default=2, help="answers tried of each kind")
+    parser.add_argument("--policy", type=Path, help="trained before, by these arguments")
+    parser.add_argument(
+        "--develop", action="store_true", help="held-out prompts other than those of the figures"
+    )
     parser.add_argument("--conditioning", choices=["gated", "film"], default="gated")
     parser.add_argument("--film-layers", choices=["third", "all"], default="third")
     parser.add_argument("--rank", type=whole(), default=8, help="of the adapter")
-    parser.add_argument("--steps", type=whole(), default=100, help="of the policy")
+    parser.add_argument("--steps", type=whole(), default=60, help="of the policy")
     parser.add_argument("--reward-steps", type=whole(), default=400)
     parser.add_argument("--batch-size", type=whole(), default=4, help="pairs a step")
     parser.add_argument("--learning-rate", type=positive(), default=5e-4, help="of the policy")

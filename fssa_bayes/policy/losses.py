@@ -169,7 +169,7 @@ class PreferenceLoss:
             raise ValueError(f"loss_type must name some of {list(LOSSES)}, got {loss_type!r}")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"loss_type must name each loss once, got {loss_type!r}")
-        self.weights = tuple(loss_weights or [1.0] * len(self.names))
+        self.weights = tuple([1.0] * len(self.names) if loss_weights is None else loss_weights)
         if len(self.weights) != len(self.names) or not all(w > 0 for w in self.weights):
             raise ValueError(
                 f"loss_weights must be {len(self.names)} positive numbers, one for each of "

@@ -77,7 +77,9 @@ class TextReport:
         shown = self.samples[self.samples["contexts"] == contexts]
         groups = list(pd.unique(shown["group"]))
         lines = []
-        for prompt in pd.unique(shown["prompt"])[:num_prompts]:
+        answered = shown.groupby("prompt", sort=False)["group"].nunique()  # By most groups first.
+        order = answered.sort_values(ascending=False, kind="stable").index
+        for prompt in order[:num_prompts]:
             own = shown[shown["prompt"] == prompt].drop_duplicates("group").set_index("group")
             columns = [textwrap.wrap(own["text"].get(group, ""), width) or [""] for group in groups]
             lines += [f"> {prompt}", " | ".join(f"{group:<{width}}" for group in groups)]

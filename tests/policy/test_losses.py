@@ -138,6 +138,7 @@ def test_robust_is_unbiased_under_reversed_choices() -> None:
         ({"loss_type": []}, r"loss_type must name some of .*got \[\]"),
         ({"loss_type": ["sft", "sft"]}, "each loss once"),
         ({"loss_weights": [1.0]}, "loss_weights must be 2 positive numbers"),
+        ({"loss_weights": []}, "loss_weights must be 2 positive numbers"),
         ({"loss_weights": [1.0, 0.0]}, "loss_weights must be 2 positive numbers"),
         ({"loss_type": "robust"}, "between 0 and 0.5 for 'robust', got 0.0"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, "between 0 and 0.5"),

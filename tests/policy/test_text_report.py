@@ -91,8 +91,8 @@ def test_a_report_is_laid_out(tmp_path: Path) -> None:
     )  # fmt: skip
     samples = pd.DataFrame(
         {
-            "user": [0, 0, 1, 1], "group": ["a", "a", "b", "b"], "contexts": [10] * 4,
-            "prompt": ["p", "q"] * 2, "text": ["one two three", "x", "four", "y"],
+            "user": [0, 0, 0, 1, 1], "group": ["a", "a", "a", "b", "b"], "contexts": [10] * 5,
+            "prompt": ["o", "p", "q", "p", "q"], "text": ["z", "one two three", "x", "four", "y"],
         }
     )  # fmt: skip
     report = TextReport(table, samples)
