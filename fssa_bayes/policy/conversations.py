@@ -153,13 +153,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conver
     """Checks that a tokenizer has what these prompts and the responses to them need.
 
     Raises:
-        ValueError: If there is no padding token, no end-of-sequence token (for strings) or no chat
-            template (for conversations).
+        ValueError: If there is neither a padding nor an end-of-sequence token, which strings need
+            in any case, or no chat template (for conversations).
     """
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
-            "tokenizer must have a padding token, got none; set tokenizer.pad_token, for example "
-            "to tokenizer.eos_token"
+            "tokenizer must have a padding token, or an end-of-sequence token in its place, got "
+            "neither: set tokenizer.pad_token"
         )
     plain = [isinstance(prompt, str) for prompt in prompts]
     if any(plain) and tokenizer.eos_token_id is None:

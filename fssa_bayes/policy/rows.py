@@ -327,8 +327,8 @@ class PreferenceRows:
                 what is.
 
         Raises:
-            ValueError: If the tokenizer lacks a padding token, an end-of-sequence token (for
-                strings) or a chat template (for conversations), if a prompt has no tokens, or if
+            ValueError: If the tokenizer lacks an end-of-sequence token (for strings) or a chat
+                template (for conversations), if a prompt has no tokens, or if
                 no row is left.
 
         Warns:

@@ -257,7 +257,7 @@ class TokenTable:
     the tokens are no longer those of the prompt alone.
 
     Args:
-        tokenizer: Tokenizer with a padding token.
+        tokenizer: Tokenizer, whose end token pads if it has no padding token.
         after_end: Whether white space after a conversation's last end token is kept.
         joined: Whether a string and the response to it are encoded as one text.
 
@@ -272,6 +272,8 @@ class TokenTable:
         self, tokenizer: PreTrainedTokenizerBase, *, after_end: bool = True, joined: bool = True
     ) -> None:
         self._tokenizer, self._after_end, self._joined = tokenizer, after_end, joined
+        own = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self._padding = next(token for token in own if token is not None)
         self.tokens: list[np.ndarray] = []
         self._known: dict[tuple[int, ...], int] = {}
         self.unlike: tuple[int, str] = (0, "")
@@ -419,7 +421,7 @@ class TokenTable:
     def largest_token(self) -> int:
         """The largest token, padding included."""
         tokens = [int(tokens.max()) for tokens in self.tokens if len(tokens)]
-        return max([*tokens, self._tokenizer.pad_token_id])
+        return max([*tokens, self._padding])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -434,7 +436,7 @@ class TokenTable:
         sizes = np.array([len(piece) for piece in pieces], dtype=np.int64).reshape(-1, 2)
         column = np.arange(max(int(sizes.sum(-1).max()), 1))
         filled = column < sizes.sum(-1, keepdims=True)
-        ids = np.full(filled.shape, self._tokenizer.pad_token_id, dtype=np.int64)
+        ids = np.full(filled.shape, self._padding, dtype=np.int64)
         ids[filled] = np.concatenate(pieces)
         response = filled & (column >= sizes[:, :1])
         return ResponseBatch(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import fit
@@ -112,16 +112,16 @@ def train_bundle(
         train, test = rows, None
         if options.test_size and rows.prompt.max():
             train, test = rows.split_prompts(options.test_size, seed=options.seed)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        policy = SteerablePolicy.from_pretrained(
+            model, latent_dim=options.latent_dim, lora_rank=options.lora_rank,
+            conditioning=options.conditioning, seed=options.seed, **options.model_options,
+        )  # fmt: skip
+        tokenizer = policy.tokenizer
         pairs = train.tokenise(tokenizer, options.max_length)
         features = TextFeatures(encoder).reduce(train.item_texts(), options.components)
         preferences = train.to_preferences(features, seed=options.seed)
         reward, guide = _fit_reward(preferences, options, work / "fit" if kept else None)
         posterior = corrected(reward, guide)
-        policy = SteerablePolicy.from_pretrained(
-            model, latent_dim=options.latent_dim, lora_rank=options.lora_rank,
-            conditioning=options.conditioning, seed=options.seed, **options.model_options,
-        )  # fmt: skip
         sizes = {
             "min_context": options.min_context,
             "max_context": options.max_context,
