@@ -405,13 +405,20 @@ def serve(
         raise ValueError(
             f"--token-file or {_VARIABLE} must give a token where others reach --host {host}"
         )
+    if not is_loopback(host) and url is None:
+        raise ValueError(
+            f"--url must tell the address that clients use where others reach --host {host}"
+        )
+    if url is not None and not urlsplit(url).hostname:
+        raise ValueError(f"--url must read like https://chat.example.org, got {url!r}")
     with Store(db) as store, _bind(host, port) as listener:
         import uvicorn
 
         from fssa_bayes.serve.chat import create_chat_app
 
         found = _load(bundle, model, encoder, device, model_option)
-        address = url or f"http://{host}:{listener.getsockname()[1]}"
+        own = f"[{host}]" if ":" in host else host
+        address = (url or f"http://{own}:{listener.getsockname()[1]}").rstrip("/")
         hosts = (*LOOPBACK, urlsplit(address).hostname or "")
         served = create_chat_app(
             found, store, token, hosts=hosts, at_once=at_once, most_tokens=max_tokens, name=name

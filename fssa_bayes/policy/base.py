@@ -160,7 +160,7 @@ def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:
 
 @torch.no_grad()
 def check_steady(model: PreTrainedModel) -> None:
-    """Checks that a model gives the same hidden states twice in training mode.
+    """Checks that a model gives the same hidden states twice in training mode, but for rounding.
 
     Raises:
         ValueError: If it does not: a policy would not start at a log-ratio of 0.
@@ -178,7 +178,8 @@ def check_steady(model: PreTrainedModel) -> None:
         model.eval()
         for part in training:
             part.training = True
-    if not torch.equal(first, second):
+    apart = torch.linalg.vector_norm((first - second).float())
+    if apart > 1e-3 * torch.linalg.vector_norm(first.float()):  # Some kernels sum in any order.
         raise ValueError(
             f"model must be the same function in training twice, got {type(model).__name__}, which "
             "draws random numbers beside dropout"

@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 Message = Mapping[str, Any]
+
+_NO_TEXT = {"role", "content", "name", "tool_call_id"}
 Conversation = str | list[Message]
 
 
@@ -184,11 +186,13 @@ def plain_text(prompt: Conversation, response: Conversation) -> str:
 
 
 def plain_content(message: Message) -> str:
-    """Returns the text of a message, with its calls of tools."""
+    """Returns the text of a message, with its calls of tools and whatever else it says."""
     content = message["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    calls = message.get("tool_calls")
-    return text if not calls else f"{text} {json.dumps(calls, ensure_ascii=False)}".strip()
+    said = [value for key, value in message.items() if key not in _NO_TEXT and value]
+    if not said:
+        return text
+    return " ".join([text, *(json.dumps(value, ensure_ascii=False) for value in said)]).strip()
 
 
 def render(

@@ -59,6 +59,7 @@ def describe_base(model: PreTrainedModel) -> dict[str, object]:
         quantised = {
             "quantised": True,
             "weights": None if _is_repacked(model) else hash_weights(model),
+            "device": model.device.type,
         }
     return {
         **quantised,
@@ -106,7 +107,7 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
             )
     same = found["dtype"] == expected["dtype"]
     known = expected.get("weights")
-    if same and known and not _has_weights(model, known, found):
+    if same and known and not _has_weights(model, known, found, expected.get("device")):
         raise ValueError(
             "base_model must be the one that the policy was trained on: it has the same shape but "
             "other weights, by their SHA-256"
@@ -124,9 +125,12 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
             )
 
 
-def _has_weights(model: PreTrainedModel, known: str, found: dict[str, object]) -> bool:
+def _has_weights(
+    model: PreTrainedModel, known: str, found: dict[str, object], device: object
+) -> bool:
+    """Whether a model's weights have a hash; weights quantised elsewhere may round differently."""
     if found.get("quantised"):  # The hash of repacked weights is not known.
-        return found["weights"] in (None, known)
+        return found["weights"] in (None, known) or found["device"] != device
     return hash_weights(model) == known
 
 

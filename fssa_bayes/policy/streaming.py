@@ -58,7 +58,7 @@ class TextStream(Iterator[str]):
         self._policy, self._asked, self._sampling = policy, asked, sampling
         self._within = nullcontext() if within is None else within
         self._queue: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
+        self._closed, self._begun = threading.Event(), threading.Event()
         self._shown, self._last = "", None
         self.tokens, self.finish_reason = 0, None
         context = contextvars.copy_context()
@@ -74,7 +74,8 @@ class TextStream(Iterator[str]):
     def close(self) -> None:
         """Ends the writing, after the token that is being computed."""
         self._closed.set()
-        self._thread.join()
+        if self._begun.is_set():  # Else the thread waits, and ends when its turn comes.
+            self._thread.join()
 
     def __next__(self) -> str:
         """Returns the next piece.
@@ -130,6 +131,9 @@ class TextStream(Iterator[str]):
         z = None if asked.z is None else asked.z.reshape(-1, policy.latent_dim)
         try:
             with self._within, evaluating(policy), torch.no_grad(), steered(z):
+                self._begun.set()
+                if self._closed.is_set():
+                    return
                 generate_tokens(
                     policy.base,
                     asked.tokens,

@@ -64,12 +64,16 @@ class People:
             ValueError: If people of the database are steered by another bundle.
         """
         query = sa.select(bundles.c.format, bundles.c.digest)
-        with self.engine.begin() as connection:
-            row = connection.execute(query).first()
-            if row is None:
-                values = {"id": 1, "format": _FORMAT, "digest": digest, "created_at": time.time()}
-                connection.execute(bundles.insert(), values)
-                return
+        values = {"id": 1, "format": _FORMAT, "digest": digest, "created_at": time.time()}
+        try:
+            with self.engine.begin() as connection:
+                row = connection.execute(query).first()
+                if row is None:
+                    connection.execute(bundles.insert(), values)
+                    return
+        except sa.exc.IntegrityError:  # Another process was faster.
+            with self.engine.begin() as connection:
+                row = connection.execute(query).one()
         if row.format != _FORMAT or row.digest != digest:
             raise ValueError(
                 "db must be a new database or that of this bundle, got one of another bundle or "
@@ -88,6 +92,12 @@ class People:
         Returns:
             Number of choices that are new.
         """
+        try:
+            return self._add(name, records)
+        except sa.exc.IntegrityError:  # Another process took the same name or key: once more.
+            return self._add(name, records)
+
+    def _add(self, name: str, records: Sequence[tuple[str | None, Mapping[str, Any]]]) -> int:
         with self.engine.begin() as connection:
             found = sa.select(people.c.id).where(people.c.name == name)
             person = connection.execute(found).scalar()
