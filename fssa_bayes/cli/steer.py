@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 from enum import StrEnum
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -222,10 +224,14 @@ def train(
         seed=seed,
         model_options=options,
     )
-    work = out.with_name(f".{out.name}.steer.part")
+    # Another command starts anew: what was half done with other options is of no use to it.
+    told = f"{model}\n{encoder}\n{training}\n".encode() + data.read_bytes()
+    run = hashlib.sha256(told).hexdigest()[:12]
+    work = out.with_name(f".{out.name}-{run}.steer.part")
     bundle, figures = train_bundle(rows, model, encoder, training, work=work)
     bundle.save(out)
-    shutil.rmtree(work, ignore_errors=True)
+    for folder in out.parent.glob(f".{escape(out.name)}-*.steer.part"):
+        shutil.rmtree(folder, ignore_errors=True)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
     print(f"{out}: {shown}")
 

@@ -48,9 +48,20 @@ def load_base(
         name_or_path: A folder, or a name on the model hub.
         dtype: Precision of the model.
         **options: As for `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ValueError: If an option is unknown.
     """
+    kind = AutoModelForCausalLM
     with seeded(0):
-        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype or "auto", **options)
+        try:
+            return kind.from_pretrained(name_or_path, dtype=dtype or "auto", **options)
+        except TypeError as error:  # The model's own constructor gets what is left.
+            if not options:
+                raise
+            raise ValueError(
+                f"options must be those of from_pretrained, got {sorted(options)}: {error}"
+            ) from error
 
 
 def of_tokenizer(options: Mapping[str, Any]) -> dict[str, Any]:

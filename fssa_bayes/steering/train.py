@@ -187,6 +187,7 @@ def _arguments(options: Training, folder: Path, *, kept: bool, size: int) -> Tra
         save_steps=max(options.steps // 10, 1),
         save_total_limit=1,
         report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
         disable_tqdm=True,
         bf16=options.bf16,
         seed=options.seed,

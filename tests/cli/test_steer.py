@@ -73,6 +73,9 @@ def test_what_is_wrong_with_the_files_is_told(files: Path, command, tmp_path: Pa
     assert "loss_type must name some of" in attempt(records(), "--loss", "dpo")
     assert "test_size must lie in [0, 1), got 1.0" in attempt(records(), "--test-size", "1")
     assert "must divide batch_size=8, got 3" in attempt(records(), "--accumulate", "3")
+    options = ("--model-option", "nonsense=3", "--model-option", "revision=main")
+    message = "must be those of from_pretrained, got ['nonsense', 'revision']"
+    assert message in attempt(records(), *options)
     nowhere = ("--model", tmp_path / "nowhere" / "at all")
     assert "nowhere" in attempt(records(), *nowhere)
     (tmp_path / "out").mkdir()
