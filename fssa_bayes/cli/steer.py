@@ -229,6 +229,8 @@ def train(
     run = hashlib.sha256(told).hexdigest()[:12]
     work = out.with_name(f".{out.name}-{run}.steer.part")
     bundle, figures = train_bundle(rows, model, encoder, training, work=work)
+    if int(os.environ.get("RANK", "0")):  # Of the processes that torchrun started the first writes.
+        return
     bundle.save(out)
     for folder in out.parent.glob(f".{escape(out.name)}-*.steer.part"):
         shutil.rmtree(folder, ignore_errors=True)

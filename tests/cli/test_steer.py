@@ -24,6 +24,7 @@ def arguments(files: Path, out: Path, data: Path | None = None) -> list[object]:
     return ["steer", "train", "--data", data or files / "prefs.jsonl", *where, *FAST]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(files: Path, command, tmp_path: Path, monkeypatch) -> None:
     from fssa_bayes.steering import Bundle
 

@@ -43,6 +43,7 @@ def share(texts: list[str], colour: str) -> float:
     return float(np.mean([colour in text.split() for text in texts]))
 
 
+@pytest.mark.slow
 def test_a_new_person_in_another_process_is_served_in_five_lines(files: Path, bundle) -> None:
     lines = [line for line in NEW_PERSON.strip().split("\n") if line]
     assert len(lines) <= 6  # Of them one prints.
