@@ -18,7 +18,8 @@ NAMES = (
     *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
     *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
-    *("interval_coverage", "few_judges", "few_people", "few_shot", "questions", "page"),
+    *("interval_coverage", "few_judges", "few_people", "few_shot", "personal_answers"),
+    *("questions", "page"),
     *("policy", "experiments"),
 )
 

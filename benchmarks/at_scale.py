@@ -77,38 +77,50 @@ def _score(folder: Path, people: int, seed: int) -> Iterator[Row]:
     in_fresh_process(_save_model, 1, folder / "model", seed)
     seconds, digests = {}, {}
     for workers in (1, 2):
-        out, name = folder / f"out-{workers}", f"{workers} worker{'s' * (workers > 1)}"
-        clock, before = time.perf_counter(), sum(os.times()[:4])
-        times: dict[str, float] = {}
-
-        def tell(text: str, times: dict[str, float] = times) -> None:
-            times[text.split(":")[0]] = time.perf_counter()
-
-        with Memory() as memory:
-            job = score_parquet(
-                folder / "model", folder / "source", out, workers=workers, tell=tell, best=3,
-                pairs=[(0, 1)], num_samples=250, seed=seed,
-            )  # fmt: skip
-        assert (job.num_people, job.num_failed) == (people, 0)
-        seconds[workers] = time.perf_counter() - clock
-        used = sum(os.times()[:4]) - before
-        digests[workers] = [
-            hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("part*"))
-        ]
-        ratio = (None, None)
-        if workers == 2:
-            ratio = "1 worker", seconds[1] / seconds[2]
-        yield row(name, "deal people to parts, wall-clock", "s", times["deal"] - clock)
-        yield row(name, "in all, wall-clock", "s", seconds[workers], *ratio)
-        yield row(name, "in all, CPU", "s", used)
-        yield row(name, "people a CPU second", "1/s", people / used)
-        yield row(name, "memory of all processes", "GB peak", memory.peak)
-        written = sum(path.stat().st_size for path in out.glob("part*")) / 2**30
-        yield row(name, "size of the scores", "GB", written)
-        yield row(name, "parts", "", float(job.num_parts))
-        shutil.rmtree(out)
+        name = f"{workers} worker{'s' * (workers > 1)}"
+        # Of their own processes, so that no job finds the other one's workers ready.
+        figures, digests[workers] = in_fresh_process(_run_job, 1, folder, workers, people, seed)
+        for metric, unit, value in figures:
+            ratio: tuple = ()
+            if metric.startswith("in all, wall"):
+                seconds[workers] = value
+                ratio = ("1 worker", seconds[1] / value) if workers == 2 else ()
+            yield row(name, metric, unit, value, *ratio)
     assert digests[1] == digests[2], "parts must be equal to the last byte"
     yield row("2 workers", "efficiency", "of 1", seconds[1] / (2 * seconds[2]))
+
+
+def _run_job(
+    folder: Path, workers: int, people: int, seed: int
+) -> tuple[list[tuple[str, str, float]], list[str]]:
+    """Returns figures of a job, and the digests of its parts."""
+    out, times = folder / f"out-{workers}", {}
+    clock, before = time.perf_counter(), _cpu_seconds()
+
+    def tell(text: str) -> None:
+        times[text.split(":")[0]] = time.perf_counter()
+
+    with Memory() as memory:
+        job = score_parquet(
+            folder / "model", folder / "source", out, workers=workers, tell=tell, best=3,
+            pairs=[(0, 1)], num_samples=250, seed=seed,
+        )  # fmt: skip
+        end, used = time.perf_counter(), _cpu_seconds() - before
+    assert (job.num_people, job.num_failed) == (people, 0)
+    parts = sorted(out.glob("part*"))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in parts]
+    written = sum(path.stat().st_size for path in parts) / 2**30
+    shutil.rmtree(out)
+    figures = [
+        ("deal people to parts, wall-clock", "s", times["deal"] - clock),
+        ("in all, wall-clock", "s", end - clock),
+        ("in all, CPU", "s", used),
+        ("people a CPU second", "1/s", people / used),
+        ("memory of all processes", "GB peak", memory.peak),
+        ("size of the scores", "GB", written),
+        ("parts", "", float(job.num_parts)),
+    ]
+    return figures, digests
 
 
 def simulate(people: int, seed: int, *, part: int = 0, parts: int = 1) -> pa.Table:
@@ -140,7 +152,7 @@ def _save_model(path: Path, seed: int) -> None:
 
 
 class Memory:
-    """Looks at the proportional memory of this process and its children twice a second.
+    """Looks at the proportional memory of this process and its descendants twice a second.
 
     Attributes:
         peak: The largest sum seen, in GB of 2**30 bytes.
@@ -162,16 +174,39 @@ class Memory:
             self.peak = max(self.peak, _proportional_gigabytes())
 
 
-def _proportional_gigabytes() -> float:
-    own, total = os.getpid(), 0
+def _own_processes() -> dict[int, float]:
+    """Returns the CPU seconds, with those of ended children, of this process and its descendants.
+
+    Ended children of children count to their parents, which :func:`os.times` does not see.
+    """
+    parents, seconds = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if own in (int(folder.name), parent):
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, ValueError):  # The process has ended.
+            values = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # The process has ended.
             continue
+        number = int(folder.name)
+        parents[number] = int(values[1])
+        seconds[number] = sum(map(int, values[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def is_own(number: int) -> bool:
+        return number == os.getpid() or (number in parents and is_own(parents[number]))
+
+    return {number: value for number, value in seconds.items() if is_own(number)}
+
+
+def _cpu_seconds() -> float:
+    return sum(_own_processes().values())
+
+
+def _proportional_gigabytes() -> float:
+    total = 0
+    for number in _own_processes():
+        try:
+            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        except OSError:  # The process has ended.
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 2**20
 
 

@@ -173,10 +173,11 @@ def test_modes_are_those_of_the_posterior(personal: tuple[str, ...]) -> None:
     assert slope.abs().max() < 0.01
     hessian = torch.autograd.functional.hessian(lambda z: density(z).sum(), modes.z)
     own = torch.stack([hessian[u, :, u] for u in range(len(data))])
-    is_maximum = torch.linalg.eigvalsh(-own)[:, 0] > 0
-    assert is_maximum.double().mean() > 0.9
-    found = (modes.factor @ modes.factor.mT)[is_maximum]
-    torch.testing.assert_close(found, -own[is_maximum], rtol=0.02, atol=0.02)
+    information = modes.factor @ modes.factor.mT
+    is_clear = torch.linalg.eigvalsh(-own)[:, 0] > 0.26
+    assert is_clear.double().mean() > 0.9
+    torch.testing.assert_close(information[is_clear], -own[is_clear], rtol=0.02, atol=0.02)
+    assert (torch.linalg.eigvalsh(information) > 0.24).all()
     assert width == 2 + len(personal)
 
 
@@ -213,6 +214,30 @@ def test_the_program_has_the_density_of_its_parts() -> None:
     expected = model.choice(batch, z).log_prob(batch.choice)
     expected = expected - 0.5 * z.square().sum(-1) - 1.5 * np.log(2 * np.pi)
     torch.testing.assert_close(trace.log_prob_sum(), expected.sum())
+
+
+def test_modes_are_found_past_points_without_information() -> None:
+    """Where the posterior of the fifth of these people is flat, a Newton step is endless.
+
+    Newton's method stopped there, and draws had a log scale in the hundreds and weights of NaN.
+    """
+    data = answered(truth(("scale",), 1), 2500, 15, per_person=25)
+    model = truth(("scale",), 1)
+    model.take_units(data)
+    with torch.no_grad():  # The maximum of the likelihood.
+        model.utility.mean.copy_(torch.tensor([2.2577569484710693, -0.9951186776161194]))
+        model.utility.loading.copy_(torch.tensor([[-0.9336453676223755], [0.08300752937793732]]))
+        model.personal.loading[0, 1] = 0.4788670837879181
+    batch = data.batch()
+    modes = find_modes(model, batch)
+    twin, at = model.double(), modes.z.clone().requires_grad_()
+    batch = batch.double()
+    density = twin.choice(batch, at).log_prob(batch.choice).sum() - 0.5 * at.square().sum()
+    (slope,) = torch.autograd.grad(density, at)
+    assert slope.abs().max() < 0.01
+    assert (torch.linalg.eigvalsh(modes.factor @ modes.factor.mT) > 0.24).all()
+    posterior = Posterior(model.float(), None, data, 200, seed=0)
+    assert posterior.proposals[1].isfinite().all()
 
 
 # The population.
@@ -342,6 +367,13 @@ def test_rankings_are_refused() -> None:
     data = Preferences.from_rankings([["a", "b", "c"], ["b", "c", "a"]])
     model = HeterogeneousBTL(3, 1, utility="linear", personal=("scale",))
     with pytest.raises(ValueError, match="log scale"):
+        fit(model, None, data, progress_bar=False)
+
+
+def test_one_person_tells_nothing_of_differences() -> None:
+    data = answered(truth(("ties",), 0), 30, 1, per_person=30)
+    model = HeterogeneousBTL(2, 0, utility="linear", personal=("ties",))
+    with pytest.raises(ValueError, match=r"use latent_dim=0 and personal=\(\)"):
         fit(model, None, data, progress_bar=False)
 
 

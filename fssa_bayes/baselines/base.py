@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Self
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -24,8 +25,10 @@ from fssa_bayes.posterior import (
     Likelihoods,
     PopulationMixture,
     Predictor,
+    describe_alternatives,
     describe_choices,
     score_choices,
+    tabulate_alternatives,
 )
 
 __all__ = ["Baseline", "Predictions", "check_preferences", "log_prob_of_people"]
@@ -90,10 +93,18 @@ class Predictions:
         """Scores each person's unseen choices, (U,), in nats, as `Posterior.log_score`."""
         return score_choices(self.likelihoods(target))
 
+    def alternative_prob(self, target: Preferences, *, level: float = 0.9) -> pd.DataFrame:
+        """Tabulates the probability of each alternative, as `Posterior.alternative_prob`."""
+        describe, target = describe_alternatives(level), self._align(target)
+        return tabulate_alternatives(list(map(describe, self.likelihoods(target))), target)
+
+    def _align(self, target: Preferences) -> Preferences:
+        first = self.model.models[0] if isinstance(self.model, PopulationMixture) else self.model
+        return align(first, target)
+
     def likelihoods(self, target: Preferences) -> Iterator[Likelihoods]:
         """Iterates over the target, a few people at a time, as `Posterior.likelihoods`."""
-        first = self.model.models[0] if isinstance(self.model, PopulationMixture) else self.model
-        target = align(first, target)
+        target = self._align(target)
         check_same_people(self.context, target)
         for people, batch in user_batches(target, len(self.z), self.model.device):
             z, log_weights = self.z[:, people], self.log_weights[:, people]

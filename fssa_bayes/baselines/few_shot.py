@@ -45,6 +45,7 @@ def few_shot_fitters(
     *,
     latent_dim: int | None = None,
     num_classes: int = 3,
+    num_restarts: int = 16,
     num_samples: int = 400,
     num_populations: int = 0,
     personal: tuple[str, ...] = (),
@@ -60,6 +61,7 @@ def few_shot_fitters(
             mixture too, no more than `ties`, `position_bias` and `lapses`.
         latent_dim: Number of latent dimensions of tastes; None for all coefficients.
         num_classes: Number of classes of the mixture; 0 for no mixture.
+        num_restarts: Number of starts of the mixture.
         num_samples: Number of posterior draws of each person.
         num_populations: Number of populations drawn; 0 for the estimate alone.
         personal: What differs between people beside tastes; adds "personal answers".
@@ -99,7 +101,7 @@ def few_shot_fitters(
 
     def mixture(train: Preferences) -> Callable[[Preferences], Predictor]:
         has_ties = train.ties == "keep" and bool(train.half_wins.any())
-        own = {"ties": "davidson" if has_ties else None} | options
+        own = {"ties": "davidson" if has_ties else None, "num_restarts": num_restarts} | options
         return MixtureBTL(num_classes, **own).fit(train, seed=seed, progress_bar=False).predict
 
     fitters: dict[str, Fitter] = {"homogeneous": posterior_of(lambda train: build(train, 0))}

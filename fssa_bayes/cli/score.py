@@ -148,9 +148,10 @@ def score(
         figures = {"people": job.num_people, "failed": job.num_failed, "parts": job.num_parts}
         print(json.dumps({"out": str(job.out)} | figures))
     elif not quiet:
+        example = "" if job.reason is None else f", such as {job.reason!r}"
         print(
             f"{job.num_people:,} people, {job.num_failed:,} of whom could not be scored (column "
-            f"reason), in {job.num_parts:,} parts in {job.out}"
+            f"reason{example}), in {job.num_parts:,} parts in {job.out}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 
 __all__ = [
     "combine_keys",
@@ -34,7 +35,8 @@ def combine_keys(columns: Sequence[np.ndarray], sizes: Sequence[int]) -> tuple[n
         if size > _LARGEST // number:  # No more than the rows are different.
             distinct, key = np.unique(key, return_inverse=True)
             size = len(distinct)
-        key = key * number + column
+        key *= number
+        key += column
         size *= number
     return key, size
 
@@ -86,12 +88,13 @@ def order_by(key: np.ndarray, size: int) -> np.ndarray:
     """
     if (key[1:] >= key[:-1]).all():
         return np.arange(len(key))
-    # NumPy sorts numbers of 16 bits by counting.
-    order = np.argsort((key & 0xFFFF).astype(np.uint16), kind="stable")
-    while size > 0x10000:
-        key, size = key >> 16, -(-size >> 16)
-        order = order[np.argsort((key & 0xFFFF).astype(np.uint16)[order], kind="stable")]
-    return order
+    if size > _CELLS * len(key):
+        return np.argsort(key, kind="stable")
+    # The rows of a sparse matrix become its columns by counting, in linear time.
+    places = np.int32 if max(size, len(key)) < 2**31 else np.int64
+    each = np.arange(len(key) + 1, dtype=places)
+    entries = np.ones(len(key), dtype=bool), key.astype(places), each
+    return sparse.csr_array(entries, (len(key), size)).tocsc().indices.astype(np.int64)
 
 
 def order_within(group: np.ndarray, value: np.ndarray) -> np.ndarray:

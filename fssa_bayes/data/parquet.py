@@ -40,8 +40,8 @@ def find_parquet_files(
     """Finds the Parquet files of a source, in the order of their paths, and checks their columns.
 
     Args:
-        source: A Parquet file, or a folder with some, also in folders of its own. Names that begin
-            with a dot or an underscore are passed over.
+        source: A Parquet file, or a folder with some, also in folders of its own. Files
+            and folders whose names begin with a dot or an underscore are passed over.
         columns: The columns that are needed, by the argument that names them.
         argument: What the source is called in messages.
 
@@ -60,8 +60,13 @@ def find_parquet_files(
     if len(set(columns.values())) < len(columns):
         raise ValueError(f"{', '.join(columns)} must be different columns, got {dict(columns)}")
     source = Path(source)
-    paths = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
-    paths = [path for path in paths if not path.name.startswith((".", "_"))]
+    paths = [source]
+    if source.is_dir():
+        paths = [
+            path
+            for path in sorted(source.rglob("*.parquet"))
+            if not any(name.startswith((".", "_")) for name in path.relative_to(source).parts)
+        ]
     if not paths or not all(path.is_file() for path in paths):
         raise FileNotFoundError(
             f"{argument} must be a Parquet file or a folder with some, got {str(source)!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import warnings
 from collections.abc import Hashable, Sequence
@@ -24,6 +23,7 @@ from fssa_bayes.inference.objectives import Objective
 from fssa_bayes.inference.processes import Processes, find_processes
 from fssa_bayes.inference.readiness import (
     AUTO,
+    check_options,
     check_training_data,
     check_weights_are_used,
     choose_stages,
@@ -561,15 +561,7 @@ def fit(
     if population_learning_rate is None:
         population_learning_rate = 10 * learning_rate
     rates = learning_rate, population_learning_rate
-    for argument, rate in zip(("learning_rate", "population_learning_rate"), rates, strict=True):
-        if not 0 < rate < math.inf:
-            raise ValueError(f"{argument} must be positive, got {rate}")
-    if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
-        raise ValueError(
-            f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
-        )
-    if processes not in (AUTO, None):
-        raise ValueError(f"processes must be 'auto' or None, got {processes!r}")
+    check_options(*rates, checkpoint_interval, processes)
     group = Processes() if processes is None else find_processes()
     if group.size > 1:
         meet(group, model, guide, data, stages, rates, validation, refit, seed)

@@ -36,6 +36,7 @@ from fssa_bayes.population import (
 )
 
 __all__ = [
+    "check_options",
     "check_training_covariates",
     "check_training_data",
     "check_weights_are_used",
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""The value of `validation` that leaves the choice to the utility."""
+"""The value of `validation` and `processes` that leaves the choice to `fit`."""
 
 
 def check_training_data(
@@ -73,7 +74,7 @@ def check_training_data(
     if len(data) == 1 and model.latent_dim:
         raise ValueError(
             "a heterogeneous model needs at least 2 people to tell how they differ, got 1: "
-            "use latent_dim=0"
+            + ("use latent_dim=0" if model.personal is None else "use latent_dim=0 and personal=()")
         )
     if model.has_ties and not data.half_wins.any():
         dropped = f", {data.dropped_ties} having been dropped" if data.dropped_ties else ""
@@ -93,6 +94,27 @@ def check_training_data(
     if model.bias is not None:
         check_sides(data)
     check_training_covariates(model, data)
+
+
+def check_options(
+    learning_rate: float,
+    population_learning_rate: float,
+    checkpoint_interval: int,
+    processes: str | None,
+) -> None:
+    """Raises a ValueError unless these arguments of `fit` are in range."""
+    for argument, rate in (
+        ("learning_rate", learning_rate),
+        ("population_learning_rate", population_learning_rate),
+    ):
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{argument} must be positive, got {rate}")
+    if not isinstance(checkpoint_interval, int) or checkpoint_interval < 1:
+        raise ValueError(
+            f"checkpoint_interval must be an integer of at least 1, got {checkpoint_interval!r}"
+        )
+    if processes not in (AUTO, None):
+        raise ValueError(f"processes must be 'auto' or None, got {processes!r}")
 
 
 def check_sides(data: Preferences) -> None:

@@ -14,6 +14,7 @@ from fssa_bayes.population.information import (
     population_information,
 )
 from fssa_bayes.population.moments import Moments
+from fssa_bayes.population.more_people import GainOfMorePeople, gain_of_more_people
 from fssa_bayes.population.newton import climb, solve_well_posed
 from fssa_bayes.population.parameters import (
     answer_estimates,
@@ -37,6 +38,7 @@ __all__ = [
     "Answers",
     "Divergence",
     "Estimates",
+    "GainOfMorePeople",
     "Moments",
     "NewtonStep",
     "PopulationDraws",
@@ -57,6 +59,7 @@ __all__ = [
     "find_newton_step",
     "find_null",
     "find_separation",
+    "gain_of_more_people",
     "has_population_estimates",
     "identified_covariates",
     "item_estimates",

@@ -1,5 +1,6 @@
 """Predictions from draws of z: choices, utilities, ranks, export."""
 
+from fssa_bayes.posterior.alternatives import describe_alternatives, tabulate_alternatives
 from fssa_bayes.posterior.choices import (
     ChoiceProbability,
     Likelihoods,
@@ -25,12 +26,14 @@ __all__ = [
     "Posterior",
     "Predictor",
     "corrected",
+    "describe_alternatives",
     "describe_choices",
     "describe_part",
     "export_draws",
     "find_price",
     "payments",
     "score_choices",
+    "tabulate_alternatives",
     "weighted_mean",
     "weighted_quantiles",
 ]

@@ -33,6 +33,7 @@ _HALVINGS = 12
 _GRID = 2.0**16
 _DRAWS = 64  # A batch has as many people as fit with so many draws of each.
 _TOLERANCE = 1e-6  # Half the nats that a Newton step promises, below which there is none.
+_LEAST = 0.25  # Information where answers are personal: the prior has 1, and bounds what is wide.
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Modes:
 
     Attributes:
         z: The modes, with shape (U, K).
-        factor: Lower Cholesky factors of the information at the modes, with shape (U, K, K).
+        factor: Lower Cholesky factors of the information at the modes, with shape (U, K, K). Where
+            answers differ between people, log p(C | z) may curve upwards and leave next to no
+            information in a direction: there the factor has 1/4, twice the prior's deviation.
     """
 
     z: Tensor
@@ -98,6 +101,8 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
         slope, information = _expand(model, batch, items.items, choices(z), z)
         slope = slope - (z - location)
         factor, failed = torch.linalg.cholesky_ex(information[0] + eye)
+        if model.personal is not None:  # A step by next to no information leads nowhere.
+            failed = failed + (factor.diagonal(dim1=-2, dim2=-1).square() < _LEAST).any(-1)
         if failed.any():
             sure = torch.linalg.cholesky_ex(information[1] + eye).L
             factor = torch.where((failed > 0)[:, None, None], sure, factor)
@@ -107,7 +112,20 @@ def find_modes(model: HeterogeneousBTL, batch: Batch, start: Tensor | None = Non
         if not climbs.any():
             break
         z, height = _climb(value, z, step.where(climbs, 0.0), height)
-    return Modes(z, factor)
+    return Modes(z, factor if model.personal is None else _bound(factor))
+
+
+def _bound(factor: Tensor) -> Tensor:
+    """Raises the eigenvalues of the information L Lᵀ to a least one, given and returning L."""
+    finite = factor.isfinite().flatten(1).all(1)
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    information = torch.where(finite[:, None, None], factor @ factor.mT, eye)
+    eigenvalues, vectors = torch.linalg.eigh(information)
+    raised = (vectors * eigenvalues.clamp(min=_LEAST).unsqueeze(-2)) @ vectors.mT
+    low = finite & (eigenvalues[:, 0] < _LEAST)
+    if not low.any():
+        return factor
+    return torch.where(low[:, None, None], torch.linalg.cholesky(raised), factor)
 
 
 def find_all_modes(model: HeterogeneousBTL, data: Preferences) -> Modes:

@@ -50,6 +50,7 @@ class Job:
         written: Number of parts that this run has written; the others were there.
         num_people: Number of people, those who could not be scored among them.
         num_failed: Number of people who could not be scored, who have a `reason`.
+        reason: That of one of them; None where everybody was scored.
     """
 
     out: Path
@@ -57,6 +58,7 @@ class Job:
     written: int
     num_people: int
     num_failed: int
+    reason: str | None = None
 
 
 def score_parquet(
@@ -96,7 +98,7 @@ def score_parquet(
         FileExistsError: If `out` holds the parts of another model, of other options or of another
             source, or something else, or if another job is writing to it.
         ValueError: If the model or a file of the source is damaged or of a newer format, a column
-            is missing, or an option is out of range.
+            is missing, an option is out of range, or `out` lies in the model or the source.
         RuntimeError: If workers die again and again.
 
     Warns:
@@ -104,8 +106,15 @@ def score_parquet(
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
-    if num_parts is not None and (not isinstance(num_parts, int) or num_parts < 1):
+    is_whole = isinstance(num_parts, int) and not isinstance(num_parts, bool)
+    if num_parts is not None and not (is_whole and num_parts >= 1):
         raise ValueError(f"num_parts must be an integer of at least 1 or None, got {num_parts!r}")
+    for name, folder in (("source", source), ("model_dir", model_dir)):
+        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"out must lie outside of {name}={str(folder)!r}, whose files would be taken for "
+                f"those of the job, got {str(out)!r}"
+            )
     scorer = Scorer(model_dir, **options)  # Everything that is wrong with options is found here.
     files = find_source(source, scorer.columns)
     total = sum(sum(file.row_groups) for file in files)
@@ -132,7 +141,8 @@ def score_parquet(
         shutil.rmtree(out / _PIECES, ignore_errors=True)
         totals = [json.loads(_digest_path(out, part).read_text()) for part in range(num_parts)]
     people, failed = (sum(each[name] for each in totals) for name in ("people", "failed"))
-    return Job(out, num_parts, len(left), people, failed)
+    reason = next((each["reason"] for each in totals if each.get("reason")), None)
+    return Job(out, num_parts, len(left), people, failed, reason)
 
 
 def _describe_options(options: dict[str, object]) -> dict[str, object]:
@@ -281,7 +291,9 @@ class _Work:
             pq.write_table(scores, new, write_page_checksum=True, compression="zstd")
             with open(new, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        failed = len(scores) - scores["reason"].null_count
+        reasons = scores["reason"].drop_null()
+        failed, reason = len(reasons), reasons[0].as_py() if len(reasons) else None
         people = len(scores["user"].unique()) if len(scores) else 0
-        known = {"sha256": digest, "rows": len(scores), "people": people, "failed": failed}
+        known = {"sha256": digest, "rows": len(scores), "people": people}
+        known |= {"failed": failed, "reason": reason}
         write_file(_digest_path(self.out, part), json.dumps(known).encode())

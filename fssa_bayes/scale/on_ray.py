@@ -19,12 +19,12 @@ from fssa_bayes.scale.table import Scorer
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-__all__ = ["score_dataset"]
+__all__ = ["Actor", "score_dataset"]
 
 _PART = "__part__"
 
 
-class _Actor:
+class Actor:
     """Holds a scorer in a process of its own, with one thread.
 
     Args:
@@ -97,7 +97,7 @@ def score_dataset(
 
     dealt = dataset.map_batches(deal, batch_format="pyarrow", zero_copy_batch=True)
     return dealt.groupby(_PART, num_partitions=num_parts).map_groups(
-        _Actor,
+        Actor,
         fn_constructor_args=(str(model_dir), options),
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=actors),

@@ -90,6 +90,11 @@ def check_columns(schema: pa.Schema, columns: ColumnNames, where: str = "table")
             raise ValueError(
                 f"{argument}={column!r} {reason} of {where}; its columns are {schema.names}"
             )
+        kind = schema.field(column).type
+        if pa.types.is_nested(kind):
+            raise ValueError(
+                f"{argument}={column!r} must hold text or numbers, got the type {kind}"
+            )
     user_type(schema.field(columns.user).type, columns.user)
 
 

@@ -143,6 +143,8 @@ class Scorer:
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
         check_draws(self.model, num_samples, "psis")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
         self.ties, self.num_samples, self.seed, self.fallback = ties, num_samples, seed, fallback
         self._read_items(items)
         self._plan = self._make_plan(among, utilities, pairs, best)
@@ -246,8 +248,15 @@ class Scorer:
             Rows by person in the order of names, see :func:`score_table`.
 
         Raises:
-            ValueError: If a column is missing, or people are not named by text or whole numbers.
+            TypeError: If `table` is no Arrow table.
+            ValueError: If a column is missing or nested, or people are not named by text or whole
+                numbers.
         """
+        if not isinstance(table, pa.Table):
+            raise TypeError(
+                f"table must be a pyarrow Table, got {type(table).__name__}; "
+                "pyarrow.Table.from_pandas(df) makes one"
+            )
         schema = self.schema(table.schema)
         people = read_people(table, self.columns, self.items, self.ties)
         width = self.model.latent_dim + self._plan.num_margins + 1

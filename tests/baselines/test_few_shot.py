@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import optimize
@@ -53,6 +54,29 @@ def test_predictions_at_modes_are_those_of_the_penalised_maximum() -> None:
     np.testing.assert_allclose(found.log_score(target), each.detach(), atol=5e-3)
 
 
+def test_alternatives_have_the_probabilities_that_choices_are_scored_by() -> None:
+    """Those of a choice set sum to 1, and the log of the chosen one's is the score."""
+    rng = np.random.default_rng(0)
+    names = [f"item {number}" for number in range(6)]
+    items = pd.DataFrame(rng.normal(size=(6, 2)), names, ["price", "size"])
+    sets = [rng.permutation(6)[:3] for _ in range(40)]
+    rows = {
+        "user": np.repeat(np.arange(40) // 4, 3),
+        "situation": np.repeat(np.arange(40), 3),
+        "item": np.array(names)[np.concatenate(sets)],
+        "chosen": np.tile([1, 0, 0], 40),
+    }
+    columns = {name: name for name in rows}
+    data = Preferences.from_choices(pd.DataFrame(rows), **columns, items=items)
+    predictions = predict_at_modes(HeterogeneousBTL(2, 1, utility="linear"), data)
+    table = predictions.alternative_prob(data)
+    situations = table["mean"].groupby(level=["user", "situation"])
+    np.testing.assert_allclose(situations.sum(), 1, atol=1e-6)
+    chosen = np.log(table["mean"][table["chosen"] == 1]).groupby(level="user").mean()
+    np.testing.assert_allclose(predictions.log_score(data), chosen, atol=1e-6)
+    assert (table["chosen"].groupby(level=["user", "situation"]).sum() == 1).all()
+
+
 def test_a_model_without_modes_is_refused() -> None:
     model = HeterogeneousBTL(1, 1, utility="bilinear")
     with pytest.raises(ValueError, match="utility='linear'"):
@@ -62,17 +86,17 @@ def test_a_model_without_modes_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Of few people.
 def test_all_predictors_are_scored_and_the_posterior_gains() -> None:
     fitters = few_shot_fitters(
-        num_classes=2, num_samples=100, num_populations=2, personal=("ties",)
+        num_classes=2, num_restarts=2, num_samples=100, num_populations=2, personal=("ties",)
     )
     names = ["homogeneous", "mixture", "posterior", "posterior, drawn", "mode", "personal answers"]
     assert list(fitters) == names
-    scores = score_folds(fitters, people(48), (0, 5), num_folds=3, folds=[0])
+    scores = score_folds(fitters, people(48, 20), (0, 8), num_folds=2, folds=[0])
     gains = compare_by_context(scores, "homogeneous")
     assert set(gains.index.get_level_values("predictor")) == set(names)
     for name in ("posterior", "posterior, drawn", "personal answers"):
-        row = gains.loc[(5, name)]
+        row = gains.loc[(8, name)]
         assert row["gain"] > 2 * row["standard_error"] > 0
-    assert gains.loc[(5, "posterior"), "gain"] > gains.loc[(0, "posterior"), "gain"]
+    assert gains.loc[(8, "posterior"), "gain"] > gains.loc[(0, "posterior"), "gain"]
 
 
 def test_the_posterior_is_fitted_once_for_the_mode() -> None:

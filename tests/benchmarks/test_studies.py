@@ -19,6 +19,7 @@ NAMES = (
     "few_judges",
     "few_people",
     "few_shot",
+    "personal_answers",
     "questions",
     "page",
     "policy",

@@ -107,6 +107,9 @@ def test_a_folder_that_cannot_be_written_is_refused(
         ("value_of_time", ["--data", "empty.csv"], "path must be a csv file, 'empty.csv'"),
         ("value_of_time", ["--data", "binary.csv"], "path must be a csv file, 'binary.csv'"),
         ("rank_of_heterogeneity", ["--data", "none.csv"], "none.csv"),
+        ("rankings_of_a_crowd", ["--data", "empty.csv"], "either --ranks or --orderings"),
+        ("rankings_of_a_crowd", ["--data", "none.csv", "--ranks", "a,b"], "none.csv"),
+        ("rankings_of_a_crowd", ["--left-out", ".001"], "--left-out=0.001 of 600 people must"),
         ("is_heterogeneity_real", ["--data", ".", "--user", "u"], "--left"),
         (
             "is_heterogeneity_real",

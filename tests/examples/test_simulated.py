@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from running import run
@@ -81,6 +83,27 @@ def test_choosing(tmp_path: Path) -> None:
     dimensions = pd.read_csv(tmp_path / "how_many_latent_dimensions.csv", index_col=0)
     assert dimensions.index.tolist() == [0, 1, 2, 3, 5]
     assert dimensions.loc[0, "variance / truth"] == 0
+
+
+@pytest.mark.slow
+def test_rankings_of_a_crowd(tmp_path: Path) -> None:
+    """Of a simulated crowd the number of dimensions is chosen, of a file it is given."""
+    options = ["--people", "80", "--draws", "100", "--sizes", "0", "10", "--out", str(tmp_path)]
+    out = run("examples/rankings_of_a_crowd.py", *options)
+    assert "latent dimensions: the fewest within one standard error" in out
+    table = pd.read_csv(tmp_path / "rankings_of_a_crowd.csv")
+    gains = table[table["predictor"] != "everybody alike"].set_index("known")
+    assert gains.loc[10, "gain"] > 2 * gains.loc[10, "standard_error"] > 0
+    assert gains.loc[10, "gain"] > gains.loc[0, "gain"]
+    assert (tmp_path / "rankings_of_a_crowd.png").stat().st_size > 10_000
+    path = tmp_path / "rankings.csv"
+    ranks = [np.random.default_rng(person).permutation(4) + 1 for person in range(40)]
+    pd.DataFrame(ranks, columns=["tea", "cola", "milk", "juice"]).to_csv(path, index=False)
+    own = ("--data", str(path), "--ranks", "tea,cola,milk,juice", "--latent-dim", "1")
+    options = ("--draws", "50", "--sizes", "0", "2", "--out", str(tmp_path / "own"))
+    out = run("examples/rankings_of_a_crowd.py", *own, *options)
+    assert re.search(r"items +4 \(0 never compared\)", out)
+    assert len(pd.read_csv(tmp_path / "own" / "rankings_of_a_crowd.csv")) == 4
 
 
 @pytest.mark.slow

@@ -31,10 +31,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("fits")
     with torch.random.fork_rng(devices=[]):
         main(folder)
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
-    options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     ended = subprocess.run(
-        [*launcher, *options, SCRIPT, str(folder)],
+        [sys.executable, SCRIPT, str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -43,7 +41,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     )
     assert ended.returncode == 0, ended.stderr
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    return found | {"said": ended.stderr}
+    return found | {"said": (folder / "said-by-0.txt").read_text()}
 
 
 @pytest.mark.slow
@@ -71,7 +69,7 @@ def test_in_single_precision_the_path_is_the_same_but_for_rounding(ends: dict, n
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_all_go_on(ends: dict) -> None:
-    assert "another process of the fit has ended" in ends["said"]
+    assert ends["said"].startswith("another process of the fit has ended")
     for rank in ("0-of-2", "1-of-2"):
         found = ends[rank]["killed"]
         assert found["steps"] == list(range(1, 13))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from many_people import ASKED, shuffle, simulate
 
 from fssa_bayes.scale import score_table
+from fssa_bayes.scale.pieces import part_of
 
 pytestmark = pytest.mark.slow
 ORDER = [(name, "ascending") for name in ("user", "quantity", "rank", "item")]
@@ -90,19 +92,41 @@ def test_ray_finds_what_one_process_finds(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_actor_changes_nothing(
-    ray: object, linear: Path, table: pa.Table, source: Path
+    ray: object,
+    linear: Path,
+    table: pa.Table,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fssa_bayes.scale.on_ray import score_dataset
+    """It is killed while parts are left, which another process scores."""
+    from fssa_bayes.scale import on_ray
 
+    parts = len(set(part_of(table["user"], 12)))
+
+    class Slow(on_ray.Actor):
+        """Leaves a file for each part, under the number of the process."""
+
+        def __call__(self, table: pa.Table) -> pa.Table:
+            time.sleep(0.3)
+            scores = super().__call__(table)
+            (tmp_path / f"{os.getpid()}-{scores['user'][0]}").touch()
+            return scores
+
+    monkeypatch.setattr(on_ray, "Actor", Slow)
     dataset = ray.data.read_parquet(str(source))
-    scores = score_dataset(dataset, linear, num_parts=12, **ASKED)
+    scores = on_ray.score_dataset(dataset, linear, num_parts=12, **ASKED)
     batches = scores.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     found = [next(iterator := iter(batches))]
     before = find_actors()
+    assert before
     for process in before:
         os.kill(process, signal.SIGKILL)
+    done = list(tmp_path.iterdir())
+    assert 0 < len(done) < parts
     found += list(iterator)
-    assert before
+    by = {int(path.name.partition("-")[0]) for path in tmp_path.iterdir()}
+    assert by > set(before)
     expected = score_table(linear, table, **ASKED)
     assert ordered(pa.concat_tables(found).cast(expected.schema)).equals(ordered(expected))
 

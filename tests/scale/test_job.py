@@ -74,7 +74,9 @@ def test_parts_do_not_depend_on_files_and_order(
     (folder / "more").mkdir(parents=True)
     pq.write_table(mixed.slice(0, 700), folder / "b.parquet", row_group_size=50)
     pq.write_table(mixed.slice(700), folder / "more" / "a.parquet")
-    (folder / "_metadata.parquet").write_bytes(b"of another program")
+    for name in ("_metadata.parquet", "_temporary/c.parquet", ".copies/d.parquet"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"of another program")
     score_parquet(linear, folder, tmp_path / "out", workers=0, num_parts=4, **ASKED)
     assert digests(tmp_path / "out") == digests(whole)
 
@@ -107,6 +109,7 @@ def test_a_finished_job_is_not_done_again(linear: Path, source: Path, whole: Pat
     before = {path: path.stat().st_mtime_ns for path in whole.glob("part-*.parquet")}
     job = score_parquet(linear, source, whole, workers=0, num_parts=4, **ASKED)
     assert job.written == 0
+    assert job.reason is None
     assert job.num_people == 300
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("part-*.parquet")}
 
@@ -151,6 +154,27 @@ def test_folders_of_others_are_left_alone(linear: Path, source: Path, tmp_path: 
     with pytest.raises(FileExistsError, match="got the file"):
         score_parquet(linear, source, tmp_path / "notes.txt", workers=0, **ASKED)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_results_do_not_lie_among_what_is_read(linear: Path, source: Path, tmp_path: Path) -> None:
+    """A rerun would read the results of the first run, or the folder of a model be changed."""
+    for path, out, name in (
+        (source.parent, source.parent, "source"),
+        (source.parent, source.parent / "more" / "out", "source"),
+        (source, linear / "out", "model_dir"),
+    ):
+        with pytest.raises(ValueError, match=f"out must lie outside of {name}="):
+            score_parquet(linear, path, out, workers=0, **ASKED)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["people.parquet"]
+
+
+@pytest.mark.parametrize("options", [{"num_parts": True}, {"num_parts": 0}, {"workers": -1}])
+def test_numbers_out_of_range_are_refused(
+    linear: Path, source: Path, tmp_path: Path, options: dict
+) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be an integer"):
+        score_parquet(linear, source, tmp_path / "out", **{"workers": 0} | options | ASKED)
 
 
 def test_two_jobs_do_not_write_to_one_folder(linear: Path, source: Path, whole: Path) -> None:
@@ -237,7 +261,23 @@ def test_people_who_cannot_be_scored_are_counted(linear: Path, tmp_path: Path) -
     out = tmp_path / "out"
     job = score_parquet(linear, tmp_path / "some.parquet", out, workers=0, num_parts=3, **ASKED)
     assert (job.num_people, job.num_failed) == (4, 3)
+    assert job.reason in read(out)["reason"].to_pylist()
     assert read(out)["reason"].null_count == 3
+
+
+def test_files_without_rows_and_people_without_names(linear: Path, tmp_path: Path) -> None:
+    """Names that are missing are one reason; files of no bytes are no Parquet files."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    pq.write_table(simulate(2).slice(0, 0), folder / "a.parquet")
+    nobody = simulate(2).set_column(0, "user", pa.nulls(10, pa.string()))
+    pq.write_table(pa.concat_tables([simulate(1), nobody]), folder / "b.parquet")
+    job = score_parquet(linear, folder, tmp_path / "out", workers=0, **ASKED)
+    assert (job.num_people, job.num_failed) == (2, 1)
+    assert "10 rows name no person" in read(tmp_path / "out")["reason"].to_pylist()
+    (folder / "c.parquet").touch()
+    with pytest.raises(ValueError, match="c.parquet' is no whole Parquet file"):
+        score_parquet(linear, folder, tmp_path / "other", workers=0, **ASKED)
 
 
 def test_a_source_without_rows_has_parts_without_rows(linear: Path, tmp_path: Path) -> None:

@@ -222,6 +222,8 @@ WRONG = {
     "few draws": ({"num_samples": 3}, "num_samples must be at least 25"),
     "ties": ({"ties": "lose"}, "ties must be one of"),
     "ties without a parameter": ({"ties": "keep"}, "needs a model with ties"),
+    "seed": ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
+    "negative seed": ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
     "fallback": ({"fallback": "hope"}, "fallback must be one of"),
     "features": ({"items": pd.DataFrame({"x": [1.0]})}, "items must be None"),
     "two columns of one name": ({"left": "right"}, "must be four columns"),
@@ -238,9 +240,32 @@ def test_wrong_options_are_refused_by_name(case: str, linear: Path) -> None:
 
 def test_people_named_by_what_has_no_digest_are_refused(linear: Path) -> None:
     table = simulate(2)
-    for values in ([1.5] * 10, [b"x"] * 10):
+    missing = float("nan")
+    for values in ([1.5] * 10, [missing] * 10, [b"x"] * 10, [None] * 10, [True] * 10):
         with pytest.raises(ValueError, match="user='user' must hold text or whole numbers"):
             score_table(linear, table.set_column(0, "user", pa.array(values)), **ASKED)
+
+
+def test_what_is_no_table_of_plain_columns_is_refused(linear: Path) -> None:
+    table = simulate(2)
+    with pytest.raises(TypeError, match="must be a pyarrow Table, got DataFrame"):
+        score_table(linear, table.to_pandas(), **ASKED)
+    for place, name in ((1, "left"), (3, "choice")):
+        nested = table.set_column(place, name, pa.array([["ash"]] * 10))
+        with pytest.raises(ValueError, match=f"{name}='{name}' must hold text or numbers"):
+            score_table(linear, nested, **ASKED)
+
+
+def test_a_person_is_named_by_value_whatever_the_width_of_numbers(linear: Path) -> None:
+    """A name is not its text: 1 and "1" are two people, who have draws of their own."""
+    table, whole = simulate(2), pa.array(np.repeat([1, 2], 5))
+    scores = score_table(linear, table.set_column(0, "user", whole), **ASKED)
+    for kind in (pa.int8(), pa.uint32()):
+        narrow = table.set_column(0, "user", whole.cast(kind))
+        assert score_table(linear, narrow, **ASKED).equals(scores)
+    as_text = score_table(linear, table.set_column(0, "user", whole.cast(pa.string())), **ASKED)
+    assert as_text["user"].to_pylist() == [str(name) for name in scores["user"].to_pylist()]
+    assert not as_text["mean"].equals(scores["mean"])
 
 
 def test_a_digest_tells_models_apart_and_not_copies(linear: Path, bilinear: Path, tmp_path) -> None:

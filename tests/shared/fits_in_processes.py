@@ -1,10 +1,12 @@
 """Fits models of all kinds, in one process or in several, and says how the fits went.
 
-    torchrun --nproc-per-node 2 --max-restarts 1 tests/shared/fits_in_processes.py FOLDER
+    python tests/shared/fits_in_processes.py FOLDER
 
-Run by inference/test_processes.py, which calls :func:`main` for one process. Every process writes
-what it found to `RANK-of-SIZE.json` in FOLDER. The last of several processes kills itself once
-within a fit with a checkpoint.
+Run by inference/test_processes.py, which calls :func:`main` for one process. As a program it does
+what `torchrun --nproc-per-node 2 --max-restarts 1` does, by torchrun's own function, but for one
+thing: processes are forks, so that the library is imported once. Every process writes what it found
+to `RANK-of-SIZE.json` in FOLDER. The last of several processes kills itself once within a fit with
+a checkpoint; the others must end by themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fssa_bayes import (
     ELBO,
@@ -35,7 +38,6 @@ from fssa_bayes import (
 from fssa_bayes.inference import FitResult
 from fssa_bayes.io import flatten
 
-RANK, SIZE = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 STAGES = {
     "importance weighted": [ImportanceWeightedELBO(8)],
     "subset": [ImportanceWeightedELBO(8, subset=True)],
@@ -46,6 +48,11 @@ STAGES = {
     "sleep": [Sleep()],
     "sleep by particles": [Sleep(3)],
 }
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Returns the number of this process, and how many fit together."""
+    return tuple(int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 
 
 def simulate(*, weighted: bool = False) -> Preferences:
@@ -70,9 +77,10 @@ def run(stages: list, utility: str, **options: object) -> FitResult:
     """Fits from initial weights that differ between processes; those of the first one count."""
     weighted = options.pop("weighted", False)
     data = simulate(weighted=weighted)
-    torch.manual_seed(RANK)
+    rank, _ = rank_and_size()
+    torch.manual_seed(rank)
     latent_dim = options.pop("latent_dim", 2)
-    model = HeterogeneousBTL.for_data(data, latent_dim=latent_dim, utility=utility, seed=RANK)
+    model = HeterogeneousBTL.for_data(data, latent_dim=latent_dim, utility=utility, seed=rank)
     guide = NeuralProcessGuide(model, hidden_dim=8) if latent_dim else None
     if options.pop("double", False):
         model, guide = model.double(), guide.double()
@@ -118,21 +126,28 @@ def fit_all() -> dict[str, object]:
 
 def killed(folder: Path) -> dict[str, object]:
     """Fits with a checkpoint; the last of several processes kills itself when it first starts."""
-    calls = []
+    calls, (rank, size) = [], rank_and_size()
+    is_new = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+    if is_new:
+        # The launcher ends the others as soon as it sees a process dead, maybe before they do.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     class Dies(ImportanceWeightedELBO):
         name = "ImportanceWeightedELBO"
 
         def backward(self, *arguments: object) -> float:
             calls.append(len(calls))
-            is_new = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
-            if is_new and len(calls) == 7 and RANK == SIZE - 1:
+            if is_new and len(calls) == 7 and rank == size - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().backward(*arguments)
 
     options = {"steps": 12, "batch_size": 15, "double": True, "checkpoint_interval": 2}
-    options["checkpoint"] = folder / f"checkpoint-{SIZE}"
-    result = describe(run([Dies(8)], "bilinear", **options))
+    options["checkpoint"] = folder / f"checkpoint-{size}"
+    try:
+        result = describe(run([Dies(8)], "bilinear", **options))
+    except ConnectionError as error:
+        (folder / f"said-by-{rank}.txt").write_text(str(error))
+        raise
     result["calls"] = len(calls)
     again = describe(run([Dies(8)], "bilinear", **options))
     return result | {"calls of another run": len(calls) - result["calls"], "again": again}
@@ -141,7 +156,7 @@ def killed(folder: Path) -> dict[str, object]:
 def disagree() -> str:
     """Returns what is said of processes that are about to make different fits."""
     try:
-        run([ELBO()], "linear", steps=1, seed=RANK)
+        run([ELBO()], "linear", steps=1, seed=rank_and_size()[0])
     except ValueError as error:
         return str(error)
     return ""
@@ -152,13 +167,28 @@ def main(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*people are few for the|.*did not converge")
         warnings.filterwarnings("ignore", ".*raised the held-out log-loss")
-        path = folder / f"{RANK}-of-{SIZE}.json"
+        path = folder / "{}-of-{}.json".format(*rank_and_size())
         if not path.exists():  # Else a process has died, and all have been started again.
             path.write_text(json.dumps(fit_all() | {"disagree": disagree()}))
         found = json.loads(path.read_text()) | {"killed": killed(folder)}
         path.write_text(json.dumps(found))
 
 
+def main_in_two(folder: Path) -> None:
+    """Does what `torchrun` does, with forks."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="fits",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=1,
+        start_method="fork",
+    )
+    elastic_launch(config, main)(folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main_in_two(Path(sys.argv[1]))

@@ -157,11 +157,14 @@ def arrange(
     if not keep.any():
         raise ValueError(f"no comparison is left: all {dropped} are ties and ties='drop'")
     order = order_by(person, len(user_names))
+    answering = person
     if not keep.all():
         order = order[keep[order]]
+        answering = person[order]
     if count is not None:
         order = np.repeat(order, count[order])
-    counts = np.bincount(person[order], minlength=len(user_names))
+        answering = person[order]
+    counts = np.bincount(answering, minlength=len(user_names))
     if "user" not in columns:
         counts, user_names = np.ones(len(order), dtype=np.int64), pd.RangeIndex(len(order))
         weights = None if weights is None else weights[order]
