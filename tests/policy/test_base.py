@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from fssa_bayes.policy import SteerableDPOTrainer, SteerablePolicy, fingerprint
 from fssa_bayes.policy.base import check_steady, check_vocabulary
+from fssa_bayes.policy.readiness import check_undivided
 
 SIZE = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -80,6 +82,15 @@ def test_noise_on_the_embeddings_is_refused_or_removed(tmp_path: Path, tiny_mode
     args = TrainingArguments(str(tmp_path), neftune_noise_alpha=5.0, report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="must not ask for neftune_noise_alpha.* got 5.0"):
         SteerableDPOTrainer(policy, args, None, None, lambda batch: None)
+
+
+@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_weights_that_accelerate_divides_are_refused(kind: str) -> None:
+    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    check_undivided(trainer)
+    setattr(trainer, kind, True)
+    with pytest.raises(ValueError, match="must not be configured for FSDP .* by torchrun"):
+        check_undivided(trainer)
 
 
 def test_tokens_outside_of_the_embedding_are_refused(
