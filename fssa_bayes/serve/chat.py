@@ -146,10 +146,11 @@ class SteeredPeople:
         """Adds choices, after each of them was read; returns how many are new."""
         for number, choice in enumerate(choices):
             try:
-                with self._lock:
-                    self.bundle.person([choice.record()])
+                self.bundle.read([choice.record()])
             except (ValueError, TypeError) as error:
                 raise ValueError(f"choice {number} cannot be read: {error}") from error
+        with self._lock:  # What breaks the posterior must not be kept.
+            self.bundle.person([*self.people.records(name), *(c.record() for c in choices)])
         return self.people.add(name, [(choice.key, choice.record()) for choice in choices])
 
 

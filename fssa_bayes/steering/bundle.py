@@ -87,15 +87,20 @@ class Bundle:
             ValueError: If a choice is none between two answers, or choices are of several people.
         """
         if not isinstance(choices, PreferenceRows):
-            records = [{"user": "person", **record} for record in choices]
-            if not records:
+            choices = list(choices)
+            if not choices:
                 return Person(self, None)
-            choices = PreferenceRows.from_records(records)
+            choices = self.read(choices)
         if len(choices.user_names) != 1:
             raise ValueError(
                 f"choices must be of one person, got {choices.user_names.tolist()[:5]}"
             )
         return Person(self, choices)
+
+    @staticmethod
+    def read(choices: Iterable[Mapping[str, Any]]) -> PreferenceRows:
+        """Reads a person's choices, who need not be named."""
+        return PreferenceRows.from_records([{"user": "person", **record} for record in choices])
 
     def empty(self) -> Preferences:
         """Returns the data of a person without choices."""

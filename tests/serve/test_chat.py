@@ -349,3 +349,20 @@ def test_a_slow_reader_holds_nobody_up(bundle: Bundle, tmp_path: Path) -> None:
             pass
         assert ask(client).status_code == 200
         slow.close()
+
+
+def test_what_breaks_the_posterior_is_not_kept(
+    client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.post("/people/ann/choices", json=choice("now", "red"))
+
+    def fail(texts: list[str]) -> None:
+        raise ValueError("an embedding is not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bundle.features), "__call__", lambda self, texts: fail(texts))
+        found = client.post("/people/ann/choices", json=choice("say now", "red"))
+    assert (found.status_code, found.json()["error"]["message"]) == (
+        400, "an embedding is not finite",
+    )  # fmt: skip
+    assert client.get("/people/ann").json()["choices"] == 1
