@@ -14,7 +14,7 @@ from fssa_bayes import datasets
 
 PACKAGES = [
     *("baselines", "checks", "comparison", "diagnostics", "exact", "kernels", "plots", "policy"),
-    *("questions", "report", "scale", "serve"),
+    *("questions", "report", "scale", "serve", "steering"),
 ]
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]

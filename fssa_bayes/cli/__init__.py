@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 __all__ = ["SUBCOMMANDS", "app", "main"]
 
-SUBCOMMANDS = ("analyse", "rank", "diagnose", "score", "ask")
+SUBCOMMANDS = ("analyse", "rank", "diagnose", "score", "ask", "steer")
 """Names of the subcommands, each the name of a module of this package that holds `app`."""
 
 # Raised of a wrong argument, a wrong file, a missing package or a fit that breaks down.
@@ -66,7 +66,8 @@ def start(
 ) -> None:
     """Who prefers what, how sure is that, and can it be believed?
 
-    Subcommands read a file of paired comparisons and write what they find; `ask` asks people.
+    Subcommands read a file of paired comparisons and write what they find; `ask` asks people;
+    `steer` trains a language model that follows each of them, and serves it.
     """
 
 

@@ -25,6 +25,7 @@ from fssa_bayes.policy.model import SteerablePolicy
 from fssa_bayes.policy.reference import LengthBuckets, ReferenceCache, fingerprint
 from fssa_bayes.policy.rows import PreferenceRows
 from fssa_bayes.policy.shared_prompt import pair_log_prob, shares_prompts
+from fssa_bayes.policy.streaming import TextStream
 from fssa_bayes.policy.text_report import TextReport, text_report
 from fssa_bayes.policy.tokens import Dropped, ResponseBatch, TokenisedPairs
 from fssa_bayes.policy.trainer import SteerableDPOTrainer
@@ -47,6 +48,7 @@ __all__ = [
     "SteerablePolicy",
     "TextCost",
     "TextReport",
+    "TextStream",
     "TokenisedPairs",
     "accuracy",
     "accuracy_by_context",

@@ -22,6 +22,7 @@ __all__ = [
     "Conditioning",
     "Traced",
     "interpolate",
+    "is_decided",
     "recompute_as_now",
     "steered",
     "surrounding_z",
@@ -46,7 +47,8 @@ def steered(z: Tensor | None) -> Iterator[None]:
     """Steers every policy by z inside the block, in this thread or task alone.
 
     Blocks may be nested; the innermost one applies. A thread that starts inside the block is not
-    steered.
+    steered: `policy.stream` carries z into its thread, and a base model's own `generate` refuses to
+    run in a thread of which nothing says what steers it.
 
     Args:
         z: Latent factors with shape (R, K), one a sequence, or one for each group of neighbouring
@@ -89,6 +91,11 @@ def surrounding_z(rows: int) -> Tensor | None:
     if rows % len(z):
         raise ValueError(f"z must have a row for each of {rows} sequences, got {len(z)} rows")
     return z.repeat_interleave(rows // len(z), 0)
+
+
+def is_decided() -> bool:
+    """Whether a block says what steers this thread or task, be it nothing."""
+    return bool(_STEERING.get() or _SWITCHED_OFF.get())
 
 
 class Conditioning(nn.Module, abc.ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class PolicyConfig:
         target_modules: Modules that get an adapter, as peft knows them.
         base_model: Name or path of the base model; empty if it has none.
         conditioning: `"gated"` or `"film"`; FiLM in folders of earlier versions, which do not say.
+        lora_alpha: What the adapter's effect is multiplied by, over the rank; None for twice it.
+        base_options: How the base model is loaded, beside its name.
     """
 
     latent_dim: int
@@ -41,6 +43,8 @@ class PolicyConfig:
     target_modules: str | tuple[str, ...]
     base_model: str
     conditioning: str = "film"
+    lora_alpha: float | None = None
+    base_options: dict[str, Any] = field(default_factory=dict)
 
 
 def chosen_layers(conditioning: str, chosen: Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from fssa_bayes.data import Batch, Preferences, check_unweighted, first_names
 from fssa_bayes.policy.checks import check_positions
-from fssa_bayes.policy.conversations import plain_text
+from fssa_bayes.policy.conversations import plain_content, plain_text
 from fssa_bayes.policy.rows import PreferenceRows
 from fssa_bayes.policy.tokens import TokenisedPairs
 
@@ -171,7 +171,7 @@ class PairsInContext:
         """Names the row of a pair."""
         row, rows = int(self.pairs.row[pair]), self.pairs.rows
         prompt = rows.prompts[row]
-        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        text = prompt if isinstance(prompt, str) else plain_content(prompt[-1])
         text = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
         return f"row {row} of {self.name} (user {first_names(rows.users[[row]])}, prompt {text!r})"
 

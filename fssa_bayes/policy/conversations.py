@@ -1,11 +1,13 @@
-"""Prompts and responses as text: strings, or conversations that a chat template renders.
+"""Prompts and responses: strings, or conversations that a chat template renders.
 
 The formats are those that TRL reads: strings, which are joined as they are, or conversations,
-lists of `{"role", "content"}`.
+lists of messages with `role`, `content` and whatever else the chat template knows, such as `name`
+and `tool_calls`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,71 +21,30 @@ __all__ = [
     "Message",
     "check_same_format",
     "check_tokenizer",
+    "plain_content",
     "plain_text",
     "read_conversation",
-    "read_row",
+    "read_tools",
     "render",
+    "split_implicit",
+    "to_plain",
+    "without_prompt",
 ]
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+
+_NO_TEXT = {"role", "content", "name", "tool_call_id"}
 Conversation = str | list[Message]
 
 
-def read_row(
-    prompt: Any, chosen: Any, rejected: Any, row: int
-) -> tuple[Conversation, Conversation, Conversation]:
-    """Checks a prompt and two responses, and finds the prompt where there is none.
-
-    Args:
-        prompt: The prompt; None or NaN takes the messages that both responses begin with.
-        chosen: The preferred response.
-        rejected: The other response.
-        row: Number of the row, for messages.
-
-    Returns:
-        Prompt, chosen and rejected response, all strings or all lists of messages.
-
-    Raises:
-        ValueError: If a response is empty, the responses are the same, there is no prompt, the
-            prompt ends with an assistant's turn, or strings and conversations are mixed.
-        TypeError: If a text is neither a string nor a list of messages.
-    """
-    chosen = read_conversation("chosen", chosen, row)
-    rejected = read_conversation("rejected", rejected, row)
-    if prompt is None or (isinstance(prompt, float) and np.isnan(prompt)):
-        if isinstance(chosen, str) or isinstance(rejected, str):
-            raise ValueError(
-                f"a row of strings must have a prompt, got none at row {row}; where both responses "
-                "begin with it, split it off first"
-            )
-        length = _common_length(chosen, rejected)
-        if not length:
-            raise ValueError(
-                f"a row must have a prompt, got two conversations without one at row {row}"
-            )
-        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
-    else:
-        prompt = read_conversation("prompt", prompt, row)
-    check_same_format(prompt, chosen, row)
-    check_same_format(prompt, rejected, row)
-    for name, text in {"chosen": chosen, "rejected": rejected}.items():
-        contents = [text] if isinstance(text, str) else [message["content"] for message in text]
-        if not "".join(contents).strip():
-            raise ValueError(f"{name} must not be empty, got {text!r} at row {row}")
-    if chosen == rejected:
-        raise ValueError(f"chosen and rejected must differ, got {chosen!r} twice at row {row}")
-    if not isinstance(prompt, str) and prompt[-1:] and prompt[-1]["role"] == "assistant":
-        raise ValueError(
-            f"a prompt must end before the assistant's turn, got {prompt[-1]!r} at row {row}"
-        )
-    return prompt, chosen, rejected
-
-
 def read_conversation(name: str, value: Any, row: int) -> Conversation:
-    """Returns a string, or a list of messages with nothing but role and content.
+    """Returns a string, or a list of messages with all they hold except what is None.
+
+    Tables fill what a message lacks with None, and some of them hold arrays in place of lists.
 
     Raises:
         TypeError: If the value is neither, or a message lacks a part.
+        ValueError: If a message holds something else than text.
     """
     if isinstance(value, str):
         return value
@@ -92,15 +53,84 @@ def read_conversation(name: str, value: Any, row: int) -> Conversation:
             f"{name} must be a string or a list of messages, got {type(value).__name__} at row "
             f"{row}"
         )
-    for message in value:
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise TypeError(
-                f"a message of {name} must have a 'role' and a 'content', both strings, got "
-                f"{message!r} at row {row}"
-            )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    return [_read_message(name, message, row) for message in value]
+
+
+def _read_message(name: str, message: Any, row: int) -> dict[str, Any]:
+    if isinstance(message, Mapping):
+        found = {key: to_plain(part) for key, part in message.items() if part is not None}
+        content = found.get("content", "" if found.get("tool_calls") else None)
+        if isinstance(found.get("role"), str) and isinstance(content, str | list):
+            if isinstance(content, list):
+                for part in content:
+                    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+                        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                        raise ValueError(
+                            f"the content of a message of {name} must be text, got a part of type "
+                            f"{kind!r} at row {row}: the policy reads text alone"
+                        )
+            return {**found, "content": content}
+    raise TypeError(
+        f"a message of {name} must have a 'role' and a 'content', both strings, got "
+        f"{message!r} at row {row}"
+    )
+
+
+def to_plain(value: Any) -> Any:
+    """Returns lists and dictionaries for arrays and mappings, without entries that are None."""
+    if isinstance(value, Mapping):
+        return {key: to_plain(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [to_plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read_tools(value: Any, row: int) -> list[Any] | None:
+    """Returns the tools of a row: a list, JSON of a list as tables hold it, or None.
+
+    Raises:
+        ValueError: If the value is something else.
+    """
+    if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"tools must be JSON where they are text, at row {row}") from error
+    else:
+        value = to_plain(value)
+    if value is not None and not isinstance(value, list):
+        raise ValueError(
+            f"tools must be a list of schemas, got {type(value).__name__} at row {row}"
+        )
+    return value or None
+
+
+def split_implicit(
+    chosen: Conversation, rejected: Conversation
+) -> tuple[Conversation, Conversation, Conversation] | None:
+    """Splits off the prompt that both responses begin with, as TRL does; None if there is none.
+
+    Of strings a space before the place where they part belongs to the responses; of two of which
+    one begins with the other, the last letter, or message, of the shorter one is a response.
+    """
+    shorter = min(len(chosen), len(rejected))
+    same = [left == right for left, right in zip(chosen, rejected, strict=False)]
+    length = min([*same, False].index(False), shorter - 1)
+    if isinstance(chosen, str) and length > 0 and not all(same) and chosen[length - 1] == " ":
+        length -= 1
+    if length < 1:
+        return None
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def without_prompt(prompt: Conversation, response: Conversation) -> Conversation | None:
+    """Returns a response without the prompt that it repeats; None if it repeats none."""
+    begins = len(response) > len(prompt) and response[: len(prompt)] == prompt
+    if not begins or not (prompt.strip() if isinstance(prompt, str) else prompt):
+        return None
+    return response[len(prompt) :]
 
 
 def check_same_format(prompt: Conversation, response: Conversation, row: int) -> None:
@@ -110,9 +140,14 @@ def check_same_format(prompt: Conversation, response: Conversation, row: int) ->
         ValueError: If one is a string and the other a conversation.
     """
     if isinstance(prompt, str) != isinstance(response, str):
+        hint = (
+            ": leave the prompt out where the responses begin with it, or make it a conversation"
+            if isinstance(prompt, str)
+            else ""
+        )
         raise ValueError(
             "prompt and responses must be all strings or all conversations, got "
-            f"{type(prompt).__name__} and {type(response).__name__} at row {row}"
+            f"{type(prompt).__name__} and {type(response).__name__} at row {row}{hint}"
         )
 
 
@@ -120,13 +155,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conver
     """Checks that a tokenizer has what these prompts and the responses to them need.
 
     Raises:
-        ValueError: If there is no padding token, no end-of-sequence token (for strings) or no chat
-            template (for conversations).
+        ValueError: If there is neither a padding nor an end-of-sequence token, which strings need
+            in any case, or no chat template (for conversations).
     """
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
-            "tokenizer must have a padding token, got none; set tokenizer.pad_token, for example "
-            "to tokenizer.eos_token"
+            "tokenizer must have a padding token, or an end-of-sequence token in its place, got "
+            "neither: set tokenizer.pad_token"
         )
     plain = [isinstance(prompt, str) for prompt in prompts]
     if any(plain) and tokenizer.eos_token_id is None:
@@ -141,45 +176,52 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conver
 
 
 def plain_text(prompt: Conversation, response: Conversation) -> str:
-    """Joins prompt and response; a conversation becomes lines of `role: content`."""
+    """Joins prompt and response; a conversation becomes lines of `role: content`.
+
+    The calls of tools follow the content of their message, as JSON.
+    """
     if isinstance(prompt, str):
         return prompt + response
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt + response)
+    return "\n".join(f"{m['role']}: {plain_content(m)}" for m in prompt + response)
+
+
+def plain_content(message: Message) -> str:
+    """Returns the text of a message, with its calls of tools and whatever else it says."""
+    content = message["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    said = [value for key, value in message.items() if key not in _NO_TEXT and value]
+    if not said:
+        return text
+    return " ".join([text, *(json.dumps(value, ensure_ascii=False) for value in said)]).strip()
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, responses: Sequence[Conversation]
-) -> tuple[str, list[str]]:
-    """Returns the prompt's text and, for each response, the text that follows the prompt's.
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    asks: bool = False,
+    tools: list[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    """Renders a conversation by the chat template.
 
-    Where the chat template begins an answer otherwise than it asks for one (with thinking marks,
-    say), the prompt's text ends where request and answers part, between two tokens.
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        messages: The conversation.
+        asks: Whether the template's request for an answer follows.
+        tools: Schemas of the tools that may be called.
+        options: What else the template knows, such as `enable_thinking`.
+
+    Raises:
+        ValueError: If the template refuses the conversation.
     """
-    if isinstance(prompt, str):
-        return prompt, list(responses)
-    head = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    texts = [tokenizer.apply_chat_template(prompt + r, tokenize=False) for r in responses]
-    if not all(text.startswith(head) for text in texts):
-        length = min(_common_length(head, text) for text in texts)
-        if tokenizer.is_fast:
-            encoded = tokenizer(head, add_special_tokens=False, return_offsets_mapping=True)
-            stops = [stop for _, stop in encoded["offset_mapping"]]
-            length = max((stop for stop in stops if stop <= length), default=0)
-        head = head[:length]
-    return head, [_strip_after_end(text[len(head) :], tokenizer.eos_token) for text in texts]
-
-
-def _strip_after_end(text: str, end: str | None) -> str:
-    """Removes the white space that a template puts after the last end-of-sequence token.
-
-    The model never generates this white space. Where the token separates messages, the last
-    message follows the token and stays.
-    """
-    head, mark, rest = text.rpartition(end) if end else ("", "", text)
-    return head + mark if mark and not rest.strip() else text
-
-
-def _common_length(first: Sequence, second: Sequence) -> int:
-    """Returns the length of the longest common beginning."""
-    same = [left == right for left, right in zip(first, second, strict=False)]
-    return [*same, False].index(False)
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=asks, tools=tools,
+            **(options or {}),
+        )  # fmt: skip
+    except Exception as error:  # Templates raise what their authors chose.
+        roles = [message.get("role") for message in messages]
+        raise ValueError(
+            f"the chat template must render the conversation, of roles {roles}, got: {error}"
+        ) from error

@@ -99,7 +99,9 @@ def text_batch(
         text or " " if isinstance(prompt, str) else [{"role": "assistant", "content": text or " "}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    batch = ResponseBatch.from_texts(policy.tokenizer, prompts, answers)
+    batch = ResponseBatch.from_texts(
+        policy.tokenizer, prompts, answers, after_end=False, joined=False
+    )
     scored = batch.response_mask
     last = scored & (scored.long().cumsum(-1) == scored.sum(-1, keepdim=True))
     empty = torch.tensor([not text.strip() for text in texts])

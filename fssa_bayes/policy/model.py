@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,15 +30,16 @@ from fssa_bayes.policy.base import (
     check_plain,
     find_base,
     load_base,
+    of_tokenizer,
     remove_dropout,
+    to_remember,
 )
-from fssa_bayes.policy.checks import check_factors, check_reach, expand_factors
+from fssa_bayes.policy.checks import check_factors, check_positive, check_reach, expand_factors
 from fssa_bayes.policy.conditioning import (
     Conditioning,
     Traced,
     recompute_as_now,
     steered,
-    surrounding_z,
 )
 from fssa_bayes.policy.config import (
     PolicyConfig,
@@ -45,14 +47,8 @@ from fssa_bayes.policy.config import (
     new_conditioning,
     read_config,
 )
-from fssa_bayes.policy.conversations import Message
 from fssa_bayes.policy.film import FiLM, decoder_layers
 from fssa_bayes.policy.gates import Gates
-from fssa_bayes.policy.generation import (
-    encode_prompts,
-    filler_token,
-    write_texts,
-)
 from fssa_bayes.policy.head import Head
 from fssa_bayes.policy.log_probs import response_log_prob
 from fssa_bayes.policy.reference import hash_weights
@@ -63,8 +59,11 @@ from fssa_bayes.policy.storage import (
     load_weights,
     read_description,
     save_weights,
+    upload_folder,
     write_description,
 )
+from fssa_bayes.policy.streaming import guard_threads
+from fssa_bayes.policy.writing import Writing
 
 if TYPE_CHECKING:
     from fssa_bayes.policy.tokens import ResponseBatch
@@ -72,7 +71,7 @@ if TYPE_CHECKING:
 __all__ = ["SteerablePolicy"]
 
 
-class SteerablePolicy(nn.Module):
+class SteerablePolicy(Writing, nn.Module):
     r"""A language model :math:`\pi(y \mid x, z)` whose behaviour follows a latent factor z.
 
     The base model is frozen; a low-rank adapter is trained, and what z does to it: by default
@@ -114,6 +113,7 @@ class SteerablePolicy(nn.Module):
             conditioning.attach(model)
         follow_switch(model, conditioning)
         remove_dropout(model)
+        guard_threads(self.base)
         self._head = Head.of(self.base)
         self.eval()
 
@@ -128,9 +128,11 @@ class SteerablePolicy(nn.Module):
         film_layers: Sequence[int] | None = None,
         film_dim: int = 64,
         target_modules: str | Sequence[str] = "all-linear",
+        lora_alpha: float | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> Self:
         """Builds a new policy on a pretrained model; options as in :meth:`from_model`.
 
@@ -143,21 +145,29 @@ class SteerablePolicy(nn.Module):
             film_layers: Positions of decoder layers that FiLM modulates; None for the last third.
             film_dim: Width of the hidden layer of FiLM.
             target_modules: Modules that get an adapter, as peft knows them.
+            lora_alpha: What the adapter's effect is multiplied by, over its rank; None for twice
+                the rank.
             dtype: Precision of the base model; None for that of its files.
             device: Where to put the model.
             seed: Seed of the initial weights of adapter and conditioning.
+            **options: As for `AutoModelForCausalLM.from_pretrained`, such as
+                `quantization_config`, `gguf_file`, `attn_implementation`, `revision`. Those that
+                decide which function the model is are kept with the policy.
         """
-        model = load_base(name_or_path, dtype)
+        remembered = to_remember(options)
+        model = load_base(name_or_path, dtype, **options)
         return cls.from_model(
             model if device is None else model.to(device),
-            AutoTokenizer.from_pretrained(name_or_path),
+            AutoTokenizer.from_pretrained(name_or_path, **of_tokenizer(options)),
             latent_dim=latent_dim,
             lora_rank=lora_rank,
             conditioning=conditioning,
             film_layers=film_layers,
             film_dim=film_dim,
             target_modules=target_modules,
+            lora_alpha=lora_alpha,
             seed=seed,
+            base_options=remembered,
         )
 
     @classmethod
@@ -172,7 +182,9 @@ class SteerablePolicy(nn.Module):
         film_layers: Sequence[int] | None = None,
         film_dim: int = 64,
         target_modules: str | Sequence[str] = "all-linear",
+        lora_alpha: float | None = None,
         seed: int = 0,
+        base_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Builds a new policy around a model, which is changed in place.
 
@@ -188,7 +200,10 @@ class SteerablePolicy(nn.Module):
             film_layers: Positions of decoder layers that FiLM modulates; None for the last third.
             film_dim: Width of the hidden layer of FiLM.
             target_modules: Modules that get an adapter, as peft knows them.
+            lora_alpha: What the adapter's effect is multiplied by, over its rank; None for twice
+                the rank.
             seed: Seed of the initial weights of adapter and conditioning.
+            base_options: How the model was loaded, for :meth:`load` to load it so again.
 
         Raises:
             ValueError: If the model has no recognisable decoder layers, has an adapter already, or
@@ -197,6 +212,8 @@ class SteerablePolicy(nn.Module):
         check_plain(model)
         if lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, got {lora_rank}")
+        if lora_alpha is not None:
+            check_positive(lora_alpha=lora_alpha)
         name = model.name_or_path
         if name and Path(name).is_dir():  # So that the folder is found from any working folder.
             name = str(Path(name).absolute())
@@ -210,6 +227,8 @@ class SteerablePolicy(nn.Module):
             else tuple(target_modules),
             base_model=name,
             conditioning=conditioning,
+            lora_alpha=lora_alpha,
+            base_options=dict(base_options or {}),
         )
         identity = describe_base(model)
         with seeded(seed), peft_warnings_ignored(), removed_on_failure(model):
@@ -227,7 +246,7 @@ class SteerablePolicy(nn.Module):
         modules = config.target_modules
         lora = LoraConfig(
             r=config.lora_rank,
-            lora_alpha=2 * config.lora_rank,
+            lora_alpha=config.lora_alpha or 2 * config.lora_rank,
             target_modules=modules if isinstance(modules, str) else list(modules),
             task_type="CAUSAL_LM",
         )
@@ -262,7 +281,7 @@ class SteerablePolicy(nn.Module):
                 part,
                 {
                     "policy": asdict(self.config),
-                    "base": {**self._identity, "weights": hash_weights(self.base)},
+                    "base": {"weights": hash_weights(self.base), **self._identity},
                     "tokenizer": self.tokenizer is not None,
                 },
             )
@@ -274,6 +293,7 @@ class SteerablePolicy(nn.Module):
         *,
         base_model: str | os.PathLike | PreTrainedModel | None = None,
         device: torch.device | str | None = None,
+        **options: Any,
     ) -> Self:
         """Loads a policy and its base model.
 
@@ -282,6 +302,7 @@ class SteerablePolicy(nn.Module):
             base_model: The base model, its name or path; None for where the model was
                 when the policy was saved.
             device: Where to put the policy.
+            **options: How to load the base model, in place of those of the time of training.
 
         Raises:
             FileNotFoundError: If there is no saved policy, or a file of it is missing.
@@ -291,7 +312,9 @@ class SteerablePolicy(nn.Module):
         folder = Path(folder).absolute()
         document = read_description(folder)
         config = read_config(document["policy"], folder)
-        base = find_base(base_model, config.base_model, document["base"]["dtype"])
+        dtype = options.pop("dtype", document["base"]["dtype"])
+        options = config.base_options | options
+        base = find_base(base_model, config.base_model, dtype, **options)
         check_plain(base)
         check_base(base, document["base"])
         base = base if device is None else base.to(device)
@@ -301,6 +324,29 @@ class SteerablePolicy(nn.Module):
             made = cls._adapted(base, tokenizer, config, document["base"])
             load_weights(made.model, made.conditioning, folder)
         return made
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        commit_message: str = "Upload a steerable policy",
+    ) -> str:
+        """Uploads what :meth:`save_pretrained` writes; nothing else of this library uploads.
+
+        Args:
+            repo_id: Name of the repository on the hub, which is made where there is none.
+            private: Whether a new repository is private.
+            token: The hub's token; None for the one that is stored on this machine.
+            commit_message: Message of the commit.
+
+        Returns:
+            Address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "policy")
+            return upload_folder(Path(folder) / "policy", repo_id, private, token, commit_message)
 
     def adapter_for(self, z: Tensor, folder: str | os.PathLike) -> None:
         r"""Writes the policy of one person as an ordinary adapter, in peft's format.
@@ -334,6 +380,11 @@ class SteerablePolicy(nn.Module):
             write_adapter(self.model, gates, Path(folder).absolute())
 
     @property
+    def quantised_weights(self) -> str | None:
+        """SHA-256 of a quantised base model's weights before their first use; None for others."""
+        return self._identity.get("weights") if self._identity.get("quantised") else None
+
+    @property
     def base(self) -> PreTrainedModel:
         """The causal language model inside the adapter."""
         return self.model.get_base_model()
@@ -342,6 +393,11 @@ class SteerablePolicy(nn.Module):
     def latent_dim(self) -> int:
         """Width K of z."""
         return self.config.latent_dim
+
+    @property
+    def reach(self) -> int | None:
+        """Number of positions of the base model; None if it does not say."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
@@ -478,7 +534,7 @@ class SteerablePolicy(nn.Module):
 
     def check_length(self, batch: ResponseBatch) -> None:
         """Raises ValueError if a sequence is longer than the model has positions."""
-        reach = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        reach = self.reach
         if reach is not None and batch.attention_mask.shape[1] > reach:  # Padding may be longer.
             check_reach(self.base, int(batch.attention_mask.sum(-1).max()), "sequences")
 
@@ -504,65 +560,3 @@ class SteerablePolicy(nn.Module):
         if torch.compiler.is_compiling():
             return Traced(self.conditioning, z)
         return contextlib.nullcontext() if z is None else steered(z)
-
-    def generate(
-        self,
-        prompts: Sequence[str | Sequence[Message]],
-        z: Tensor | None = None,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 16,
-    ) -> list[str] | list[list[str]]:
-        """Writes a response to each prompt.
-
-        Each response has random numbers of its own, which depend on `seed` and on the position in
-        the list, not on `batch_size` or z: two calls with one seed differ by the effect of z.
-
-        Args:
-            prompts: R strings, or conversations, lists of messages with `role` and `content`.
-            z: Latent factor (K,) for all, (R, K) one a prompt, or draws (S, R, K) of the posterior,
-                for S draws of the posterior predictive response to each prompt. None for those of
-                the surrounding :func:`steered`, if any.
-            max_new_tokens: Largest length of a response, in tokens.
-            temperature: What logits are divided by; 0 takes the most probable tokens.
-            seed: Seed of the draws.
-            batch_size: Number of responses written at a time.
-
-        Returns:
-            R responses, or S lists of them for draws.
-
-        Raises:
-            ValueError: If z has another shape, the tokenizer has no chat template for conversations
-                or no token for padding, or an option is out of its range.
-        """
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        for name, value in options.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
-        if self.tokenizer is None:
-            raise ValueError("tokenizer must be given to generate text, got None")
-        filler_token(self.tokenizer)
-        tokens = encode_prompts(self.tokenizer, prompts)
-        if z is None:
-            z = surrounding_z(len(tokens))
-        if z is not None:
-            z = expand_factors(z, len(tokens), self.latent_dim)
-            if not z.isfinite().all():
-                raise ValueError("z must be finite, got NaN or an infinite number")
-        draws = len(z) if z is not None and z.ndim == 3 else 1
-        longest = max(map(len, tokens), default=0)
-        check_reach(self.base, longest, "prompts", max_new_tokens)
-        # Drawn on the CPU, so that every device has the same numbers.
-        shape = (len(tokens) * draws, max_new_tokens)
-        generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        uniform = uniform.to(self.device, kind)
-        texts = write_texts(self, tokens * draws, z, uniform, temperature, batch_size)
-        if z is None or z.ndim < 3:
-            return texts
-        return [texts[start : start + len(tokens)] for start in range(0, len(texts), len(tokens))]

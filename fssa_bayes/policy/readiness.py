@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from fssa_bayes.policy.contexts import Contexts
+from fssa_bayes.policy.base import check_steady, check_vocabulary
+from fssa_bayes.policy.checks import check_reach
+from fssa_bayes.policy.contexts import Contexts, PairsInContext
 from fssa_bayes.policy.latents import draw_latents
 
-__all__ = ["check_arguments", "check_guide", "check_width"]
+__all__ = ["check_arguments", "check_guide", "check_model", "check_undivided", "check_width"]
+
+
+_WHOLE = (
+    "adapter and gates are small and are needed whole in every process, so there is nothing to "
+    "divide; several GPUs hold a copy of the base model each by torchrun or accelerate launch"
+)
+
+
+def check_undivided(trainer: Trainer) -> None:
+    """Refuses FSDP and DeepSpeed where accelerate was configured for them, without arguments."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(f"accelerate must not be configured for FSDP or DeepSpeed: {_WHOLE}")
+
+
+def check_model(model: PreTrainedModel, sources: Iterable[PairsInContext]) -> None:
+    """Checks that a base model can read pairs, and that it is no other function in training."""
+    for source in sources:
+        check_reach(model, int(source.pairs.lengths.max()), source.name)
+        check_vocabulary(model, source.pairs.largest_token, source.name)
+    check_steady(model)
 
 
 def check_arguments(args: TrainingArguments) -> None:
     """Refuses arguments that the trainer cannot follow."""
     strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
     rules = {
-        "fsdp or deepspeed: adapters are small, use torchrun": args.fsdp or args.deepspeed,
+        f"fsdp or deepspeed: {_WHOLE}": args.fsdp or args.deepspeed,
+        "neftune_noise_alpha: with noise on its input no policy starts at a log-ratio of 0": (
+            args.neftune_noise_alpha
+        ),
+        "push_to_hub: the policy's own push_to_hub does it when it is called": args.push_to_hub,
         "label_smoothing_factor": args.label_smoothing_factor,
         "batch_rebalance": strategy == "batch_rebalance",
         "auto_find_batch_size: a run must know the batch of a step": args.auto_find_batch_size,

@@ -49,7 +49,8 @@ def fingerprint(model: nn.Module) -> str:
     fingerprint of its base model. Every call reads the weights.
 
     Args:
-        model: A model of transformers, inside a PeftModel or not, or a policy around it.
+        model: A model of transformers, inside a PeftModel or not, or a policy around it. Of a
+            quantised model the policy: its weights may change at first use.
     """
     return _hash_model(model)[0]
 
@@ -70,6 +71,7 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _hash_model(model: nn.Module) -> tuple[str, str]:
     """Returns the SHA-256 of configuration and weights, and that of the weights alone."""
+    known = getattr(model, "quantised_weights", None)
     model = getattr(model, "base", model)  # A policy's.
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     digest, weights = hashlib.sha256(), hashlib.sha256()
@@ -77,6 +79,9 @@ def _hash_model(model: nn.Module) -> tuple[str, str]:
         options = {k: v for k, v in model.config.to_dict().items() if k not in _INCIDENTAL}
         options["attention"] = model.config._attn_implementation
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+    if known is not None:  # Of quantised weights before their first use, which may repack them.
+        digest.update(known.encode())
+        return digest.hexdigest(), known
     for name, tensor in _base_tensors(model):
         content = _bytes(tensor)
         for each in (digest, weights):

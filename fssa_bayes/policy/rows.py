@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences, factorise_names
 from fssa_bayes.policy.checks import check_positions
-from fssa_bayes.policy.conversations import Conversation, plain_text, read_row
+from fssa_bayes.policy.conversations import Conversation, plain_text
+from fssa_bayes.policy.records import Record, read_records
 from fssa_bayes.policy.tokens import TokenisedPairs
 
 if TYPE_CHECKING:
@@ -25,33 +27,50 @@ __all__ = ["PreferenceRows"]
 class PreferenceRows:
     """Stores rows of (prompt, chosen, rejected, user); most people start from `from_records`.
 
+    Rows that hold no choice between two answers are left out and counted: a response is None,
+    empty, the same as the other one, or begins with somebody else than the assistant, or there is
+    no prompt. A response that repeats the conversation that is its prompt is cut after it, and so
+    are strings where both responses of every row repeat the prompt.
+
     Args:
-        prompts: R strings or conversations; None where the prompt is the messages that both
-            responses of the row, which are conversations then, begin with.
+        prompts: R strings or conversations; None where the prompt is what both responses of the
+            row begin with.
         chosen: The preferred responses, in the format of the prompts.
         rejected: The other responses.
         users: Name of the person of every row.
+        tools: Schemas of the tools of every row, as a list or as JSON; None for none.
+        chat_template_kwargs: What else the chat template knows of every row; None for nothing.
 
     Attributes:
-        prompts: The R prompts.
-        chosen: The R preferred responses.
-        rejected: The R other responses.
+        prompts: The prompts of the R rows that are left.
+        chosen: The preferred responses.
+        rejected: The other responses.
+        tools: The tools of each row, None for none.
+        chat_template_kwargs: Options of the chat template of each row.
         user_names: Names of the U people, in order of first appearance.
         user: Position in `user_names` of each row's person, int64 with shape (R,).
         prompt: Number of each row's prompt among the distinct prompts, int64 with shape (R,).
+        record: Position of each row among the rows given, int64 with shape (R,).
+        dropped: Number of rows left out, by reason.
 
     Raises:
-        ValueError: If there are no rows, lengths differ, a response is empty, the two responses
-            of a row are the same, a user is missing, or a row mixes strings and conversations.
+        ValueError: If there are no rows, or none is left, lengths differ, a user is missing, or a
+            row mixes strings and conversations.
         TypeError: If a text is neither a string nor a list of messages.
+
+    Warns:
+        UserWarning: If rows are left out or responses repeat their prompt, with their number.
     """
 
     def __init__(
         self,
         prompts: Sequence[Conversation | None],
-        chosen: Sequence[Conversation],
-        rejected: Sequence[Conversation],
+        chosen: Sequence[Conversation | None],
+        rejected: Sequence[Conversation | None],
         users: Sequence,
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> None:
         sizes = {len(prompts), len(chosen), len(rejected), len(users)}
         if len(sizes) > 1 or sizes == {0}:
@@ -59,20 +78,40 @@ class PreferenceRows:
                 "prompts, chosen, rejected and users must be of one length of at least 1, got "
                 f"{len(prompts)}, {len(chosen)}, {len(rejected)} and {len(users)}"
             )
+        total = len(prompts)
+        options = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        for name, column in options.items():
+            if column is not None and len(column) != total:
+                raise ValueError(f"{name} must be {total}, one a row, got {len(column)}")
         missing = np.flatnonzero(pd.isna(pd.Series(list(users), dtype=object)))
         if len(missing):
             raise ValueError(f"users must have no missing values, got one at row {missing[0]}")
-        rows = [
-            read_row(*row, number)
-            for number, row in enumerate(zip(prompts, chosen, rejected, strict=True))
-        ]
-        self.prompts, self.chosen, self.rejected = (
-            list(column) for column in zip(*rows, strict=True)
-        )
-        names = pd.Series(list(users), dtype=object)
+        columns = [[None] * total if column is None else column for column in options.values()]
+        rows, self.dropped, repeats = read_records(prompts, chosen, rejected, *columns)
+        self._tell(total, repeats)
+        self._fill(rows)
+        names = pd.Series([users[row] for row in self.record], dtype=object)
         self.user, self.user_names = factorise_names("users", names)
         keys = [p if isinstance(p, str) else json.dumps(p) for p in self.prompts]
         self.prompt = pd.factorize(np.array(keys, object))[0]
+
+    def _fill(self, rows: Sequence[Record]) -> None:
+        columns = list(zip(*rows, strict=True))
+        self.prompts, self.chosen, self.rejected = map(list, columns[:3])
+        self.tools, self.chat_template_kwargs = map(list, columns[3:5])
+        self.record = np.array(columns[5], dtype=np.int64)
+
+    def _tell(self, total: int, repeats: Mapping[str, int]) -> None:
+        """Warns of rows left out and of prompts repeated, or refuses rows of which none is left."""
+        gone = sum(self.dropped.values())
+        reasons = ", ".join(f"{count} {why}" for why, count in self.dropped.items() if count)
+        if gone == total:
+            raise ValueError(f"rows must hold choices between two answers, got {total}: {reasons}")
+        if gone:
+            warnings.warn(f"{gone} of {total} rows left out: {reasons}", stacklevel=4)
+        for what, count in repeats.items():
+            if count:
+                warnings.warn(f"{count} of {total} rows {what}", stacklevel=4)
 
     @classmethod
     def from_records(
@@ -87,8 +126,8 @@ class PreferenceRows:
         """Reads rows from dictionaries, such as a list of them or a `datasets.Dataset`.
 
         Args:
-            records: One mapping a row. The prompt of a conversational row may be left out: it is
-                the messages that both responses begin with.
+            records: One mapping a row. The prompt may be left out: it is then what both responses
+                begin with. A row may also hold `tools` and `chat_template_kwargs`, as TRL's do.
             prompt: Key of the prompt.
             chosen: Key of the preferred response.
             rejected: Key of the other response.
@@ -97,17 +136,19 @@ class PreferenceRows:
         Raises:
             ValueError: If a key is missing, and where the class raises it.
         """
-        columns: tuple[list, ...] = ([], [], [], [])
+        columns: tuple[list, ...] = ([], [], [], [], [], [])
         for row, record in enumerate(records):
             for key in (chosen, rejected, user):
                 if key not in record:
                     raise ValueError(
                         f"every row must have {key!r}, got {list(record)} at row {row}"
                     )
-            values = (record.get(prompt), record[chosen], record[rejected], record[user])
+            values = [record.get(prompt), *(record[key] for key in (chosen, rejected, user))]
+            values += [record.get("tools"), record.get("chat_template_kwargs")]
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
-        return cls(*columns)
+        *texts, tools, options = columns
+        return cls(*texts, tools=tools, chat_template_kwargs=options)
 
     @classmethod
     def from_dataframe(
@@ -154,6 +195,9 @@ class PreferenceRows:
         derived.prompts = [self.prompts[row] for row in rows]
         derived.chosen = [self.chosen[row] for row in rows]
         derived.rejected = [self.rejected[row] for row in rows]
+        derived.tools = [self.tools[row] for row in rows]
+        derived.chat_template_kwargs = [self.chat_template_kwargs[row] for row in rows]
+        derived.record, derived.dropped = self.record[rows], self.dropped
         derived.user, names = pd.factorize(self.user[rows])
         derived.user_names = self.user_names[names]
         derived.prompt = pd.factorize(self.prompt[rows])[0]
@@ -260,24 +304,35 @@ class PreferenceRows:
         )
 
     def tokenise(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        *,
+        after_end: bool = True,
     ) -> TokenisedPairs:
-        """Tokenises all rows.
+        """Tokenises all rows, to the tokens of TRL's `DPOTrainer`.
 
         Strings: the tokenizer's own beginning, prompt, response, end-of-sequence token.
         Conversations: what the chat template makes of them; the prompt ends with the template's
-        request for an answer, the response with the template's end-of-sequence token, if any.
+        request for an answer, the response with what the template puts after it. Prompt and
+        response are encoded as one text: the response begins at the first token that is not the
+        prompt's in both of a row's texts.
 
         Args:
             tokenizer: Tokenizer, with a chat template where rows are conversations.
             max_length: Largest number of tokens of prompt and longer response, None for any.
+            after_end: Whether the white space that many templates put after a conversation's last
+                end-of-sequence token is part of the response, as it is in TRL. It is never
+                generated; without it averages over tokens (`sft`, `sigmoid_norm`, `ipo`) are of
+                what is.
 
         Raises:
-            ValueError: If the tokenizer lacks a padding token, an end-of-sequence token (for
-                strings) or a chat template (for conversations), if a prompt has no tokens, or if
+            ValueError: If the tokenizer lacks an end-of-sequence token (for strings) or a chat
+                template (for conversations), if a prompt has no tokens, or if
                 no row is left.
 
         Warns:
-            UserWarning: If rows are left out, with their number.
+            UserWarning: If rows are left out, with their number; if the prompts trained on are
+                not those that generation uses; if the template never ends a response.
         """
-        return TokenisedPairs(self, tokenizer, max_length)
+        return TokenisedPairs(self, tokenizer, max_length, after_end=after_end)

@@ -33,6 +33,7 @@ __all__ = [
     "load_weights",
     "read_description",
     "save_weights",
+    "upload_folder",
     "write_description",
 ]
 
@@ -47,10 +48,21 @@ _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
 
 
 def describe_base(model: PreTrainedModel) -> dict[str, object]:
-    """Describes a model by its shapes and a few of its weights, to recognise the model by."""
+    """Describes a model by its shapes and a few of its weights, to recognise the model by.
+
+    Quantised weights are described whole: kernels may put them in another order at first use.
+    """
     parameters = [parameter.detach() for parameter in model.parameters()]
     shapes = sorted(list(parameter.shape) for parameter in parameters)
+    quantised = {}
+    if getattr(model, "is_quantized", False):
+        quantised = {
+            "quantised": True,
+            "weights": None if _is_repacked(model) else hash_weights(model),
+            "device": model.device.type,
+        }
     return {
+        **quantised,
         "model_type": model.config.model_type,
         "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
         "num_parameters": sum(parameter.numel() for parameter in parameters),
@@ -60,6 +72,12 @@ def describe_base(model: PreTrainedModel) -> dict[str, object]:
             for parameter in _spread(parameters, _SAMPLED_TENSORS)
         ],
     }
+
+
+def _is_repacked(model: PreTrainedModel) -> bool:
+    """Whether bitsandbytes has put 4-bit weights in the order of a CPU, with rounded scales."""
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
 def _spread(values: list[Tensor] | Tensor, count: int) -> Iterable[Tensor]:
@@ -76,6 +94,11 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
             percent.
     """
     found = describe_base(model)
+    if found.get("quantised", False) != expected.get("quantised", False):
+        raise ValueError(
+            "base_model must be quantised as it was when the policy was trained, got one that is "
+            f"{'' if found.get('quantised') else 'not '}quantised"
+        )
     for name in ("model_type", "num_parameters", "shapes"):
         if found[name] != expected[name]:
             raise ValueError(
@@ -83,7 +106,8 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
                 f"{expected[name]!r}, got {found[name]!r}"
             )
     same = found["dtype"] == expected["dtype"]
-    if same and expected.get("weights") not in (None, hash_weights(model)):
+    known = expected.get("weights")
+    if same and known and not _has_weights(model, known, found, expected.get("device")):
         raise ValueError(
             "base_model must be the one that the policy was trained on: it has the same shape but "
             "other weights, by their SHA-256"
@@ -99,6 +123,26 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
                 "base_model must be the one that the policy was trained on: it has the same shape "
                 f"but other weights, such as {mine[0]:.6g} in place of {theirs[0]:.6g}"
             )
+
+
+def _has_weights(
+    model: PreTrainedModel, known: str, found: dict[str, object], device: object
+) -> bool:
+    """Whether a model's weights have a hash; weights quantised elsewhere may round differently."""
+    if found.get("quantised"):  # The hash of repacked weights is not known.
+        return found["weights"] in (None, known) or found["device"] != device
+    return hash_weights(model) == known
+
+
+def upload_folder(
+    folder: Path, repo_id: str, private: bool, token: str | None, message: str
+) -> str:
+    """Uploads a folder to the hub, and returns the address of the commit."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi(token=token)
+    hub.create_repo(repo_id, private=private, exist_ok=True)
+    return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
 
 
 def check_replaceable(folder: Path) -> None:

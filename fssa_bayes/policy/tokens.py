@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -76,6 +76,10 @@ class ResponseBatch:
         responses: Sequence[Conversation],
         *,
         max_length: int | None = None,
+        tools: Sequence[list[Any] | None] | None = None,
+        chat_template_kwargs: Sequence[Mapping[str, Any]] | None = None,
+        after_end: bool = True,
+        joined: bool = True,
     ) -> ResponseBatch:
         """Tokenises prompts and a response to each, for scoring.
 
@@ -84,6 +88,11 @@ class ResponseBatch:
             prompts: R strings or conversations.
             responses: R strings or conversations, as the prompts are.
             max_length: Largest number of tokens of prompt and response together, None for any.
+            tools: Schemas of the tools of each conversation, None for none.
+            chat_template_kwargs: What else the chat template knows of each conversation.
+            after_end: See :meth:`PreferenceRows.tokenise`.
+            joined: Whether strings are encoded as one text, as :meth:`PreferenceRows.tokenise`
+                does; what generation wrote begins a token of its own instead.
 
         Raises:
             ValueError: If the lengths differ, a prompt has no tokens, a response is empty or a
@@ -100,13 +109,16 @@ class ResponseBatch:
             prompt = read_conversation("prompts", prompt, row)
             response = read_conversation("responses", response, row)
             check_same_format(prompt, response, row)
-            texts.append(render(tokenizer, prompt, [response]))
-        table = TokenTable(tokenizer)
-        prompt_rows, response_rows = table.add(
-            [head for head, _ in texts],
-            [tail for _, (tail,) in texts],
-            [isinstance(prompt, str) for prompt in prompts],
+            texts.append((prompt, response))
+        table = TokenTable(tokenizer, after_end=after_end, joined=joined)
+        prompts, responses = zip(*texts, strict=True)
+        where = table.add(
+            prompts,
+            [[response] for response in responses],
+            tools or [None] * len(texts),
+            chat_template_kwargs or [{}] * len(texts),
         )
+        prompt_rows, response_rows = where.T
         _check_prompts(table.lengths[prompt_rows])
         lengths = table.lengths[prompt_rows] + table.lengths[response_rows]
         for rule, wrong in {
@@ -116,7 +128,7 @@ class ResponseBatch:
         }.items():
             if wrong.any():
                 row = int(wrong.argmax())
-                raise ValueError(f"responses must {rule}, got {texts[row][1][0]!r} at row {row}")
+                raise ValueError(f"responses must {rule}, got {texts[row][1]!r} at row {row}")
         return table.batch(prompt_rows, response_rows)
 
 
@@ -147,6 +159,7 @@ class TokenisedPairs(torch.utils.data.Dataset):
         rows: The rows.
         tokenizer: See :meth:`PreferenceRows.tokenise`.
         max_length: See :meth:`PreferenceRows.tokenise`.
+        after_end: See :meth:`PreferenceRows.tokenise`.
 
     Attributes:
         rows: All the rows, also those left out, which may still serve as context.
@@ -159,22 +172,19 @@ class TokenisedPairs(torch.utils.data.Dataset):
         rows: PreferenceRows,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int | None = None,
+        *,
+        after_end: bool = True,
     ) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens or None, got {max_length}")
         check_tokenizer(tokenizer, rows.prompts)
         self.rows = rows
-        triples = zip(rows.prompts, rows.chosen, rows.rejected, strict=True)
-        texts = [render(tokenizer, prompt, responses) for prompt, *responses in triples]
-        self._table = TokenTable(tokenizer)
-        columns = self._table.add(
-            2 * [head for head, _ in texts],
-            [tails[side] for side in (0, 1) for _, tails in texts],
-            2 * [isinstance(prompt, str) for prompt in rows.prompts],
-        )
-        # Row 0 is of the chosen sequences, row 1 of the rejected ones; the two prompts of a pair
-        # differ where a token joins prompt and response.
-        prompt, response = (column.reshape(2, -1) for column in columns)
+        self._table = TokenTable(tokenizer, after_end=after_end)
+        responses = list(zip(rows.chosen, rows.rejected, strict=True))
+        where = self._table.add(rows.prompts, responses, rows.tools, rows.chat_template_kwargs)
+        # Column 1 is of the chosen responses, column 2 of the rejected ones.
+        first, *response = where.T
+        prompt, response = np.stack([first, first]), np.stack(response)
         lengths = self._table.lengths
         longer = (lengths[prompt] + lengths[response]).max(0)
         empty = (lengths[response] == 0).any(0)
@@ -197,6 +207,7 @@ class TokenisedPairs(torch.utils.data.Dataset):
         self.row = np.flatnonzero(keep)
         self._prompt, self._response = prompt[:, keep], response[:, keep]
         _check_prompts(lengths[self._prompt].min(0), self.row)
+        self._table.tell(total)
 
     def __len__(self) -> int:
         """Returns the number of pairs P."""
@@ -211,6 +222,11 @@ class TokenisedPairs(torch.utils.data.Dataset):
         """Number of tokens of prompt and longer response of every pair, with shape (P,)."""
         lengths = self._table.lengths
         return (lengths[self._prompt] + lengths[self._response]).max(0)
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token of all pairs, and of their padding."""
+        return self._table.largest_token
 
     def select(self, pairs: np.ndarray | Sequence[int]) -> TokenisedPairs:
         """Returns some of the pairs, of the same rows, which share their tokens with these."""
@@ -237,36 +253,130 @@ class TokenisedPairs(torch.utils.data.Dataset):
 class TokenTable:
     """Holds the tokens of distinct texts, each text once, and pads some of them to a batch.
 
+    Prompt and response are encoded as one text, as the model reads it. The response begins where
+    the tokens are no longer those of the prompt alone.
+
     Args:
-        tokenizer: Tokenizer with a padding token.
+        tokenizer: Tokenizer, whose end token pads if it has no padding token.
+        after_end: Whether white space after a conversation's last end token is kept.
+        joined: Whether a string and the response to it are encoded as one text.
 
     Attributes:
         tokens: Tokens of every text, int64.
+        unlike: Prompts of which generation uses another one: their number and the end of one.
+        endless: Number of conversations whose responses hold no end-of-sequence token.
+        prefilled: Number of conversations whose prompt ends with the assistant's turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, after_end: bool = True, joined: bool = True
+    ) -> None:
+        self._tokenizer, self._after_end, self._joined = tokenizer, after_end, joined
+        own = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self._padding = next(token for token in own if token is not None)
         self.tokens: list[np.ndarray] = []
         self._known: dict[tuple[int, ...], int] = {}
+        self.unlike: tuple[int, str] = (0, "")
+        self.endless = self.prefilled = 0
 
     def add(
-        self, heads: Sequence[str], tails: Sequence[str], plain: Sequence[bool]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Adds prompts and the responses that follow them, and returns the positions of both.
+        self,
+        prompts: Sequence[Conversation],
+        responses: Sequence[Sequence[Conversation]],
+        tools: Sequence[list[Any] | None],
+        options: Sequence[Mapping[str, Any]],
+    ) -> np.ndarray:
+        """Adds prompts and their responses.
 
         Args:
-            heads: Text of every prompt.
-            tails: Text of every response.
-            plain: Whether the texts are strings, which get the tokenizer's beginning and end;
-                other texts are what the chat template wrote.
+            prompts: R strings or conversations.
+            responses: One or more responses to each, in its format; as many to each.
+            tools: Schemas of the tools of each conversation, None for none.
+            options: What else the chat template knows of each conversation.
+
+        Returns:
+            Positions of every prompt and of the responses to it, with shape (R, 1 + responses).
         """
-        where = np.empty((2, len(heads)), dtype=np.int64)
-        plain = np.asarray(plain)
-        for kind, encode in ((True, self.encode_strings), (False, self.encode_chats)):
-            rows = np.flatnonzero(plain == kind)
-            pieces = encode([heads[row] for row in rows], [tails[row] for row in rows])
-            where[:, rows] = [[self._position(tokens) for tokens in column] for column in pieces]
-        return where[0], where[1]
+        where = np.empty((len(prompts), 1 + len(responses[0])), dtype=np.int64)
+        plain = np.array([isinstance(prompt, str) for prompt in prompts])
+        strings, chats = np.flatnonzero(plain), np.flatnonzero(~plain)
+        texts = [list(responses[row]) for row in strings]
+        encode = self.encode_strings if self._joined else self.encode_apart
+        found = encode([prompts[row] for row in strings], texts)
+        asked, texts = [], []
+        for row in chats:
+            kept = {"tools": tools[row], "options": options[row]}
+            asked.append(render(self._tokenizer, prompts[row], asks=True, **kept))
+            texts.append(
+                [
+                    self._cut(render(self._tokenizer, [*prompts[row], *response], **kept))
+                    for response in responses[row]
+                ]
+            )
+        pieces = dict(zip(strings, found, strict=True))
+        pieces |= zip(chats, self.encode_chats(asked, texts), strict=True)
+        for row, (own, whole) in pieces.items():
+            size = min(_common(own, tokens) for tokens in whole)
+            if size < len(own):
+                self.unlike = (self.unlike[0] + 1, self._tokenizer.decode(own[size:]))
+            if not plain[row]:
+                self.prefilled += prompts[row][-1]["role"] == "assistant"
+                end = self._tokenizer.eos_token_id
+                self.endless += any(end not in tokens[size:] for tokens in whole)
+            split = [own[:size], *(tokens[size:] for tokens in whole)]
+            where[row] = [self._position(tokens) for tokens in split]
+        return where
+
+    def _cut(self, text: str) -> str:
+        """Removes the white space after the last end-of-sequence token, unless it is kept.
+
+        Where the token separates messages, the last message follows the token and stays.
+        """
+        end = None if self._after_end else self._tokenizer.eos_token
+        head, mark, rest = text.rpartition(end) if end else ("", "", text)
+        return head + mark if mark and not rest.strip() else text
+
+    def encode_strings(
+        self, prompts: list[str], texts: list[list[str]]
+    ) -> list[tuple[list[int], list[list[int]]]]:
+        """Encodes prompts, and prompts with the texts that follow them and one end token."""
+        mark = self._tokenizer.eos_token
+        flat = [
+            prompt + (text if text.endswith(mark) else text + mark)
+            for prompt, each in zip(prompts, texts, strict=True)
+            for text in each
+        ]
+        every = [*prompts, *flat]
+        pairs = zip(self._encode(every, special=True), self._encode(every), strict=True)
+        open_ = [open_ended(self._tokenizer, tokens, own) for tokens, own in pairs]
+        whole = map(self._ended, open_[len(prompts) :])  # Some tokenizers do not read their mark.
+        each = zip(open_, texts, strict=False)
+        return [(prompt, [next(whole) for _ in own]) for prompt, own in each]
+
+    def encode_apart(
+        self, prompts: list[str], texts: list[list[str]]
+    ) -> list[tuple[list[int], list[list[int]]]]:
+        """Encodes prompts, and the same tokens followed by those of texts and one end token."""
+        pairs = zip(self._encode(prompts, special=True), self._encode(prompts), strict=True)
+        heads = [open_ended(self._tokenizer, tokens, own) for tokens, own in pairs]
+        tails = map(self._ended, self._encode([text for each in texts for text in each]))
+        each = zip(heads, texts, strict=True)
+        return [(head, [[*head, *next(tails)] for _ in own]) for head, own in each]
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        end = self._tokenizer.eos_token_id
+        return tokens if tokens[-1:] == [end] else [*tokens, end]
+
+    def encode_chats(
+        self, prompts: list[str], texts: list[list[str]]
+    ) -> list[tuple[list[int], list[list[int]]]]:
+        """Encodes what the chat template wrote, whose marks are all that there are."""
+        every = self._encode([*prompts, *(text for each in texts for text in each)])
+        whole = iter(every[len(prompts) :])
+        return [
+            (prompt, [next(whole) for _ in each])
+            for prompt, each in zip(every, texts, strict=False)
+        ]
 
     def _position(self, tokens: Sequence[int]) -> int:
         key = tuple(tokens)
@@ -275,47 +385,43 @@ class TokenTable:
             self.tokens.append(np.asarray(key, dtype=np.int64))
         return self._known[key]
 
-    def encode_strings(
-        self, heads: list[str], tails: list[str]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Encodes prompts after the tokenizer's beginning, and responses with one end token."""
-        end = self._tokenizer.eos_token_id
-        pairs = zip(self._encode(heads, special=True), self._encode(heads), strict=True)
-        prompts = [open_ended(self._tokenizer, tokens, own) for tokens, own in pairs]
-        responses = self._encode(tails)
-        return prompts, [r if r and r[-1] == end else [*r, end] for r in responses]
-
-    def encode_chats(
-        self, heads: list[str], tails: list[str]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Encodes prompt and response as one text, as the model reads it, and splits the tokens.
-
-        A token that spans the end of the prompt and the beginning of the response belongs to the
-        response.
-        """
-        if not self._tokenizer.is_fast:  # A slow tokenizer has no offsets.
-            return self._encode(heads), self._encode(tails)
-        texts = [head + tail for head, tail in zip(heads, tails, strict=True)]
-        ids, offsets = self._encode(texts), self._encode(texts, "offset_mapping")
-        sizes = [
-            next((place for place, (_, stop) in enumerate(spans) if stop > len(head)), len(spans))
-            for head, spans in zip(heads, offsets, strict=True)
-        ]
-        rows = list(zip(ids, sizes, strict=True))
-        return [tokens[:size] for tokens, size in rows], [tokens[size:] for tokens, size in rows]
-
-    def _encode(self, texts: list[str], what: str = "input_ids", *, special: bool = False) -> list:
+    def _encode(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return []
-        encoded = self._tokenizer(
-            distinct,
-            add_special_tokens=special,
-            return_offsets_mapping=what == "offset_mapping",
-            verbose=False,
-        )[what]
+        encoded = self._tokenizer(distinct, add_special_tokens=special, verbose=False)["input_ids"]
         known = dict(zip(distinct, encoded, strict=True))
         return [known[text] for text in texts]
+
+    def tell(self, total: int) -> None:
+        """Warns of prompts that generation does not use, and of responses that never end."""
+        count, tail = self.unlike
+        told = []
+        if count:
+            told.append(
+                f"{count} of {total} prompts are trained on without their end {tail!r}, which "
+                "generation uses: the chat template, or tokens that join prompt and response, "
+                "write another text there; end prompts at a word, or choose another template"
+            )
+        if self.endless:
+            told.append(
+                f"{self.endless} of {total} rows have a response without the end token "
+                f"{self._tokenizer.eos_token!r}: the chat template writes none, and a policy that "
+                "is trained on them does not learn to stop unless its template ends with another"
+            )
+        if self.prefilled:
+            told.append(
+                f"{self.prefilled} of {total} prompts end with the assistant's turn: the chat "
+                "template begins another turn, as in generation, and does not go on with it"
+            )
+        for text in told:
+            warnings.warn(text, stacklevel=5)
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token, padding included."""
+        tokens = [int(tokens.max()) for tokens in self.tokens if len(tokens)]
+        return max([*tokens, self._padding])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -330,7 +436,7 @@ class TokenTable:
         sizes = np.array([len(piece) for piece in pieces], dtype=np.int64).reshape(-1, 2)
         column = np.arange(max(int(sizes.sum(-1).max()), 1))
         filled = column < sizes.sum(-1, keepdims=True)
-        ids = np.full(filled.shape, self._tokenizer.pad_token_id, dtype=np.int64)
+        ids = np.full(filled.shape, self._padding, dtype=np.int64)
         ids[filled] = np.concatenate(pieces)
         response = filled & (column >= sizes[:, :1])
         return ResponseBatch(
@@ -353,6 +459,12 @@ def open_ended(tokenizer: PreTrainedTokenizerBase, tokens: list[int], own: list[
         return tokens
     added = _count_final(tokens, end) - _count_final(own, end)
     return tokens[: len(tokens) - added] if added > 0 else tokens
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns the length of the longest common beginning."""
+    same = (left != right for left, right in zip(first, second, strict=False))
+    return next((n for n, differs in enumerate(same) if differs), min(len(first), len(second)))
 
 
 def _count_final(tokens: Sequence[int], end: int | None) -> int:

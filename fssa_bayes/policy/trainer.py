@@ -41,7 +41,7 @@ from fssa_bayes.policy.checkpoints import (
     load_weights,
     save_weights,
 )
-from fssa_bayes.policy.checks import check_positive, check_reach
+from fssa_bayes.policy.checks import check_positive
 from fssa_bayes.policy.contexts import Contexts, PairsInContext
 from fssa_bayes.policy.epochs import EpochSampler
 from fssa_bayes.policy.film import FiLM
@@ -58,7 +58,13 @@ from fssa_bayes.policy.measures import (
     measure_pairs,
     summarise,
 )
-from fssa_bayes.policy.readiness import check_arguments, check_guide, check_width
+from fssa_bayes.policy.readiness import (
+    check_arguments,
+    check_guide,
+    check_model,
+    check_undivided,
+    check_width,
+)
 from fssa_bayes.policy.reference import NonFiniteError, ReferenceCache, fingerprint
 from fssa_bayes.policy.tokens import ResponseBatch, TokenisedPairs
 
@@ -190,8 +196,7 @@ class SteerableDPOTrainer(Trainer):
         self.guide_learning_rate = guide_learning_rate
         self.conditioning_learning_rate = conditioning_learning_rate
         check_width(posterior, contexts, policy.latent_dim)
-        for source in filter(None, (self.train_pairs, self.eval_pairs)):
-            check_reach(policy.base, int(source.pairs.lengths.max()), source.name)
+        check_model(policy.base, filter(None, (self.train_pairs, self.eval_pairs)))
         if guide is not None:
             check_guide(posterior, guide, contexts)
         self._logged: list[Tensor] = []
@@ -212,6 +217,7 @@ class SteerableDPOTrainer(Trainer):
                 optimizers=optimizers,
             )
         self.label_names = []
+        check_undivided(self)
         if len(train_dataset) < self.global_batch_size:
             raise ValueError(
                 f"train_dataset must have at least the {self.global_batch_size} pairs of a batch "

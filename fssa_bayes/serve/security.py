@@ -132,6 +132,7 @@ class Guard:
             checks them.
         number: Requests that one address may make at once.
         seconds: Time after which it may make as many again.
+        most_bytes: Bytes that a request may hold.
     """
 
     def __init__(
@@ -140,8 +141,9 @@ class Guard:
         hosts: Sequence[str] | None = LOOPBACK,
         number: int = 600,
         seconds: float = 20.0,
+        most_bytes: int = _MOST_BYTES,
     ) -> None:
-        self.app, self.limiter = app, Limiter(number, seconds)
+        self.app, self.limiter, self.most_bytes = app, Limiter(number, seconds), most_bytes
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +164,7 @@ class Guard:
         if refusal is None:
             try:
                 with anyio.fail_after(_MOST_SECONDS):
-                    body = await _read_body(receive)
+                    body = await _read_body(receive, self.most_bytes)
             except TimeoutError:
                 refusal = PlainTextResponse("The request takes too long.", 408)
             except ConnectionError:  # Half a form is no form.
@@ -207,7 +209,7 @@ def _is_own(headers: Headers, host: str) -> bool:
     return origin == "null" or origin.lower().partition("://")[2] == host.lower()
 
 
-async def _read_body(receive: Receive) -> bytes | None:
+async def _read_body(receive: Receive, most_bytes: int) -> bytes | None:
     """Reads the body of a request; None if it is too large.
 
     Raises:
@@ -219,7 +221,7 @@ async def _read_body(receive: Receive) -> bytes | None:
         if message["type"] != "http.request":
             raise ConnectionError("the connection was lost")
         body += message.get("body", b"")
-        if len(body) > _MOST_BYTES:
+        if len(body) > most_bytes:
             return None
         more = message.get("more_body", False)
     return bytes(body)

@@ -11,6 +11,7 @@ import pytest
 from fssa_bayes.cli import SUBCOMMANDS
 
 COLUMNS = ("--user", "rater no.", "--left", "A", "--right", "B", "--choice", "verdict")
+STEER = ("steer", "train", "--model", "m", "--encoder", "e", "--out", "x")
 LOADED = """
 import sys
 sys.argv[0] = "fssa-bayes"
@@ -44,6 +45,13 @@ finally:
         (["score", __file__, *COLUMNS, "--out", "x", "--model", "nowhere"], 2),
         (["ask", "nowhere", "--items", __file__, "--db", "x.sqlite"], 2),
         (["ask", "nowhere", "--items", "no.csv", "--db", "x.sqlite"], 2),
+        *((["steer", name, "--help"], 0) for name in ("train", "generate", "export", "serve")),
+        ([*STEER, "--data", "no.jsonl"], 2),
+        ([*STEER, "--data", __file__, "--model-option", "eager"], 2),
+        (["steer", "generate", "nowhere", "--prompt", "hello"], 2),
+        (["steer", "generate", "nowhere"], 2),
+        (["steer", "export", "nowhere", "--out", "x", "--data", "no.jsonl"], 2),
+        (["steer", "serve", "nowhere", "--db", "x.sqlite"], 2),
     ],
 )
 def test_help_and_wrong_arguments_load_no_torch(arguments: list[str], code: int) -> None:
@@ -60,7 +68,7 @@ def test_help_names_every_subcommand(command) -> None:
     assert all(name in ended.out for name in SUBCOMMANDS)
 
 
-@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name != "ask"])
+@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name not in ("ask", "steer")])
 def test_help_of_a_subcommand_says_how_to_read_a_file(command, name: str) -> None:
     ended = command(name, "--help")
     assert ended.code == 0

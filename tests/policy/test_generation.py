@@ -150,6 +150,8 @@ def test_tokenizers_without_padding(policy: Callable) -> None:
         (["w3"], {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         (["w3"], {"temperature": -1.0}, ValueError, "temperature must be at least 0, got -1.0"),
         (["w3"], {"temperature": float("nan")}, ValueError, "temperature must be at least 0"),
+        (["w3"], {"top_p": 0.0}, ValueError, "top_p must lie above 0 and not above 1, got 0.0"),
+        (["w3"], {"stop": ["a", ""]}, ValueError, "stop must be texts that are not empty"),
         (["w3 w4"], {"max_new_tokens": 95}, ValueError, "=95 in the model's 96 positions.*of 2"),
         (["w3"], {"z": torch.tensor([0.0, torch.nan])}, ValueError, "z must be finite"),
     ],
@@ -185,3 +187,24 @@ def test_a_message_is_no_conversation(policy: Callable) -> None:
     for prompt in ({"role": "user", "content": "w3"}, 3):
         with pytest.raises(TypeError, match="strings or conversations, lists of messages, got"):
             policy(new=True).generate([prompt])
+
+
+def test_draws_are_of_the_likeliest_tokens_that_have_the_probability() -> None:
+    scores = torch.tensor([0.1, 0.3, 0.2, 0.0, 0.4]).log().expand(4, -1)
+    uniform = torch.tensor([0.0, 0.4285, 0.4287, 0.9999], dtype=torch.float64)[:, None]
+    length = torch.zeros(4, 3, dtype=torch.long)
+    drawn = InverseTransform(uniform, 1.0, 3, top_p=0.6)(length, scores)
+    assert drawn.argmax(-1).tolist() == [1, 1, 4, 4]  # 3/7 of what is left.
+    assert InverseTransform(uniform, 1.0, 3, 1e-9)(length, scores).argmax(-1).unique() == 4
+    assert InverseTransform(uniform, 1.0, 3, 0.95)(length, scores).argmax(-1).tolist()[0] == 0
+
+
+def test_text_ends_before_a_stop_text(policy: Callable) -> None:
+    moved, z, options = policy(), factors(3), {"max_new_tokens": 12}
+    whole = moved.generate(PROMPTS, z, **options)
+    stop = [text.split()[5] for text in whole[:2]]
+    cut = moved.generate(PROMPTS, z, stop=stop, **options)
+    expected = [min((text.split(each)[0] for each in stop), key=len) for text in whole]
+    assert cut == expected
+    assert cut[0] != whole[0]
+    assert moved.generate(PROMPTS, z, stop="w", **options) == ["", "", ""]

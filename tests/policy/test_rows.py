@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,21 +52,100 @@ def test_tables_and_other_column_names() -> None:
 
 
 BAD = {
-    "chosen must not be empty, got '  ' at row 1": {"chosen": "  "},
-    "rejected must not be empty, got '' at row 1": {"rejected": ""},
-    "chosen and rejected must differ, got ' red' twice at row 1": {"chosen": " red"},
-    "all strings or all conversations, got str and list at row 1": {"chosen": [assistant("a")]},
-    "users must have no missing values, got one at row 1": {"user": None},
-    "a row of strings must have a prompt, got none at row 1": {"prompt": None},
+    "1 with an empty response": {"chosen": "  "},
+    "1 without a response": {"rejected": None},
+    "1 whose responses are the same": {"chosen": " red"},
+    "1 without a prompt": {"prompt": None},
 }
 
 
-@pytest.mark.parametrize("message", BAD)
-def test_bad_rows_are_refused(message: str) -> None:
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_rows_are_left_out_and_counted(reason: str) -> None:
     records = [dict(record) for record in RECORDS]
-    records[1] |= BAD[message]
+    records[1] |= BAD[reason]
+    with pytest.warns(UserWarning, match=f"^1 of 4 rows left out: {reason}$"):
+        rows = PreferenceRows.from_records(records)
+    assert rows.record.tolist() == [0, 2, 3]
+    assert rows.chosen == [RECORDS[row]["chosen"] for row in (0, 2, 3)]
+    assert rows.users.tolist() == ["ann", "ann", "ann"]
+    assert sum(rows.dropped.values()) == 1
+    assert rows.subset([1, 2]).record.tolist() == [2, 3]
+    with pytest.raises(ValueError, match=f"choices between two answers, got 1: {reason}"):
+        PreferenceRows.from_records([records[1]])
+
+
+WRONG = {
+    "all strings or all conversations, got str and list at row 1: leave the prompt out": {
+        "chosen": [assistant("a")], "rejected": [assistant("b")],
+    },
+    "users must have no missing values, got one at row 1": {"user": None},
+    "tools must be JSON where they are text, at row 1": {"tools": "{"},
+    "tools must be a list of schemas, got dict at row 1": {"tools": {"name": "a"}},
+    "chat_template_kwargs must be a mapping, got list": {"chat_template_kwargs": ["a"]},
+    "must be text, got a part of type 'image' at row 1": {
+        "prompt": [{"role": "user", "content": [{"type": "image"}]}],
+        "chosen": [assistant("a")], "rejected": [assistant("b")],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_formats_are_refused(message: str) -> None:
+    records = [dict(record) for record in RECORDS]
+    records[1] |= WRONG[message]
     with pytest.raises(ValueError, match=message):
         PreferenceRows.from_records(records)
+
+
+def test_a_prompt_within_strings_is_found_as_trl_finds_it() -> None:
+    records = [
+        {"chosen": "Q: why? A: so it is", "rejected": "Q: why? A: no", "user": 1},
+        {"chosen": "one two", "rejected": "one three", "user": 1},
+        {"chosen": "one", "rejected": "one two", "user": 1},
+    ]
+    rows = PreferenceRows.from_records(records)
+    assert rows.prompts == ["Q: why? A:", "one t", "on"]
+    assert rows.chosen == [" so it is", "wo", "e"]
+    assert rows.rejected == [" no", "hree", "e two"]
+
+
+def test_conversations_are_cut_after_the_prompt_that_they_repeat() -> None:
+    ask, good, bad = user("say"), assistant("a"), assistant("b")
+    with pytest.warns(UserWarning, match="1 of 2 rows have responses that repeat their prompt"):
+        rows = PreferenceRows([[ask], [ask]], [[ask, good], [good]], [[bad], [bad]], [1, 1])
+    assert rows.chosen == [[good], [good]]
+    with pytest.warns(UserWarning, match="1 whose responses begin with another role"):
+        PreferenceRows([[ask], [ask]], [[user("other"), good], [good]], [[bad], [bad]], [1, 1])
+
+
+def test_strings_are_cut_after_their_prompt_where_all_repeat_it() -> None:
+    with pytest.warns(UserWarning, match="2 of 2 rows .* which was cut off"):
+        rows = PreferenceRows(["a b", "c"], ["a b x", "c d"], ["a b y", "c e"], [1, 1])
+    assert (rows.chosen, rows.rejected) == ([" x", " d"], [" y", " e"])
+    with pytest.warns(UserWarning, match="1 of 2 rows have a response that repeats its prompt"):
+        rows = PreferenceRows(["a b", "c"], ["a b x", "d"], ["a b y", "e"], [1, 1])
+    assert rows.chosen == ["a b x", "d"]
+
+
+def test_what_messages_hold_beside_their_text_is_kept() -> None:
+    call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    caller = {"role": "assistant", "content": None, "tool_calls": call, "name": None}
+    tools = [{"type": "function", "function": {"name": "add", "parameters": None}}]
+    record = {
+        "prompt": [user("sum") | {"name": "ann"}],
+        "chosen": [caller],
+        "rejected": [assistant("no")],
+        "user": 1,
+        "tools": tools,
+        "chat_template_kwargs": {"thinking": False},
+    }
+    rows = PreferenceRows.from_records([record, record | {"tools": json.dumps(tools)}])
+    assert rows.prompts[0] == [{"role": "user", "content": "sum", "name": "ann"}]
+    assert rows.chosen[0] == [{"role": "assistant", "content": "", "tool_calls": call}]
+    assert rows.tools[0] == [{"type": "function", "function": {"name": "add"}}]
+    assert rows.tools[1] == tools
+    assert rows.subset([1]).chat_template_kwargs == [{"thinking": False}]
+    assert rows.item_texts()[0] == f"user: sum\nassistant: {json.dumps(call)}"
 
 
 def test_rows_of_other_types_are_refused() -> None:
@@ -77,10 +158,10 @@ def test_rows_of_other_types_are_refused() -> None:
     with pytest.raises(ValueError, match="of one length of at least 1, got 0, 0, 0 and 0"):
         PreferenceRows.from_records([])
     both = [user("say"), assistant("a")]
-    with pytest.raises(ValueError, match="chosen must not be empty"):
-        PreferenceRows.from_records([{"chosen": both, "rejected": [*both, user("b")], "user": 1}])
-    with pytest.raises(ValueError, match="a prompt must end before the assistant's turn"):
-        PreferenceRows([both], [[assistant("b")]], [[assistant("c")]], [1])
+    rows = PreferenceRows.from_records(
+        [{"chosen": both, "rejected": [*both, user("b")], "user": 1}]
+    )
+    assert rows.chosen == [[assistant("a")]]
 
 
 def test_splits_part_prompts_or_people() -> None:

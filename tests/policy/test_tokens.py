@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from tiny_texts import (
     RECORDS,
     TEMPLATE,
+    WORDS,
     as_conversations,
     assistant,
     make_tokenizer,
@@ -44,14 +47,43 @@ def test_conversations_go_through_the_chat_template() -> None:
     batch = rows.tokenise(make_tokenizer()).batch([0])
     tokens, scored = read(batch, 1)
     assert tokens == ["<user>", "say", "a", "word", "</s>", "<assistant>", "green", "blue", "</s>"]
-    assert scored == ["green", "blue", "</s>"]  # And not the line break after the last mark.
+    assert scored == ["green", "blue", "</s>"]
+
+
+def line_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of words and of line breaks."""
+    marks = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
+    vocabulary = {token: n for n, token in enumerate([*marks, *WORDS, "\n"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("after_end", [True, False])
+def test_the_line_break_after_the_last_mark_is_part_of_the_response_or_not(after_end) -> None:
+    tokenizer = line_tokenizer()
+    rows = PreferenceRows.from_records(as_conversations(RECORDS))
+    batch = rows.tokenise(tokenizer, after_end=after_end).batch([0])
+    scored = tokenizer.convert_ids_to_tokens(batch.input_ids[1][batch.response_mask[1]])
+    assert scored == ["green", "blue", "</s>", *(["\n"] if after_end else [])]
+    alone = ResponseBatch.from_texts(
+        tokenizer, rows.prompts[:1], rows.chosen[:1], after_end=after_end
+    )
+    assert alone.response_mask.sum() == 2 + after_end
 
 
 def test_the_prompt_ends_where_the_template_answers_otherwise_than_it_asks() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", "<assistant> now {%")
     rows = PreferenceRows.from_records(as_conversations(RECORDS))
-    tokens, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    with pytest.warns(UserWarning, match="4 of 4 prompts are trained on without their end 'now'"):
+        pairs = rows.tokenise(tokenizer)
+    tokens, scored = read(pairs.batch([0]), 0)
     assert tokens == ["<user>", "say", "a", "word", "</s>", "<assistant>", "red", "</s>"]
     assert scored == ["red", "</s>"]
 
@@ -163,7 +195,8 @@ def test_conversations_are_cut_between_the_tokens_of_the_whole(name: str) -> Non
     template, prompt, response = ASKING[name]
     tokenizer = metaspace_tokenizer(template)
     rows = PreferenceRows([[user("say")]], [[assistant("red")]], [[assistant("now")]], ["ann"])
-    batch = rows.tokenise(tokenizer).batch([0])
+    with contextlib.nullcontext() if name == "apart" else pytest.warns(UserWarning, match="end"):
+        batch = rows.tokenise(tokenizer).batch([0])
     single = ResponseBatch.from_texts(tokenizer, rows.prompts, rows.chosen)
     tokens = batch.input_ids[0][batch.attention_mask[0].bool()]
     assert tokenizer.convert_ids_to_tokens(tokens) == prompt + response
@@ -180,8 +213,9 @@ def test_an_accident_of_letters_is_no_part_of_the_prompt() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", "<assistant> now {%")
     rows = PreferenceRows([[user("say")]], [[assistant("no red")]], [[assistant("no")]], ["ann"])
-    _, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
-    assert scored == ["<unk>", "red", "</s>"]
+    with pytest.warns(UserWarning, match="without their end 'now'"):
+        pairs = rows.tokenise(tokenizer)
+    assert read(pairs.batch([0]), 0)[1] == ["<unk>", "red", "</s>"]
 
 
 def test_the_last_message_stays_where_the_end_mark_parts_messages() -> None:
@@ -193,7 +227,9 @@ def test_the_last_message_stays_where_the_end_mark_parts_messages() -> None:
     )
     long = [assistant("red"), user("please"), assistant("blue")]
     rows = PreferenceRows([[user("say")]], [long], [[assistant("green")]], ["ann"])
-    _, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    with pytest.warns(UserWarning, match="1 of 1 rows have a response without the end token"):
+        pairs = rows.tokenise(tokenizer, after_end=False)
+    _, scored = read(pairs.batch([0]), 0)
     assert scored == ["red", "</s>", "<user>", "please", "</s>", "<assistant>", "blue"]
 
 
@@ -215,17 +251,23 @@ def test_prompts_without_a_token_are_refused() -> None:
     assert read(rows.tokenise(make_tokenizer()).batch([1]), 0)[0] == ["<s>", "blue", "</s>"]
 
 
-@pytest.mark.parametrize("asks", ["<assistant> {%", "<assistant> now {%"])
-def test_tokenizers_that_do_not_tell_places_cut_by_letters(
-    asks: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prefilled_answer_is_another_turn_as_in_generation() -> None:
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = TEMPLATE.replace("<assistant> {%", asks)
-    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    rows = PreferenceRows(
+        [[user("say"), assistant("a")]], [[assistant("red")]], [[assistant("blue")]], ["ann"]
+    )
+    with pytest.warns(UserWarning, match="1 of 1 prompts end with the assistant's turn"):
+        tokens, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
+    assert tokens == ["<user>", "say", "</s>", "<assistant>", "a", "</s>", "<assistant>", *scored]
+    assert encode_prompts(tokenizer, rows.prompts)[0] == tokenizer.convert_tokens_to_ids(tokens[:7])
+
+
+def test_a_template_that_refuses_a_conversation_is_named() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     rows = PreferenceRows.from_records(as_conversations(RECORDS))
-    tokens, scored = read(rows.tokenise(tokenizer).batch([0]), 0)
-    assert tokens == ["<user>", "say", "a", "word", "</s>", "<assistant>", "red", "</s>"]
-    assert scored == ["red", "</s>"]
+    with pytest.raises(ValueError, match="of roles .'user'., got: roles must alternate"):
+        rows.tokenise(tokenizer)
 
 
 def test_some_pairs_keep_their_rows_and_tokens() -> None:
