@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import environment
+from benchmarks.markdown import make_page
 
+PAGE = Path(__file__).parent / "README.md"
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
     *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
@@ -26,6 +28,9 @@ NAMES = (
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.markdown:
+        PAGE.write_text(make_page(), encoding="utf-8")
+        return
     torch.set_num_threads(args.threads)
     rows = []
     for name in args.names or NAMES:
@@ -65,6 +70,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="people of nuts (50), inference (200), at_scale (1,000,000), page (50)",
     )
     parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
+    parser.add_argument(
+        "--markdown", action="store_true", help="write README.md from the files in results"
+    )
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument(
         "--figure",

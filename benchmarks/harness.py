@@ -6,15 +6,17 @@ import argparse
 import datetime
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
 
-__all__ = ["Row", "environment", "seeded", "slope", "spread"]
+__all__ = ["Row", "digits", "environment", "seeded", "slope", "spread"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Row:
 
     def __str__(self) -> str:
         ratio = "" if self.ratio is None else f"   {self.ratio:.2f} x {self.ratio_to}"
-        median, low, high = (_digits(value) for value in (self.median, self.low, self.high))
+        median, low, high = (digits(value) for value in (self.median, self.low, self.high))
         return (
             f"{self.benchmark:<14}{self.case:<26}{self.implementation:<24}{self.metric:<34}"
             f"{median:>11} [{low}, {high}] {self.unit}{ratio}"
         )
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Writes five digits, and of log-likelihoods, which are compared by differences, three more."""
     return f"{value:.3f}" if 1_000 <= -value < 1e6 else f"{value:.5g}"
 
@@ -102,8 +104,17 @@ def environment(args: argparse.Namespace) -> dict:
         "versions": {name: metadata.version(name) for name in packages},
         "seeds": list(args.seeds),
         "quick": args.quick,
+        "commit": _commit(),
+        "load": round(os.getloadavg()[0], 1),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str | None:
+    """Returns the commit that is measured, with a + where files differ; None without git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found.stdout.strip() or None
 
 
 @contextmanager

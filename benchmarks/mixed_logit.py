@@ -79,7 +79,7 @@ class Figures(NamedTuple):
 def run(args: argparse.Namespace) -> Iterator[Row]:
     missing = {rival.package for rival in RIVALS if find_spec(rival.package) is None}
     for package in sorted(missing):
-        print(f"mixed_logit: {package} skipped, it is not installed: pip install '.[benchmarks]'")
+        print(f"mixed_logit: {package} skipped, it is not installed: pip install '.[bench]'")
     problems = list(PROBLEMS)[:2] if args.quick else list(PROBLEMS)
     for name in problems:
         if PROBLEMS[name].needs_file and args.data is None:

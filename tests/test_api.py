@@ -1,60 +1,53 @@
-"""The README's page of public names: complete, and each name in the example it points to."""
+"""What the README and the documentation list: every public package, every example, no dead link."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
 import fssa_bayes
-from fssa_bayes import (
-    baselines,
-    checks,
-    comparison,
-    diagnostics,
-    exact,
-    kernels,
-    plots,
-    questions,
-    report,
-)
-from fssa_bayes.data import texts
-from fssa_bayes.datasets import table, ultrafeedback
+from fssa_bayes import datasets
 
+PACKAGES = [
+    *("baselines", "checks", "comparison", "diagnostics", "exact", "kernels", "plots", "policy"),
+    *("questions", "report", "scale", "serve", "steering"),
+]
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8").split("## API")[1].split("\n## ")[0]
-ROWS = [line for line in PAGE.splitlines() if line.startswith("| `")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+GALLERY = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").split()
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-def row_of(name: str) -> str:
-    rows = [row for row in ROWS if f"`{name}`" in row]
-    assert len(rows) == 1, f"{name} must stand in one row of the README's API page"
-    return rows[0]
+def test_the_reference_has_every_package_that_is_meant_for_use() -> None:
+    """A package's page in the reference lists all that it offers."""
+    data = [f"fssa_bayes.datasets.{m.name}" for m in pkgutil.iter_modules(datasets.__path__)]
+    packages = {name for name in data if not name.rsplit(".", 1)[1].startswith("_")}
+    packages |= {"fssa_bayes", "fssa_bayes.datasets", "fssa_bayes.data.texts"}
+    packages |= {f"fssa_bayes.{name}" for name in PACKAGES}
+    assert {name for name in REFERENCE if name.startswith("fssa_bayes")} == packages
 
 
 @pytest.mark.parametrize("name", fssa_bayes.__all__)
-def test_every_public_name_is_listed_with_an_example_that_uses_it(name: str) -> None:
-    links = re.findall(r"\]\((examples/\w+\.py)\)", row_of(name))
-    assert links
-    for link in links:
-        assert re.search(rf"\b{name}\b", (ROOT / link).read_text(encoding="utf-8")), (name, link)
+def test_every_public_name_is_used_in_an_example(name: str) -> None:
+    files = (ROOT / "examples").glob("*.py")
+    assert any(re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")) for path in files)
 
 
-MODULES = [
-    *(plots, kernels, table, ultrafeedback, texts, diagnostics, exact, comparison, baselines),
-    *(checks, report, questions),
-]
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "arguments.py"])
+def test_every_example_is_in_the_gallery(name: str) -> None:
+    assert f"[{name}]({name})" in GALLERY
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_functions_of_a_listed_module_are_named(module) -> None:
-    row = row_of(module.__name__)
-    for name in module.__all__:
-        if inspect.isfunction(getattr(module, name)):
-            assert f"`{name}`" in row
+def test_the_readme_is_two_screens() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```|^\|.*?$", "", text, flags=re.S | re.M)
+    assert text.count("\n") <= 180
+    assert len(prose.encode()) <= 10_000
 
 
 @pytest.mark.parametrize("name", fssa_bayes.__all__)
@@ -64,10 +57,10 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert len(summary) > 20
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([\w./]+)\)", text):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([\w./-]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
 
 
 # What version 0.1.0 offered under these paths, but for what was deleted.
@@ -82,16 +75,6 @@ FORMER = {
         "Predictions",
         "choose_num_classes",
     ],
-    "calibration": [
-        "CalibrationStudy",
-        "LEVELS",
-        "SimulatedPeople",
-        "ask",
-        "calibrate",
-        "check_study",
-        "draw_model",
-        "simulate_people",
-    ],
     "comparison": [
         "Elpd",
         "HeterogeneityTest",
@@ -104,19 +87,8 @@ FORMER = {
         "score_users",
     ],
     "data": ["Batch", "Preferences", "Summary"],
-    "effects": ["covariate_effects"],
-    "embedding": ["embed_texts", "fingerprint", "load_encoder", "pool"],
     "exact": ["ExactPosterior", "grid", "nuts"],
     "guide": ["NeuralProcessGuide"],
-    "held_out": [
-        "HeldOut",
-        "Predictor",
-        "compare_by_context",
-        "predict_held_out",
-        "score_by_context",
-        "score_folds",
-        "score_tests",
-    ],
     "inference": ["FitResult", "check_guide", "fit"],
     "model": [
         "BilinearUtility",
@@ -136,7 +108,6 @@ FORMER = {
         "ranking_table",
     ],
     "posterior": ["ChoiceProbability", "Posterior", "describe_choices", "score_choices"],
-    "predictive_checks": ["CHECKS", "predictive_checks"],
     "report": ["Check", "Report", "diagnose"],
 }
 

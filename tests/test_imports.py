@@ -46,14 +46,9 @@ MAY_IMPORT = {
     "cli": {"scale", "serve", "steering", "questions", "report", "io", "datasets", "model", "data"},
 }
 BY_ALL = {"_random", "_arviz", "_files", "_threads", "_weights"}
-# Short modules that hand on names under an earlier or a shorter path.
+# Short modules that hand on names under a shorter path.
 FACES = {
     "exact": "sampling",
-    "calibration": "checks",
-    "held_out": "checks",
-    "predictive_checks": "checks",
-    "embedding": "data",
-    "effects": "population",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 OUTSIDE = sorted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Annotated
 
 import typer
@@ -45,8 +45,21 @@ app = typer.Typer(
 )
 
 
+def print_version(wanted: bool) -> None:
+    """Prints the version and ends the command."""
+    if wanted:
+        print(f"fssa-bayes {metadata.version('fssa_bayes')}")
+        raise typer.Exit
+
+
 @app.callback()
 def start(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
     debug: Annotated[  # Read by `main`, wherever it stands.
         bool, typer.Option("--debug", help="Show where in the code an error arose.")
     ] = False,

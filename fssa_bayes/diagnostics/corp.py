@@ -97,7 +97,7 @@ class CalibrationError:
     """Holds an expected calibration error with a confidence interval.
 
     Attributes:
-        value: Mean over the bins of |mean choice − mean probability|.
+        value: Mean over the bins of `|mean choice − mean probability|`.
         lower: Lower end of the interval; above 0 the forecasts are miscalibrated.
         upper: Upper end.
         if_calibrated: What the value would be on average if the forecasts were calibrated: it is

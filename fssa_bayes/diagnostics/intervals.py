@@ -31,7 +31,7 @@ def coverage(
     levels: Sequence[float] = (0.5, 0.8, 0.95),
     names: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Counts how often central intervals hold the truth: |PIT − ½| < level / 2.
+    """Counts how often central intervals hold the truth: `|PIT − ½| < level / 2`.
 
     With transforms that are exactly uniform the coverage is exactly the level at any number of
     draws. :func:`interval_coverage` counts how often reported quantiles enclose the truth.

@@ -66,7 +66,7 @@ def test_simulated_problems_are_scored_best_at_their_truth(problems: ModuleType)
 
 @pytest.mark.slow
 def test_xlogit_reaches_the_likelihood_of_its_own_estimates(problems: ModuleType) -> None:
-    pytest.importorskip("xlogit", reason="it belongs to the extra benchmarks")
+    pytest.importorskip("xlogit", reason="it belongs to the extra bench")
     with_xlogit = importlib.import_module("benchmarks.simulated_likelihood.with_xlogit")
     population = linear_factors.Population(np.array([1.0, -0.5]), np.diag([0.8, 0.0]))
     data = linear_factors.simulate(300, 10, population, seed=3).data

@@ -28,6 +28,7 @@ finally:
     ("arguments", "code"),
     [
         (["--help"], 0),
+        (["--version"], 0),
         *(([name, "--help"], 0) for name in SUBCOMMANDS),
         ([], 2),
         (["analyze"], 2),

@@ -395,11 +395,11 @@ def test_the_page_is_mounted_in_another_service(make_study, store: Store, join) 
     assert entered.url.path == "/study/researcher"
 
 
-def test_the_readme_shows_how_to_mount_it(
+def test_the_documentation_shows_how_to_mount_it(
     model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join
 ) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = (part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "mount" in part)
+    page = (Path(__file__).parents[2] / "docs" / "interviews.md").read_text(encoding="utf-8")
+    (code,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.S) if "mount" in part)
     save(tmp_path / "results" / "model", model)
     pd.DataFrame({"item": model.feature_names}).to_csv(tmp_path / "items.csv", index=False)
     monkeypatch.chdir(tmp_path)
