@@ -300,12 +300,10 @@ def ask(
         hosts = (*LOOPBACK, urlsplit(address).hostname or "")
         page_app = create_app(study, store, token, page, hosts)
         file = links_file or _beside(db, "links-pilot.csv" if pilot else "links.csv")
-        made = _enrol(store, study, links, file, address, pilot=pilot)
-        told = [f"Researcher: {address}/researcher"]
-        if links:
-            told.insert(0, f"{made} new personal links of {links} in {file}")
+        told = _enrol(store, study, links, file, address, pilot=pilot)
         if open_places:
             told.insert(0, f"Open link: {address}/")
+        told.append(f"Researcher: {address}/researcher")
         print("\n".join(told), flush=True)
         config = uvicorn.Config(
             page_app,
@@ -437,25 +435,46 @@ def _make_study(
     return Study(model, guide, Items.read(items, model, **shown), stop=stop, **options)
 
 
-def _enrol(store: Store, study: Study, links: int, file: Path, address: str, *, pilot: bool) -> int:
-    """Makes the personal links that are missing, and returns how many were made.
+def _enrol(
+    store: Store, study: Study, links: int, file: Path, address: str, *, pilot: bool
+) -> list[str]:
+    """Makes the personal links that are missing, and returns what there is to tell about links.
 
     The file is written first: after an interruption between both the same command replaces the new
-    links. Links of the file that the database knows stay, those of a pilot too.
+    links. Links of the file that the database knows stay, those of a pilot too, under the address
+    that people use now.
     """
     from fssa_bayes.serve import new_token
 
     have = store.count("link", pilot=pilot)
-    missing = max(0, links - have)
-    if not missing:
-        return 0
-    tokens = [new_token() for _ in range(missing)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    known = [row for row in _read_links(file) if store.find(row[1].rpartition("/")[2]) is not None]
+    if not max(links, have):
+        return []
+    found, known, kept = _read_links(file), [], 0
+    for number, link in found:
+        token = link.rpartition("/")[2]
+        who = store.find(token)
+        if who is not None:
+            known.append([number, f"{address}/i/{token}"])
+            kept += who.source == "link" and who.pilot == pilot
+    tokens = [new_token() for _ in range(max(0, links - have))]
     rows = [*known, *([str(have + n + 1), f"{address}/i/{t}"] for n, t in enumerate(tokens))]
-    writer.writerows([_LINKS, *rows])
-    write_file(file, text.getvalue().encode())
-    file.chmod(0o600)
+    if tokens or (known and rows != found):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([_LINKS, *rows])
+        write_file(file, text.getvalue().encode())
+        file.chmod(0o600)
     store.enrol(tokens, study.arm, pilot=pilot)
-    return missing
+    told = []
+    if tokens or kept:
+        told.append(f"{len(tokens)} new personal links of {max(links, have)} in {file}")
+    if any(row not in found for row in known):
+        told.append(f"The {len(known)} links that {file} held before now begin with {address}")
+    if kept < have:
+        where = "is not in" if file.exists() else "is in no file: there is no"
+        where = where if have - kept == 1 else where.replace("is", "are", 1)
+        told.append(
+            f"{have - kept} of the {have} personal links of earlier starts {where} {file}. The "
+            "database holds no links, so that they cannot be shown again: put the file back, or "
+            "raise --links for new ones"
+        )
+    return told
