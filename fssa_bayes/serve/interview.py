@@ -20,7 +20,7 @@ from fssa_bayes.serve.page import Page, Pages, client_of, redirect
 from fssa_bayes.serve.researcher import add_researcher
 from fssa_bayes.serve.security import LOOPBACK, Guard, Limiter, Sessions
 from fssa_bayes.serve.store import Invited, Question, Store, new_token
-from fssa_bayes.serve.study import Study
+from fssa_bayes.serve.study import HELD_OUT, Study
 
 __all__ = ["Interviews", "create_app"]
 
@@ -61,6 +61,12 @@ class Interviews:
                 self._find_current(who)
             finally:
                 lock.release()
+
+    def end(self, who: Invited) -> None:
+        """Ends the interview of a person who stops early; the answers count."""
+        with self._lock_of(who):
+            self._find_current(who)  # The probability of the last answer may not be there yet.
+            self.store.end(who.id)
 
     def _lock_of(self, who: Invited) -> threading.Lock:
         return self._locks[who.id % len(self._locks)]
@@ -247,7 +253,8 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
             labels=study.items.labels,
             has_ties=study.has_ties and len(names) == 2,
             last=done[-1].number if done else None,
-            place=len(done) + 1,
+            place=sum(q.side != "skip" or q.purpose == HELD_OUT for q in done) + 1,
+            skips=sum(q.side == "skip" for q in done),
             most=study.most_questions,
         )
 
@@ -279,6 +286,22 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         who = find_asked(request, token)
         if who is not None and who.finished_at is None:
             store.undo(who.id, number)
+        return redirect(request, "person", token=token)
+
+    @app.get("/i/{token}/stop", name="stop")
+    def ask_to_stop(request: Request, token: Token) -> Response:
+        """Asks whether a person wants to stop here."""
+        find(request, token)
+        return pages.render(request, "stop", token=token)
+
+    @app.post("/i/{token}/stop")
+    def stop(request: Request, token: Token, sure: Word) -> Response:
+        """Ends an interview early; the answers stay."""
+        if sure != "yes":
+            raise HTTPException(422, "Please say that you are sure.")
+        who = find_asked(request, token)
+        if who is not None and who.finished_at is None:
+            interviews.end(who)
         return redirect(request, "person", token=token)
 
     @app.get("/i/{token}/withdraw", name="withdraw")

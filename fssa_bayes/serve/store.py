@@ -87,7 +87,7 @@ class Invited:
         created_at: When the interview was made.
         consent_version: The text that the person agreed to; None before.
         consented_at: When that was.
-        finished_at: When the last question was answered.
+        finished_at: When the last question was answered, or the person stopped.
         withdrawn_at: When the answers were deleted.
     """
 
@@ -303,6 +303,19 @@ class Store:
         with self.engine.begin() as connection:
             connection.execute(change.values(finished_at=time.time() if finished else None))
 
+    def end(self, interview: int) -> None:
+        """Notes that a person stops, whose open question then counts as taken back."""
+        now = time.time()
+        open_ = questions.c.answered_at.is_(None) & questions.c.undone_at.is_(None)
+        own = questions.update().where(questions.c.interview == interview, open_)
+        at = interviews.c.finished_at
+        change = interviews.update().where(
+            interviews.c.id == interview, at.is_(None), interviews.c.withdrawn_at.is_(None)
+        )
+        with self.engine.begin() as connection:
+            if connection.execute(change.values(finished_at=now)).rowcount:
+                connection.execute(own.values(undone_at=now))
+
     def withdraw(self, interview: int) -> None:
         """Deletes the answers of a person; that there was an interview remains."""
         with self.engine.begin() as connection:
@@ -339,10 +352,12 @@ class Store:
 
         Returns:
             The open question, which another request may have opened; None for a person who has
-            withdrawn.
+            withdrawn or stopped.
         """
         of_person = interviews.c.id == question.interview
-        here = sa.select(interviews.c.id).where(of_person, interviews.c.withdrawn_at.is_(None))
+        here = sa.select(interviews.c.id).where(
+            of_person, interviews.c.withdrawn_at.is_(None), interviews.c.finished_at.is_(None)
+        )
         query = sa.select(sa.func.max(questions.c.number))
         own = query.where(questions.c.interview == question.interview)
         row = {field.name: getattr(question, field.name) for field in fields(Question)}

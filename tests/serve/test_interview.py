@@ -108,6 +108,55 @@ def test_an_answer_is_taken_back(open_page, store: Store) -> None:
     assert store.list_questions(1) == rows  # The end is the end.
 
 
+@pytest.mark.parametrize("control", [False, True])
+def test_who_skips_is_not_asked_for_ever(open_page, store: Store, make_study, control) -> None:
+    study = make_study(num_held_out=2, control=control)
+    _, people = open_page(study, people=4)
+    for number, person in enumerate(people, 1):
+        person.agree()
+        shown = []
+        while person.number() is not None:
+            shown.append(re.search(r"Question (\d+) of at most (\d+)", person.look()).groups())
+            person.answer("skip")
+        assert shown == [("1", "5")] * 4 + [("2", "5")]
+        rows = store.list_questions(number)
+        assert [row.purpose for row in rows] == ["choose"] * 3 + ["held-out"] * 2
+        assert store.get(number).finished_at is not None
+
+
+def test_skips_do_not_count_as_answers(open_page) -> None:
+    _, (ann,) = open_page()
+    ann.agree()
+    for choice, told in (("1", "1 of"), ("skip", "2 of"), ("1", "2 of at most 3 (1 skipped)")):
+        assert f"Question {told}" in ann.look()
+        ann.answer(choice)
+    assert "Question 3 of at most 3 (1 skipped)" in ann.look()
+    ann.answer()
+    assert ann.number() is None
+
+
+def test_a_person_stops_early(open_page, make_study, store: Store, log_in) -> None:
+    client, (ann, bob) = open_page(make_study(num_held_out=1), people=2)
+    ann.agree()
+    ann.answer("1")
+    second = ann.number()
+    assert "Do you want to stop here?" in client.get(f"{ann.link}/stop").text
+    assert client.post(f"{ann.link}/stop", data={"sure": "no"}).status_code == 422
+    assert ann.number() == second
+    for _ in range(2):
+        ended = client.post(f"{ann.link}/stop", data={"sure": "yes"})
+        assert "Your answers are stored" in ended.text
+    ann.answer("1", second)  # In another tab.
+    assert [row.side for row in store.list_questions(1)] == ["left"]
+    assert store.list_questions(1)[0].prob is not None
+    assert store.get(1).finished_at is not None
+    client.post(f"{bob.link}/stop", data={"sure": "yes"})  # Who has not agreed has not begun.
+    assert store.get(2).finished_at is None
+    log_in(client)
+    assert "1 finished" in client.get("/researcher").text
+    assert len(client.get("/researcher/answers.csv").text.splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
