@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Annotated
 
-from fastapi import FastAPI, Form, Path, Request
+from fastapi import FastAPI, Form, Path, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -28,6 +28,13 @@ Token = Annotated[str, Path(max_length=100)]
 Number = Annotated[int, Form(ge=1, le=1_000_000)]
 Word = Annotated[str, Form(max_length=20)]
 Ticket = Annotated[str, Form(min_length=32, max_length=64)]
+Notice = Annotated[str, Query(max_length=20)]
+
+_NOTICES = {
+    "late": "Your last click was not counted: the question had been answered, or taken back, "
+    "before, perhaps in another tab. What counts is what was sent first.",
+    "text": "Your last click was not counted: the text below has changed. Please read it.",
+}
 
 
 class Interviews:
@@ -106,7 +113,8 @@ class Interviews:
             choice: "1" for the item shown first, "2", …; "tie" or "skip".
 
         Returns:
-            Whether the question was open.
+            Whether this is the answer to the question now: False if another one was given before,
+            or if there is no such question.
 
         Raises:
             ValueError: If the answer is none to the question.
@@ -116,7 +124,8 @@ class Interviews:
             return False
         answer, side = self._read(found[0], choice)
         if not self.store.reply(who.id, number, answer, side):
-            return False
+            asked = self.store.list_questions(who.id)
+            return any(q.number == number and q.side == side for q in asked)  # Sent twice.
         self.current(who)
         return True
 
@@ -231,23 +240,24 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         return who if agreed and who.withdrawn_at is None else None
 
     @app.get("/i/{token}", name="person")
-    def person(request: Request, token: Token) -> Response:
+    def person(request: Request, token: Token, notice: Notice = "") -> Response:
         """The page of a person: consent, the open question, or the end."""
         who = find(request, token)
+        told = {"token": token, "notice": _NOTICES.get(notice)}
         if who.withdrawn_at is not None:
             return pages.tell(request, "You have withdrawn. Your answers were deleted.")
         if who.consent_version != page.consent_version:
-            return pages.render(request, "consent", token=token)
+            return pages.render(request, "consent", **told)
         question, done = interviews.current(who)
         if question is None and (store.get(who.id) or who).withdrawn_at is not None:
             return redirect(request, "person", token=token)  # In another tab, just now.
         if question is None:
-            return pages.render(request, "done", token=token, **_describe(study, page, done))
+            return pages.render(request, "done", **told, **_describe(study, page, done))
         names = names_from_json("items", question.items).tolist()
         return pages.render(
             request,
             "question",
-            token=token,
+            **told,
             question=question,
             items=[study.items.show(name) for name in names],
             labels=study.items.labels,
@@ -264,29 +274,35 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         who = find(request, token)
         if agree != "yes":
             raise HTTPException(422, "Please tick that you agree, or close the page.")
-        # A form of the text before this one asks again.
-        if who.withdrawn_at is None and version == page.consent_version != who.consent_version:
-            store.agree(who.id, version)
+        if who.withdrawn_at is not None or who.consent_version == page.consent_version:
+            return redirect(request, "person", token=token)
+        if version != page.consent_version:  # A form of the text before this one asks again.
+            return redirect(request, "person", token=token, notice="text")
+        store.agree(who.id, version)
         return redirect(request, "person", token=token)
 
     @app.post("/i/{token}/answer", name="answer")
     def answer(request: Request, token: Token, number: Number, choice: Word) -> Response:
         """Takes an answer."""
         who = find_asked(request, token)
-        if who is not None:
-            try:
-                interviews.reply(who, number, choice)
-            except ValueError as error:
-                raise HTTPException(422, "This is no answer to the question.") from error
-        return redirect(request, "person", token=token)
+        if who is None:
+            return redirect(request, "person", token=token, notice="text")
+        try:
+            taken = interviews.reply(who, number, choice)
+        except ValueError as error:
+            raise HTTPException(422, "This is no answer to the question.") from error
+        return redirect(request, "person", token=token, notice=None if taken else "late")
 
     @app.post("/i/{token}/undo", name="undo")
     def undo(request: Request, token: Token, number: Number) -> Response:
         """Takes the last answer back."""
         who = find_asked(request, token)
-        if who is not None and who.finished_at is None:
-            store.undo(who.id, number)
-        return redirect(request, "person", token=token)
+        if who is None:
+            return redirect(request, "person", token=token, notice="text")
+        taken = who.finished_at is None and store.undo(who.id, number)
+        if not taken:  # What is sent twice was taken back by the first click.
+            taken = all(q.number != number for q in store.list_questions(who.id))
+        return redirect(request, "person", token=token, notice=None if taken else "late")
 
     @app.get("/i/{token}/stop", name="stop")
     def ask_to_stop(request: Request, token: Token) -> Response:

@@ -138,6 +138,7 @@ def test_double_clicks_tabs_and_lost_connections(browser, address: str, store: S
     page.get_by_text("Question 2 of").wait_for()
     other.get_by_role("button", name="Choose this").last.click()  # The question of before.
     other.get_by_text("Question 2 of").wait_for()
+    other.get_by_text("Your last click was not counted").wait_for()
     assert [row.side for row in store.list_questions(1)] == ["left", None]
     page.go_back()
     page.get_by_text("Question 2 of").wait_for()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -74,6 +75,25 @@ def test_what_is_sent_twice_counts_once(open_page, store: Store) -> None:
     assert ann.number() == 2
     assert ann.answer("1", 17) == 200  # A number of no question.
     assert [row.number for row in store.list_questions(1)] == [1, 2]
+
+
+def test_a_click_that_is_not_counted_is_told(open_page, store: Store) -> None:
+    client, (ann,) = open_page()
+    ann.agree()
+    post = functools.partial(client.post, f"{ann.link}/answer")
+    assert "not counted" not in post(data={"number": 1, "choice": "1"}).text
+    assert "not counted" not in post(data={"number": 1, "choice": "1"}).text  # A double click.
+    late = post(data={"number": 1, "choice": "2"})  # The same question in another tab.
+    assert "Your last click was not counted" in late.text
+    assert "Question 2 of" in late.text
+    assert "not counted" not in post(data={"number": 2, "choice": "1"}).text
+    undo = functools.partial(client.post, f"{ann.link}/undo")
+    assert "not counted" in undo(data={"number": 1}).text  # There is a later answer.
+    assert "not counted" not in undo(data={"number": 2}).text
+    assert "not counted" not in undo(data={"number": 2}).text
+    assert "not counted" in post(data={"number": 2, "choice": "1"}).text  # Was taken back.
+    assert [row.side for row in store.list_questions(1)] == ["left", None]
+    assert "not counted" not in client.get(f"{ann.link}?notice=<b>").text
 
 
 def test_clicks_at_once_count_once(open_page, store: Store) -> None:
@@ -324,8 +344,12 @@ def test_another_text_is_agreed_to_again(open_page, store: Store) -> None:
     changed = Page(consent="Another text.")
     _, (again,) = open_page(page=changed)
     assert "Another text." in again.look()
-    assert again.answer("1", 2) == 200
+    late = again.client.post(f"{again.link}/answer", data={"number": 2, "choice": "1"})
+    assert "not counted: the text below has changed" in late.text
     assert [row.side for row in store.list_questions(1)] == ["left", None]
+    old = {"agree": "yes", "version": Page().consent_version}
+    late = again.client.post(f"{again.link}/consent", data=old)
+    assert "not counted: the text below has changed" in late.text
     again.agree()
     again.answer("1")
     again.answer("1")
