@@ -241,7 +241,8 @@ class Sessions:
     """Lets the researcher in, by a token that the browser then holds no copy of.
 
     A session is its time of expiry and random bits, signed by a key that follows from the token:
-    nothing is stored, sessions survive a restart, and another token ends all of them.
+    sessions survive a restart, and another token ends all of them. Nothing is stored here: who
+    logs out before must be remembered elsewhere, see :meth:`Store.end_session`.
 
     Args:
         token: The researcher's token, see :func:`check_token`.

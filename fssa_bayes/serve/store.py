@@ -74,6 +74,13 @@ questions = sa.Table(
     sa.UniqueConstraint("interview", "number"),
 )
 
+ended_sessions = sa.Table(
+    "ended_session",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),  # SHA-256 of the researcher's session.
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
 
 @dataclass(frozen=True)
 class Invited:
@@ -425,6 +432,25 @@ class Store:
         """Notes the probabilities that the posterior gave to answers before, by their number."""
         with self.engine.begin() as connection:
             _note_probs(connection, interview, probs)
+
+    def end_session(self, session: str, seconds: float) -> None:
+        """Notes that the researcher has logged out.
+
+        Args:
+            session: The session.
+            seconds: How long a session lasts: the note is kept for as long.
+        """
+        now, own = time.time(), ended_sessions.c.digest == digest_token(session)
+        with contextlib.suppress(sa.exc.IntegrityError), self.engine.begin() as connection:
+            old = (ended_sessions.c.expires_at < now) | own
+            connection.execute(ended_sessions.delete().where(old))
+            row = {"digest": digest_token(session), "expires_at": now + seconds}
+            connection.execute(ended_sessions.insert(), row)  # Or another request was faster.
+
+    def has_ended(self, session: str) -> bool:
+        """Says whether the researcher has logged out of a session."""
+        own = ended_sessions.c.digest == digest_token(session)
+        return self._read(sa.select(ended_sessions.c.digest).where(own)).first() is not None
 
     def _check_tables(self) -> None:
         """Raises a ValueError unless the database is empty or holds the tables of a study."""

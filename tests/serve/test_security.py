@@ -131,6 +131,26 @@ def test_researchers_forms_need_their_own_token(open_page, store: Store, log_in)
     assert len(store.list_questions(1)) == 2
 
 
+def test_who_logs_out_is_out(open_page, make_study) -> None:
+    client, _ = open_page()
+    cookies = []
+    for _ in range(2):
+        entered = client.post("/researcher/login", data={"token": SECRET}, follow_redirects=False)
+        cookies.append(entered.headers["set-cookie"].split(";")[0])
+    copy, other = ({"Cookie": cookie} for cookie in cookies)
+    client.cookies.clear()
+    page = client.get("/researcher", headers=copy).text
+    form = {"form_token": re.search(r'name="form_token" value="(\w+)"', page)[1]}
+    client.post("/researcher/logout", data=form, headers=copy)
+    client.cookies.clear()
+    again, _ = open_page(make_study())  # Nor does a restart bring the session back.
+    for browser in (client, again):
+        for path in ("", "/answers.csv", "/answers.json", "/posterior.nc", "/people/1"):
+            answer = browser.get(f"/researcher{path}", headers=copy, follow_redirects=False)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/researcher/login")
+        assert browser.get("/researcher/answers.csv", headers=other).status_code == 200
+
+
 def test_sessions_expire_and_end_with_the_token() -> None:
     now = [1e9]
     sessions = Sessions("a" * 20, hours=1, clock=lambda: now[0])
