@@ -142,9 +142,9 @@ def _add_login(
     @app.post("/researcher/login")
     def enter(request: Request, token: Annotated[str, Form(max_length=500)]) -> Response:
         """Opens a session."""
-        if not attempts.allows(client_of(request)):
-            raise HTTPException(429, "Too many attempts: wait a minute.", {"Retry-After": "60"})
-        if not sessions.accepts(token):
+        if not sessions.accepts(token):  # Others behind the same address keep nobody out.
+            if not attempts.allows(client_of(request)):
+                raise HTTPException(429, "Too many attempts: wait a minute.", {"Retry-After": "60"})
             return pages.render(request, "login", 403, wrong=True)
         response = redirect(request, "overview")
         response.set_cookie(

@@ -227,6 +227,8 @@ def test_a_flood_is_stopped(open_page) -> None:
     client, (ann,) = open_page()
     codes = [client.post("/researcher/login", data={"token": "x"}).status_code for _ in range(12)]
     assert codes == [403] * 10 + [429] * 2
+    entered = client.post("/researcher/login", data={"token": SECRET})
+    assert (entered.status_code, entered.url.path) == (200, "/researcher")
     codes = [client.get(f"/i/guess-{n}").status_code for n in range(32)]
     assert codes[:30] == [404] * 30
     assert codes[-1] == 429
