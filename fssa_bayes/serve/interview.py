@@ -252,7 +252,13 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         if question is None and (store.get(who.id) or who).withdrawn_at is not None:
             return redirect(request, "person", token=token)  # In another tab, just now.
         if question is None:
-            return pages.render(request, "done", **told, **_describe(study, page, done))
+            return pages.render(
+                request,
+                "done",
+                **told,
+                **_describe(study, page, done),
+                last=None if page.shows_result or not done else done[-1].number,
+            )
         names = names_from_json("items", question.items).tolist()
         return pages.render(
             request,
@@ -295,11 +301,12 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
 
     @app.post("/i/{token}/undo", name="undo")
     def undo(request: Request, token: Token, number: Number) -> Response:
-        """Takes the last answer back."""
+        """Takes the last answer back, at the end too, unless results are shown there."""
         who = find_asked(request, token)
         if who is None:
             return redirect(request, "person", token=token, notice="text")
-        taken = who.finished_at is None and store.undo(who.id, number)
+        closed = who.finished_at is not None and page.shows_result
+        taken = not closed and store.undo(who.id, number)
         if not taken:  # What is sent twice was taken back by the first click.
             taken = all(q.number != number for q in store.list_questions(who.id))
         return redirect(request, "person", token=token, notice=None if taken else "late")

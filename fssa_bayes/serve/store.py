@@ -301,14 +301,13 @@ class Store:
         values = {"consent_version": version, "consented_at": time.time()}
         self._update_interview(interview, **values)
 
-    def finish(self, interview: int, *, finished: bool = True) -> None:
-        """Notes that no question is left, or, after an answer was taken back, that one is."""
-        at = interviews.c.finished_at
+    def finish(self, interview: int) -> None:
+        """Notes that no question is left."""
         change = interviews.update().where(
-            interviews.c.id == interview, at.is_(None) if finished else at.is_not(None)
+            interviews.c.id == interview, interviews.c.finished_at.is_(None)
         )
         with self.engine.begin() as connection:
-            connection.execute(change.values(finished_at=time.time() if finished else None))
+            connection.execute(change.values(finished_at=time.time()))
 
     def end(self, interview: int) -> None:
         """Notes that a person stops, whose open question then counts as taken back."""
@@ -410,7 +409,7 @@ class Store:
             return bool(connection.execute(change.values(values)).rowcount)
 
     def undo(self, interview: int, number: int) -> bool:
-        """Takes an answer or a skip back, with the question that is open after it.
+        """Takes an answer or a skip back, with the question or the end that follows it.
 
         Args:
             interview: Number of the interview.
@@ -426,7 +425,10 @@ class Store:
             if connection.execute(last).scalar() != number:
                 return False
             change = questions.update().where(own & (questions.c.number >= number))
-            return bool(connection.execute(change.values(undone_at=time.time())).rowcount)
+            done = connection.execute(change.values(undone_at=time.time())).rowcount
+            back = interviews.update().where(interviews.c.id == interview)
+            connection.execute(back.values(finished_at=None))
+            return bool(done)
 
     def note_probs(self, interview: int, probs: Mapping[int, float]) -> None:
         """Notes the probabilities that the posterior gave to answers before, by their number."""

@@ -124,8 +124,46 @@ def test_an_answer_is_taken_back(open_page, store: Store) -> None:
     ann.finish()
     rows = store.list_questions(1)
     assert [row.side for row in rows] == ["right", "skip", "left", "left"]
-    assert client.post(f"{ann.link}/undo", data={"number": rows[-1].number}).status_code == 200
-    assert store.list_questions(1) == rows  # The end is the end.
+    undo = functools.partial(client.post, f"{ann.link}/undo", data={"number": rows[-1].number})
+    assert f'name="number" value="{rows[-1].number}"' in ann.look()
+    assert "Question 3 of" in undo().text  # At the end too.
+    assert store.get(1).finished_at is None
+    assert "not counted" not in undo().text
+    assert [row.side for row in store.list_questions(1)] == [*(r.side for r in rows[:-1]), None]
+    assert set(store.list_questions(1)[-1].items) == set(rows[-1].items)
+    assert ann.answer("2") == 200
+    assert "Your answers are stored" in ann.look()
+    assert store.list_questions(1)[-1].side == "right"
+    assert store.get(1).finished_at is not None
+
+
+@pytest.mark.parametrize("num_held_out", [0, 2])
+def test_the_end_is_taken_back(open_page, make_study, store: Store, num_held_out: int) -> None:
+    """After the last answer, and after a person stopped."""
+    client, (ann,) = open_page(make_study(num_held_out=num_held_out))
+    ann.agree()
+    ann.answer("1")
+    client.post(f"{ann.link}/stop", data={"sure": "yes"})
+    assert "Question 1 of" in client.post(f"{ann.link}/undo", data={"number": 1}).text
+    while ann.number() is not None:
+        ann.answer("2")
+    first = store.list_questions(1)
+    client.post(f"{ann.link}/undo", data={"number": first[-1].number})
+    ann.answer("2")
+    second = store.list_questions(1)
+    assert [row.purpose for row in second] == [row.purpose for row in first]
+    assert set(second[-1].items) == set(first[-1].items)
+    assert all(row.prob is not None for row in second)
+
+
+def test_who_has_seen_results_changes_no_answer(open_page, store: Store) -> None:
+    client, (ann,) = open_page(page=Page(shows_result=True))
+    ann.agree()
+    ann.finish()
+    rows, finished = store.list_questions(1), store.get(1).finished_at
+    assert "Undo" not in ann.look()
+    assert "not counted" in client.post(f"{ann.link}/undo", data={"number": 3}).text
+    assert (store.list_questions(1), store.get(1).finished_at) == (rows, finished)
 
 
 @pytest.mark.parametrize("control", [False, True])
