@@ -62,12 +62,17 @@ def test_what_is_wrong_is_said(command: Callable, arguments: list[str], tmp_path
             (["--items", tmp_path / "twice.csv"], "got 'tea' in column 'item'"),
             (["--text", "about"], "text must be a column of the items, got 'about'"),
             (["--images", "nowhere"], "--images must be an existing folder"),
+            (["--image", "about"], "--image and --images go together"),
+            (["--db", tmp_path / "no" / "a.sqlite"], "--db must lie in an existing folder"),
+            (["--links-file", tmp_path / "items.csv"], "--links-file must be a new file"),
             (["--host", "0.0.0.0"], "--url must tell the address"),
             (["--url", "study"], "--url must read like"),
             (["--control", "random", "--best", "0.9"], "leave --best out"),
         ):
             ended = command(*arguments, *change)
             assert (ended.code, message in ended.err) == (2, True), (change, ended.err)
+    made = {path.name.partition("-")[0] for path in tmp_path.iterdir()}  # SQLite has a log, maybe.
+    assert made == {"model", "items.csv", "short", "other.csv", "twice.csv", "other.sqlite"}
 
 
 @pytest.fixture
