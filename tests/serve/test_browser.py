@@ -165,6 +165,23 @@ def test_items_stand_side_by_side_where_there_is_room(browser, address: str) -> 
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_researchers_page_is_no_wider_than_a_phone(browser, address: str) -> None:
+    size = {"width": 360, "height": 640}
+    page, _ = start(browser, address, "ann", viewport=size, is_mobile=True, has_touch=True)
+    assert not page.get_by_text("Keys:").is_visible()
+    for place in (1, 2, 3):
+        page.get_by_text(f"Question {place} of").wait_for()
+        page.get_by_role("button", name="Choose this").first.click()
+    page.goto(f"{address}/researcher")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    for path in ("", "/people/1"):
+        page.goto(f"{address}/researcher{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+        for table in page.locator("table").all():
+            assert table.evaluate("t => t.parentElement.clientWidth") <= 360
+
+
 def test_two_people_at_once(browser, address: str, store: Store) -> None:
     ann, _ = start(browser, address, "ann")
     bob, _ = start(browser, address, "bob")

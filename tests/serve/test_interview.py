@@ -479,6 +479,7 @@ def test_arms_answer_as_many_questions_and_held_out_ones(open_page, make_study, 
     shown = client.get("/researcher").text
     gap = np.mean(scores["adaptive"]) - np.mean(scores["random"])
     error = np.sqrt(sum(np.var(own, ddof=1) / 4 for own in scores.values()))
+    assert "too few people to tell" in shown
     assert f"<td>{gap:.3f}</td>\n<td>{error:.3f}</td>".replace("-", "−") in shown
 
 

@@ -30,6 +30,16 @@ def test_pages_load_nothing_from_elsewhere_and_tell_nobody(open_page) -> None:
     assert client.get(ann.link).headers["cache-control"] == "no-store"
 
 
+def test_the_head_of_a_page_can_be_asked_for(open_page) -> None:
+    client, (ann,) = open_page()
+    assert [client.head(path).status_code for path in ("/", ann.link, "/nowhere")] == [
+        200,
+        200,
+        404,
+    ]
+    assert client.head(f"{ann.link}/answer").status_code == 405  # A form.
+
+
 def test_names_and_texts_are_escaped(open_page, log_in) -> None:
     client, (ann,) = open_page(page=Page(title="<img src=x>", shows_result=True))
     ann.agree()
