@@ -30,6 +30,7 @@ Word = Annotated[str, Form(max_length=20)]
 Ticket = Annotated[str, Form(min_length=32, max_length=64)]
 Notice = Annotated[str, Query(max_length=20)]
 
+_FULL = "All places of this study are taken. Thank you."
 _NOTICES = {
     "late": "Your last click was not counted: the question had been answered, or taken back, "
     "before, perhaps in another tab. What counts is what was sent first.",
@@ -203,7 +204,7 @@ def _add_entry(app: FastAPI, interviews: Interviews, sessions: Sessions, pages: 
             raise HTTPException(429, "Too many people begin at once: wait a moment.")
         token = sessions.link_of(ticket)
         if not store.join(token, page.places, study.arm, pilot=page.pilot):
-            return pages.tell(request, "All places of this study are taken. Thank you.", 410)
+            return pages.tell(request, _FULL, 410)
         return redirect(request, "person", token=token)
 
     @app.get("/images/{image}")
@@ -284,7 +285,8 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
             return redirect(request, "person", token=token)
         if version != page.consent_version:  # A form of the text before this one asks again.
             return redirect(request, "person", token=token, notice="text")
-        store.agree(who.id, version)
+        if not store.agree(who.id, version, page.places):
+            return pages.tell(request, _FULL, 410)
         return redirect(request, "person", token=token)
 
     @app.post("/i/{token}/answer", name="answer")

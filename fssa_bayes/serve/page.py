@@ -38,7 +38,7 @@ class Page:
             text is asked again.
         thanks: Markdown at the end.
         shows_result: Whether a person sees at the end what the model believes they prefer.
-        places: How many people may come by the open link; 0 for no open link.
+        places: How many people may agree who come by the open link; 0 for no open link.
         pilot: Whether interviews made now are trials, which exports leave out otherwise.
         secure: Whether browsers reach the server by https, so that cookies travel by it alone.
 

@@ -34,7 +34,9 @@ studies = sa.Table(
     sa.Column("format", sa.Integer, nullable=False),
     sa.Column("digests", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("joined", sa.Integer, nullable=False),  # By the open link, withdrawn ones too.
+    sa.Column(
+        "joined", sa.Integer, nullable=False
+    ),  # Agreed by the open link; who withdrew counts.
 )
 interviews = sa.Table(
     "interview",
@@ -255,9 +257,11 @@ class Store:
     def join(self, token: str, most: int, arm: Callable[[int], str], *, pilot: bool) -> bool:
         """Makes an interview for somebody who comes by the open link, once for each token.
 
+        A place is taken by :meth:`agree`: who only looks takes none.
+
         Args:
             token: The token of the link that the interview gets.
-            most: How many may come; who withdrew counts.
+            most: How many may agree; who withdrew counts.
             arm: Returns the arm of an interview, given its number.
             pilot: Whether this is a trial.
 
@@ -266,13 +270,12 @@ class Store:
         """
         if self.find(token) is not None:
             return True
-        counted = studies.update().where(studies.c.joined < most)
         try:
             with self.engine.begin() as connection:
-                if not connection.execute(counted.values(joined=studies.c.joined + 1)).rowcount:
+                if connection.execute(sa.select(studies.c.joined)).scalar_one() >= most:
                     return False
                 _insert_interview(connection, token, "open", arm, pilot)
-        except sa.exc.IntegrityError:  # A second click: the count is taken back with the rest.
+        except sa.exc.IntegrityError:  # A second click.
             return True
         return True
 
@@ -296,10 +299,31 @@ class Store:
             query = query.where(interviews.c.pilot == pilot)
         return [Invited(*row) for row in self._read(query)]
 
-    def agree(self, interview: int, version: str) -> None:
-        """Notes that a person agreed to a text."""
+    def agree(self, interview: int, version: str, most: int | None = None) -> bool:
+        """Notes that a person agreed to a text.
+
+        Args:
+            interview: Number of the interview.
+            version: The text.
+            most: How many may agree who come by the open link; None for no limit.
+
+        Returns:
+            Whether there was a place: False for somebody of the open link who came too late, and
+            nothing is changed.
+        """
+        own = interviews.c.id == interview
+        new = own & (interviews.c.source == "open") & interviews.c.consented_at.is_(None)
         values = {"consent_version": version, "consented_at": time.time()}
-        self._update_interview(interview, **values)
+        left = True if most is None else studies.c.joined < most
+        counted = studies.update().where(left).values(joined=studies.c.joined + 1)
+        with self.engine.begin() as connection:
+            # The row of the study is taken first, so that a second click waits for the first.
+            connection.execute(sa.select(studies.c.id).with_for_update())
+            takes = connection.execute(sa.select(interviews.c.id).where(new)).first() is not None
+            if takes and not connection.execute(counted).rowcount:
+                return False
+            connection.execute(interviews.update().where(own).values(**values))
+        return True
 
     def finish(self, interview: int) -> None:
         """Notes that no question is left."""
@@ -479,11 +503,6 @@ class Store:
     def _find_interview(self, which: sa.ColumnElement) -> Invited | None:
         row = self._read(sa.select(*_INVITED).where(which)).first()
         return None if row is None else Invited(*row)
-
-    def _update_interview(self, interview: int, **values: object) -> None:
-        change = interviews.update().where(interviews.c.id == interview)
-        with self.engine.begin() as connection:
-            connection.execute(change.values(values))
 
 
 def _note_probs(connection: sa.Connection, interview: int, probs: Mapping[int, float]) -> None:
