@@ -316,7 +316,7 @@ def ask(
         )
         hosts = (*LOOPBACK, urlsplit(address).hostname or "")
         store = stack.enter_context(Store(db))  # Nothing is written before all else is right.
-        store.claim(study.digests)
+        store.claim(study.digests, study.items.describe())
         page_app = create_app(study, store, token or _make_token(db), page, hosts)
         told = _enrol(store, study, links, file, address, pilot=pilot)
         if open_places:

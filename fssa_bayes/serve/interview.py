@@ -171,7 +171,7 @@ def create_app(
     """
     sessions = Sessions(token)
     page = Page() if page is None else page
-    store.claim(study.digests)
+    store.claim(study.digests, study.items.describe())
     app = FastAPI(title=page.title, docs_url=None, redoc_url=None, openapi_url=None)
     pages = Pages(page)
     pages.install(app)

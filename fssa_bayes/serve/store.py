@@ -22,6 +22,7 @@ import sqlalchemy as sa
 __all__ = ["Invited", "Question", "Store", "digest_token", "new_token"]
 
 _FORMAT = 1
+_ITEMS = "features of items"  # Beside digests, but no part of what must agree.
 _DIGEST = 64  # Characters of a SHA-256.
 _WAIT = 30.0  # Seconds that SQLite waits for another writer.
 
@@ -213,18 +214,22 @@ class Store:
         """Closes the connections."""
         self.engine.dispose()
 
-    def claim(self, digests: Mapping[str, str]) -> None:
+    def claim(
+        self, digests: Mapping[str, str], items: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         """Takes the database for a study, or makes sure that it is the study's.
 
         Args:
             digests: What answers of a study have in common, by name: model, items, seed, …
+            items: Features of each item, by name, so that an error can tell which one is another.
 
         Raises:
             ValueError: If the database belongs to another study, or to another version.
         """
         row = self._read(sa.select(studies)).first()
         if row is None:
-            values = {"id": 1, "format": _FORMAT, "digests": dict(digests), "joined": 0}
+            saved = dict(digests) | ({} if items is None else {_ITEMS: items})
+            values = {"id": 1, "format": _FORMAT, "digests": saved, "joined": 0}
             try:
                 with self.engine.begin() as connection:
                     connection.execute(studies.insert(), values | {"created_at": time.time()})
@@ -233,13 +238,16 @@ class Store:
                 row = self._read(sa.select(studies)).one()
         if row.format != _FORMAT:
             raise ValueError(f"db must be of format {_FORMAT}, got format {row.format}")
-        names = [*digests, *(row.digests.keys() - digests.keys())]
-        other = [name for name in names if row.digests.get(name) != digests.get(name)]
+        old = dict(row.digests)
+        known = old.pop(_ITEMS, None)
+        names = [*digests, *(old.keys() - digests.keys())]
+        other = [name for name in names if old.get(name) != digests.get(name)]
         if other:
-            told = [_difference(name, row.digests.get(name), digests.get(name)) for name in other]
+            told = [_difference(name, old.get(name), digests.get(name)) for name in other]
+            told = ", ".join(told) + _other_item(known or {}, items or {})
             raise ValueError(
                 f"db must be a new database or that of this study, got {_shown(self.url)} of a "
-                f"study with other {', '.join(told)}"
+                f"study with other {told}"
             )
 
     def enrol(self, tokens: Sequence[str], arm: Callable[[int], str], *, pilot: bool) -> None:
@@ -526,6 +534,23 @@ def _difference(name: str, old: str | None, new: str | None) -> str:
     if None in (old, new) or len(old) == len(new) == _DIGEST:
         return name
     return f"{name} ({old} there, {new} here)"
+
+
+def _other_item(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]]) -> str:
+    """Names the first item that differs between two studies; empty if none does, or none known."""
+    if not old or not new:
+        return ""
+    for name in [*new, *old]:
+        if name not in old:
+            return f": item {name!r} is new"
+        if name not in new:
+            return f": item {name!r} is missing"
+        for column in [*new[name], *old[name]]:
+            values = old[name].get(column), new[name].get(column)
+            if values[0] != values[1]:
+                there, here = ("nothing" if value is None else value for value in values)
+                return f": {column!r} of item {name!r} is {there} there, {here} here"
+    return ""
 
 
 def _parse(url: str) -> sa.URL:
