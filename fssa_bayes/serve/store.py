@@ -35,9 +35,8 @@ studies = sa.Table(
     sa.Column("format", sa.Integer, nullable=False),
     sa.Column("digests", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column(
-        "joined", sa.Integer, nullable=False
-    ),  # Agreed by the open link; who withdrew counts.
+    # People who agreed after they came by the open link, those who withdrew included.
+    sa.Column("joined", sa.Integer, nullable=False),
 )
 interviews = sa.Table(
     "interview",
@@ -322,7 +321,7 @@ class Store:
         own = interviews.c.id == interview
         new = own & (interviews.c.source == "open") & interviews.c.consented_at.is_(None)
         values = {"consent_version": version, "consented_at": time.time()}
-        left = True if most is None else studies.c.joined < most
+        left = sa.true() if most is None else studies.c.joined < most
         counted = studies.update().where(left).values(joined=studies.c.joined + 1)
         with self.engine.begin() as connection:
             # The row of the study is taken first, so that a second click waits for the first.
