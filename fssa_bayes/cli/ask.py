@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -186,7 +187,14 @@ def ask(
         ),
     ] = GoalName.person,
     questions: Annotated[
-        int, typer.Option(min=1, max=200, help="Answers at most.", rich_help_panel=_ASKED)
+        int,
+        typer.Option(
+            min=1,
+            max=200,
+            help="Answers at most; --held-out and --control add questions at the end. As many "
+            "skips, or 3, end the choice of questions too.",
+            rich_help_panel=_ASKED,
+        ),
     ] = 12,
     best: Annotated[
         float | None,
@@ -210,7 +218,8 @@ def ask(
     control: Annotated[
         Control | None,
         typer.Option(
-            help="Ask half of the people, drawn at random, random questions, and compare.",
+            help="Ask half of the people, drawn at random, random questions, and compare by 4 more "
+            "questions at the end, or as many as --held-out.",
             rich_help_panel=_ASKED,
             show_default=False,
         ),
@@ -262,6 +271,10 @@ def ask(
         raise ValueError("--control compares after the same number of questions: leave --best out")
     if best is not None and not 0 < best <= 1:
         raise ValueError(f"--best must lie above 0 and not above 1, got {best}")
+    if (image is None) != (images is None):
+        raise ValueError("--image and --images go together: a column, and where its files lie")
+    if "://" not in db and not Path(db).parent.is_dir():
+        raise FileNotFoundError(f"--db must lie in an existing folder, got {db!r}")
     address = _read_url(url)
     if not links and not open_places and not Path(db).exists() and "://" not in db:
         raise ValueError("--links or --open must say who may come, got neither for a new --db")
@@ -272,10 +285,14 @@ def ask(
         raise ValueError(
             f"--url must tell the address that people use where others reach --host {host}"
         )
-    token = _find_token(db, token_file)
-    with _bind(host, port) as listener, Store(db) as store:
+    token = _read_token(db, token_file)
+    file = links_file or _beside(db, "links-pilot.csv" if pilot else "links.csv")
+    if links:
+        _read_links(file)
+    with contextlib.ExitStack() as stack:
         import uvicorn
 
+        listener = stack.enter_context(_bind(host, port))
         port = listener.getsockname()[1]
         address = address or f"http://{'127.0.0.1' if is_loopback(host) else host}:{port}"
         page = Page(
@@ -298,14 +315,13 @@ def ask(
             (best, questions),
         )
         hosts = (*LOOPBACK, urlsplit(address).hostname or "")
-        page_app = create_app(study, store, token, page, hosts)
-        file = links_file or _beside(db, "links-pilot.csv" if pilot else "links.csv")
-        made = _enrol(store, study, links, file, address, pilot=pilot)
-        told = [f"Researcher: {address}/researcher"]
-        if links:
-            told.insert(0, f"{made} new personal links of {links} in {file}")
+        store = stack.enter_context(Store(db))  # Nothing is written before all else is right.
+        store.claim(study.digests, study.items.describe())
+        page_app = create_app(study, store, token or _make_token(db), page, hosts)
+        told = _enrol(store, study, links, file, address, pilot=pilot)
         if open_places:
             told.insert(0, f"Open link: {address}/")
+        told.append(f"Researcher: {address}/researcher")
         print("\n".join(told), flush=True)
         config = uvicorn.Config(
             page_app,
@@ -361,9 +377,9 @@ def _beside(db: str, name: str) -> Path:
     return Path(name) if "://" in db else Path(db).with_name(name)
 
 
-def _find_token(db: str, token_file: Path | None) -> str:
-    """Returns the researcher's token: of a file, of the environment, or a new one in a file."""
-    from fssa_bayes.serve import check_token, new_token
+def _read_token(db: str, token_file: Path | None) -> str | None:
+    """Returns the researcher's token, of a file or the environment; None if there is none yet."""
+    from fssa_bayes.serve import check_token
 
     if token_file is None and _VARIABLE in os.environ:
         return _checked(check_token, os.environ[_VARIABLE], _VARIABLE)
@@ -373,20 +389,31 @@ def _find_token(db: str, token_file: Path | None) -> str:
                 f"the researcher's token must be given, by {_VARIABLE} or --token-file, where --db "
                 "is a URL"
             )
-        token_file = Path(f"{db}.token")
-        try:
-            handle = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(handle, "w") as file:
-                file.write(new_token() + "\n")
+        token_file = _token_beside(db)
+        if not token_file.exists():
+            return None
         print(f"The researcher's token is in {token_file}", flush=True)
     try:
         text = token_file.read_text(encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"--token-file must be text, got {str(token_file)!r}") from error
     return _checked(check_token, text, str(token_file))
+
+
+def _make_token(db: str) -> str:
+    """Makes a token for the researcher, in a file beside the database."""
+    from fssa_bayes.serve import new_token
+
+    # Another process may be faster: its token is taken.
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(_token_beside(db), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(new_token() + "\n")
+    return _read_token(db, None)
+
+
+def _token_beside(db: str) -> Path:
+    return Path(f"{db}.token")
 
 
 def _checked(check: object, token: str, source: str) -> str:
@@ -437,25 +464,46 @@ def _make_study(
     return Study(model, guide, Items.read(items, model, **shown), stop=stop, **options)
 
 
-def _enrol(store: Store, study: Study, links: int, file: Path, address: str, *, pilot: bool) -> int:
-    """Makes the personal links that are missing, and returns how many were made.
+def _enrol(
+    store: Store, study: Study, links: int, file: Path, address: str, *, pilot: bool
+) -> list[str]:
+    """Makes the personal links that are missing, and returns what there is to tell about links.
 
     The file is written first: after an interruption between both the same command replaces the new
-    links. Links of the file that the database knows stay, those of a pilot too.
+    links. Links of the file that the database knows stay, those of a pilot too, under the address
+    that people use now.
     """
     from fssa_bayes.serve import new_token
 
     have = store.count("link", pilot=pilot)
-    missing = max(0, links - have)
-    if not missing:
-        return 0
-    tokens = [new_token() for _ in range(missing)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    known = [row for row in _read_links(file) if store.find(row[1].rpartition("/")[2]) is not None]
+    if not max(links, have):
+        return []
+    found, known, kept = _read_links(file), [], 0
+    for number, link in found:
+        token = link.rpartition("/")[2]
+        who = store.find(token)
+        if who is not None:
+            known.append([number, f"{address}/i/{token}"])
+            kept += who.source == "link" and who.pilot == pilot
+    tokens = [new_token() for _ in range(max(0, links - have))]
     rows = [*known, *([str(have + n + 1), f"{address}/i/{t}"] for n, t in enumerate(tokens))]
-    writer.writerows([_LINKS, *rows])
-    write_file(file, text.getvalue().encode())
-    file.chmod(0o600)
+    if tokens or (known and rows != found):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([_LINKS, *rows])
+        write_file(file, text.getvalue().encode())
+        file.chmod(0o600)
     store.enrol(tokens, study.arm, pilot=pilot)
-    return missing
+    told = []
+    if tokens or kept:
+        told.append(f"{len(tokens)} new personal links of {max(links, have)} in {file}")
+    if any(row not in found for row in known):
+        told.append(f"The {len(known)} links that {file} held before now begin with {address}")
+    if kept < have:
+        where = "is not in" if file.exists() else "is in no file: there is no"
+        where = where if have - kept == 1 else where.replace("is", "are", 1)
+        told.append(
+            f"{have - kept} of the {have} personal links of earlier starts {where} {file}. The "
+            "database holds no links, so that they cannot be shown again: put the file back, or "
+            "raise --links for new ones"
+        )
+    return told

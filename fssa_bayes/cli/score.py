@@ -151,7 +151,7 @@ def score(
         example = "" if job.reason is None else f", such as {job.reason!r}"
         print(
             f"{job.num_people:,} people, {job.num_failed:,} of whom could not be scored (column "
-            f"reason{example}), in {job.num_parts:,} parts in {job.out}"
+            f"reason{example}), in {job.num_parts:,} part{'s' * (job.num_parts != 1)} in {job.out}"
         )
 
 

@@ -209,7 +209,7 @@ def _compare(manifest: Path, about: dict[str, object]) -> None:
     if different:
         raise FileExistsError(
             f"out must be a new folder or that of the same job, got {str(manifest.parent)!r} with "
-            f"the parts of another {' and another '.join(different)}: choose another folder"
+            f"the parts of a job that differs in {', '.join(different)}: choose another folder"
         )
 
 

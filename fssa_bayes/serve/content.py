@@ -101,6 +101,8 @@ class Items:
     def read(cls, path: str | Path, model: HeterogeneousBTL, **options: object) -> Self:
         """Reads a csv file, whose column `item`, or else the first one, names the items.
 
+        The items are sorted by name, so that another order of rows makes the same study.
+
         Args:
             path: The file.
             model: The model.
@@ -126,13 +128,23 @@ class Items:
                 f"of {str(path)!r}"
             )
         try:
-            return cls(table, model, **options)
+            return cls(table.sort_index(), model, **options)
         except ValueError as error:
             raise ValueError(f"items {str(path)!r} cannot be used: {error}") from error
 
     def show(self, name: Hashable) -> Shown:
         """Returns what is shown of an item."""
         return self._shown[name]
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """Returns what the model knows of each item, by name: values of features, as text."""
+        if isinstance(self.context, list):
+            return {str(name): {} for name in self.names}
+        rows = self.context.to_dict("records")
+        return {
+            str(name): {str(column): _as_text(value) for column, value in row.items()}
+            for name, row in zip(self.names, rows, strict=True)
+        }
 
     def _check(self, model: HeterogeneousBTL) -> None:
         """Raises a ValueError unless the model can score the items."""

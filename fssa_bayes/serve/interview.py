@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Annotated
 
-from fastapi import FastAPI, Form, Path, Request
+from fastapi import FastAPI, Form, Path, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -20,7 +20,7 @@ from fssa_bayes.serve.page import Page, Pages, client_of, redirect
 from fssa_bayes.serve.researcher import add_researcher
 from fssa_bayes.serve.security import LOOPBACK, Guard, Limiter, Sessions
 from fssa_bayes.serve.store import Invited, Question, Store, new_token
-from fssa_bayes.serve.study import Study
+from fssa_bayes.serve.study import HELD_OUT, Study
 
 __all__ = ["Interviews", "create_app"]
 
@@ -28,6 +28,14 @@ Token = Annotated[str, Path(max_length=100)]
 Number = Annotated[int, Form(ge=1, le=1_000_000)]
 Word = Annotated[str, Form(max_length=20)]
 Ticket = Annotated[str, Form(min_length=32, max_length=64)]
+Notice = Annotated[str, Query(max_length=20)]
+
+_FULL = "All places of this study are taken. Thank you."
+_NOTICES = {
+    "late": "Your last click was not counted: the question had been answered, or taken back, "
+    "before, perhaps in another tab. What counts is what was sent first.",
+    "text": "Your last click was not counted: the text below has changed. Please read it.",
+}
 
 
 class Interviews:
@@ -61,6 +69,12 @@ class Interviews:
                 self._find_current(who)
             finally:
                 lock.release()
+
+    def end(self, who: Invited) -> None:
+        """Ends the interview of a person who stops early; the answers count."""
+        with self._lock_of(who):
+            self._find_current(who)  # The probability of the last answer may not be there yet.
+            self.store.end(who.id)
 
     def _lock_of(self, who: Invited) -> threading.Lock:
         return self._locks[who.id % len(self._locks)]
@@ -100,7 +114,8 @@ class Interviews:
             choice: "1" for the item shown first, "2", …; "tie" or "skip".
 
         Returns:
-            Whether the question was open.
+            Whether this is the answer to the question now: False if another one was given before,
+            or if there is no such question.
 
         Raises:
             ValueError: If the answer is none to the question.
@@ -110,7 +125,8 @@ class Interviews:
             return False
         answer, side = self._read(found[0], choice)
         if not self.store.reply(who.id, number, answer, side):
-            return False
+            asked = self.store.list_questions(who.id)
+            return any(q.number == number and q.side == side for q in asked)  # Sent twice.
         self.current(who)
         return True
 
@@ -155,7 +171,7 @@ def create_app(
     """
     sessions = Sessions(token)
     page = Page() if page is None else page
-    store.claim(study.digests)
+    store.claim(study.digests, study.items.describe())
     app = FastAPI(title=page.title, docs_url=None, redoc_url=None, openapi_url=None)
     pages = Pages(page)
     pages.install(app)
@@ -188,7 +204,7 @@ def _add_entry(app: FastAPI, interviews: Interviews, sessions: Sessions, pages: 
             raise HTTPException(429, "Too many people begin at once: wait a moment.")
         token = sessions.link_of(ticket)
         if not store.join(token, page.places, study.arm, pilot=page.pilot):
-            return pages.tell(request, "All places of this study are taken. Thank you.", 410)
+            return pages.tell(request, _FULL, 410)
         return redirect(request, "person", token=token)
 
     @app.get("/images/{image}")
@@ -225,29 +241,37 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         return who if agreed and who.withdrawn_at is None else None
 
     @app.get("/i/{token}", name="person")
-    def person(request: Request, token: Token) -> Response:
+    def person(request: Request, token: Token, notice: Notice = "") -> Response:
         """The page of a person: consent, the open question, or the end."""
         who = find(request, token)
+        told = {"token": token, "notice": _NOTICES.get(notice)}
         if who.withdrawn_at is not None:
             return pages.tell(request, "You have withdrawn. Your answers were deleted.")
         if who.consent_version != page.consent_version:
-            return pages.render(request, "consent", token=token)
+            return pages.render(request, "consent", **told)
         question, done = interviews.current(who)
         if question is None and (store.get(who.id) or who).withdrawn_at is not None:
             return redirect(request, "person", token=token)  # In another tab, just now.
         if question is None:
-            return pages.render(request, "done", token=token, **_describe(study, page, done))
+            return pages.render(
+                request,
+                "done",
+                **told,
+                **_describe(study, page, done),
+                last=None if page.shows_result or not done else done[-1].number,
+            )
         names = names_from_json("items", question.items).tolist()
         return pages.render(
             request,
             "question",
-            token=token,
+            **told,
             question=question,
             items=[study.items.show(name) for name in names],
             labels=study.items.labels,
             has_ties=study.has_ties and len(names) == 2,
             last=done[-1].number if done else None,
-            place=len(done) + 1,
+            place=sum(q.side != "skip" or q.purpose == HELD_OUT for q in done) + 1,
+            skips=sum(q.side == "skip" for q in done),
             most=study.most_questions,
         )
 
@@ -257,28 +281,52 @@ def _add_questions(app: FastAPI, interviews: Interviews, pages: Pages) -> None:
         who = find(request, token)
         if agree != "yes":
             raise HTTPException(422, "Please tick that you agree, or close the page.")
-        # A form of the text before this one asks again.
-        if who.withdrawn_at is None and version == page.consent_version != who.consent_version:
-            store.agree(who.id, version)
+        if who.withdrawn_at is not None or who.consent_version == page.consent_version:
+            return redirect(request, "person", token=token)
+        if version != page.consent_version:  # A form of the text before this one asks again.
+            return redirect(request, "person", token=token, notice="text")
+        if not store.agree(who.id, version, page.places):
+            return pages.tell(request, _FULL, 410)
         return redirect(request, "person", token=token)
 
     @app.post("/i/{token}/answer", name="answer")
     def answer(request: Request, token: Token, number: Number, choice: Word) -> Response:
         """Takes an answer."""
         who = find_asked(request, token)
-        if who is not None:
-            try:
-                interviews.reply(who, number, choice)
-            except ValueError as error:
-                raise HTTPException(422, "This is no answer to the question.") from error
-        return redirect(request, "person", token=token)
+        if who is None:
+            return redirect(request, "person", token=token, notice="text")
+        try:
+            taken = interviews.reply(who, number, choice)
+        except ValueError as error:
+            raise HTTPException(422, "This is no answer to the question.") from error
+        return redirect(request, "person", token=token, notice=None if taken else "late")
 
     @app.post("/i/{token}/undo", name="undo")
     def undo(request: Request, token: Token, number: Number) -> Response:
-        """Takes the last answer back."""
+        """Takes the last answer back, at the end too, unless results are shown there."""
+        who = find_asked(request, token)
+        if who is None:
+            return redirect(request, "person", token=token, notice="text")
+        closed = who.finished_at is not None and page.shows_result
+        taken = not closed and store.undo(who.id, number)
+        if not taken:  # What is sent twice was taken back by the first click.
+            taken = all(q.number != number for q in store.list_questions(who.id))
+        return redirect(request, "person", token=token, notice=None if taken else "late")
+
+    @app.get("/i/{token}/stop", name="stop")
+    def ask_to_stop(request: Request, token: Token) -> Response:
+        """Asks whether a person wants to stop here."""
+        find(request, token)
+        return pages.render(request, "stop", token=token)
+
+    @app.post("/i/{token}/stop")
+    def stop(request: Request, token: Token, sure: Word) -> Response:
+        """Ends an interview early; the answers stay."""
+        if sure != "yes":
+            raise HTTPException(422, "Please say that you are sure.")
         who = find_asked(request, token)
         if who is not None and who.finished_at is None:
-            store.undo(who.id, number)
+            interviews.end(who)
         return redirect(request, "person", token=token)
 
     @app.get("/i/{token}/withdraw", name="withdraw")

@@ -38,7 +38,7 @@ class Page:
             text is asked again.
         thanks: Markdown at the end.
         shows_result: Whether a person sees at the end what the model believes they prefer.
-        places: How many people may come by the open link; 0 for no open link.
+        places: How many people may agree who come by the open link; 0 for no open link.
         pilot: Whether interviews made now are trials, which exports leave out otherwise.
         secure: Whether browsers reach the server by https, so that cookies travel by it alone.
 
@@ -140,9 +140,12 @@ def client_of(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
-def redirect(request: Request, name: str, **parts: object) -> Response:
-    """Sends the browser to a page, by GET."""
-    return RedirectResponse(path_of(request, name, **parts), 303)
+def redirect(
+    request: Request, name: str, *, notice: str | None = None, **parts: object
+) -> Response:
+    """Sends the browser to a page, by GET; `notice` names what the page is to tell, if anything."""
+    query = "" if notice is None else f"?notice={notice}"
+    return RedirectResponse(path_of(request, name, **parts) + query, 303)
 
 
 def _signed(number: float | None, digits: int) -> str:

@@ -106,7 +106,7 @@ def add_researcher(
     def session(request: Request) -> str:
         """Returns the researcher's session; sends everybody else to the login."""
         found = request.cookies.get(_COOKIE)
-        if not sessions.holds(found):
+        if not sessions.holds(found) or store.has_ended(found):
             login = {"Location": path_of(request, "login")}
             raise HTTPException(303, "Please log in.", login)
         return found
@@ -120,13 +120,17 @@ def add_researcher(
             raise HTTPException(403, "The form was not sent by this page.")
         return found
 
-    _add_login(app, sessions, form_session, pages)
+    _add_login(app, store, sessions, form_session, pages)
     _add_overview(app, study, store, findings, sessions, session, form_session, pages)
     _add_exports(app, findings, session)
 
 
 def _add_login(
-    app: FastAPI, sessions: Sessions, form_session: Callable[..., str], pages: Pages
+    app: FastAPI,
+    store: Store,
+    sessions: Sessions,
+    form_session: Callable[..., str],
+    pages: Pages,
 ) -> None:
     attempts = Limiter(10, 60.0)
 
@@ -138,9 +142,9 @@ def _add_login(
     @app.post("/researcher/login")
     def enter(request: Request, token: Annotated[str, Form(max_length=500)]) -> Response:
         """Opens a session."""
-        if not attempts.allows(client_of(request)):
-            raise HTTPException(429, "Too many attempts: wait a minute.", {"Retry-After": "60"})
-        if not sessions.accepts(token):
+        if not sessions.accepts(token):  # Others behind the same address keep nobody out.
+            if not attempts.allows(client_of(request)):
+                raise HTTPException(429, "Too many attempts: wait a minute.", {"Retry-After": "60"})
             return pages.render(request, "login", 403, wrong=True)
         response = redirect(request, "overview")
         response.set_cookie(
@@ -155,8 +159,9 @@ def _add_login(
         return response
 
     @app.post("/researcher/logout", name="logout")
-    def leave(request: Request, _: Annotated[str, Depends(form_session)]) -> Response:
-        """Takes the cookie back."""
+    def leave(request: Request, own: Annotated[str, Depends(form_session)]) -> Response:
+        """Ends the session, also for a copy of the cookie."""
+        store.end_session(own, sessions.seconds)
         response = redirect(request, "login")
         response.delete_cookie(_COOKIE, path_of(request, "overview"))
         return response

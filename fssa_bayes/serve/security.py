@@ -161,6 +161,8 @@ class Guard:
             await send(message)
 
         refusal = self._refuse(scope)
+        if scope["method"] == "HEAD":  # The server that calls this sends the head alone.
+            scope = scope | {"method": "GET"}
         if refusal is None:
             try:
                 with anyio.fail_after(_MOST_SECONDS):
@@ -241,7 +243,8 @@ class Sessions:
     """Lets the researcher in, by a token that the browser then holds no copy of.
 
     A session is its time of expiry and random bits, signed by a key that follows from the token:
-    nothing is stored, sessions survive a restart, and another token ends all of them.
+    sessions survive a restart, and another token ends all of them. Nothing is stored here: who
+    logs out before must be remembered elsewhere, see :meth:`Store.end_session`.
 
     Args:
         token: The researcher's token, see :func:`check_token`.

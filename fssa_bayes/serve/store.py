@@ -22,6 +22,7 @@ import sqlalchemy as sa
 __all__ = ["Invited", "Question", "Store", "digest_token", "new_token"]
 
 _FORMAT = 1
+_ITEMS = "features of items"  # Beside digests, but no part of what must agree.
 _DIGEST = 64  # Characters of a SHA-256.
 _WAIT = 30.0  # Seconds that SQLite waits for another writer.
 
@@ -34,7 +35,8 @@ studies = sa.Table(
     sa.Column("format", sa.Integer, nullable=False),
     sa.Column("digests", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("joined", sa.Integer, nullable=False),  # By the open link, withdrawn ones too.
+    # People who agreed after they came by the open link, those who withdrew included.
+    sa.Column("joined", sa.Integer, nullable=False),
 )
 interviews = sa.Table(
     "interview",
@@ -74,6 +76,13 @@ questions = sa.Table(
     sa.UniqueConstraint("interview", "number"),
 )
 
+ended_sessions = sa.Table(
+    "ended_session",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),  # SHA-256 of the researcher's session.
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
 
 @dataclass(frozen=True)
 class Invited:
@@ -87,7 +96,7 @@ class Invited:
         created_at: When the interview was made.
         consent_version: The text that the person agreed to; None before.
         consented_at: When that was.
-        finished_at: When the last question was answered.
+        finished_at: When the last question was answered, or the person stopped.
         withdrawn_at: When the answers were deleted.
     """
 
@@ -204,18 +213,22 @@ class Store:
         """Closes the connections."""
         self.engine.dispose()
 
-    def claim(self, digests: Mapping[str, str]) -> None:
+    def claim(
+        self, digests: Mapping[str, str], items: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         """Takes the database for a study, or makes sure that it is the study's.
 
         Args:
             digests: What answers of a study have in common, by name: model, items, seed, …
+            items: Features of each item, by name, so that an error can tell which one is another.
 
         Raises:
             ValueError: If the database belongs to another study, or to another version.
         """
         row = self._read(sa.select(studies)).first()
         if row is None:
-            values = {"id": 1, "format": _FORMAT, "digests": dict(digests), "joined": 0}
+            saved = dict(digests) | ({} if items is None else {_ITEMS: items})
+            values = {"id": 1, "format": _FORMAT, "digests": saved, "joined": 0}
             try:
                 with self.engine.begin() as connection:
                     connection.execute(studies.insert(), values | {"created_at": time.time()})
@@ -224,13 +237,16 @@ class Store:
                 row = self._read(sa.select(studies)).one()
         if row.format != _FORMAT:
             raise ValueError(f"db must be of format {_FORMAT}, got format {row.format}")
-        names = [*digests, *(row.digests.keys() - digests.keys())]
-        other = [name for name in names if row.digests.get(name) != digests.get(name)]
+        old = dict(row.digests)
+        known = old.pop(_ITEMS, None)
+        names = [*digests, *(old.keys() - digests.keys())]
+        other = [name for name in names if old.get(name) != digests.get(name)]
         if other:
-            told = [_difference(name, row.digests.get(name), digests.get(name)) for name in other]
+            told = [_difference(name, old.get(name), digests.get(name)) for name in other]
+            told = ", ".join(told) + _other_item(known or {}, items or {})
             raise ValueError(
                 f"db must be a new database or that of this study, got {_shown(self.url)} of a "
-                f"study with other {', '.join(told)}"
+                f"study with other {told}"
             )
 
     def enrol(self, tokens: Sequence[str], arm: Callable[[int], str], *, pilot: bool) -> None:
@@ -248,9 +264,11 @@ class Store:
     def join(self, token: str, most: int, arm: Callable[[int], str], *, pilot: bool) -> bool:
         """Makes an interview for somebody who comes by the open link, once for each token.
 
+        A place is taken by :meth:`agree`: who only looks takes none.
+
         Args:
             token: The token of the link that the interview gets.
-            most: How many may come; who withdrew counts.
+            most: How many may agree; who withdrew counts.
             arm: Returns the arm of an interview, given its number.
             pilot: Whether this is a trial.
 
@@ -259,13 +277,12 @@ class Store:
         """
         if self.find(token) is not None:
             return True
-        counted = studies.update().where(studies.c.joined < most)
         try:
             with self.engine.begin() as connection:
-                if not connection.execute(counted.values(joined=studies.c.joined + 1)).rowcount:
+                if connection.execute(sa.select(studies.c.joined)).scalar_one() >= most:
                     return False
                 _insert_interview(connection, token, "open", arm, pilot)
-        except sa.exc.IntegrityError:  # A second click: the count is taken back with the rest.
+        except sa.exc.IntegrityError:  # A second click.
             return True
         return True
 
@@ -289,19 +306,52 @@ class Store:
             query = query.where(interviews.c.pilot == pilot)
         return [Invited(*row) for row in self._read(query)]
 
-    def agree(self, interview: int, version: str) -> None:
-        """Notes that a person agreed to a text."""
-        values = {"consent_version": version, "consented_at": time.time()}
-        self._update_interview(interview, **values)
+    def agree(self, interview: int, version: str, most: int | None = None) -> bool:
+        """Notes that a person agreed to a text.
 
-    def finish(self, interview: int, *, finished: bool = True) -> None:
-        """Notes that no question is left, or, after an answer was taken back, that one is."""
-        at = interviews.c.finished_at
+        Args:
+            interview: Number of the interview.
+            version: The text.
+            most: How many may agree who come by the open link; None for no limit.
+
+        Returns:
+            Whether there was a place: False for somebody of the open link who came too late, and
+            nothing is changed.
+        """
+        own = interviews.c.id == interview
+        new = own & (interviews.c.source == "open") & interviews.c.consented_at.is_(None)
+        values = {"consent_version": version, "consented_at": time.time()}
+        left = sa.true() if most is None else studies.c.joined < most
+        counted = studies.update().where(left).values(joined=studies.c.joined + 1)
+        with self.engine.begin() as connection:
+            # The row of the study is taken first, so that a second click waits for the first.
+            connection.execute(sa.select(studies.c.id).with_for_update())
+            takes = connection.execute(sa.select(interviews.c.id).where(new)).first() is not None
+            if takes and not connection.execute(counted).rowcount:
+                return False
+            connection.execute(interviews.update().where(own).values(**values))
+        return True
+
+    def finish(self, interview: int) -> None:
+        """Notes that no question is left."""
         change = interviews.update().where(
-            interviews.c.id == interview, at.is_(None) if finished else at.is_not(None)
+            interviews.c.id == interview, interviews.c.finished_at.is_(None)
         )
         with self.engine.begin() as connection:
-            connection.execute(change.values(finished_at=time.time() if finished else None))
+            connection.execute(change.values(finished_at=time.time()))
+
+    def end(self, interview: int) -> None:
+        """Notes that a person stops, whose open question then counts as taken back."""
+        now = time.time()
+        open_ = questions.c.answered_at.is_(None) & questions.c.undone_at.is_(None)
+        own = questions.update().where(questions.c.interview == interview, open_)
+        at = interviews.c.finished_at
+        change = interviews.update().where(
+            interviews.c.id == interview, at.is_(None), interviews.c.withdrawn_at.is_(None)
+        )
+        with self.engine.begin() as connection:
+            if connection.execute(change.values(finished_at=now)).rowcount:
+                connection.execute(own.values(undone_at=now))
 
     def withdraw(self, interview: int) -> None:
         """Deletes the answers of a person; that there was an interview remains."""
@@ -339,10 +389,12 @@ class Store:
 
         Returns:
             The open question, which another request may have opened; None for a person who has
-            withdrawn.
+            withdrawn or stopped.
         """
         of_person = interviews.c.id == question.interview
-        here = sa.select(interviews.c.id).where(of_person, interviews.c.withdrawn_at.is_(None))
+        here = sa.select(interviews.c.id).where(
+            of_person, interviews.c.withdrawn_at.is_(None), interviews.c.finished_at.is_(None)
+        )
         query = sa.select(sa.func.max(questions.c.number))
         own = query.where(questions.c.interview == question.interview)
         row = {field.name: getattr(question, field.name) for field in fields(Question)}
@@ -388,7 +440,7 @@ class Store:
             return bool(connection.execute(change.values(values)).rowcount)
 
     def undo(self, interview: int, number: int) -> bool:
-        """Takes an answer or a skip back, with the question that is open after it.
+        """Takes an answer or a skip back, with the question or the end that follows it.
 
         Args:
             interview: Number of the interview.
@@ -404,12 +456,34 @@ class Store:
             if connection.execute(last).scalar() != number:
                 return False
             change = questions.update().where(own & (questions.c.number >= number))
-            return bool(connection.execute(change.values(undone_at=time.time())).rowcount)
+            done = connection.execute(change.values(undone_at=time.time())).rowcount
+            back = interviews.update().where(interviews.c.id == interview)
+            connection.execute(back.values(finished_at=None))
+            return bool(done)
 
     def note_probs(self, interview: int, probs: Mapping[int, float]) -> None:
         """Notes the probabilities that the posterior gave to answers before, by their number."""
         with self.engine.begin() as connection:
             _note_probs(connection, interview, probs)
+
+    def end_session(self, session: str, seconds: float) -> None:
+        """Notes that the researcher has logged out.
+
+        Args:
+            session: The session.
+            seconds: How long a session lasts: the note is kept for as long.
+        """
+        now, own = time.time(), ended_sessions.c.digest == digest_token(session)
+        with contextlib.suppress(sa.exc.IntegrityError), self.engine.begin() as connection:
+            old = (ended_sessions.c.expires_at < now) | own
+            connection.execute(ended_sessions.delete().where(old))
+            row = {"digest": digest_token(session), "expires_at": now + seconds}
+            connection.execute(ended_sessions.insert(), row)  # Or another request was faster.
+
+    def has_ended(self, session: str) -> bool:
+        """Says whether the researcher has logged out of a session."""
+        own = ended_sessions.c.digest == digest_token(session)
+        return self._read(sa.select(ended_sessions.c.digest).where(own)).first() is not None
 
     def _check_tables(self) -> None:
         """Raises a ValueError unless the database is empty or holds the tables of a study."""
@@ -437,11 +511,6 @@ class Store:
         row = self._read(sa.select(*_INVITED).where(which)).first()
         return None if row is None else Invited(*row)
 
-    def _update_interview(self, interview: int, **values: object) -> None:
-        change = interviews.update().where(interviews.c.id == interview)
-        with self.engine.begin() as connection:
-            connection.execute(change.values(values))
-
 
 def _note_probs(connection: sa.Connection, interview: int, probs: Mapping[int, float]) -> None:
     own = questions.update().where(questions.c.interview == interview)
@@ -464,6 +533,23 @@ def _difference(name: str, old: str | None, new: str | None) -> str:
     if None in (old, new) or len(old) == len(new) == _DIGEST:
         return name
     return f"{name} ({old} there, {new} here)"
+
+
+def _other_item(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]]) -> str:
+    """Names the first item that differs between two studies; empty if none does, or none known."""
+    if not old or not new:
+        return ""
+    for name in [*new, *old]:
+        if name not in old:
+            return f": item {name!r} is new"
+        if name not in new:
+            return f": item {name!r} is missing"
+        for column in [*new[name], *old[name]]:
+            values = old[name].get(column), new[name].get(column)
+            if values[0] != values[1]:
+                there, here = ("nothing" if value is None else value for value in values)
+                return f": {column!r} of item {name!r} is {there} there, {here} here"
+    return ""
 
 
 def _parse(url: str) -> sa.URL:

@@ -31,6 +31,8 @@ CHOOSE, HELD_OUT = "choose", "held-out"
 _MOST_LIVE = 300  # Interviews whose posteriors are kept in memory.
 _LEVELS = (0.05, 0.95)
 _BLOCK = 4  # People among whom the arms are balanced.
+_LEAST_SKIPS = 3  # That end an interview; as many as answers at most if these are more.
+_SKIPS = 12  # Where the number of answers is open.
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Study:
         guide: Its guide; None where :class:`fssa_bayes.Posterior` allows it.
         items: The items.
         goal: What a question is to tell.
-        stop: When to stop.
+        stop: When to stop. As many skips as `max_questions` stop too, 12 if it is None, but no
+            fewer than 3: held-out questions then follow at once.
         pool: The questions that may be asked, each a sequence of names; all pairs of items if None.
         num_held_out: Questions, drawn at random, that every person is asked at the end and that
             judge predictions from the answers before. They are the same for both arms in
@@ -138,6 +141,12 @@ class Study:
         most = self.stop.max_questions
         return None if most is None else most + self.num_held_out
 
+    @property
+    def most_skips(self) -> int:
+        """Number of questions, held-out ones aside, after whose skipping no more are chosen."""
+        most = self.stop.max_questions
+        return _SKIPS if most is None else max(_LEAST_SKIPS, most)
+
     def arm(self, interview: int) -> str:
         """Returns the arm of an interview: of four people who come in turn, two in each."""
         if not self.control:
@@ -167,7 +176,8 @@ class Study:
                 if question.prob is None and question.side != "skip":
                     items, choice = _read_names(question.items), _read_choice(question)
                     probs[question.number] = live.predict(items, choice)
-            if not held:
+            skips = sum(question.side == "skip" for question in chosen)
+            if not held and skips < self.most_skips:
                 proposal = self._choose(who, live)
                 if proposal is not None:
                     return self._order(who, proposal, len(asked)), probs

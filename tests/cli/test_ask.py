@@ -62,12 +62,17 @@ def test_what_is_wrong_is_said(command: Callable, arguments: list[str], tmp_path
             (["--items", tmp_path / "twice.csv"], "got 'tea' in column 'item'"),
             (["--text", "about"], "text must be a column of the items, got 'about'"),
             (["--images", "nowhere"], "--images must be an existing folder"),
+            (["--image", "about"], "--image and --images go together"),
+            (["--db", tmp_path / "no" / "a.sqlite"], "--db must lie in an existing folder"),
+            (["--links-file", tmp_path / "items.csv"], "--links-file must be a new file"),
             (["--host", "0.0.0.0"], "--url must tell the address"),
             (["--url", "study"], "--url must read like"),
             (["--control", "random", "--best", "0.9"], "leave --best out"),
         ):
             ended = command(*arguments, *change)
             assert (ended.code, message in ended.err) == (2, True), (change, ended.err)
+    made = {path.name.partition("-")[0] for path in tmp_path.iterdir()}  # SQLite has a log, maybe.
+    assert made == {"model", "items.csv", "short", "other.csv", "twice.csv", "other.sqlite"}
 
 
 @pytest.fixture
@@ -104,6 +109,45 @@ def test_links_are_kept(
         assert len(store.list_interviews()) == 8
     assert len(served) == 5
     assert not any(config.access_log or config.server_header for config in served)
+
+
+def test_links_begin_with_the_address_of_now(
+    command: Callable, arguments: list[str], tmp_path: Path, served: list[uvicorn.Config]
+) -> None:
+    def read() -> list[str]:
+        return [row["link"] for row in csv.DictReader(file.read_text().splitlines())]
+
+    file, address = tmp_path / "links.csv", "https://study.example.org/sub"
+    command(*arguments)
+    before = [link.rpartition("/")[2] for link in read()]
+    ended = command(*arguments, "--links", "3", "--url", address)
+    assert "1 new personal links of 3" in ended.out
+    assert f"The 2 links that {file} held before now begin with {address}" in ended.out
+    assert read()[:2] == [f"{address}/i/{token}" for token in before]
+    assert [link.rpartition("/")[0] for link in read()] == [f"{address}/i"] * 3
+    assert "held before" not in command(*arguments, "--links", "3", "--url", address).out
+    command(*arguments[:-6], "--url", "https://other.example.org", *arguments[-4:])  # No --links.
+    assert read()[0] == f"https://other.example.org/i/{before[0]}"
+    assert len(served) == 4
+
+
+def test_links_that_are_lost_are_said_to_be(
+    command: Callable, arguments: list[str], tmp_path: Path, served: list[uvicorn.Config]
+) -> None:
+    file = tmp_path / "links.csv"
+    command(*arguments)
+    file.rename(tmp_path / "moved.csv")
+    ended = command(*arguments)
+    assert "new personal links" not in ended.out
+    assert f"2 of the 2 personal links of earlier starts are in no file: there is no {file}" in (
+        ended.out
+    )
+    assert not file.exists()
+    ended = command(*arguments, "--links", "3")
+    assert "1 new personal links of 3" in ended.out
+    assert f"2 of the 2 personal links of earlier starts are not in {file}" in ended.out
+    assert len(file.read_text().splitlines()) == 2
+    assert len(served) == 3
 
 
 def test_what_belongs_to_something_else_is_not_written_over(

@@ -138,10 +138,10 @@ def test_parts_of_another_job_are_refused(
     other = tmp_path / "other.parquet"
     pq.write_table(table.slice(5), other)
     for model, path, options, what in (
-        (bilinear, source, {}, "another model"),
-        (linear, source, {"seed": 1}, "another options"),
-        (linear, source, {"num_parts": 5}, "another num_parts"),
-        (linear, other, {}, "another source"),
+        (bilinear, source, {}, "differs in model"),
+        (linear, source, {"seed": 1}, "differs in options"),
+        (linear, source, {"num_parts": 5}, "differs in num_parts"),
+        (linear, other, {}, "differs in source"),
     ):
         with pytest.raises(FileExistsError, match=what):
             score_parquet(model, path, whole, workers=0, **{"num_parts": 4} | ASKED | options)

@@ -84,7 +84,8 @@ class Person:
         ).text
 
     def number(self) -> int | None:
-        found = re.search(r'name="number" value="(\d+)"', self.look())
+        form = self.look().partition('id="answer"')[2]
+        found = re.search(r'name="number" value="(\d+)"', form)
         return None if found is None else int(found[1])
 
     def answer(self, choice: str = "1", number: int | None = None) -> int:

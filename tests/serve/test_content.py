@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from fssa_bayes import HeterogeneousBTL, Preferences
 from fssa_bayes.questions import Stop
-from fssa_bayes.serve import Items, Study
+from fssa_bayes.serve import Items, Store, Study
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 TABLE = """\
@@ -74,6 +74,29 @@ def test_features_of_the_model_are_shown_beside_each_other(
     for image in re.findall(r'src="(/images/\w+)"', page):
         assert client.get(image).content == PNG
     ann.finish()
+
+
+def test_another_order_of_rows_is_the_same_study(
+    travellers: HeterogeneousBTL, write: Callable, store: Store
+) -> None:
+    def claim(text: str) -> None:
+        items = Items.read(write(text), travellers)
+        stop = Stop(best=None, max_questions=2)
+        study = Study(travellers, None, items, stop=stop, num_samples=50)
+        store.claim(study.digests, items.describe())
+
+    claim(TABLE)
+    header, *rows = TABLE.splitlines(keepends=True)
+    claim("".join([header, *rows[::-1]]))
+    claim(TABLE.replace("Night bus", "Bus at night"))  # What people see may be mended.
+    for text, told in (
+        (TABLE.replace("60", "65"), "other context: 'price' of item 'c' is 60 there, 65 here"),
+        (TABLE.replace("Car,car", "Car,bus"), "'kind' of item 'c' is car there, bus here"),
+        (TABLE + "d,Walk,bus,0,,\n", "other context, pool, items: item 'd' is new"),
+        (header + rows[0] + rows[1], "other context, pool, items: item 'c' is missing"),
+    ):
+        with pytest.raises(ValueError, match=f"{told}$"):
+            claim(text)
 
 
 def test_columns_to_show_are_chosen(travellers: HeterogeneousBTL, write: Callable) -> None:

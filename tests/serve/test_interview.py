@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -76,6 +77,25 @@ def test_what_is_sent_twice_counts_once(open_page, store: Store) -> None:
     assert [row.number for row in store.list_questions(1)] == [1, 2]
 
 
+def test_a_click_that_is_not_counted_is_told(open_page, store: Store) -> None:
+    client, (ann,) = open_page()
+    ann.agree()
+    post = functools.partial(client.post, f"{ann.link}/answer")
+    assert "not counted" not in post(data={"number": 1, "choice": "1"}).text
+    assert "not counted" not in post(data={"number": 1, "choice": "1"}).text  # A double click.
+    late = post(data={"number": 1, "choice": "2"})  # The same question in another tab.
+    assert "Your last click was not counted" in late.text
+    assert "Question 2 of" in late.text
+    assert "not counted" not in post(data={"number": 2, "choice": "1"}).text
+    undo = functools.partial(client.post, f"{ann.link}/undo")
+    assert "not counted" in undo(data={"number": 1}).text  # There is a later answer.
+    assert "not counted" not in undo(data={"number": 2}).text
+    assert "not counted" not in undo(data={"number": 2}).text
+    assert "not counted" in post(data={"number": 2, "choice": "1"}).text  # Was taken back.
+    assert [row.side for row in store.list_questions(1)] == ["left", None]
+    assert "not counted" not in client.get(f"{ann.link}?notice=<b>").text
+
+
 def test_clicks_at_once_count_once(open_page, store: Store) -> None:
     _, (ann, bob) = open_page(people=2)
     ann.agree()
@@ -104,8 +124,95 @@ def test_an_answer_is_taken_back(open_page, store: Store) -> None:
     ann.finish()
     rows = store.list_questions(1)
     assert [row.side for row in rows] == ["right", "skip", "left", "left"]
-    assert client.post(f"{ann.link}/undo", data={"number": rows[-1].number}).status_code == 200
-    assert store.list_questions(1) == rows  # The end is the end.
+    undo = functools.partial(client.post, f"{ann.link}/undo", data={"number": rows[-1].number})
+    assert f'name="number" value="{rows[-1].number}"' in ann.look()
+    assert "Question 3 of" in undo().text  # At the end too.
+    assert store.get(1).finished_at is None
+    assert "not counted" not in undo().text
+    assert [row.side for row in store.list_questions(1)] == [*(r.side for r in rows[:-1]), None]
+    assert set(store.list_questions(1)[-1].items) == set(rows[-1].items)
+    assert ann.answer("2") == 200
+    assert "Your answers are stored" in ann.look()
+    assert store.list_questions(1)[-1].side == "right"
+    assert store.get(1).finished_at is not None
+
+
+@pytest.mark.parametrize("num_held_out", [0, 2])
+def test_the_end_is_taken_back(open_page, make_study, store: Store, num_held_out: int) -> None:
+    """After the last answer, and after a person stopped."""
+    client, (ann,) = open_page(make_study(num_held_out=num_held_out))
+    ann.agree()
+    ann.answer("1")
+    client.post(f"{ann.link}/stop", data={"sure": "yes"})
+    assert "Question 1 of" in client.post(f"{ann.link}/undo", data={"number": 1}).text
+    while ann.number() is not None:
+        ann.answer("2")
+    first = store.list_questions(1)
+    client.post(f"{ann.link}/undo", data={"number": first[-1].number})
+    ann.answer("2")
+    second = store.list_questions(1)
+    assert [row.purpose for row in second] == [row.purpose for row in first]
+    assert set(second[-1].items) == set(first[-1].items)
+    assert all(row.prob is not None for row in second)
+
+
+def test_who_has_seen_results_changes_no_answer(open_page, store: Store) -> None:
+    client, (ann,) = open_page(page=Page(shows_result=True))
+    ann.agree()
+    ann.finish()
+    rows, finished = store.list_questions(1), store.get(1).finished_at
+    assert "Undo" not in ann.look()
+    assert "not counted" in client.post(f"{ann.link}/undo", data={"number": 3}).text
+    assert (store.list_questions(1), store.get(1).finished_at) == (rows, finished)
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_who_skips_is_not_asked_for_ever(open_page, store: Store, make_study, control) -> None:
+    study = make_study(num_held_out=2, control=control)
+    _, people = open_page(study, people=4)
+    for number, person in enumerate(people, 1):
+        person.agree()
+        shown = []
+        while person.number() is not None:
+            shown.append(re.search(r"Question (\d+) of at most (\d+)", person.look()).groups())
+            person.answer("skip")
+        assert shown == [("1", "5")] * 4 + [("2", "5")]
+        rows = store.list_questions(number)
+        assert [row.purpose for row in rows] == ["choose"] * 3 + ["held-out"] * 2
+        assert store.get(number).finished_at is not None
+
+
+def test_skips_do_not_count_as_answers(open_page) -> None:
+    _, (ann,) = open_page()
+    ann.agree()
+    for choice, told in (("1", "1 of"), ("skip", "2 of"), ("1", "2 of at most 3 (1 skipped)")):
+        assert f"Question {told}" in ann.look()
+        ann.answer(choice)
+    assert "Question 3 of at most 3 (1 skipped)" in ann.look()
+    ann.answer()
+    assert ann.number() is None
+
+
+def test_a_person_stops_early(open_page, make_study, store: Store, log_in) -> None:
+    client, (ann, bob) = open_page(make_study(num_held_out=1), people=2)
+    ann.agree()
+    ann.answer("1")
+    second = ann.number()
+    assert "Do you want to stop here?" in client.get(f"{ann.link}/stop").text
+    assert client.post(f"{ann.link}/stop", data={"sure": "no"}).status_code == 422
+    assert ann.number() == second
+    for _ in range(2):
+        ended = client.post(f"{ann.link}/stop", data={"sure": "yes"})
+        assert "Your answers are stored" in ended.text
+    ann.answer("1", second)  # In another tab.
+    assert [row.side for row in store.list_questions(1)] == ["left"]
+    assert store.list_questions(1)[0].prob is not None
+    assert store.get(1).finished_at is not None
+    client.post(f"{bob.link}/stop", data={"sure": "yes"})  # Who has not agreed has not begun.
+    assert store.get(2).finished_at is None
+    log_in(client)
+    assert "1 finished" in client.get("/researcher").text
+    assert len(client.get("/researcher/answers.csv").text.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -145,11 +252,21 @@ def test_a_restart_loses_nothing(open_page, make_study, store: Store) -> None:
 
 def test_open_link_has_a_cap(open_page, store: Store, join) -> None:
     client, _ = open_page(people=0, page=OPEN)
-    links = {str(join(client).url) for _ in range(2)}
-    assert len(links) == 2
-    full = join(client)
-    assert (full.status_code, "All places" in full.text) == (410, True)
-    assert store.count("open", pilot=False) == 2
+    links = [join(client).url.path for _ in range(4)]  # Who only looks takes no place.
+    assert len(set(links)) == 4
+    form = {"agree": "yes", "version": OPEN.consent_version}
+    with ThreadPoolExecutor(8) as pool:
+        post = functools.partial(client.post, data=form)
+        codes = list(pool.map(lambda link: post(f"{link}/consent").status_code, links[:3] * 4))
+    assert codes.count(410) == 4
+    for late in (join(client), post(f"{links[3]}/consent")):
+        assert (late.status_code, "All places" in late.text) == (410, True)
+    asked = [who.consent_version for who in store.list_interviews()]
+    assert asked.count(OPEN.consent_version) == 2
+    again, _ = open_page(people=0, page=Page(places=2, consent="Another text."))
+    form["version"] = Page(consent="Another text.").consent_version
+    codes = [again.post(f"{link}/consent", data=form).status_code for link in links]
+    assert sorted(codes) == [200, 200, 410, 410]  # Who has a place keeps it.
     client, _ = open_page(people=0)
     assert join(client, ticket="t" * 32).status_code == 404
 
@@ -161,7 +278,6 @@ def test_two_clicks_on_the_open_link_make_one_interview(open_page, store: Store,
     assert len({str(page.url) for page in pages}) == 1
     assert "t" * 32 not in str(pages[0].url)  # Who knows the form does not know the link.
     assert store.count("open", pilot=False) == 1
-    assert "I have read this" in join(client).text  # The second place is still free.
     assert client.post("/join", data={"ticket": "short"}).status_code == 422
 
 
@@ -275,8 +391,12 @@ def test_another_text_is_agreed_to_again(open_page, store: Store) -> None:
     changed = Page(consent="Another text.")
     _, (again,) = open_page(page=changed)
     assert "Another text." in again.look()
-    assert again.answer("1", 2) == 200
+    late = again.client.post(f"{again.link}/answer", data={"number": 2, "choice": "1"})
+    assert "not counted: the text below has changed" in late.text
     assert [row.side for row in store.list_questions(1)] == ["left", None]
+    old = {"agree": "yes", "version": Page().consent_version}
+    late = again.client.post(f"{again.link}/consent", data=old)
+    assert "not counted: the text below has changed" in late.text
     again.agree()
     again.answer("1")
     again.answer("1")
@@ -368,6 +488,7 @@ def test_arms_answer_as_many_questions_and_held_out_ones(open_page, make_study, 
     shown = client.get("/researcher").text
     gap = np.mean(scores["adaptive"]) - np.mean(scores["random"])
     error = np.sqrt(sum(np.var(own, ddof=1) / 4 for own in scores.values()))
+    assert "too few people to tell" in shown
     assert f"<td>{gap:.3f}</td>\n<td>{error:.3f}</td>".replace("-", "−") in shown
 
 

@@ -30,6 +30,16 @@ def test_pages_load_nothing_from_elsewhere_and_tell_nobody(open_page) -> None:
     assert client.get(ann.link).headers["cache-control"] == "no-store"
 
 
+def test_the_head_of_a_page_can_be_asked_for(open_page) -> None:
+    client, (ann,) = open_page()
+    assert [client.head(path).status_code for path in ("/", ann.link, "/nowhere")] == [
+        200,
+        200,
+        404,
+    ]
+    assert client.head(f"{ann.link}/answer").status_code == 405  # A form.
+
+
 def test_names_and_texts_are_escaped(open_page, log_in) -> None:
     client, (ann,) = open_page(page=Page(title="<img src=x>", shows_result=True))
     ann.agree()
@@ -131,6 +141,26 @@ def test_researchers_forms_need_their_own_token(open_page, store: Store, log_in)
     assert len(store.list_questions(1)) == 2
 
 
+def test_who_logs_out_is_out(open_page, make_study) -> None:
+    client, _ = open_page()
+    cookies = []
+    for _ in range(2):
+        entered = client.post("/researcher/login", data={"token": SECRET}, follow_redirects=False)
+        cookies.append(entered.headers["set-cookie"].split(";")[0])
+    copy, other = ({"Cookie": cookie} for cookie in cookies)
+    client.cookies.clear()
+    page = client.get("/researcher", headers=copy).text
+    form = {"form_token": re.search(r'name="form_token" value="(\w+)"', page)[1]}
+    client.post("/researcher/logout", data=form, headers=copy)
+    client.cookies.clear()
+    again, _ = open_page(make_study())  # Nor does a restart bring the session back.
+    for browser in (client, again):
+        for path in ("", "/answers.csv", "/answers.json", "/posterior.nc", "/people/1"):
+            answer = browser.get(f"/researcher{path}", headers=copy, follow_redirects=False)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/researcher/login")
+        assert browser.get("/researcher/answers.csv", headers=other).status_code == 200
+
+
 def test_sessions_expire_and_end_with_the_token() -> None:
     now = [1e9]
     sessions = Sessions("a" * 20, hours=1, clock=lambda: now[0])
@@ -207,6 +237,8 @@ def test_a_flood_is_stopped(open_page) -> None:
     client, (ann,) = open_page()
     codes = [client.post("/researcher/login", data={"token": "x"}).status_code for _ in range(12)]
     assert codes == [403] * 10 + [429] * 2
+    entered = client.post("/researcher/login", data={"token": SECRET})
+    assert (entered.status_code, entered.url.path) == (200, "/researcher")
     codes = [client.get(f"/i/guess-{n}").status_code for n in range(32)]
     assert codes[:30] == [404] * 30
     assert codes[-1] == 429
