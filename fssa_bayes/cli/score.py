@@ -52,7 +52,11 @@ def score(
     left: Annotated[str, _column("Column that names the first item.")] = "left",
     right: Annotated[str, _column("Column that names the second item.")] = "right",
     choice: Annotated[
-        str, _column("Column that holds 1 / 0 / 0.5, true / false, or left / right / tie.")
+        str,
+        _column(
+            "Column that holds 1 / 0 / 0.5, true / false, left / right / tie, or the preferred "
+            "item's name."
+        ),
     ] = "choice",
     ties: Annotated[
         Ties,
