@@ -69,7 +69,8 @@ def score(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Features of items, a row an item: csv, tsv, parquet or npz.",
+            help="Features of items, a row an item: csv, tsv, parquet or npz. Needed where the "
+            "model was fitted to items with features.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -125,10 +126,18 @@ def score(
     if wrong := [text for text, ends in zip(pair or (), pairs, strict=True) if len(ends) != 2]:
         raise ValueError(f"--pair must read like ITEM:ITEM, got {wrong[0]!r}")
     from fssa_bayes.datasets import table
+    from fssa_bayes.io import load
     from fssa_bayes.scale import score_parquet
 
+    fitted = load(model)[0]
+    if bool(fitted.is_standardised) != (items is not None):
+        rule, kind = ("be given", "with") if items is None else ("be left out", "without")
+        raise ValueError(
+            f"--items must {rule}: the model in {str(model)!r} was fitted to items {kind} features"
+        )
     features = None if items is None else table.read_items(items)
-    names = _names_of(model) if features is None else {str(name): name for name in features.index}
+    known = fitted.feature_names if features is None else features.index
+    names = {} if known is None else {str(name): name for name in known.tolist()}
     job = score_parquet(
         model,
         source,
@@ -157,11 +166,3 @@ def score(
             f"{job.num_people:,} people, {job.num_failed:,} of whom could not be scored (column "
             f"reason{example}), in {job.num_parts:,} parts in {job.out}"
         )
-
-
-def _names_of(model: Path) -> dict[str, object]:
-    """Returns the names of the items of a model by their text."""
-    from fssa_bayes.io import load
-
-    names = load(model)[0].feature_names
-    return {} if names is None else {str(name): name for name in names.tolist()}

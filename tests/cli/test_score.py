@@ -6,11 +6,14 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from many_people import save_model, simulate
+from many_people import NAMES, save_model, simulate
 
+from fssa_bayes import HeterogeneousBTL, Preferences, fit, save
 from fssa_bayes.scale import score_table
 
 
@@ -74,3 +77,30 @@ def test_what_is_wrong_is_named(
     assert ended.code == 2
     assert message in ended.err
     assert not out.exists()
+
+
+def test_items_are_asked_for_by_the_name_of_the_option(
+    command, model: Path, source: Path, tmp_path: Path
+) -> None:
+    features = pd.DataFrame({"height": np.arange(6.0)}, index=pd.Index(NAMES, name="item"))
+    features.to_csv(tmp_path / "items.csv")
+    data = Preferences.from_dataframe(
+        simulate(40).to_pandas(),
+        user="user",
+        left="left",
+        right="right",
+        choice="choice",
+        items=features,
+    )
+    fitted = HeterogeneousBTL(1, 0, "linear")
+    fit(fitted, None, data, progress_bar=False)
+    save(tmp_path / "with", fitted)
+    arguments = ("score", source, "--out", tmp_path / "out", *COLUMNS, "--draws", "50")
+    ended = command(*arguments, "--model", tmp_path / "with")
+    assert ended.code == 2
+    assert "--items must be given: the model in" in ended.err
+    ended = command(*arguments, "--model", model, "--items", tmp_path / "items.csv")
+    assert ended.code == 2
+    assert "--items must be left out: the model in" in ended.err
+    ended = command(*arguments, "--model", tmp_path / "with", "--items", tmp_path / "items.csv")
+    assert ended.code == 0, ended.err
