@@ -114,8 +114,9 @@ def score(
     """What do very many people prefer, by a saved model? In bounded memory, by several processes.
 
     The folder holds one row a person and quantity; a person who cannot be scored has a row with the
-    reason. Scores are the same for any number of processes and any order of rows. Names of items
-    are text, or whole numbers where the model has such.
+    reason. Where nobody can be scored, the exit code is 2. Scores are the same for any number of
+    processes and any order of rows. Names of items are text, or whole numbers where the model has
+    such.
     """
     check_model(model)
     if not source.exists():
@@ -163,6 +164,16 @@ def score(
     elif not quiet:
         example = "" if job.reason is None else f", such as {job.reason!r}"
         print(
-            f"{job.num_people:,} people, {job.num_failed:,} of whom could not be scored (column "
-            f"reason{example}), in {job.num_parts:,} parts in {job.out}"
+            f"{_count(job.num_people, 'person', 'people')}, {job.num_failed:,} of whom could not "
+            f"be scored (column reason{example}), in {_count(job.num_parts, 'part', 'parts')} in "
+            f"{job.out}"
         )
+    if job.num_people and job.num_failed == job.num_people:
+        raise ValueError(
+            f"nobody could be scored, {_count(job.num_people, 'person', 'people')} in all: "
+            f"{job.reason} (column reason of {job.out} has the reason of each)"
+        )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -104,3 +105,26 @@ def test_items_are_asked_for_by_the_name_of_the_option(
     assert "--items must be left out: the model in" in ended.err
     ended = command(*arguments, "--model", tmp_path / "with", "--items", tmp_path / "items.csv")
     assert ended.code == 0, ended.err
+
+
+def test_a_job_that_scores_nobody_fails_and_keeps_the_reasons(
+    command, model: Path, tmp_path: Path
+) -> None:
+    table = simulate(3)
+    bad = table.set_column(3, "choice", pa.array(["perhaps"] * len(table)))
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    arguments = ("score", tmp_path / "bad.parquet", "--model", model, "--draws", "50")
+    ended = command(*arguments, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert "nobody could be scored, 3 people in all: choice 'perhaps' is not one of" in ended.err
+    assert ended.out.endswith(f"in 1 part in {tmp_path / 'out'}\n")
+    ended = command(*arguments, "--out", tmp_path / "out", "--json")  # Also of finished results.
+    assert ended.code == 2
+    assert json.loads(ended.out)["failed"] == 3
+    reasons = pyarrow.dataset.dataset(tmp_path / "out", format="parquet").to_table()["reason"]
+    assert reasons.null_count == 0
+    fine = table.set_column(3, "choice", table["choice"].cast(pa.string())).slice(5, 5)
+    pq.write_table(pa.concat_tables([bad.slice(0, 5), fine]), tmp_path / "some.parquet")
+    ended = command("score", tmp_path / "some.parquet", *arguments[2:], "--out", tmp_path / "more")
+    assert ended.code == 0, ended.err
+    assert "2 people, 1 of whom" in ended.out
