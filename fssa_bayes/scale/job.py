@@ -209,8 +209,12 @@ def _compare(manifest: Path, about: dict[str, object]) -> None:
     if different:
         raise FileExistsError(
             f"out must be a new folder or that of the same job, got {str(manifest.parent)!r} with "
-            f"the parts of another {' and another '.join(different)}: choose another folder"
+            f"the parts of {' and '.join(map(_other, different))}: choose another folder"
         )
+
+
+def _other(name: str) -> str:
+    return f"other {name}" if name == "options" else f"another {name}"
 
 
 def _part_path(out: Path, part: int) -> Path:

@@ -139,7 +139,7 @@ def test_parts_of_another_job_are_refused(
     pq.write_table(table.slice(5), other)
     for model, path, options, what in (
         (bilinear, source, {}, "another model"),
-        (linear, source, {"seed": 1}, "another options"),
+        (linear, source, {"seed": 1}, "parts of other options"),
         (linear, source, {"num_parts": 5}, "another num_parts"),
         (linear, other, {}, "another source"),
     ):
