@@ -128,3 +128,17 @@ def test_a_job_that_scores_nobody_fails_and_keeps_the_reasons(
     ended = command("score", tmp_path / "some.parquet", *arguments[2:], "--out", tmp_path / "more")
     assert ended.code == 0, ended.err
     assert "2 people, 1 of whom" in ended.out
+
+
+def test_how_a_csv_becomes_parquet_is_said(command, model: Path, tmp_path: Path) -> None:
+    """What is said is done here, and the numbers of a csv are text then."""
+    frame = simulate(3).to_pandas()
+    frame.to_csv(tmp_path / "votes.csv", index=False)
+    arguments = ("--model", model, "--out", tmp_path / "out", "--draws", "50")
+    ended = command("score", tmp_path / "votes.csv", *arguments)
+    assert ended.code == 2
+    assert "votes.csv' is no Parquet file: nothing but Parquet is read here" in ended.err
+    assert "pandas.read_csv('votes.csv', dtype=str).to_parquet('votes.parquet')" in ended.err
+    pd.read_csv(tmp_path / "votes.csv", dtype=str).to_parquet(tmp_path / "votes.parquet")
+    ended = command("score", tmp_path / "votes.parquet", *arguments)
+    assert "3 people, 0 of whom could not be scored (column reason), in 1 part in" in ended.out
