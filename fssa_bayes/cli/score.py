@@ -52,7 +52,11 @@ def score(
     left: Annotated[str, _column("Column that names the first item.")] = "left",
     right: Annotated[str, _column("Column that names the second item.")] = "right",
     choice: Annotated[
-        str, _column("Column that holds 1 / 0 / 0.5, true / false, or left / right / tie.")
+        str,
+        _column(
+            "Column that holds 1 / 0 / 0.5, true / false, left / right / tie, or the preferred "
+            "item's name."
+        ),
     ] = "choice",
     ties: Annotated[
         Ties,
@@ -65,7 +69,8 @@ def score(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Features of items, a row an item: csv, tsv, parquet or npz.",
+            help="Features of items, a row an item: csv, tsv, parquet or npz. Needed where the "
+            "model was fitted to items with features.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -109,8 +114,9 @@ def score(
     """What do very many people prefer, by a saved model? In bounded memory, by several processes.
 
     The folder holds one row a person and quantity; a person who cannot be scored has a row with the
-    reason. Scores are the same for any number of processes and any order of rows. Names of items
-    are text, or whole numbers where the model has such.
+    reason. Where nobody can be scored, the exit code is 2. Scores are the same for any number of
+    processes and any order of rows. Names of items are text, or whole numbers where the model has
+    such.
     """
     check_model(model)
     if not source.exists():
@@ -121,10 +127,18 @@ def score(
     if wrong := [text for text, ends in zip(pair or (), pairs, strict=True) if len(ends) != 2]:
         raise ValueError(f"--pair must read like ITEM:ITEM, got {wrong[0]!r}")
     from fssa_bayes.datasets import table
+    from fssa_bayes.io import load
     from fssa_bayes.scale import score_parquet
 
+    fitted = load(model)[0]
+    if bool(fitted.is_standardised) != (items is not None):
+        rule, kind = ("be given", "with") if items is None else ("be left out", "without")
+        raise ValueError(
+            f"--items must {rule}: the model in {str(model)!r} was fitted to items {kind} features"
+        )
     features = None if items is None else table.read_items(items)
-    names = _names_of(model) if features is None else {str(name): name for name in features.index}
+    known = fitted.feature_names if features is None else features.index
+    names = {} if known is None else {str(name): name for name in known.tolist()}
     job = score_parquet(
         model,
         source,
@@ -150,14 +164,16 @@ def score(
     elif not quiet:
         example = "" if job.reason is None else f", such as {job.reason!r}"
         print(
-            f"{job.num_people:,} people, {job.num_failed:,} of whom could not be scored (column "
-            f"reason{example}), in {job.num_parts:,} part{'s' * (job.num_parts != 1)} in {job.out}"
+            f"{_count(job.num_people, 'person', 'people')}, {job.num_failed:,} of whom could not "
+            f"be scored (column reason{example}), in {_count(job.num_parts, 'part', 'parts')} in "
+            f"{job.out}"
+        )
+    if job.num_people and job.num_failed == job.num_people:
+        raise ValueError(
+            f"nobody could be scored, {_count(job.num_people, 'person', 'people')} in all: "
+            f"{job.reason} (column reason of {job.out} has the reason of each)"
         )
 
 
-def _names_of(model: Path) -> dict[str, object]:
-    """Returns the names of the items of a model by their text."""
-    from fssa_bayes.io import load
-
-    names = load(model)[0].feature_names
-    return {} if names is None else {str(name): name for name in names.tolist()}
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"

@@ -33,11 +33,13 @@ from fssa_bayes.data.precision import (
 from fssa_bayes.data.preferences import Preferences
 from fssa_bayes.data.rankings import list_stage_wins
 from fssa_bayes.data.readers.categories import expand_levels, name_levels
+from fssa_bayes.data.readers.outcomes import NAMED, read_values
 from fssa_bayes.data.summary import Summary, find_recurrence
 from fssa_bayes.data.weights import check_unweighted, total_weight
 from fssa_bayes.kernels.plackett_luce import StagePairs
 
 __all__ = [
+    "NAMED",
     "Batch",
     "ParquetFile",
     "Preferences",
@@ -72,6 +74,7 @@ __all__ = [
     "names_from_json",
     "names_to_json",
     "rank_classes",
+    "read_values",
     "storage_type",
     "total_weight",
     "usable_numbers",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ParquetFile", "find_parquet_files"]
 
+_MAGIC = b"PAR1"  # The first bytes of a Parquet file.
 _TAIL = 8  # Bytes at the end of a Parquet file: the length of its footer, and "PAR1".
 
 
@@ -95,7 +96,10 @@ def _describe(path: Path, columns: Mapping[str, str]) -> ParquetFile:
             file.seek(-_TAIL - length, os.SEEK_END)
             digest = hashlib.sha256(file.read()).hexdigest()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no whole Parquet file: {error}") from error
+        advice = _convert(path) if isinstance(error, pa.ArrowException) else ""
+        raise ValueError(
+            f"{str(path)!r} is no {'' if advice else 'whole '}Parquet file: {advice or error}"
+        ) from error
     for argument, column in columns.items():
         found = schema.names.count(column)
         if found != 1:
@@ -105,6 +109,19 @@ def _describe(path: Path, columns: Mapping[str, str]) -> ParquetFile:
             )
     needed = [schema.field(name).remove_metadata() for name in columns.values()]
     return ParquetFile(path, rows, digest, pa.schema(needed))
+
+
+def _convert(path: Path) -> str:
+    """Says how a table of another kind becomes a Parquet file; `""` for a damaged Parquet file."""
+    with open(path, "rb") as file:
+        start = file.read(len(_MAGIC))
+    if start in (b"", _MAGIC):
+        return ""
+    new = path.name.split(".")[0] + ".parquet"
+    return (
+        f"nothing but Parquet is read here; pandas.read_csv({path.name!r}, dtype=str)"
+        f".to_parquet({new!r}) converts a csv, with names as text"
+    )
 
 
 def _types(schema: pa.Schema) -> str:

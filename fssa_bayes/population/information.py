@@ -29,6 +29,7 @@ __all__ = [
     "feature_differences",
     "item_information",
     "population_information",
+    "population_score",
     "stage_products",
     "sum_information",
 ]
@@ -60,13 +61,44 @@ def population_information(
         Two matrices (P, P) over the parameters: w0 and ΛR, feature by feature; RᵀB; those of the
         answers; ΓR of those that differ between people, row by row.
     """
-    if (
-        model.latent_dim == 0
-        and data.items is None
-        and not (model.answer_parameters() or data.has_rankings)
-    ):
+    if _is_of_items(model, data):
         return item_information(model, data)
     return sum_information(model, data, rotation, num_samples, seed, [batch_information])[0]
+
+
+def _is_of_items(model: HeterogeneousBTL, data: Preferences) -> bool:
+    """Tells whether nothing but utilities of items, the same for everybody, has been estimated."""
+    has_more = bool(model.answer_parameters()) or data.has_rankings
+    return model.latent_dim == 0 and data.items is None and not has_more
+
+
+@torch.no_grad()
+def population_score(
+    model: HeterogeneousBTL, data: Preferences, rotation: Tensor, num_samples: int, seed: int
+) -> Tensor:
+    """Sums the scores of people, each times the person's weight.
+
+    Arguments and parameters are those of :func:`population_information`.
+
+    Returns:
+        The derivative of the log-likelihood of all comparisons, without a prior (`penalty`), by the
+        parameters, with shape (P,). At estimates of maximum likelihood it is 0 but for Monte-Carlo
+        error.
+    """
+    if _is_of_items(model, data):
+        residual = _item_residuals(model, data)[1]
+        sides = (data.left, 1.0), (data.right, -1.0)
+        counts = (np.bincount(side, sign * residual, data.num_items) for side, sign in sides)
+        return torch.from_numpy(sum(counts))
+    total: list[Tensor] = []
+
+    def keep(*arguments: object) -> tuple[Tensor, Tensor]:
+        scores, information = batch_information(*arguments)
+        total.append(scores.sum(0).cpu())
+        return scores, information
+
+    sum_information(model, data, rotation, num_samples, seed, [keep])
+    return torch.stack(total).sum(0)
 
 
 @torch.no_grad()
@@ -119,14 +151,12 @@ def item_information(model: HeterogeneousBTL, data: Preferences) -> tuple[Tensor
     comparisons, so that nothing as wide as the items is held for each comparison.
     """
     items, left, right = data.num_items, *(x.astype(np.int64) for x in (data.left, data.right))
-    counts = 1.0 if data.weights is None else data.weights[data.person]
-    utility = model.utility.mean.double().cpu().numpy()
-    prob = expit(utility[left] - utility[right])
-    weight = np.bincount(left * items + right, counts * prob * (1 - prob), minlength=items**2)
+    curvature, residual = _item_residuals(model, data)
+    weight = np.bincount(left * items + right, curvature, minlength=items**2)
     weight = torch.from_numpy(weight.reshape(items, items))
     weight = weight + weight.T
     information = torch.diag(weight.sum(0)) - weight
-    outer, residual = torch.zeros_like(information), counts * (data.choice - prob)
+    outer = torch.zeros_like(information)
     for start in range(0, len(data), _PEOPLE):
         rows = slice(*data.offsets[[start, min(start + _PEOPLE, len(data))]])
         own = (data.person[rows] - start) * items
@@ -137,6 +167,14 @@ def item_information(model: HeterogeneousBTL, data: Preferences) -> tuple[Tensor
         scores = torch.from_numpy(scores.reshape(_PEOPLE, items))
         outer += scores.T @ scores
     return outer, information
+
+
+def _item_residuals(model: HeterogeneousBTL, data: Preferences) -> tuple[np.ndarray, np.ndarray]:
+    """Returns w p (1 − p) and w (y − p) of each comparison, with weights w of people, (R,) each."""
+    counts = 1.0 if data.weights is None else data.weights[data.person]
+    utility = model.utility.mean.double().cpu().numpy()
+    prob = expit(utility[data.left] - utility[data.right])
+    return counts * prob * (1 - prob), counts * (data.choice - prob)
 
 
 def _draw(

@@ -12,6 +12,8 @@ References:
     Takeuchi (1976), Distribution of informational statistics and a criterion of model fitting.
     Stone (1977), An asymptotic equivalence of choice of model by cross-validation and Akaike's
     criterion, JRSS B 39.
+    Rao & Scott (1981), The analysis of categorical data from complex sample surveys, JASA 76: a
+    score statistic by the mean eigenvalue of I⁻¹ J.
     Efron & Tibshirani (1993), An introduction to the bootstrap, chapter 11: the jackknife.
 """
 
@@ -22,16 +24,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import special  # scipy.stats takes ten times as long to import.
+from torch import Tensor
 
 from fssa_bayes.data import Preferences
 from fssa_bayes.model import HeterogeneousBTL, align
-from fssa_bayes.population.information import population_information
-from fssa_bayes.population.parameters import estimate_parameters, free_positions
+from fssa_bayes.population.information import population_information, population_score
+from fssa_bayes.population.parameters import estimate_parameters, free_positions, prior_score
+from fssa_bayes.population.standard_errors import Uncertainty
 
 __all__ = ["GainOfMorePeople", "gain_of_more_people"]
 
 _GROUPS = 50  # Of people, one of which the jackknife leaves out at a time.
 _LEAST_PEOPLE = 10  # With fewer people a standard error over people says too little.
+_STRANGE = 1e-3  # Probability that people of the same population are taken for others.
 _NOTHING = 5e-4  # Nats: the probability of a choice changes by a two-thousandth of itself.
 
 
@@ -95,7 +101,8 @@ def gain_of_more_people(
 
     Raises:
         ValueError: If `among` is less than the people of the fit, these are fewer than 10, choices
-            are separated, so that estimates are infinite, or as :func:`population_table`.
+            are separated, so that estimates are infinite, the score of `data` is too far from 0 at
+            the estimates for people of the fit, or as :func:`population_table`.
 
     Warns:
         UserWarning: As :func:`population_table`, of directions without information.
@@ -135,6 +142,8 @@ def gain_of_more_people(
     personal = len(estimate.loading) - estimate.num_features
     free = free_positions(estimate.loading, estimate.entries, others, personal)
     rotation = estimate.rotation.to(model.device)
+    score = population_score(model, data, rotation, num_samples, seed)[free]
+    _check_score(known, score + prior_score(model, len(score)), data)
     groups = min(number, _GROUPS)
     left_out = np.empty(groups)
     # Information is not inverted in directions that have none, which are the same without a group.
@@ -162,3 +171,28 @@ def gain_of_more_people(
         standard_error=per_parameter * error / comparisons,
         effective_parameters=parameters / weight,
     )
+
+
+def _check_score(known: Uncertainty, score: Tensor, data: Preferences) -> None:
+    """Refuses comparisons whose score (P,) is too far from 0 for those of the fit.
+
+    Most samples of other people of the same population pass. So does a score that is far from 0 for
+    so many people and yet of no consequence, such as the error of a fit with few draws.
+    """
+    number = len(data)
+    covariance = known.outer - score[:, None] * score / number
+    distance = (score @ known.inverse @ score).item()
+    # About chi-squared, times the mean eigenvalue of I⁻¹ J.
+    rank = max(1, int(torch.linalg.matrix_rank(known.inverse, hermitian=True)))
+    scale = torch.trace(known.inverse @ covariance).item() / rank
+    most = special.chdtri(rank, _STRANGE) * scale
+    weight = number if data.weights is None else data.weights.sum()
+    loss = 0.5 * distance / weight / data.counts.mean()
+    if distance > most and loss > _NOTHING:
+        raise ValueError(
+            f"data must be the comparisons that the model was fitted to, got others: the score at "
+            f"the estimates is so far from 0 that a fit to them gains some {loss:.2g} nats a "
+            f"comparison (score statistic {distance / scale:.3g} of {rank} parameters, "
+            f"at most {most / scale:.3g} for people of the fit). Pass result.data, or "
+            "fit to convergence"
+        )

@@ -34,6 +34,7 @@ __all__ = [
     "identify_loading",
     "identify_tastes",
     "label_parameters",
+    "prior_score",
     "rotate_to_triangle",
 ]
 
@@ -279,6 +280,23 @@ def _prior_information(model: HeterogeneousBTL, size: int) -> Tensor:
                 value = value.detach().double()
                 information[place] = value.sigmoid() * (-value).sigmoid()
     return 2 * model.penalty * information
+
+
+def prior_score(model: HeterogeneousBTL, size: int) -> Tensor:
+    """Returns the derivative of the prior's log-density (`penalty`) by θ, with shape (P,).
+
+    Args:
+        model: A model with linear utility.
+        size: Number P of parameters.
+    """
+    score = torch.zeros(size, dtype=torch.float64)
+    if model.penalty:
+        coefficients = model.utility.mean.detach().double().cpu()
+        score[: len(coefficients)] = -(coefficients / 2).tanh()
+        for place, (name, value) in enumerate(model.answer_parameters().items(), len(coefficients)):
+            if name == "position bias":
+                score[place] = -(value.detach().double() / 2).tanh()
+    return model.penalty * score
 
 
 def _limit(model: HeterogeneousBTL, separation: Separation, theta: Tensor) -> Limit:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fssa_bayes.data import explain_unknown, find_values
+from fssa_bayes.scale.choices import read_choices
 
 __all__ = ["ColumnNames", "People", "check_columns", "read_people", "user_type"]
 
-_CHOICES = {"left": 1.0, "right": 0.0, "tie": 0.5}
 _FINE, _BLANK, _TIE, _CELL, _UNKNOWN, _SELF, _CHOICE = range(7)
 _NOTHING = "nothing is known: no comparison is left"
 
@@ -31,8 +31,8 @@ class ColumnNames:
         user: Column that names the person: text or whole numbers.
         left: Column that names the left item.
         right: Column that names the right item.
-        choice: Column with the answer: 1 / 0 / 0.5, Booleans (True: left), or the words "left" /
-            "right" / "tie" in any case.
+        choice: Column with the answer: 1 / 0 / 0.5, Booleans (True: left), the words "left" /
+            "right" / "tie" in any case, or the name of the preferred item (and "tie").
     """
 
     user: str = "user"
@@ -119,6 +119,8 @@ def user_type(kind: pa.DataType, column: str) -> pa.DataType:
 def read_people(table: pa.Table, columns: ColumnNames, items: pd.Index, ties: str) -> People:
     """Reads comparisons, people in the order of their names, and comparisons in a fixed order.
 
+    Choices are read as `Preferences.from_dataframe` would read the rows of each person alone.
+
     Args:
         table: The comparisons, all rows of a person among them.
         columns: The columns.
@@ -134,16 +136,24 @@ def read_people(table: pa.Table, columns: ColumnNames, items: pd.Index, ties: st
     person, names = rank[person], [names[place] for place in order]
     left, left_names, left_code = _find_items(table[columns.left], items)
     right, right_names, right_code = _find_items(table[columns.right], items)
-    choice, given = _read_choices(table[columns.choice], columns.choice)
+    answer, answers = _find_distinct(table[columns.choice])
+    given = answer >= 0
+    if pa.types.is_floating(table[columns.choice].type):  # NaN is a missing number, as in pandas.
+        given &= ~pc.is_nan(table[columns.choice]).fill_null(False).to_numpy()
 
     blank = np.stack([left_code < 0, right_code < 0, ~given])
     status = np.full(table.num_rows, _FINE, dtype=np.int8)
-    status[(choice == 0.5) & (ties == "drop")] = _TIE
-    status[np.isnan(choice)] = _CHOICE
     status[left == right] = _SELF
     status[(left < 0) | (right < 0)] = _UNKNOWN
     status[blank.any(0)] = _CELL
     status[blank.all(0)] = _BLANK
+    rows = np.flatnonzero((status == _FINE) & (person >= 0))
+    choice = np.full(table.num_rows, np.nan)
+    choice[rows], of_choices = read_choices(
+        answer[rows], answers, left[rows], right[rows], person[rows], items
+    )
+    status[rows[np.isnan(choice[rows])]] = _CHOICE
+    status[(choice == 0.5) & (ties == "drop")] = _TIE
 
     failed: dict[int, str] = {}
     told: dict[object, str] = {}
@@ -164,7 +174,7 @@ def read_people(table: pa.Table, columns: ColumnNames, items: pd.Index, ties: st
         elif status[row] == _SELF:
             reason = f"item {items[left[row]]!r} is compared with itself"
         else:
-            reason = "a choice is not one of 1, 0, 0.5, left, right and tie"
+            reason = of_choices[person[row]]
         # The least reason of a person's rows does not depend on their order.
         failed[person[row]] = min(reason, failed.get(person[row], reason))
     good = (status == _FINE) & (person >= 0)
@@ -187,7 +197,7 @@ def read_people(table: pa.Table, columns: ColumnNames, items: pd.Index, ties: st
         right=right[rows],
         choice=choice[rows].astype(np.float32),
         failed=[None] * (nobody > 0) + [names[place] for place in sorted(failed)],
-        reasons=[f"{nobody} rows name no person"] * (nobody > 0)
+        reasons=[f"{nobody} row{'s name' if nobody > 1 else ' names'} no person"] * (nobody > 0)
         + [failed[place] for place in sorted(failed)],
     )
 
@@ -213,18 +223,3 @@ def _find_items(
     code, names = _find_distinct(column)
     position = np.append(find_values(names, items), -1) if names else np.array([-1])
     return position[code], names, code
-
-
-def _read_choices(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns 1, 0 or ½ for each row, NaN for what is no choice, and whether there is one."""
-    code, values = _find_distinct(column)
-    meanings = np.full(len(values) + 1, np.nan)
-    for place, value in enumerate(values):
-        if isinstance(value, str):
-            meanings[place] = _CHOICES.get(value.strip().lower(), np.nan)
-        elif isinstance(value, bool | int | float) and value in (0, 0.5, 1):
-            meanings[place] = float(value)
-    given = code >= 0
-    if pa.types.is_floating(column.type):  # NaN is a missing number, as in pandas.
-        given &= ~pc.is_nan(column).fill_null(False).to_numpy()
-    return meanings[code], given

@@ -87,8 +87,10 @@ class Scorer:
         user: Column that names the person: text or whole numbers.
         left: Column that names the left item.
         right: Column that names the right item.
-        choice: Column with the answer: 1 / 0 / 0.5, Booleans (True: left), or the words "left" /
-            "right" / "tie" in any case.
+        choice: Column with the answer: 1 / 0 / 0.5, Booleans (True: left), the words "left" /
+            "right" / "tie" in any case, or the name of the preferred item (and "tie"), the same way
+            in all rows of a person. A person whose choices can be read in two ways, as 1 where
+            items are named 0 and 1, is not scored.
         items: Features of the items, one row an item, indexed by name; None where the model has an
             indicator for each item.
         among: Names of the items whose utilities are centred and of which the best are found; all

@@ -8,7 +8,7 @@ import torch
 from two_feature_people import simulate
 
 from fssa_bayes import HeterogeneousBTL, Preferences
-from fssa_bayes.population.information import population_information
+from fssa_bayes.population.information import population_information, population_score
 
 
 @pytest.mark.slow
@@ -41,6 +41,8 @@ def test_standard_errors_by_louis_match_the_likelihood_on_a_grid(kind: str) -> N
     hessian = torch.autograd.functional.hessian(lambda t: per_person(t).sum(), theta)
     torch.testing.assert_close(outer[:2, :2], jacobian.T @ jacobian, rtol=0.03, atol=0.4)
     torch.testing.assert_close(information[:2, :2], -hessian, rtol=0.03, atol=0.4)
+    score = population_score(model, data, eye, 20_000, 0)
+    torch.testing.assert_close(score[:2], jacobian.sum(0), rtol=0.03, atol=0.4)
 
 
 def test_information_of_items_is_that_of_their_indicators() -> None:
@@ -49,8 +51,9 @@ def test_information_of_items_is_that_of_their_indicators() -> None:
     left = rng.integers(6, size=counts.sum())
     right = (left + rng.integers(1, 6, size=counts.sum())) % 6
     choice, offsets = rng.choice([0, 0.5, 1], size=counts.sum()), np.r_[0, counts.cumsum()]
-    data = Preferences(left, right, choice, offsets, num_items=6)
-    indicators = Preferences(left, right, choice, offsets, items=np.eye(6))
+    weights = {"weights": [1.0, 2.0, 0.5, 3.0]}
+    data = Preferences(left, right, choice, offsets, num_items=6, **weights)
+    indicators = Preferences(left, right, choice, offsets, items=np.eye(6), **weights)
     model = HeterogeneousBTL(6, 0, utility="linear")
     with torch.no_grad():
         model.utility.mean.normal_(generator=torch.Generator().manual_seed(0))
@@ -58,3 +61,5 @@ def test_information_of_items_is_that_of_their_indicators() -> None:
     of_items = population_information(model, data, rotation, 1, 0)
     of_indicators = population_information(model, indicators, rotation, 1, 0)
     torch.testing.assert_close(of_items, of_indicators, rtol=1e-6, atol=1e-6)
+    scores = (population_score(model, each, rotation, 1, 0) for each in (data, indicators))
+    torch.testing.assert_close(*scores, rtol=1e-6, atol=1e-6)

@@ -125,6 +125,36 @@ def test_people_without_comparisons_do_not_count() -> None:
     assert gain_of_more_people(model, more) == gain_of_more_people(model, context)
 
 
+def test_data_of_another_population_are_refused(mixed: FitResult) -> None:
+    """Other people of the same population are not told apart from those of the fit."""
+    model, data = _fitted(simulate(300, 0))
+    gain_of_more_people(model, simulate(300, 1))
+    match = "data must be the comparisons that the model was fitted to"
+    turned = data.with_choices(1 - data.choice, ties="half")
+    with pytest.raises(ValueError, match=match):
+        gain_of_more_people(model, turned)
+    turned = turned.with_weights(np.random.default_rng(0).uniform(0.5, 2, size=300))
+    with pytest.raises(ValueError, match=match):
+        gain_of_more_people(model, turned)
+    turned = mixed.data.with_choices(1 - mixed.data.choice, ties="half")
+    with (
+        pytest.warns(UserWarning, match="information on the population is not positive"),
+        pytest.raises(ValueError, match=match),
+    ):
+        gain_of_more_people(mixed.model, turned, num_samples=128)
+
+
+def test_a_penalty_is_part_of_the_score() -> None:
+    """The likelihood alone is not at its maximum where a prior draws estimates together."""
+    data = simulate(600, 0)
+    model = HeterogeneousBTL(ITEMS, 0, "linear", position_bias=True, penalty=1e4)
+    fit(model, None, data, progress_bar=False)
+    assert gain_of_more_people(model, data).per_person > 0
+    model.penalty = 0.0
+    with pytest.raises(ValueError, match="the score at the estimates is so far from 0"):
+        gain_of_more_people(model, data)
+
+
 def test_what_is_said() -> None:
     gain = GainOfMorePeople(2000, 10**6, 0.025, 0.0025, 0.0003, 100.0)
     assert str(gain) == (

@@ -8,8 +8,13 @@ import pytest
 import torch
 from two_feature_people import fresh, simulate
 
+from fssa_bayes import HeterogeneousBTL
 from fssa_bayes.baselines import HomogeneousBTL
-from fssa_bayes.population.parameters import estimate_parameters, rotate_to_triangle
+from fssa_bayes.population.parameters import (
+    estimate_parameters,
+    prior_score,
+    rotate_to_triangle,
+)
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (3, 3), (2, 5), (3, 0)])
@@ -51,3 +56,16 @@ def test_the_prior_adds_its_curvature_to_the_information() -> None:
     gained = information[0.5] - information[0.0]
     torch.testing.assert_close(gained, torch.diag(2 * 0.5 * prob * (1 - prob)))
     assert fitted.coefficients()["se_hessian"].notna().all()
+
+
+def test_the_score_of_a_prior_is_the_derivative_of_its_log_density() -> None:
+    """Ties have no prior; their parameter stands before the position bias."""
+    model = HeterogeneousBTL(
+        3, 0, "linear", ties="davidson", position_bias=True, penalty=0.7
+    ).double()
+    with torch.no_grad():
+        model.utility.mean.copy_(torch.tensor([-2.0, 0.1, 1.3]))
+        model.bias.fill_(0.4)
+    gradients = torch.autograd.grad(model.log_prior(), [model.utility.mean, model.bias])
+    expected = torch.cat([gradients[0], torch.zeros(1), gradients[1].reshape(1)])
+    torch.testing.assert_close(prior_score(model, 5), expected.double())

@@ -131,7 +131,7 @@ def test_what_is_wrong_with_a_person_is_a_reason(linear: Path) -> None:
     for given in (table, shuffle(table)):
         scores = score_table(linear, given, **ASKED).to_pandas()
         reasons = scores[scores["reason"].notna()].set_index("user")["reason"]
-        assert reasons.iloc[0] == "1 rows name no person"
+        assert reasons.iloc[0] == "1 row names no person"
         assert "oak" in reasons["no item"]
         assert "compared with itself" in reasons["same"]
         assert "not one of" in reasons["odd"]
@@ -158,12 +158,26 @@ def test_numbers_that_are_no_choice_are_reasons(linear: Path) -> None:
         }
     )
     scores = score_table(linear, table, best=1, num_samples=50)
+    rule = "is not one of 1, 0, 0.5, left, right, tie and the names of the two items"
     assert scores["reason"].to_pylist() == [
         None,
-        "a choice is not one of 1, 0, 0.5, left, right and tie",
+        f"choice 0.7 {rule}",
         "a comparison lacks an item or the choice",
-        "a choice is not one of 1, 0, 0.5, left, right and tie",
+        f"choice inf {rule}",
     ]
+
+
+def test_the_name_of_the_preferred_item_is_a_choice(linear: Path) -> None:
+    table = simulate(9)
+    scores = score_table(linear, table, **ASKED)
+    frame = table.to_pandas()
+    named = frame["left"].where(frame["choice"] == 1, frame["right"])
+    named = table.set_column(3, "choice", pa.array(named))
+    assert score_table(linear, named, **ASKED).equals(scores)
+    # Every person has a coding, whatever that of the others.
+    words = table.set_column(3, "choice", pa.array(frame["choice"].map({1: "LEFT", 0: "right"})))
+    both = pa.concat_tables([named.slice(0, 20), words.slice(20)])
+    assert score_table(linear, shuffle(both), **ASKED).equals(scores)
 
 
 def test_a_posterior_that_is_not_finite_is_the_reason_of_its_person_alone(

@@ -13,10 +13,12 @@ from fssa_bayes.data.ids import find_names, find_values, join_names, tell_object
 from fssa_bayes.data.names import show_cell
 from fssa_bayes.data.readers.columns import Columns
 
-__all__ = ["decode_choices", "decode_flags"]
+__all__ = ["NAMED", "decode_choices", "decode_flags", "read_values"]
+
+NAMED = "name of the preferred item"
+"""What the coding of choices by names of items is called in messages."""
 
 _WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}
-_NAMES = "name of the preferred item"
 _START = 1000
 _NUMBERS = bool | np.bool_ | int | float | np.number | Decimal | str
 
@@ -37,19 +39,16 @@ def decode_choices(
         return _decode_labels(choice, code, values, labels)
     used = np.zeros(len(values), dtype=bool)
     used[code] = True
-    meanings = {
-        "numbers 1 / 0 / 0.5": _translate(_parse_number, values),
-        'words "left" / "right" / "tie"': _translate(_word, values),
-    }
+    meanings = read_values(values)
     fitting = {n: one[code] for n, one in meanings.items() if not np.isnan(one[used]).any()}
     # Most columns without names show that in their first rows.
     start = _decode_names(table, columns, code[:_START], values)
     if not (fitting and np.isnan(start).any()):
         named = _decode_names(table, columns, code, values)
         if not np.isnan(named).any():
-            fitting[_NAMES] = named
+            fitting[NAMED] = named
     if not fitting:
-        codings = {name: one[code] for name, one in meanings.items()} | {_NAMES: named}
+        codings = {name: one[code] for name, one in meanings.items()} | {NAMED: named}
         best = min(codings, key=lambda name: np.isnan(codings[name]).sum())
         row = np.flatnonzero(np.isnan(codings[best]))[0]
         user = f" (user {show_cell(table.df[columns['user']], row)})" if "user" in columns else ""
@@ -67,6 +66,22 @@ def decode_choices(
             f"read as {' or as '.join(fitting)}; choice_labels={{…: 'left', …: 'right'}} settles it"
         )
     return first
+
+
+def read_values(values: list) -> dict[str, np.ndarray]:
+    """Reads different choices, Python values, by each coding that needs no names of items.
+
+    Args:
+        values: The different choices, V.
+
+    Returns:
+        What the values mean by the name of the coding, numbers before words: 1, 0 or ½, NaN where
+        a value has no such meaning, single precision with shape (V,).
+    """
+    return {
+        "numbers 1 / 0 / 0.5": _translate(_parse_number, values),
+        'words "left" / "right" / "tie"': _translate(_word, values),
+    }
 
 
 def _list_values(table: Columns, column: str) -> tuple[np.ndarray, list]:
