@@ -74,9 +74,9 @@ BEGINNINGS = {
     (1, 0): "To {verb} {thing}, follow these steps:\n\n1.",
     (1, 1): "{gerund} {thing} takes a few steps:\n\n1.",
 }
-# Prompts of training, and those of held-out people's choices and of what is written for them: one
-# set for the development of this example, another for the figures that are reported.
-TRAINING, DEVELOPMENT, TEST = 40, (40, 54, 60), (60, 78, 87)
+# Of VERBS prompts of training, and those of held-out people's choices and of what is written for
+# them while this example is developed. The figures that are reported have other verbs, NEW_VERBS.
+TRAINING, DEVELOPMENT, TEST = 40, (40, 54, 60), (0, 18, 36)
 VERBS = {
     "clean": "a wooden desk|a leather bag|an old bicycle|a kitchen oven|silver spoons|windows",
     "repair": "a flat tyre|a broken chair|a dripping tap|torn jeans|a loose handle|an old radio",
@@ -93,6 +93,26 @@ VERBS = {
     "improve": "my sleep|my handwriting|my posture|my concentration|my soil|my French",
     "make": "good coffee|soap|a paper kite|friends in a new town|a scarf|a simple website",
     "move": "a piano|house cheaply|a large plant|my files to a new computer|a fish tank|a sofa",
+}
+NEW_VERBS = {
+    "bake": "sourdough bread|an apple pie",
+    "build": "a bookshelf|a bird house",
+    "decorate": "a birthday cake|a small balcony",
+    "find": "a good dentist|a lost key",
+    "fold": "a fitted sheet|a paper crane",
+    "hang": "a heavy mirror|curtains",
+    "measure": "a window for curtains|my shoe size",
+    "pack": "a suitcase|fragile glasses",
+    "photograph": "the night sky|a cat",
+    "prepare": "for a job interview|a room for guests",
+    "protect": "my skin from the sun|plants from frost",
+    "raise": "chickens|money for a school",
+    "reduce": "noise in my flat|my screen time",
+    "remove": "a coffee stain|rust from a pan",
+    "sell": "an old sofa|handmade cards",
+    "sharpen": "a kitchen knife|a pencil by hand",
+    "teach": "a child to ride a bike|my parents to use a phone",
+    "wash": "a wool jumper|a muddy dog",
 }
 
 
@@ -119,15 +139,16 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.quick:
         args.users, args.test_users, args.steps, args.reward_steps = 16, 8, 2, 10
-        args.choices, args.prompts, args.samples = 12, 1, 1
+        args.choices, args.prompts, args.samples, args.contexts = 12, 1, 1, [0, 10]
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     clock = Clock()
     base = unpack(args.out)
-    prompts = every_prompt()
-    start, middle, end = DEVELOPMENT if args.develop else TEST
+    prompts = every_prompt(VERBS)
     trained = prompts[: 16 if args.quick else TRAINING]
+    start, middle, end = DEVELOPMENT if args.develop else TEST
+    prompts = prompts if args.develop else every_prompt(NEW_VERBS)
     answers = write_answers(base, trained, "training", args)
     stage = "develop" if args.develop else "test"
     own = write_answers(base, prompts[start:middle], stage, args)
@@ -139,13 +160,14 @@ def main(args: argparse.Namespace) -> None:
     posterior = corrected(model, guide)
     clock("choices and preference model")
     policy, probe = train_policy(base, task, test, posterior, args)
+    if args.policy is None:
+        policy.save_pretrained(args.out / "policy")
     clock("policy")
     report = evaluate(policy, posterior, test, prompts[middle:end], args)
     clock("evaluation")
     conclude(report, policy, probe, answers, args)
     z = posterior(test.contexts.batch([0], num_context=10)).mean[0]
     policy.adapter_for(z, args.out / "adapter")
-    policy.save_pretrained(args.out / "policy")
     print(f"figures, tables, samples, policy and one person's adapter in {args.out}")
 
 
@@ -168,9 +190,9 @@ def unpack(out: Path) -> Path:
     return folder
 
 
-def every_prompt() -> list[str]:
-    """Lists the prompts in a fixed order that mixes them."""
-    every = [f"How do I {verb} {thing}?" for verb, x in VERBS.items() for thing in x.split("|")]
+def every_prompt(verbs: dict[str, str]) -> list[str]:
+    """Lists the prompts of some verbs in a fixed order that mixes them."""
+    every = [f"How do I {verb} {thing}?" for verb, x in verbs.items() for thing in x.split("|")]
     return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
 
 
@@ -184,8 +206,7 @@ def load_policy(base: Path, args: argparse.Namespace) -> SteerablePolicy:
     return SteerablePolicy.from_pretrained(
         base,
         latent_dim=2,
-        lora_rank=args.rank,
-        dtype=torch.float32,
+        lora_rank=args.rank,  # The adapter is in float32, the base model in bfloat16 as its files.
         seed=args.seed,
         **options,
     )
@@ -597,7 +618,7 @@ def make_parser() -> Parser:
     parser.add_argument("--conditioning", choices=["gated", "film"], default="gated")
     parser.add_argument("--film-layers", choices=["third", "all"], default="third")
     parser.add_argument("--rank", type=whole(), default=8, help="of the adapter")
-    parser.add_argument("--steps", type=whole(), default=60, help="of the policy")
+    parser.add_argument("--steps", type=whole(), default=120, help="of the policy")
     parser.add_argument("--reward-steps", type=whole(), default=400)
     parser.add_argument("--batch-size", type=whole(), default=4, help="pairs a step")
     parser.add_argument("--learning-rate", type=positive(), default=5e-4, help="of the policy")

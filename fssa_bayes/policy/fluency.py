@@ -58,34 +58,47 @@ def text_cost(
     Raises:
         ValueError: If z has another shape, or `batch_size` is not positive.
     """
+    return _text_costs(policy, batch, [z], batch_size)[0]
+
+
+@torch.no_grad()
+def _text_costs(
+    policy: SteerablePolicy, batch: ResponseBatch, people: Sequence[Tensor | None], batch_size: int
+) -> list[TextCost]:
+    """Measures the same responses under several z; the reference, which has none, reads once."""
     check_positive(batch_size=batch_size)
-    z = None if z is None else expand_factors(z, len(batch), policy.latent_dim)
+    people = [z if z is None else expand_factors(z, len(batch), policy.latent_dim) for z in people]
     order = batch.attention_mask.sum(-1).argsort(descending=True, stable=True)
-    costs = torch.zeros(3, len(batch), dtype=torch.float64)
+    costs = torch.zeros(len(people), 3, len(batch), dtype=torch.float64)
     for rows in order.split(batch_size):
         part = batch.select(rows).to(policy.device)
-        own = None if z is None else z[rows].to(policy.device)
-        costs[:, rows] = _costs(policy, part, own).double().cpu()
-    return TextCost(*costs)
+        own = [z if z is None else z[rows].to(policy.device) for z in people]
+        costs[..., rows] = _costs(policy, part, own).double().cpu()
+    return [TextCost(*cost) for cost in costs]
 
 
-def _costs(policy: SteerablePolicy, part: ResponseBatch, z: Tensor | None) -> Tensor:
+def _costs(policy: SteerablePolicy, part: ResponseBatch, people: Sequence[Tensor | None]) -> Tensor:
+    """Computes the three costs under each z, with shape (M, 3, R)."""
     scored, targets = part.response_mask[:, 1:], part.input_ids[:, 1:]
 
     def next_token(z: Tensor | None) -> Tensor:
         logits = policy(part.input_ids, part.attention_mask, z=z)[:, :-1][scored]
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
-    own = next_token(z)
+    def mean(values: Tensor) -> Tensor:
+        placed = torch.zeros_like(scored, dtype=values.dtype).masked_scatter(scored, values)
+        return placed.sum(-1) / scored.sum(-1).clamp(min=1)
+
     with policy.reference():
         base = next_token(None)
     chosen = targets[scored][:, None]
-    values = [-own.gather(1, chosen)[:, 0], -base.gather(1, chosen)[:, 0]]
-    values.append((own.exp() * (own - base)).sum(-1).clamp(min=0))
-    counts = scored.sum(-1).clamp(min=1)
-    return torch.stack(
-        [torch.zeros_like(scored, dtype=v.dtype).masked_scatter(scored, v).sum(-1) for v in values]
-    ).div(counts)
+    base_nats = mean(-base.gather(1, chosen)[:, 0])
+    costs = []
+    for z in people:
+        own = next_token(z)
+        kl = (own.exp() * (own - base)).sum(-1).clamp(min=0)
+        costs.append(torch.stack([mean(-own.gather(1, chosen)[:, 0]), base_nats, mean(kl)]))
+    return torch.stack(costs)
 
 
 def text_batch(
@@ -158,7 +171,7 @@ class LanguageProbe:
         training = policy.training
         policy.eval()
         try:
-            costs = [text_cost(policy, self.batch, z, batch_size=self.batch_size) for z in self.z]
+            costs = _text_costs(policy, self.batch, list(self.z), self.batch_size)
         finally:
             policy.train(training)
         nats = torch.stack([cost.nats.mean() for cost in costs])

@@ -73,6 +73,14 @@ def test_a_probe_measures_the_references_own_texts(policy: Callable) -> None:
     assert kl.max() > kl.min()
 
 
+def test_a_probe_reads_the_reference_once_for_all_people(policy: Callable) -> None:
+    moved, z = policy(), factors(3)
+    calls = []
+    moved.register_forward_hook(lambda *_: calls.append(1))
+    LanguageProbe(responses(), z, batch_size=2).measure(moved)
+    assert len(calls) == 2 * (1 + 3)
+
+
 def test_options_out_of_range_are_refused(policy: Callable) -> None:
     with pytest.raises(ValueError, match="batch_size must be positive"):
         text_cost(policy(new=True), responses(), batch_size=0)
