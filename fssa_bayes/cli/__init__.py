@@ -32,7 +32,9 @@ class Subcommands(TyperGroup):
         if cmd_name not in SUBCOMMANDS:
             return None
         module = import_module(f"fssa_bayes.cli.{cmd_name}")
-        return typer.main.get_command(module.app)
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name  # A group has none of its own.
+        return command
 
 
 app = typer.Typer(

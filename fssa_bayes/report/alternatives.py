@@ -97,14 +97,13 @@ def describe_coefficients(
     shown = table.dropna()
     figures = []
     if len(shown):
-        axes = plots.forest(
+        axes = plots.ranking(
             shown["estimate"],
             shown["lower"],
             shown["upper"],
             list(shown.index),
             label="coefficient (nats a unit of the feature)",
-            reference=0.0,
-            sort=False,
+            what="feature",
         )
         caption = "Coefficients of the average person, with 90 % intervals"
         figures.append(draw_figure(axes, caption, "coefficients.png"))

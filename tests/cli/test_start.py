@@ -65,7 +65,7 @@ def test_help_and_wrong_arguments_load_no_torch(arguments: list[str], code: int)
 
 def test_help_names_every_subcommand(command) -> None:
     ended = command("--help")
-    assert all(name in ended.out for name in SUBCOMMANDS)
+    assert all(f" {name} " in ended.out for name in SUBCOMMANDS)
 
 
 @pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name not in ("ask", "steer")])
