@@ -171,10 +171,11 @@ def analyse(
         origin = f"fitted to the same people; {describe_convergence(result)}"
     done = (
         f"The average person's model was fitted to {len(train):,} people. Individual model: "
-        f"{origin}. {findings.EMPIRICAL_BAYES}"
+        f"{origin}."
     )
     found.add(Section("What was done", (done,)))
-    summary = [*findings.opening(data, model), comparison.verdict]
+    leader = findings.say_leader(ranking)
+    summary = [*findings.opening(data, model), *leader, comparison.verdict]
     numbers = findings.numbers_of(data) | comparison.numbers | findings.numbers_of_ranking(ranking)
     report = found.report(title, summary, seed, start)
     return Analysis(report, numbers, model, guide, exported)
@@ -204,6 +205,7 @@ def _of_few_people(
 ) -> Analysis:
     """Ranks the items, and describes the people by a model fitted before, if there is one."""
     ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
+    leader = findings.say_leader(ranking)
     people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
     numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
     if fitted is None:
@@ -211,7 +213,7 @@ def _of_few_people(
             f"{people} for a model of individual people, which needs at least {_MIN_PEOPLE}: some "
             "to fit and some to judge by. The ranking describes these people's choices."
         )
-        report = found.report(title, [*findings.opening(data, None), few], seed, start)
+        report = found.report(title, [*findings.opening(data, None), *leader, few], seed, start)
         return Analysis(report, numbers)
     few = (
         f"{people} to tell whether the model predicts their choices, which needs at least "
@@ -220,7 +222,7 @@ def _of_few_people(
     found.make(lambda: findings.describe_differences(*fitted, data, math.nan, num_samples, seed))
     with hear_warnings():
         exported = Posterior(*fitted, data, num_samples, seed=seed).to_inference_data()
-    report = found.report(title, [*findings.opening(data, fitted[0]), few], seed, start)
+    report = found.report(title, [*findings.opening(data, fitted[0]), *leader, few], seed, start)
     return Analysis(report, numbers, *fitted, exported)
 
 
@@ -255,7 +257,8 @@ def rank(
     start, found = time.perf_counter(), Collector(tell)
     ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.add(about_data or findings.describe_data(data))
-    report = found.report(title, findings.opening(data, None), seed, start)
+    summary = [*findings.opening(data, None), *findings.say_leader(ranking)]
+    report = found.report(title, summary, seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
 
 

@@ -37,7 +37,6 @@ from fssa_bayes.report.people import (
 from fssa_bayes.report.study import draw_figure
 
 __all__ = [
-    "EMPIRICAL_BAYES",
     "Comparison",
     "compare",
     "count_people",
@@ -50,9 +49,10 @@ __all__ = [
     "numbers_of_ranking",
     "opening",
     "rank_items",
+    "say_leader",
 ]
 
-EMPIRICAL_BAYES = (
+_EMPIRICAL_BAYES = (
     "Intervals for a person are empirical-Bayes: they hold the population at its estimate, and are "
     "too narrow where few people inform many parameters."
 )
@@ -103,6 +103,23 @@ def numbers_of_ranking(section: Section) -> dict[str, object]:
         "leader_standard_error": float(error),
         "no_finite_utility": [str(item) for item in table.index[~finite]],
     }
+
+
+def say_leader(ranking: Section) -> list[str]:
+    """Says in a sentence which item leads a ranking, and how sure that is; nothing if none does."""
+    if "ranking.csv" not in ranking.files:
+        return []
+    table = ranking.files["ranking.csv"]
+    first = table[(table["group"] == 0) & (table["rank"] == 1) & np.isfinite(table["utility"])]
+    if not len(first) or not math.isfinite(first["standard_error"].iloc[0]):
+        return []
+    leader = first.iloc[0]
+    worst = int(leader["rank_upper"])
+    return [
+        f"{str(leader.name)!r} leads for the average person, by {leader['utility']:.2f} ± "
+        f"{leader['standard_error']:.2f} nats over the mean item; 90 % interval of its rank: 1"
+        + (f" to {worst}." if worst > 1 else ".")
+    ]
 
 
 def count_people(data: Preferences) -> str:
@@ -159,6 +176,12 @@ def describe_data(
     for column, count in (rows_missing or {}).items():
         were = "row was" if count == 1 else "rows were"
         text.append(f"{count:,} {were} left out: nothing in column {column!r}.")
+    if data.dropped_ties:
+        were = "tie was" if data.dropped_ties == 1 else "ties were"
+        text.append(
+            f"{data.dropped_ties:,} {were} left out; ties='half' counts a tie as half a win each, "
+            "'keep' as an answer of its own."
+        )
     table = pd.DataFrame(rows, columns=["what", "how many"])
     return Section("The data", text, table, warnings=warnings)
 
@@ -439,7 +462,7 @@ def describe_differences(
         "largest group compared most often. Direction is the correlation of a person's utilities "
         "with the average person's, scale their standard deviation in nats: a small scale means "
         "that choices are hard to predict, from indifference or from carelessness. Medians and "
-        f"90 % intervals. {_DRAWN if drawn else EMPIRICAL_BAYES} The draws cannot be relied "
+        f"90 % intervals. {_DRAWN if drawn else _EMPIRICAL_BAYES} The draws cannot be relied "
         f"upon for {doubtful:.0%} of the people."
     )
     orders = (

@@ -30,33 +30,44 @@ _PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
+:root { color-scheme: light dark; --text: #111; --page: #fff; --quiet: #444; --line: #ccc;
+        --warn: #fff6e5; --bad: #b00020; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #eee; --page: #161616; --quiet: #bbb; --line: #444; --warn: #3a2c10;
+          --bad: #ff8a80; }
+  td.error { color: #161616 !important; }
+}
+@media print { :root { --text: #000; --page: #fff; } .scroll { overflow-x: visible; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text);
+       background: var(--page);
        max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
 p, li, figcaption { max-width: 45rem; overflow-wrap: break-word; }
 .lead { font-size: 1.1rem; }
-.warning { border-left: .3rem solid #b36b00; padding: .2rem 0 .2rem .6rem; background: #fff6e5; }
-.files { font-size: .9rem; color: #333; }
+.warning { border-left: .3rem solid #b36b00; padding: .2rem 0 .2rem .6rem;
+           background: var(--warn); }
+.files { font-size: .9rem; color: var(--quiet); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { border-bottom: 1px solid #ccc; padding: .35rem .6rem .35rem 0; text-align: left;
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem .35rem 0; text-align: left;
          vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.verdict { white-space: nowrap; font-weight: bold; }
-td.fail, td.error { border-left: .3rem solid #b00020; padding-left: .5rem; color: #b00020; }
-td.error { background: #b00020; color: #fff; padding-right: .5rem; }
+td.fail, td.error { border-left: .3rem solid var(--bad); padding-left: .5rem; color: var(--bad); }
+td.error { background: var(--bad); color: #fff; padding-right: .5rem; }
 td.error + td { padding-left: .6rem; }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { font-size: .9rem; color: #333; }
-footer { margin-top: 3rem; font-size: .85rem; color: #555; border-top: 1px solid #ccc; }
+figure { margin: 1.5rem 0; }
+figure img { max-width: 100%; height: auto; background: #fff; }
+figcaption { font-size: .9rem; color: var(--quiet); }
+footer { margin-top: 3rem; font-size: .85rem; color: var(--quiet);
+         border-top: 1px solid var(--line); }
 @media (max-width: 40rem) {
   .cards thead { display: none; }
   .cards tr { display: block; border: 1px solid #999; border-radius: .3rem; margin: .8rem 0;
               padding: .3rem .6rem; }
   .cards td { display: block; border: 0; padding: .15rem 0; white-space: normal; }
-  .cards td::before { content: attr(data-label) ": "; color: #555; font-weight: normal; }
+  .cards td::before { content: attr(data-label) ": "; color: var(--quiet); font-weight: normal; }
   .cards td.error::before { color: inherit; }
   .cards td.error { padding-left: .3rem; } .cards td.error + td { padding-left: 0; }
 }
