@@ -18,9 +18,9 @@ the end one person's policy is written as an ordinary LoRA adapter.
     python examples/steer_real_model.py
 
 The two packages hold the weights (94 and 91 MB); the example says so and ends where one is missing.
-About twenty minutes of one core: answers, which are kept in `--out` for other runs, three, the
-policy six, the evaluation ten. `--policy OUT/policy` evaluates what was trained before. Everything
-was chosen on the prompts of `--develop`; `--conditioning film` and `--sft` give other policies.
+About fifteen minutes of one core: answers, which are kept in `--out` for other runs, three, the
+policy seven, the evaluation six. `--policy OUT/policy` evaluates what was trained before. Settings
+were not chosen on the prompts of the test; `--conditioning film` and `--sft` give other policies.
 """
 
 from __future__ import annotations
