@@ -35,8 +35,15 @@ _OF_TOKENIZERS = {
 # How a model is fetched and held, not which function it is; whoever loads a policy says it anew. Of
 # what changes weights, precision and configuration, `check_base` finds out whether it is the same.
 _OF_THE_MACHINE = {
-    *("cache_dir", "force_download", "local_files_only", "proxies", "token", "trust_remote_code"),
-    *("device_map", "max_memory", "offload_folder", "offload_buffers", "offload_state_dict"),
+    *("cache_dir", "force_download", "local_files_only", "proxies", "token", "use_auth_token"),
+    *(
+        "trust_remote_code",
+        "device_map",
+        "max_memory",
+        "offload_folder",
+        "offload_buffers",
+        "offload_state_dict",
+    ),
     *("low_cpu_mem_usage", "tp_plan", "tp_size", "device_mesh", "distributed_config"),
     *("dtype", "torch_dtype", "weights_only", "use_safetensors", "state_dict", "key_mapping"),
     *("config", "generation_config", "adapter_kwargs", "use_kernels", "kernel_config"),

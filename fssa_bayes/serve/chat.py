@@ -461,12 +461,11 @@ def _add_errors(app: FastAPI) -> None:
     def tell_wrong(request: Request, error: Exception) -> Response:
         return JSONResponse(_describe_error(str(error), 400), 400)
 
-    app.add_exception_handler(HTTPException, tell)
-    app.add_exception_handler(RequestValidationError, tell_invalid)
-
     def tell_taken(request: Request, error: Exception) -> Response:
         return JSONResponse(_describe_error(str(error), 409), 409)
 
+    app.add_exception_handler(HTTPException, tell)
+    app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(KeyTakenError, tell_taken)
     app.add_exception_handler(ValueError, tell_wrong)
     app.add_exception_handler(TypeError, tell_wrong)
