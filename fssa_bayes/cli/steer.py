@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import sys
+import warnings
 from enum import StrEnum
 from glob import escape
 from pathlib import Path
@@ -202,7 +204,9 @@ def train(
 
     out = out.absolute()
     check_replaceable(out)
-    rows = read_rows(data)
+    with warnings.catch_warnings():
+        warnings.showwarning = _tell_in_a_line
+        rows = read_rows(data)
     print(rows, flush=True)
     training = Training(
         latent_dim=latent_dim,
@@ -228,7 +232,9 @@ def train(
     told = f"{model}\n{encoder}\n{training}\n".encode() + data.read_bytes()
     run = hashlib.sha256(told).hexdigest()[:12]
     work = out.with_name(f".{out.name}-{run}.steer.part")
-    bundle, figures = train_bundle(rows, model, encoder, training, work=work)
+    with warnings.catch_warnings():
+        warnings.showwarning = _tell_in_a_line
+        bundle, figures = train_bundle(rows, model, encoder, training, work=work)
     if int(os.environ.get("RANK", "0")):  # Of the processes that torchrun started the first writes.
         return
     bundle.save(out)
@@ -440,6 +446,11 @@ def serve(
             server_header=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _tell_in_a_line(message: Warning | str, *_where: object, **_options: object) -> None:
+    """Shows a warning without the place in the library that it came from."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _bind(host: str, port: int) -> socket.socket:

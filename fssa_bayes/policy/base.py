@@ -32,10 +32,21 @@ _OF_TOKENIZERS = {
     *("cache_dir", "force_download", "gguf_file", "local_files_only", "proxies", "revision"),
     *("subfolder", "token", "trust_remote_code"),
 }
-# What decides which function a base model is; whoever loads a policy need not repeat it.
-_REMEMBERED = {
-    *("attn_implementation", "gguf_file", "quantization_config", "revision", "subfolder"),
-    *("variant",),
+# How a model is fetched and held, not which function it is; whoever loads a policy says it anew. Of
+# what changes weights, precision and configuration, `check_base` finds out whether it is the same.
+_OF_THE_MACHINE = {
+    *("cache_dir", "force_download", "local_files_only", "proxies", "token", "use_auth_token"),
+    *(
+        "trust_remote_code",
+        "device_map",
+        "max_memory",
+        "offload_folder",
+        "offload_buffers",
+        "offload_state_dict",
+    ),
+    *("low_cpu_mem_usage", "tp_plan", "tp_size", "device_mesh", "distributed_config"),
+    *("dtype", "torch_dtype", "weights_only", "use_safetensors", "state_dict", "key_mapping"),
+    *("config", "generation_config", "adapter_kwargs", "use_kernels", "kernel_config"),
 }
 
 
@@ -72,17 +83,21 @@ def of_tokenizer(options: Mapping[str, Any]) -> dict[str, Any]:
 def to_remember(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options by which a base model is found again, as JSON keeps them.
 
+    Among them is what stands in place of the model's own configuration, such as `rms_norm_eps`.
+
     Raises:
         ValueError: If one of them cannot be kept.
     """
-    kept = {name: options[name] for name in sorted(_REMEMBERED & options.keys())}
+    kept = {name: options[name] for name in sorted(options.keys() - _OF_THE_MACHINE)}
     config = kept.get("quantization_config")
     if hasattr(config, "to_dict"):
         kept["quantization_config"] = config.to_dict()
     try:
         return json.loads(json.dumps(kept))
     except TypeError as error:
-        raise ValueError(f"options must be kept with the policy, got {kept}: {error}") from error
+        raise ValueError(
+            f"options must be what JSON can keep with the policy, got {kept}: {error}"
+        ) from error
 
 
 def find_base(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Conversation",
     "Message",
+    "check_encodable",
     "check_same_format",
     "check_tokenizer",
     "plain_content",
@@ -44,8 +45,9 @@ def read_conversation(name: str, value: Any, row: int) -> Conversation:
 
     Raises:
         TypeError: If the value is neither, or a message lacks a part.
-        ValueError: If a message holds something else than text.
+        ValueError: If a message holds something else than text, or half a pair of surrogates.
     """
+    check_encodable(name, value, row)
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple | np.ndarray):
@@ -54,6 +56,29 @@ def read_conversation(name: str, value: Any, row: int) -> Conversation:
             f"{row}"
         )
     return [_read_message(name, message, row) for message in value]
+
+
+def check_encodable(name: str, value: Any, row: int) -> None:
+    """Checks that UTF-8 can hold all texts of a value; lists and mappings are looked into.
+
+    Raises:
+        ValueError: If a text holds half a pair of surrogates, which no file and no tokenizer takes.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            raise ValueError(
+                f"{name} must be text that UTF-8 can hold, got {half!r} at row {row}"
+            ) from error
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            check_encodable(name, key, row)
+            check_encodable(name, part, row)
+    elif isinstance(value, list | tuple | np.ndarray):
+        for part in value:
+            check_encodable(name, part, row)
 
 
 def _read_message(name: str, message: Any, row: int) -> dict[str, Any]:
@@ -100,6 +125,7 @@ def read_tools(value: Any, row: int) -> list[Any] | None:
             raise ValueError(f"tools must be JSON where they are text, at row {row}") from error
     else:
         value = to_plain(value)
+    check_encodable("tools", value, row)
     if value is not None and not isinstance(value, list):
         raise ValueError(
             f"tools must be a list of schemas, got {type(value).__name__} at row {row}"

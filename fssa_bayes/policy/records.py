@@ -9,6 +9,7 @@ import numpy as np
 
 from fssa_bayes.policy.conversations import (
     Conversation,
+    check_encodable,
     check_same_format,
     plain_content,
     read_conversation,
@@ -126,6 +127,7 @@ def _read_options(value: Any, row: int) -> dict[str, Any]:
         raise ValueError(
             f"chat_template_kwargs must be a mapping, got {type(value).__name__} at row {row}"
         )
+    check_encodable("chat_template_kwargs", value, row)
     return to_plain(value)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fssa_bayes.data import Preferences, factorise_names
 from fssa_bayes.policy.checks import check_positions
-from fssa_bayes.policy.conversations import Conversation, plain_text
+from fssa_bayes.policy.conversations import Conversation, check_encodable, plain_text
 from fssa_bayes.policy.records import Record, read_records
 from fssa_bayes.policy.tokens import TokenisedPairs
 
@@ -54,8 +54,8 @@ class PreferenceRows:
         dropped: Number of rows left out, by reason.
 
     Raises:
-        ValueError: If there are no rows, or none is left, lengths differ, a user is missing, or a
-            row mixes strings and conversations.
+        ValueError: If there are no rows, or none is left, lengths differ, a user is missing or
+            '', a row mixes strings and conversations, or a text holds half a pair of surrogates.
         TypeError: If a text is neither a string nor a list of messages.
 
     Warns:
@@ -86,6 +86,11 @@ class PreferenceRows:
         missing = np.flatnonzero(pd.isna(pd.Series(list(users), dtype=object)))
         if len(missing):
             raise ValueError(f"users must have no missing values, got one at row {missing[0]}")
+        for row, user in enumerate(users):
+            if isinstance(user, str):
+                if not user:
+                    raise ValueError(f"users must be named, got '' at row {row}")
+                check_encodable("users", user, row)
         columns = [[None] * total if column is None else column for column in options.values()]
         rows, self.dropped, repeats = read_records(prompts, chosen, rejected, *columns)
         self._tell(total, repeats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +45,14 @@ _WEIGHTS = "policy.safetensors"
 _FILM = "film.safetensors"  # Of format version 1.
 _PACKAGES = ("fssa_bayes", "torch", "transformers", "peft")
 _SAMPLED_TENSORS, _SAMPLED_VALUES = 16, 8
+# Entries of a model's configuration that change none of its logits, or that are checked otherwise.
+_IDLE = {
+    *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "name_or_path"),
+    *("attn_implementation", "experts_implementation", "quantization_config", "use_cache"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type"),
+    *("chunk_size_feed_forward", "initializer_range", "router_aux_loss_coef", "vocab_size"),
+}
 
 
 def describe_base(model: PreTrainedModel) -> dict[str, object]:
@@ -67,11 +75,40 @@ def describe_base(model: PreTrainedModel) -> dict[str, object]:
         "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
         "num_parameters": sum(parameter.numel() for parameter in parameters),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "config": _deciding(json.loads(model.config.to_json_string(use_diff=False))),
         "sample": [
             [float(value) for value in _spread(parameter.flatten(), _SAMPLED_VALUES)]
             for parameter in _spread(parameters, _SAMPLED_TENSORS)
         ],
     }
+
+
+def _deciding(config: Mapping[str, object]) -> dict[str, object]:
+    """Returns what of a configuration decides the function; dropout and jitter are removed anyway.
+
+    Nested configurations are read in the same way.
+    """
+    return {
+        key: _deciding(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _IDLE
+        and not key.startswith("_")
+        and not any(noise in key for noise in ("drop", "jitter", "noise"))
+    }
+
+
+def _difference(found: object, expected: object, name: str = "") -> str | None:
+    """Names the first entry in which two configurations differ; None if there is none.
+
+    An entry that one of them lacks is passed over: versions of transformers add entries.
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() & expected.keys()):
+            told = _difference(found[key], expected[key], f"{name}.{key}" if name else key)
+            if told:
+                return told
+        return None
+    return None if found == expected else f"{name} must be {expected!r}, got {found!r}"
 
 
 def _is_repacked(model: PreTrainedModel) -> bool:
@@ -105,6 +142,12 @@ def check_base(model: PreTrainedModel, expected: dict[str, object]) -> None:
                 f"base_model must be the one that the policy was trained on: its {name} must be "
                 f"{expected[name]!r}, got {found[name]!r}"
             )
+    # Policies of earlier versions do not hold it.
+    told = _difference(found["config"], expected.get("config", {}))
+    if told:
+        raise ValueError(
+            f"base_model must be configured as it was when the policy was trained: {told}"
+        )
     same = found["dtype"] == expected["dtype"]
     known = expected.get("weights")
     if same and known and not _has_weights(model, known, found, expected.get("device")):

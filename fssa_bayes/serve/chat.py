@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from fssa_bayes.serve.page import client_of
-from fssa_bayes.serve.people import People
+from fssa_bayes.serve.people import KeyTakenError, People
 from fssa_bayes.serve.security import LOOPBACK, Guard, Limiter, Sessions, is_loopback
 from fssa_bayes.serve.store import Store
 
@@ -91,7 +91,7 @@ class ChoiceRequest(BaseModel):
     prompt: str | list[dict[str, Any]] | None = None
     chosen: str | list[dict[str, Any]]
     rejected: str | list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
+    tools: str | list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     key: str | None = Field(None, min_length=1, max_length=200)
 
@@ -106,6 +106,21 @@ class ChoicesRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     choices: list[ChoiceRequest] = Field(min_length=1, max_length=1000)
+
+
+def _read_choices(body: dict[str, Any]) -> list[ChoiceRequest]:
+    """Reads one choice or several; whether there is `choices` decides which is expected.
+
+    Raises:
+        RequestValidationError: If the body is neither.
+    """
+    try:
+        if "choices" in body:
+            return ChoicesRequest.model_validate(body).choices
+        return [ChoiceRequest.model_validate(body)]
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(found) from error
 
 
 class SteeredPeople:
@@ -195,7 +210,7 @@ def create_chat_app(
     _add_errors(app)
     _add_chat(app, writer)
     _add_people(app, steered)
-    app.add_middleware(Guard, hosts=hosts, most_bytes=_MOST_BYTES)
+    app.add_middleware(Guard, hosts=hosts, most_bytes=_MOST_BYTES, refuse=_refuse)
     return app
 
 
@@ -245,7 +260,7 @@ class _Writer:
     def answer(self, asked: ChatRequest) -> Response:
         """Returns a completion, or a stream of its pieces."""
         asked.refuse_foreign()
-        person = self.people.find(asked.user)
+        person = self.people.find(None if asked.user is None else _check_name(asked.user))
         policy = self.people.bundle.policy
         template = {"tools": asked.tools, "chat_template_kwargs": asked.chat_template_kwargs}
         size = len(policy.encode([asked.messages], **template)[0])
@@ -348,29 +363,45 @@ def _add_chat(app: FastAPI, writer: _Writer) -> None:
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
         """Lists the one model that there is."""
-        model = {"id": writer.name, "object": "model", "created": 0, "owned_by": "fssa_bayes"}
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [_describe_model(writer.name)]}
+
+    @app.get("/v1/models/{name:path}")
+    def model(name: str) -> dict[str, Any]:
+        """Describes the one model that there is."""
+        if name != writer.name:
+            raise HTTPException(404, f"there is no model {name!r}, only {writer.name!r}")
+        return _describe_model(name)
+
+
+def _check_name(name: str) -> str:
+    """Returns a name that an address can hold.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if "/" in name:
+        raise ValueError(f"the name of a person must hold no '/', got {name!r}")
+    return name
 
 
 def _add_people(app: FastAPI, people: SteeredPeople) -> None:
     """Adds what tells and asks of people."""
 
-    @app.post("/people/{name}/choices")
-    def choose(name: Name, asked: ChoicesRequest | ChoiceRequest) -> dict[str, Any]:
+    @app.post("/people/{name:path}/choices")
+    def choose(name: Name, asked: dict[str, Any]) -> dict[str, Any]:
         """Adds choices of a person, and says what is believed then."""
-        given = asked.choices if isinstance(asked, ChoicesRequest) else [asked]
-        added = people.add(name, given)
+        added = people.add(_check_name(name), _read_choices(asked))
         return {"added": added, **_describe(name, people.find(name))}
 
-    @app.get("/people/{name}")
+    @app.get("/people/{name:path}")
     def person(name: Name) -> dict[str, Any]:
         """Says what is believed of a person."""
-        return _describe(name, people.find(name))
+        return _describe(name, people.find(_check_name(name)))
 
-    @app.delete("/people/{name}")
+    @app.delete("/people/{name:path}")
     def remove(name: Name) -> dict[str, Any]:
         """Deletes a person and their choices."""
-        if not people.people.remove(name):
+        if not people.people.remove(_check_name(name)):
             raise HTTPException(404, f"there is no person {name!r}")
         return {"id": name, "object": "person", "deleted": True}
 
@@ -397,8 +428,18 @@ def _describe(name: str, person: Person) -> dict[str, Any]:
     }
 
 
+def _describe_model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "fssa_bayes"}
+
+
+def _refuse(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns the answer to a request that the guard refuses."""
+    return JSONResponse(_describe_error(message, status), status, headers)
+
+
 def _describe_error(message: str, status: int) -> dict[str, Any]:
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+    message = message.encode("utf-8", "backslashreplace").decode()  # Half a pair of surrogates.
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
@@ -420,7 +461,11 @@ def _add_errors(app: FastAPI) -> None:
     def tell_wrong(request: Request, error: Exception) -> Response:
         return JSONResponse(_describe_error(str(error), 400), 400)
 
+    def tell_taken(request: Request, error: Exception) -> Response:
+        return JSONResponse(_describe_error(str(error), 409), 409)
+
     app.add_exception_handler(HTTPException, tell)
     app.add_exception_handler(RequestValidationError, tell_invalid)
+    app.add_exception_handler(KeyTakenError, tell_taken)
     app.add_exception_handler(ValueError, tell_wrong)
     app.add_exception_handler(TypeError, tell_wrong)

@@ -6,6 +6,7 @@ transaction, committed before the caller goes on, and nothing is held in memory.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 
 from fssa_bayes.serve.store import Store, metadata
 
-__all__ = ["People"]
+__all__ = ["KeyTakenError", "People"]
 
 _FORMAT = 1
 
@@ -44,6 +45,10 @@ choices = sa.Table(
     sa.UniqueConstraint("person", "key"),
     sqlite_autoincrement=True,  # So that no id of a deleted choice comes again.
 )
+
+
+class KeyTakenError(ValueError):
+    """Says that a person's key already stands for another choice."""
 
 
 class People:
@@ -86,11 +91,14 @@ class People:
 
         Args:
             name: The person.
-            records: Choices, each with a key of its own or None. A key that the person has already
-                is passed over, so that a request may be sent again.
+            records: Choices, each with a key of its own or None. A choice whose key the person has
+                already is passed over, so that a request may be sent again.
 
         Returns:
             Number of choices that are new.
+
+        Raises:
+            KeyTakenError: If a key stands for another choice of the person; nothing is added.
         """
         try:
             return self._add(name, records)
@@ -106,13 +114,21 @@ class People:
                     people.insert(), {"name": name, "created_at": time.time()}
                 )
                 (person,) = added.inserted_primary_key
-            own = sa.select(choices.c.key).where(choices.c.person == person)
-            known = {key for (key,) in connection.execute(own) if key is not None}
+            own = sa.select(choices.c.key, choices.c.record).where(
+                choices.c.person == person, choices.c.key.is_not(None)
+            )
+            known = {key: record for key, record in connection.execute(own)}
             rows = []
             for key, record in records:
-                if key is None or key not in known:
-                    known.add(key)
-                    rows.append({"person": person, "key": key, "record": dict(record)})
+                held = json.loads(json.dumps(dict(record)))  # As the database returns it.
+                if key is not None and known.setdefault(key, held) is not held:
+                    if known[key] != held:
+                        raise KeyTakenError(
+                            f"key must stand for one choice, got {key!r}, by which {name!r} chose "
+                            "otherwise before"
+                        )
+                    continue
+                rows.append({"person": person, "key": key, "record": held})
             for row in rows:
                 connection.execute(choices.insert(), row | {"made_at": time.time()})
         return len(rows)

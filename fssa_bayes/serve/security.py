@@ -20,7 +20,7 @@ import anyio
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
@@ -133,6 +133,7 @@ class Guard:
         number: Requests that one address may make at once.
         seconds: Time after which it may make as many again.
         most_bytes: Bytes that a request may hold.
+        refuse: Makes the answer to a request that goes no further, of a text, a status and headers.
     """
 
     def __init__(
@@ -142,7 +143,9 @@ class Guard:
         number: int = 600,
         seconds: float = 20.0,
         most_bytes: int = _MOST_BYTES,
+        refuse: Callable[..., Response] = PlainTextResponse,
     ) -> None:
+        self.refuse = refuse
         self.app, self.limiter, self.most_bytes = app, Limiter(number, seconds), most_bytes
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
@@ -168,29 +171,29 @@ class Guard:
                 with anyio.fail_after(_MOST_SECONDS):
                     body = await _read_body(receive, self.most_bytes)
             except TimeoutError:
-                refusal = PlainTextResponse("The request takes too long.", 408)
+                refusal = self.refuse("The request takes too long.", 408)
             except ConnectionError:  # Half a form is no form.
                 return
             else:
                 if body is not None:
                     await self.app(scope, _replay(body, receive), send_with_headers)
                     return
-                refusal = PlainTextResponse("The request is too large.", 413)
+                refusal = self.refuse("The request is too large.", 413)
         await refusal(scope, receive, send_with_headers)
 
-    def _refuse(self, scope: Scope) -> PlainTextResponse | None:
+    def _refuse(self, scope: Scope) -> Response | None:
         """Returns the answer to a request that goes no further; None for one that does."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts is not None and _name_of(host) not in self.hosts:
-            return PlainTextResponse("This server has another name.", 400)
+            return self.refuse("This server has another name.", 400)
         client = scope.get("client")
         if not self.limiter.allows(client[0] if client else None):
-            return PlainTextResponse(
+            return self.refuse(
                 "Too many requests: wait a moment.", 429, headers={"Retry-After": "5"}
             )
         if scope["method"] not in ("GET", "HEAD") and not _is_own(headers, host):
-            return PlainTextResponse("The form was sent by another site.", 403)
+            return self.refuse("The form was sent by another site.", 403)
         return None
 
 

@@ -29,6 +29,7 @@ from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.policy import PreferenceRows, SteerablePolicy
 from fssa_bayes.steering.features import TextFeatures
 from fssa_bayes.steering.person import Person
+from fssa_bayes.steering.records import list_records
 
 __all__ = ["FORMAT_VERSION", "TEXT_FORMAT", "Bundle"]
 
@@ -85,9 +86,10 @@ class Bundle:
 
         Raises:
             ValueError: If a choice is none between two answers, or choices are of several people.
+            TypeError: If choices are neither rows nor records.
         """
         if not isinstance(choices, PreferenceRows):
-            choices = list(choices)
+            choices = list_records("choices", choices)
             if not choices:
                 return Person(self, None)
             choices = self.read(choices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from torch import Tensor
 from fssa_bayes.data import Preferences
 from fssa_bayes.policy import PreferenceRows
 from fssa_bayes.posterior import Posterior
+from fssa_bayes.steering.records import list_records
 
 if TYPE_CHECKING:
     from fssa_bayes.steering.bundle import Bundle
@@ -59,16 +60,25 @@ class Person:
         """Equally weighted draws of z, with shape (S, K)."""
         return self.posterior.z[:, 0]
 
-    def choice_prob(self, rows: PreferenceRows) -> pd.DataFrame:
+    def choice_prob(self, rows: PreferenceRows | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         """Returns how probable it is that the person prefers the first of two responses.
 
         Args:
-            rows: Pairs of responses; who chose is not looked at.
+            rows: Pairs of responses: rows, or records with `prompt`, `chosen` and `rejected`. Who
+                chose is not looked at.
 
         Returns:
             One row a pair, in their order: `mean`, and the 5 % and 95 % posterior quantiles `lower`
             and `upper`.
+
+        Raises:
+            ValueError: If there are no pairs, or one cannot be read.
+            TypeError: If rows are neither rows nor records.
         """
+        if not isinstance(rows, PreferenceRows):
+            rows = self.bundle.read(
+                {**record, "user": "person"} for record in list_records("rows", rows)
+            )
         own = PreferenceRows(
             rows.prompts, rows.chosen, rows.rejected, [self._data.user_names[0]] * len(rows),
             tools=rows.tools, chat_template_kwargs=rows.chat_template_kwargs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from fssa_bayes.policy import PreferenceRows
 
-__all__ = ["read_records", "read_rows"]
+__all__ = ["list_records", "read_records", "read_rows"]
 
 
 def read_rows(path: str | os.PathLike, user: str | None = None) -> PreferenceRows:
@@ -53,6 +54,28 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(f"data must hold rows, got none in {str(path)!r}")
     return records
+
+
+def list_records(name: str, records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns records as a list.
+
+    Args:
+        name: What the records are, for messages.
+        records: The records.
+
+    Raises:
+        TypeError: If they are something else.
+    """
+    listed = None
+    if isinstance(records, Iterable) and not isinstance(records, str | Mapping):
+        listed = list(records)
+    if listed is None or not all(isinstance(record, Mapping) for record in listed):
+        wrong = records if listed is None else next(r for r in listed if not isinstance(r, Mapping))
+        raise TypeError(
+            f"{name} must be PreferenceRows, or a list of records with 'prompt', 'chosen' and "
+            f"'rejected', got {'' if listed is None else 'a list with '}{type(wrong).__name__}"
+        )
+    return listed
 
 
 def _read_json(path: Path, *, lines: bool) -> list[dict[str, Any]]:

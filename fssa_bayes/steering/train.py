@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from fssa_bayes.steering.bundle import Bundle
 from fssa_bayes.steering.features import TextFeatures
 
 __all__ = ["Training", "train_bundle"]
+
+_FEWEST = 10  # People of whom `fit` holds some out.
 
 
 @dataclass(frozen=True)
@@ -103,15 +107,26 @@ def train_bundle(
 
     Raises:
         ValueError: If an option is out of its range or does not fit the rows.
+
+    Warns:
+        UserWarning: If there are too few people for some to be held out to end the fit of the
+            preference model.
     """
     options = Training() if training is None else training
+    train, test = rows, None
+    if options.test_size and rows.prompt.max():
+        train, test = rows.split_prompts(options.test_size, seed=options.seed)
+    if options.reward_steps is None and not _has_enough(train):
+        warnings.warn(
+            f"{len(train.user_names)} people are fewer than {_FEWEST}: none are held out to end "
+            "the fit of the preference model, which takes all of its steps",
+            stacklevel=2,
+        )
     with ExitStack() as stack:
         kept = work is not None
         work = Path(work or stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
-        train, test = rows, None
-        if options.test_size and rows.prompt.max():
-            train, test = rows.split_prompts(options.test_size, seed=options.seed)
+        stack.callback(_remove_empty, work)
         policy = SteerablePolicy.from_pretrained(
             model, latent_dim=options.latent_dim, lora_rank=options.lora_rank,
             conditioning=options.conditioning, seed=options.seed, **options.model_options,
@@ -120,7 +135,10 @@ def train_bundle(
         pairs = train.tokenise(tokenizer, options.max_length)
         features = TextFeatures(encoder).reduce(train.item_texts(), options.components)
         preferences = train.to_preferences(features, seed=options.seed)
-        reward, guide = _fit_reward(preferences, options, work / "fit" if kept else None)
+        validation = "auto" if options.reward_steps is None and _has_enough(train) else None
+        reward, guide = _fit_reward(
+            preferences, options, validation, work / "fit" if kept else None
+        )
         posterior = corrected(reward, guide)
         sizes = {
             "min_context": options.min_context,
@@ -155,8 +173,19 @@ def train_bundle(
         return Bundle(policy.eval(), reward, guide, features, seed=options.seed), figures
 
 
+def _has_enough(rows: PreferenceRows) -> bool:
+    """Whether there are enough people for some to be held out of the preference model's fit."""
+    return len(rows.user_names) >= _FEWEST
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder that holds no file, from which nothing could go on."""
+    if not any(path.is_file() for path in folder.rglob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _fit_reward(
-    preferences: Any, options: Training, checkpoint: Path | None
+    preferences: Any, options: Training, validation: str | None, checkpoint: Path | None
 ) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
     model = HeterogeneousBTL.for_data(preferences, options.latent_dim, seed=options.seed)
     with torch.random.fork_rng(devices=[]):
@@ -164,8 +193,7 @@ def _fit_reward(
         guide = NeuralProcessGuide(model, "multivariate_normal")
     fit(
         model, guide, preferences, steps=options.reward_steps, seed=options.seed,
-        progress_bar=False, checkpoint=checkpoint,
-        validation=None if options.reward_steps is not None else "auto",
+        progress_bar=False, checkpoint=checkpoint, validation=validation,
     )  # fmt: skip
     return model, guide
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,32 @@ def test_an_interrupted_run_goes_on(files: Path, command, tmp_path: Path, monkey
     assert -1000 < count < -1000 + 25 - 5  # The first steps were not done again.
     digests = {Bundle.load(tmp_path / name).digest() for name in ("whole", "parts")}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(("people", "expected"), [(9, None), (10, "auto")])
+def test_few_people_are_all_fitted_and_nothing_half_done_is_left(
+    files: Path, command, tmp_path: Path, monkeypatch, people: int, expected: str | None
+) -> None:
+    asked = []
+
+    def stop(*given: object, validation: str | None, **options: object) -> None:
+        asked.append(validation)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("fssa_bayes.steering.train.fit", stop)
+    data = tmp_path / "few.jsonl"
+    data.write_text("\n".join(map(json.dumps, records(people))))
+    run = arguments(files, tmp_path / "out", data)
+    where = run.index("--reward-steps")
+    del run[where : where + 2]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", ".* people are fewer than")
+        ended = command(*run)
+    assert (ended.code, asked) == (2, [expected])
+    told = "warning: 9 people are fewer than 10: none are held out to end the fit of the preference"
+    assert sum(line.startswith(told) for line in ended.err.split("\n")) == (expected is None)
+    assert "UserWarning" not in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["few.jsonl"]
 
 
 def test_what_is_wrong_with_the_files_is_told(files: Path, command, tmp_path: Path) -> None:

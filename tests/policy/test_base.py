@@ -171,6 +171,61 @@ def test_options_reach_the_loaders_and_come_back(tmp_path: Path, monkeypatch) ->
     SteerablePolicy.load(tmp_path / "policy", base_model=tmp_path / "elsewhere")
 
 
+OVERRIDES = {
+    "eps": {"rms_norm_eps": 0.5},
+    "positions": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
+    "depth": {"num_hidden_layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_what_stands_in_place_of_the_configuration_comes_back(
+    tmp_path: Path, tiny_model, name: str
+) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    batch, z = responses(), factors()
+
+    def build(**options: object) -> SteerablePolicy:
+        policy = SteerablePolicy.from_pretrained(tmp_path / "base", latent_dim=2, **options)
+        move(policy)
+        return policy
+
+    policy = build(**OVERRIDES[name])
+    expected = policy.sequence_log_prob(batch, z)
+    assert not torch.allclose(build().sequence_log_prob(batch, z), expected, atol=1e-4)
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = SteerablePolicy.load(tmp_path / "policy")
+    assert torch.equal(loaded.sequence_log_prob(batch, z), expected)
+    asked = (["say a", "now"], z[:2])
+    texts = policy.generate(*asked, max_new_tokens=6, temperature=0)
+    assert loaded.generate(*asked, max_new_tokens=6, temperature=0) == texts
+    loaded.save_pretrained(tmp_path / "again")  # What was said is kept.
+    again = SteerablePolicy.load(tmp_path / "again")
+    assert torch.equal(again.sequence_log_prob(batch, z), expected)
+    with pytest.raises(ValueError, match="must be "):
+        SteerablePolicy.load(tmp_path / "policy", base_model=model)
+
+
+def test_a_base_that_is_configured_otherwise_is_refused(tmp_path: Path, tiny_model) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "base")
+    policy = SteerablePolicy.from_model(tiny_model("llama"), None, latent_dim=2)
+    policy.save_pretrained(tmp_path / "policy")
+    base = str(tmp_path / "base")
+    other = {"use_cache": False, "attn_implementation": "eager", "attention_dropout": 0.1}
+    SteerablePolicy.load(tmp_path / "policy", base_model=base, **other)
+    message = "configured as it was when the policy was trained: rms_norm_eps must be .*, got 0.5"
+    with pytest.raises(ValueError, match=message):
+        SteerablePolicy.load(tmp_path / "policy", base_model=base, rms_norm_eps=0.5)
+    nested = {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}}
+    with pytest.raises(ValueError, match=r"rope_parameters.rope_theta must be .*, got 3.0"):
+        SteerablePolicy.load(tmp_path / "policy", base_model=base, **nested)
+    with pytest.raises(ValueError, match="options must be what JSON can keep with the policy"):
+        SteerablePolicy.from_pretrained(base, latent_dim=2, rms_norm_eps=torch.tensor(0.1))
+
+
 @pytest.mark.filterwarnings("ignore")  # Of bitsandbytes and of what it uses of PyTorch.
 def test_a_base_of_4_bits_saves_and_loads(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")

@@ -164,6 +164,34 @@ def test_rows_of_other_types_are_refused() -> None:
     assert rows.chosen == [[assistant("a")]]
 
 
+HALF = "a\ud800"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("prompt", {"prompt": [user(HALF)]}),
+        ("chosen", {"chosen": [assistant("a") | {"name": HALF}]}),
+        ("rejected", {"prompt": "a", "chosen": "b", "rejected": HALF}),
+        ("tools", {"tools": json.dumps([{"name": HALF}])}),
+        ("chat_template_kwargs", {"chat_template_kwargs": {HALF: 1}}),
+        ("users", {"user": HALF}),
+    ],
+)
+def test_half_a_pair_of_surrogates_is_refused(name: str, part: dict) -> None:
+    good = {"prompt": [user("say")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    rows = [good | {"user": "😀"}, good | {"user": "ann"} | part]
+    message = rf"{name} must be text that UTF-8 can hold, got '\\ud800' at row 1"
+    with pytest.raises(ValueError, match=message):
+        PreferenceRows.from_records(rows)
+
+
+def test_people_without_a_name_are_refused() -> None:
+    assert len(PreferenceRows.from_records([RECORDS[0] | {"user": 0}])) == 1
+    with pytest.raises(ValueError, match="users must be named, got '' at row 1"):
+        PreferenceRows.from_records([RECORDS[0], RECORDS[0] | {"user": ""}])
+
+
 def test_splits_part_prompts_or_people() -> None:
     rows = many_rows()
     for split, units in ((rows.split_prompts, "prompts"), (rows.split_users, "users")):

@@ -184,6 +184,36 @@ def test_a_choice_sent_twice_counts_once(client: TestClient) -> None:
     assert client.post("/people/ann/choices", json=sent).json()["choices"] == 1
 
 
+def test_a_key_stands_for_one_choice(client: TestClient) -> None:
+    one, other = (choice("now", colour) | {"key": "k1"} for colour in ("red", "green"))
+    fresh = choice("say", "red")
+
+    def send(*choices: dict) -> httpx.Response:
+        return client.post("/people/ann/choices", json={"choices": list(choices)})
+
+    assert send(one, other).status_code == 409
+    assert client.get("/people/ann").status_code == 404
+    assert send(one, one).json()["added"] == 1
+    found = send(fresh, other)
+    assert found.status_code == 409
+    told = "key must stand for one choice, got 'k1', by which 'ann' chose otherwise before"
+    assert found.json()["error"]["message"] == told
+    assert client.get("/people/ann").json()["choices"] == 1
+    assert send(fresh, one).json()["added"] == 1
+    assert client.post("/people/bob/choices", json=other).json()["added"] == 1
+
+
+def test_tools_of_a_choice_may_be_text(client: TestClient, bundle: Bundle) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    sent = choice("now", "red") | {"tools": json.dumps(tools), "key": "k1"}
+    assert client.post("/people/ann/choices", json=sent).json()["added"] == 1
+    assert client.post("/people/ann/choices", json=sent).json()["added"] == 0
+    sent = choice("now", "red") | {"tools": tools}
+    assert client.post("/people/bob/choices", json=sent).json()["added"] == 1
+    found = [client.get(f"/people/{name}").json()["z"] for name in ("ann", "bob")]
+    assert found[0] == found[1]
+
+
 @pytest.mark.filterwarnings("ignore:the largest context has:UserWarning")
 def test_choices_of_many_at_once_are_all_kept(client: TestClient) -> None:
     def choose(number: int) -> int:
@@ -247,8 +277,17 @@ BAD_CHOICES = {
     "choice 1 cannot be read: prompt and responses must be all strings": {
         "choices": [choice("now", "red"), choice("now", "red") | {"prompt": "now"}]
     },
-    "Field required": {"prompt": "a", "chosen": "b"},
-    "Extra inputs are not permitted": choice("now", "red") | {"better": "b"},
+    "rejected: Field required": {"prompt": "a", "chosen": "b"},
+    "better: Extra inputs are not permitted": choice("now", "red") | {"better": "b"},
+    "choices.1.rejected: Field required": {
+        "choices": [choice("now", "red"), {"prompt": "a", "chosen": "b"}]
+    },
+    "choices: List should have at least 1 item": {"choices": []},
+    "prompt: Extra inputs are not permitted": {"choices": [choice("now", "red")], "prompt": "a"},
+    "choice 0 cannot be read: tools must be JSON where they are text": (
+        choice("now", "red") | {"tools": "add"}
+    ),
+    "key: String should have at least 1 character": choice("now", "red") | {"key": ""},
 }
 
 
@@ -257,7 +296,9 @@ def test_bad_choices_change_nothing(client: TestClient, message: str) -> None:
     client.post("/people/ann/choices", json=choice("now", "red"))
     found = client.post("/people/ann/choices", json=BAD_CHOICES[message])
     assert found.status_code == 400
-    assert message in found.json()["error"]["message"]
+    told = found.json()["error"]["message"]
+    assert message in told
+    assert ";" not in told  # Nothing but the fault.
     assert client.get("/people/ann").json()["choices"] == 1
     assert client.post("/people/new/choices", json=BAD_CHOICES[message]).status_code == 400
     assert client.get("/people/new").status_code == 404
@@ -267,7 +308,54 @@ def test_requests_that_are_not_json_or_too_large(client: TestClient) -> None:
     found = client.post("/v1/chat/completions", content=b"{", headers={"content-type": "text"})
     assert found.status_code == 400
     large = [user("say " * 2**20)]
-    assert client.post("/v1/chat/completions", json={"messages": large}).status_code == 413
+    found = client.post("/v1/chat/completions", json={"messages": large})
+    assert found.status_code == 413
+    assert found.json()["error"]["message"] == "The request is too large."
+    assert found.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_the_model_is_described_by_its_name(bundle: Bundle, tmp_path: Path) -> None:
+    with Store(str(tmp_path / "db.sqlite")) as store:
+        app = create_chat_app(bundle, store, None, name="our/own")
+        client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+        listed = client.get("/v1/models").json()["data"]
+        assert listed == [client.get("/v1/models/our/own").json()]
+        assert listed[0]["id"] == "our/own"
+        found = client.get("/v1/models/gpt")
+        assert found.status_code == 404
+        assert "there is no model 'gpt', only 'our/own'" in found.json()["error"]["message"]
+
+
+def test_names_that_no_address_can_hold_are_refused(client: TestClient) -> None:
+    told = "the name of a person must hold no '/', got 'a/b'"
+    for path in ("/people/a/b", "/people/a%2Fb"):
+        for found in (
+            client.post(f"{path}/choices", json=choice("now", "red")),
+            client.get(path),
+            client.delete(path),
+            ask(client, user="a/b"),
+        ):
+            assert found.status_code == 400
+            assert found.json()["error"]["message"] == told
+    assert client.post("/people//choices", json=choice("now", "red")).status_code == 400
+
+
+def test_half_a_pair_of_surrogates_is_refused(client: TestClient) -> None:
+    def post(path: str, body: dict) -> str:
+        kind = {"content-type": "application/json"}  # httpx itself takes no such text.
+        found = client.post(path, content=json.dumps(body), headers=kind)
+        assert found.status_code == 400
+        return found.json()["error"]["message"]
+
+    half = choice("now", "red") | {"prompt": [user("\ud800")]}
+    told = "prompt must be text that UTF-8 can hold, got '\\ud800' at row 0"
+    assert told in post("/people/ann/choices", half)
+    assert "unicode" in post("/people/ann/choices", choice("now", "red") | {"\ud800": 1})
+    post("/v1/chat/completions", {"messages": ASK, "\ud800": 1})
+    told = "prompts must be text that UTF-8 can hold"
+    assert told in post("/v1/chat/completions", {"messages": [user("\ud800")]})
+    post("/v1/chat/completions", {"messages": ASK, "user": "\ud800"})
+    assert client.get("/people/ann").status_code == 404
 
 
 def test_who_may_come(bundle: Bundle, tmp_path: Path) -> None:

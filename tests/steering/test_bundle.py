@@ -70,6 +70,10 @@ def test_what_is_written_follows_the_choices(bundle: Bundle) -> None:
         assert found["mean"][0] + opposite["mean"][0] == pytest.approx(1, abs=1e-5)
         assert found["lower"][0] == pytest.approx(1 - opposite["upper"][0], abs=1e-5)
         assert 0.5 < found["lower"][0] < found["upper"][0] <= 1
+    records = [choice(ASKS[7], "red") | {"user": name} for name in ("ann", None)]
+    known = people["red"].choice_prob(PreferenceRows.from_records([records[0]] * 2))
+    assert people["red"].choice_prob(records).equals(known)
+    assert people["red"].choice_prob(choice(ASKS[7], "red") for _ in range(2)).equals(known)
     nobody = bundle.person()
     assert nobody.num_choices == 0
     assert nobody.z.abs().max() < 0.2  # The mean of the prior.
@@ -77,6 +81,23 @@ def test_what_is_written_follows_the_choices(bundle: Bundle) -> None:
     assert people["red"].draws.mean(0) == pytest.approx(people["red"].z.numpy(), abs=0.15)
     with pytest.raises(ValueError, match="choices must be of one person, got .'a', 'b'"):
         bundle.person([choice("now", "red") | {"user": name} for name in "ab"])
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (choice("now", "red"), "dict"),
+        ("rows.jsonl", "str"),
+        (3, "int"),
+        (["a"], "a list with str"),
+    ],
+)
+def test_choices_of_another_type_are_refused(bundle: Bundle, given: object, got: str) -> None:
+    message = f"must be PreferenceRows, or a list of records with .*, got {got}$"
+    with pytest.raises(TypeError, match=f"choices {message}"):
+        bundle.person(given)
+    with pytest.raises(TypeError, match=f"rows {message}"):
+        bundle.person().choice_prob(given)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # Of peft.
