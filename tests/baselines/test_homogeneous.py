@@ -107,7 +107,8 @@ def test_a_penalty_is_a_number(penalty: object) -> None:
 
 @pytest.mark.parametrize("options", [{"utility": "mlp"}, {"latent_dim": 1}])
 def test_a_penalty_is_one_of_a_homogeneous_linear_model(options: dict) -> None:
-    with pytest.raises(ValueError, match="penalty=0.5 needs utility='linear' and latent_dim=0"):
+    needs = r"penalty=0.5 needs utility='linear', latent_dim=0 and personal=\(\)"
+    with pytest.raises(ValueError, match=needs):
         HeterogeneousBTL(2, **{"latent_dim": 0, "utility": "linear", "penalty": 0.5} | options)
 
 
