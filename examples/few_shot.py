@@ -77,6 +77,10 @@ def read(args: argparse.Namespace) -> Preferences:
     """Reads a data set that comes with the package, or a file."""
     if args.data in SHIPPED:
         return SHIPPED[args.data]()
+    if not Path(args.data).exists():
+        raise FileNotFoundError(
+            f"--data must be a file or one of {', '.join(SHIPPED)}, got '{args.data}'"
+        )
     columns = {name: getattr(args, name) for name in ("user", "left", "right", "choice")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*repeat an earlier row")

@@ -24,9 +24,19 @@ REQUIRED = {
     "value_of_time": ["--data", "none.csv"],
     "paper_ultrafeedback": ["--data", "none.jsonl", "--embedder", "none"],
     "real_crowds": ["--data", "none"],
+    "few_shot": ["--data", "yogurt"],
 }
 NUMBERS = {"most", "people", "rounds", "steps"}  # Those of them that have no default.
-MAY_BE_ZERO = {"seed", "contexts", "components", "conflict", "sft"}
+MAY_BE_ZERO = {
+    "seed",
+    "contexts",
+    "components",
+    "conflict",
+    "sft",
+    "classes",
+    "populations",
+    "sizes",
+}
 
 
 @pytest.fixture
