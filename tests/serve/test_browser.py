@@ -107,7 +107,7 @@ def test_keys_alone(browser, address: str, store: Store) -> None:
     page, complaints = start(browser, address, "ann")
     for place, key in enumerate(["ArrowRight", "u", "ArrowLeft", "2", "s", "ArrowLeft"]):
         page.get_by_text(f"Question {(1, 2, 1, 2, 3, 3)[place]} of").wait_for()
-        page.wait_for_function("typeof press === 'function'")
+        page.wait_for_load_state()  # The script listens by then.
         page.keyboard.press(key)
     page.get_by_text("Your answers are stored").wait_for()
     assert [row.side for row in store.list_questions(1)] == ["left", "right", "skip", "left"]
