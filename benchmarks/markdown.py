@@ -34,8 +34,8 @@ def _part(path: Path) -> str:
     lines = [f"## {path.stem}", "", _describe(document["environment"]), ""]
     for benchmark in rows["benchmark"].unique():
         lines += [f"`{benchmark}`: {_purpose(benchmark)}", ""]
-    for picture in sorted(path.parent.glob(f"{path.stem}*.png")):
-        lines += [f"![{path.stem}](results/{picture.name})", ""]
+    if path.with_suffix(".png").exists():
+        lines += [f"![{path.stem}](results/{path.stem}.png)", ""]
     for case, table in rows.groupby("case", sort=False):
         lines += ["<details>", f"<summary>{_plain(case)}</summary>", "", _table(table)]
         lines += ["", "</details>", ""]
@@ -53,7 +53,7 @@ def _describe(environment: dict) -> str:
         "1 thread" if threads == 1 else f"{threads} threads",
         f"seeds {', '.join(map(str, environment['seeds']))}",
         f"commit {environment.get('commit') or 'not recorded'}",
-        f"load at the end {environment.get('load') or 'not recorded'}",
+        f"load at the end {environment.get('load', 'not recorded')}",
         ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
     ]
     return "; ".join(parts) + "."

@@ -90,12 +90,10 @@ def numbers_of_ranking(section: Section) -> dict[str, object]:
     """
     if "ranking.csv" not in section.files:
         return {"leader": None, "no_finite_utility": []}
-    table = section.files["ranking.csv"]
+    table, leader = section.files["ranking.csv"], _find_leader(section)
     finite = np.isfinite(table["utility"])
     name, utility, error = None, math.nan, math.nan
-    first = table[(table["group"] == 0) & (table["rank"] == 1)]
-    if len(first):
-        leader = first.iloc[0]
+    if leader is not None:
         name, utility, error = str(leader.name), leader["utility"], leader["standard_error"]
     return {
         "leader": name,
@@ -107,19 +105,24 @@ def numbers_of_ranking(section: Section) -> dict[str, object]:
 
 def say_leader(ranking: Section) -> list[str]:
     """Says in a sentence which item leads a ranking, and how sure that is; nothing if none does."""
-    if "ranking.csv" not in ranking.files:
+    leader = _find_leader(ranking)
+    if leader is None or not np.isfinite([leader["utility"], leader["standard_error"]]).all():
         return []
-    table = ranking.files["ranking.csv"]
-    first = table[(table["group"] == 0) & (table["rank"] == 1) & np.isfinite(table["utility"])]
-    if not len(first) or not math.isfinite(first["standard_error"].iloc[0]):
-        return []
-    leader = first.iloc[0]
     worst = int(leader["rank_upper"])
     return [
         f"{str(leader.name)!r} leads for the average person, by {leader['utility']:.2f} ± "
         f"{leader['standard_error']:.2f} nats over the mean item; 90 % interval of its rank: 1"
         + (f" to {worst}." if worst > 1 else ".")
     ]
+
+
+def _find_leader(ranking: Section) -> pd.Series | None:
+    """Returns the row of the item of rank 1 in the largest group, or None if there is none."""
+    if "ranking.csv" not in ranking.files:
+        return None
+    table = ranking.files["ranking.csv"]
+    first = table[(table["group"] == 0) & (table["rank"] == 1)]
+    return first.iloc[0] if len(first) else None
 
 
 def count_people(data: Preferences) -> str:
