@@ -17,12 +17,12 @@ from benchmarks.markdown import make_page
 PAGE = Path(__file__).parent / "README.md"
 NAMES = (
     *("command", "data", "two_mode", "train_choice", "recovery", "parity", "mixed_logit"),
-    *("inference", "npe", "proposals", "training", "scale", "at_scale", "large"),
+    *("inference", "npe", "proposals", "training", "scale", "at_scale", "processes", "large"),
     *("kernels", "kernels_cuda"),
     *("precision", "refinement", "calibration", "nuts", "population_uncertainty"),
     *("interval_coverage", "few_judges", "few_people", "few_shot", "personal_answers"),
     *("questions", "page"),
-    *("policy", "experiments"),
+    *("policy", "steering", "experiments"),
 )
 
 
@@ -69,7 +69,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         help="people of nuts (50), inference (200), at_scale (1,000,000), page (50)",
     )
-    parser.add_argument("--cache", type=Path, help="folder that keeps the chains of NUTS")
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps the chains of NUTS, and runs of steering"
+    )
     parser.add_argument(
         "--markdown", action="store_true", help="write README.md from the files in results"
     )

@@ -31,6 +31,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ from fssa_bayes.policy import (
     ReferenceCache,
     SteerableDPOTrainer,
     SteerablePolicy,
+    by_group,
     draw_given,
     fingerprint,
     text_batch,
@@ -76,7 +78,7 @@ BEGINNINGS = {
 }
 # Of VERBS prompts of training, and those of held-out people's choices and of what is written for
 # them while this example is developed. The figures that are reported have other verbs, NEW_VERBS.
-TRAINING, DEVELOPMENT, TEST = 40, (40, 54, 60), (0, 18, 36)
+TRAINING, DEVELOPMENT, TEST = 40, (40, 54, 60), (0, 18, 72)
 VERBS = {
     "clean": "a wooden desk|a leather bag|an old bicycle|a kitchen oven|silver spoons|windows",
     "repair": "a flat tyre|a broken chair|a dripping tap|torn jeans|a loose handle|an old radio",
@@ -95,24 +97,24 @@ VERBS = {
     "move": "a piano|house cheaply|a large plant|my files to a new computer|a fish tank|a sofa",
 }
 NEW_VERBS = {
-    "bake": "sourdough bread|an apple pie",
-    "build": "a bookshelf|a bird house",
-    "decorate": "a birthday cake|a small balcony",
-    "find": "a good dentist|a lost key",
-    "fold": "a fitted sheet|a paper crane",
-    "hang": "a heavy mirror|curtains",
-    "measure": "a window for curtains|my shoe size",
-    "pack": "a suitcase|fragile glasses",
-    "photograph": "the night sky|a cat",
-    "prepare": "for a job interview|a room for guests",
-    "protect": "my skin from the sun|plants from frost",
-    "raise": "chickens|money for a school",
-    "reduce": "noise in my flat|my screen time",
-    "remove": "a coffee stain|rust from a pan",
-    "sell": "an old sofa|handmade cards",
-    "sharpen": "a kitchen knife|a pencil by hand",
-    "teach": "a child to ride a bike|my parents to use a phone",
-    "wash": "a wool jumper|a muddy dog",
+    "bake": "sourdough bread|an apple pie|oat biscuits|a birthday cake",
+    "build": "a bookshelf|a bird house|a campfire|a raised bed",
+    "decorate": "a cake|a small balcony|a gift box|a classroom",
+    "find": "a good dentist|a lost key|a flat in a new city|wild mushrooms",
+    "fold": "a fitted sheet|a paper crane|a shirt|a large map",
+    "hang": "a heavy mirror|curtains|wallpaper|a hammock",
+    "measure": "a window for curtains|my shoe size|flour without a scale|my heart rate",
+    "pack": "a suitcase|fragile glasses|a school lunch|a tent",
+    "photograph": "the night sky|a cat|food|a moving car",
+    "prepare": "for a job interview|a room for guests|for an exam|a garden for winter",
+    "protect": "my skin from the sun|plants from frost|my eyes at work|a bicycle from thieves",
+    "raise": "chickens|money for a school|a kitten|bees",
+    "reduce": "noise in my flat|my screen time|food waste|dust at home",
+    "remove": "a coffee stain|rust from a pan|a splinter|old paint from wood",
+    "sell": "an old sofa|handmade cards|used books|a camera",
+    "sharpen": "a kitchen knife|a pencil by hand|scissors|garden shears",
+    "teach": "a child to ride a bike|my parents to use a phone|a dog to sit|a class online",
+    "wash": "a wool jumper|a muddy dog|white shoes|a feather pillow",
 }
 
 
@@ -141,9 +143,46 @@ def main(args: argparse.Namespace) -> None:
         args.users, args.test_users, args.steps, args.reward_steps = 16, 8, 2, 10
         args.choices, args.prompts, args.samples, args.contexts = 12, 1, 1, [0, 10]
     torch.set_num_threads(1)
+    clock = Clock()
+    study = prepare(args)
+    clock("answers, choices and preference model")
+    policy, probe = train_policy(study, args)
+    if args.policy is None:
+        policy.save_pretrained(args.out / "policy")
+    clock("policy")
+    report = evaluate(policy, study, args)
+    clock("evaluation")
+    conclude(report, policy, probe, study, args)
+    z = study.posterior(study.test.contexts.batch([0], num_context=10)).mean[0]
+    policy.adapter_for(z, args.out / "adapter")
+    print(f"figures, tables, samples, policy and one person's adapter in {args.out}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Holds what policies are trained and evaluated with; it is the same for every conditioning.
+
+    Attributes:
+        base: Folder of the language model.
+        answers: What people choose among in training: `prompt`, `text`, `kind`.
+        task: Choices that the policy is trained with.
+        test: Choices of other people about other prompts.
+        posterior: q(z | choices).
+        prompts: Prompts to which the policy writes answers for people of the test.
+    """
+
+    base: Path
+    answers: pd.DataFrame
+    task: Task
+    test: Task
+    posterior: Callable
+    prompts: list[str]
+
+
+def prepare(args: argparse.Namespace) -> Study:
+    """Lets the language model write answers, people choose, and fits the preference model."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    clock = Clock()
     base = unpack(args.out)
     prompts = every_prompt(VERBS)
     trained = prompts[: 16 if args.quick else TRAINING]
@@ -152,23 +191,11 @@ def main(args: argparse.Namespace) -> None:
     answers = write_answers(base, trained, "training", args)
     stage = "develop" if args.develop else "test"
     own = write_answers(base, prompts[start:middle], stage, args)
-    clock("answers")
     features = Features(list(answers["text"]))
     task = Task(base, answers, features, args, "train")
     test = Task(base, own, features, args, stage)
-    model, guide = fit_reward(task, args)
-    posterior = corrected(model, guide)
-    clock("choices and preference model")
-    policy, probe = train_policy(base, task, test, posterior, args)
-    if args.policy is None:
-        policy.save_pretrained(args.out / "policy")
-    clock("policy")
-    report = evaluate(policy, posterior, test, prompts[middle:end], args)
-    clock("evaluation")
-    conclude(report, policy, probe, answers, args)
-    z = posterior(test.contexts.batch([0], num_context=10)).mean[0]
-    policy.adapter_for(z, args.out / "adapter")
-    print(f"figures, tables, samples, policy and one person's adapter in {args.out}")
+    posterior = corrected(*fit_reward(task, args))
+    return Study(base, answers, task, test, posterior, prompts[middle:end])
 
 
 def unpack(out: Path) -> Path:
@@ -374,16 +401,14 @@ def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, 
     return model, guide
 
 
-def train_policy(
-    base: Path, task: Task, test: Task, posterior: Callable, args: argparse.Namespace
-) -> tuple[SteerablePolicy, LanguageProbe]:
+def train_policy(study: Study, args: argparse.Namespace) -> tuple[SteerablePolicy, LanguageProbe]:
     """Trains the policy; returns it with texts on which its language is measured.
 
     The probe holds answers of the base model to prompts of the test, and four held-out people.
     """
-    policy = load_policy(base, args)
+    policy, test = load_policy(study.base, args), study.test
     first = [int(np.flatnonzero(test.rows.user == user)[0]) for user in range(len(TYPES))]
-    people = posterior(test.contexts.batch(first, num_context=10)).mean
+    people = study.posterior(test.contexts.batch(first, num_context=10)).mean
     asked = list(dict.fromkeys(p[0]["content"] for p in test.rows.prompts))[:8]
     probe = LanguageProbe.of(
         policy,
@@ -412,9 +437,9 @@ def train_policy(
     trainer = SteerableDPOTrainer(
         policy,
         training,
-        task.pairs,
-        task.contexts,
-        posterior,
+        study.task.pairs,
+        study.task.contexts,
+        study.posterior,
         loss_type=["sigmoid", "sft"] if args.sft else "sigmoid",
         loss_weights=[1.0, args.sft] if args.sft else None,
         beta=args.beta,
@@ -434,19 +459,17 @@ def train_policy(
 # What to see.
 
 
-def evaluate(
-    policy: SteerablePolicy,
-    posterior: Callable,
-    test: Task,
-    prompts: list[str],
-    args: argparse.Namespace,
-) -> TextReport:
+def evaluate(policy: SteerablePolicy, study: Study, args: argparse.Namespace) -> TextReport:
     """Writes answers for held-out people to prompts that nobody has seen."""
+    test, posterior = study.test, study.posterior
     people = np.arange(args.test_users)
     first = np.searchsorted(test.rows.user, people)
     rows = first.repeat(args.prompts)
     rng = np.random.default_rng([args.seed, 1])
-    asked = [ask(p) for _ in people for p in rng.choice(prompts, args.prompts, replace=False)]
+    asked = []
+    for four in np.split(people, range(len(TYPES), len(people), len(TYPES))):  # One of each type.
+        own = rng.choice(study.prompts, args.prompts, replace=False)
+        asked += [ask(prompt) for _ in four for prompt in own]
     kind = test.type[people].repeat(args.prompts)
     place = np.arange(len(test.rows)) - first[test.rows.user]
     few = np.flatnonzero(place[test.pairs.row] < args.prompts)  # Pairs to predict.
@@ -490,7 +513,7 @@ def conclude(
     report: TextReport,
     policy: SteerablePolicy,
     probe: LanguageProbe,
-    answers: pd.DataFrame,
+    study: Study,
     args: argparse.Namespace,
 ) -> None:
     """Prints the tables, says what the texts of training cost, and keeps everything."""
@@ -501,55 +524,79 @@ def conclude(
     print(
         "\nanswers of the base model, nats a token:", {k: round(v, 3) for k, v in language.items()}
     )
-    few = answers.sample(frac=1, random_state=0).groupby("kind").head(12)
-    with policy.reference():
-        batch = text_batch(policy, [ask(p) for p in few["prompt"]], list(few["text"]))
-        nats = text_cost(policy, batch).reference_nats.numpy()
-    for number, name in enumerate(TYPES):
-        own = nats[few["kind"] == number]
-        error = own.std(ddof=1) / len(own) ** 0.5
-        print(f"texts of training, {name}: {own.mean():.2f} ± {error:.2f} nats a token")
+    training = training_cost(policy, study.answers)
+    for row in training.itertuples():
+        mean, error = row.value, row.standard_error
+        print(f"texts of training, {row.group}: {mean:.2f} ± {error:.2f} nats a token")
     most = max(args.contexts)
     followed = directions(report.samples, most)
     followed.to_csv(args.out / "directions.csv", index=False)
     print(f"\nAfter {most} choices, by what people want, beside the base model\n")
     print(followed.round(3).to_string(index=False))
+    ends = between_ends(report.samples)
+    ends.to_csv(args.out / "between_ends.csv", index=False)
+    print("\nBetween people who want a trait and people who do not\n")
+    print(ends.round(3).to_string(index=False))
     page = report.side_by_side(most)
     (args.out / "samples.txt").write_text(page, encoding="utf-8")
     print(f"\nAfter {most} choices\n\n{page}")
-    summary = {**vars(args), **language, "training_nats": nats.mean()}
+    summary = {**vars(args), **language, "training_nats": training["value"].mean()}
     summary = {key: str(x) if isinstance(x, Path) else x for key, x in summary.items()}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1, default=float))
     draw(report.table, args)
 
 
+def training_cost(policy: SteerablePolicy, answers: pd.DataFrame) -> pd.DataFrame:
+    """Measures answers of training under the base model, twelve of a kind, in nats a token."""
+    few = answers.sample(frac=1, random_state=0).groupby("kind").head(12).sort_values("kind")
+    with policy.reference():
+        batch = text_batch(policy, [ask(p) for p in few["prompt"]], list(few["text"]))
+        nats = text_cost(policy, batch).reference_nats
+    kinds = np.array(TYPES, dtype=object)[few["kind"]]
+    return by_group(nats, np.arange(len(few)), kinds)
+
+
+def rates_by_person(samples: pd.DataFrame, trait: str) -> pd.DataFrame:
+    """Tabulates the rate of a trait: a row for each wanted end and person, a column a context."""
+    place = list(TRAITS).index(trait)
+    wanted = samples["group"].map(lambda group: ENDS[TYPES.index(group)][place])
+    rate = samples["text"].map(TRAITS[trait]).astype(float)
+    keys = [wanted.rename("wanted"), samples["user"], samples["contexts"]]
+    return rate.groupby(keys).mean().unstack("contexts")
+
+
 def directions(samples: pd.DataFrame, contexts: int) -> pd.DataFrame:
     """Compares rates of each trait with the base model's, by what people want, person by person."""
     records = []
-    for place, (name, trait) in enumerate(TRAITS.items()):
-        wanted = samples["group"].map(lambda group, place=place: ENDS[TYPES.index(group)][place])
-        rates = (
-            samples.assign(rate=samples["text"].map(trait).astype(float), wanted=wanted)
-            .groupby(["wanted", "user", "contexts"])["rate"]
-            .mean()
-            .unstack("contexts")
-        )
-        for end, own in rates.groupby("wanted"):
+    for trait in TRAITS:
+        for end, own in rates_by_person(samples, trait).groupby("wanted"):
             change = own[contexts] - own[-1]
-            error = change.std() / len(change) ** 0.5
             records.append(
                 {
-                    "trait": name,
+                    "trait": trait,
                     "wanted": end,
                     "base": own[-1].mean(),
                     "rate": own[contexts].mean(),
                     "rate_error": own[contexts].std() / len(own) ** 0.5,
                     "change": change.mean(),
-                    "change_error": error,
+                    "change_error": change.std() / len(own) ** 0.5,
                     "people": len(own),
                 }
             )
-    return pd.DataFrame(records)
+    table = pd.DataFrame(records)
+    return table.assign(errors=table["change"] / table["change_error"])
+
+
+def between_ends(samples: pd.DataFrame) -> pd.DataFrame:
+    """Subtracts the rate of people who do not want a trait from that of people who do."""
+    records = []
+    for trait in TRAITS:
+        ends = [own for _, own in rates_by_person(samples, trait).groupby("wanted")]
+        for size in ends[0].columns[ends[0].columns >= 0]:
+            low, high = (own[size] for own in ends)
+            error = (low.var() / len(low) + high.var() / len(high)) ** 0.5
+            records.append((trait, size, high.mean() - low.mean(), error))
+    return pd.DataFrame(records, columns=["trait", "contexts", "difference", "standard_error"])
 
 
 def draw(table: pd.DataFrame, args: argparse.Namespace) -> None:
