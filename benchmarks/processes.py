@@ -71,7 +71,7 @@ def _fit(case: str, people: int, path: Path) -> None:
     """Fits simulated people in a process of torchrun; the first one writes its figures."""
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
-    beta = rng.normal(size=(people, 1, 2)) + [0.5, -0.5]
+    beta = rng.normal([0.5, -0.5], 1.0, size=(people, 1, 2))
     x = rng.normal(size=(ITEMS, 2))
     left = (rng.integers(ITEMS, size=(people, 1)) + np.arange(COMPARISONS)) % ITEMS
     right = (left + 1 + np.arange(COMPARISONS)) % ITEMS

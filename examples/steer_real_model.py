@@ -42,7 +42,7 @@ from arguments import Parser, run, share, whole
 from arguments import real as positive
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainingArguments
 
-from fssa_bayes import HeterogeneousBTL, ImportanceWeightedELBO, NeuralProcessGuide, Sleep, fit
+from fssa_bayes import HeterogeneousBTL, MaximumLikelihood, NeuralProcessGuide, Sleep, fit
 from fssa_bayes.data.texts import embed_texts, load_encoder
 from fssa_bayes.policy import (
     Contexts,
@@ -383,18 +383,16 @@ class Task:
 
 
 def fit_reward(task: Task, args: argparse.Namespace) -> tuple[HeterogeneousBTL, NeuralProcessGuide]:
-    """Fits the preference model and its guide to embeddings of prompts with answers."""
+    """Fits the preference model, linear in the features of answers, and then its guide."""
     torch.manual_seed(args.seed)
-    model = HeterogeneousBTL(task.preferences.num_features, 2)
+    model = HeterogeneousBTL(task.preferences.num_features, 2, utility="linear")
     guide = NeuralProcessGuide(model, "multivariate_normal")
     fit(
         model,
         guide,
         task.preferences,
-        objective=[ImportanceWeightedELBO(), Sleep()],
-        steps=args.reward_steps,
+        objective=[MaximumLikelihood(), Sleep(steps=args.reward_steps)],
         validation=None,
-        learning_rate=5e-3,
         seed=args.seed,
         progress_bar=False,
     )
