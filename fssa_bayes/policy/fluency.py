@@ -82,7 +82,7 @@ def _costs(policy: SteerablePolicy, part: ResponseBatch, people: Sequence[Tensor
     scored, targets = part.response_mask[:, 1:], part.input_ids[:, 1:]
 
     def next_token(z: Tensor | None) -> Tensor:
-        logits = policy(part.input_ids, part.attention_mask, z=z)[:, :-1][scored]
+        logits = policy.logits_at(part.input_ids, scored, part.attention_mask, z=z)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def mean(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scales and soft caps that a model applies around its output layer."""
+"""The output layer: scales and soft caps that a model applies around it, and how it is called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["Head"]
+__all__ = ["Head", "contiguous_input", "read_contiguous"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,20 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> float | None:
     ratio = ((numerator * denominator).sum() / denominator.square().sum()).item()
     error = (numerator - ratio * denominator).norm() / numerator.norm()
     return ratio if error < 0.01 else None
+
+
+def contiguous_input(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies a slice of hidden states, such as those of the last positions, before the layer.
+
+    On a CPU PyTorch multiplies a slice of several sequences by as many copies of the matrix: of 40
+    sequences and SmolLM2's output layer in 3.2 s in place of .01 s in bfloat16.
+    """
+    hidden, *rest = args
+    return hidden.contiguous(), *rest
+
+
+def read_contiguous(model: PreTrainedModel) -> None:
+    """Lets the output layer of a model read contiguous hidden states alone."""
+    layer = model.get_output_embeddings()
+    if contiguous_input not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(contiguous_input)

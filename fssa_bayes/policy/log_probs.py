@@ -20,6 +20,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from fssa_bayes.policy.head import contiguous_input
+
 __all__ = ["response_log_prob", "token_log_prob"]
 
 _CHUNK = {"cpu": 2**19}  # The optimum is flat: 2^16 and 2^24 cost a third more.
@@ -110,7 +112,8 @@ def _check_vocabulary(target: Tensor, size: int) -> None:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Tells whether a layer is a matrix and a bias: not quantised, adapted or changed by hooks."""
-    return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    changes = [hook for hook in layer._forward_pre_hooks.values() if hook is not contiguous_input]
+    return type(layer) is nn.Linear and not layer._forward_hooks and not changes
 
 
 def _score_plain(

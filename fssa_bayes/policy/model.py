@@ -49,7 +49,7 @@ from fssa_bayes.policy.config import (
 )
 from fssa_bayes.policy.film import FiLM, decoder_layers
 from fssa_bayes.policy.gates import Gates
-from fssa_bayes.policy.head import Head
+from fssa_bayes.policy.head import Head, read_contiguous
 from fssa_bayes.policy.log_probs import response_log_prob
 from fssa_bayes.policy.reference import hash_weights
 from fssa_bayes.policy.storage import (
@@ -114,6 +114,7 @@ class SteerablePolicy(Writing, nn.Module):
         follow_switch(model, conditioning)
         remove_dropout(model)
         guard_threads(self.base)
+        read_contiguous(self.base)
         self._head = Head.of(self.base)
         self.eval()
 
@@ -480,6 +481,28 @@ class SteerablePolicy(Writing, nn.Module):
         with self._steered(z, len(input_ids)):
             inputs = self._inputs(input_ids, attention_mask, None)
             return self.base(**inputs).logits
+
+    def logits_at(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        z: Tensor | None = None,
+    ) -> Tensor:
+        """Computes logits at some of the positions but the last, with shape (N, V).
+
+        Args:
+            input_ids: Tokens with shape (R, T).
+            mask: N positions, with shape (R, T − 1) and type bool.
+            attention_mask: As in :meth:`forward`.
+            z: As in :meth:`forward`.
+        """
+        if not self._head.is_known:
+            return self(input_ids, attention_mask, z=z)[:, :-1][mask]
+        hidden = self.hidden_states(input_ids, attention_mask, z=z)[:, :-1][mask]
+        logits = self.output_layer(hidden)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def hidden_states(
         self,

@@ -76,7 +76,7 @@ def test_a_probe_measures_the_references_own_texts(policy: Callable) -> None:
 def test_a_probe_reads_the_reference_once_for_all_people(policy: Callable) -> None:
     moved, z = policy(), factors(3)
     calls = []
-    moved.register_forward_hook(lambda *_: calls.append(1))
+    moved.base.base_model.register_forward_hook(lambda *_: calls.append(1))
     LanguageProbe(responses(), z, batch_size=2).measure(moved)
     assert len(calls) == 2 * (1 + 3)
 

@@ -208,3 +208,12 @@ def test_text_ends_before_a_stop_text(policy: Callable) -> None:
     assert cut == expected
     assert cut[0] != whole[0]
     assert moved.generate(PROMPTS, z, stop="w", **options) == ["", "", ""]
+
+
+def test_the_output_layer_reads_contiguous_hidden_states(policy: Callable) -> None:
+    moved, read = policy(), []
+    layer = moved.base.get_output_embeddings()
+    layer.register_forward_hook(lambda _, args, output: read.append(args[0].is_contiguous()))
+    moved.generate(PROMPTS, max_new_tokens=2)
+    assert len(PROMPTS) > 1
+    assert read == [True, True]
