@@ -53,7 +53,8 @@ def analyse(
     utility: Annotated[
         Utility | None,
         typer.Option(
-            help="Form of the utility; linear for items without features, else bilinear.",
+            help="Form of the utility. If absent, linear for items without features and where "
+            "people are few for a network, else bilinear.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -78,6 +79,17 @@ def analyse(
         float,
         typer.Option(help="Share of the people left out to judge by.", rich_help_panel=_PANEL),
     ] = 0.2,
+    bootstraps: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Data sets simulated for the test of whether people differ, where the "
+            "distribution of its statistic is not known: 19 if absent, none where fits take long; "
+            "0 leaves the test out there.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     penalty: Penalty = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of splits, weights and draws.")] = 0,
     quiet: Quiet = False,
@@ -86,7 +98,7 @@ def analyse(
     """Do people differ, who leads, how sure is that? One folder with everything.
 
     Fits a model of individual people and one of the average person, compares both on people left
-    out, ranks the items and describes who differs. The folder holds report.html (one page, to be
+    out, tests whether people differ, ranks the items and describes who differs. The folder holds report.html (one page, to be
     opened in a browser), summary.md, the tables as CSV, posterior.nc for ArviZ and the fitted
     model. It takes two to five minutes on two cores for ten thousand comparisons. A run that was
     interrupted goes on where it stopped when the same command is given again.
@@ -124,6 +136,7 @@ def analyse(
             num_samples=draws,
             test_size=test_size,
             penalty=penalty,
+            num_bootstrap=bootstraps,
             seed=seed,
             checkpoint=writer.checkpoint,
             progress_bar=not (quiet or write_json),

@@ -55,6 +55,10 @@ def to_markdown(section: Section, level: int = 2) -> str:
             lines.append(f"![{caption}]({figure.name})\n\n*{caption}*")
     if section.files:
         lines.append("Whole tables: " + ", ".join(f"`{name}`" for name in section.files))
+    if section.terms:
+        lines.append(
+            "\n".join(f"- *{escape(t)}*: {escape(why)}" for t, why in section.terms.items())
+        )
     return "\n\n".join(lines)
 
 

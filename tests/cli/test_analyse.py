@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = (
     *("--user", "rater no.", "--left", "A", "--right", "B", "--choice", "verdict"),
     *("--choice-labels", "a1=left,a2=right,equal=tie", "--ties", "half"),
-    *("--steps", "60", "--draws", "100"),
+    *("--bootstraps", "0", "--steps", "60", "--draws", "100"),
 )
 FILES = {
     *("model", "people.csv", "people.png", "person.png", "posterior.nc", "ranking.csv"),
