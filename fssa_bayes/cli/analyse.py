@@ -98,10 +98,11 @@ def analyse(
     """Do people differ, who leads, how sure is that? One folder with everything.
 
     Fits a model of individual people and one of the average person, compares both on people left
-    out, tests whether people differ, ranks the items and describes who differs. The folder holds report.html (one page, to be
-    opened in a browser), summary.md, the tables as CSV, posterior.nc for ArviZ and the fitted
-    model. It takes two to five minutes on two cores for ten thousand comparisons. A run that was
-    interrupted goes on where it stopped when the same command is given again.
+    out, tests whether people differ, ranks the items and describes who differs. The folder holds
+    report.html (one page, to be opened in a browser), summary.md, the tables as CSV, posterior.nc
+    for ArviZ and the fitted model. It takes two to five minutes on two cores for ten thousand
+    comparisons. A run that was interrupted goes on where it stopped when the same command is given
+    again.
     """
     if not 0 < test_size < 1:
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")

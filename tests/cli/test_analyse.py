@@ -135,7 +135,7 @@ def test_few_people_and_separate_groups(command, tmp_path: Path) -> None:
     path = tmp_path / "few.csv"
     table.to_csv(path, index=False)
     columns = ("--user", "u", "--left", "l", "--right", "r", "--choice", "c")
-    ended = command("analyse", path, *columns, *OPTIONS[-4:], "--out", tmp_path / "few")
+    ended = command("analyse", path, *columns, *OPTIONS[-6:], "--out", tmp_path / "few")
     assert ended.code == 0, ended.err
     assert "cannot be judged by" in ended.out
     assert "2 groups that were never compared" in ended.out
