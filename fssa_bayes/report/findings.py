@@ -517,7 +517,7 @@ def describe_differences(
             *draw_a_person(model, guide, data, num_samples, seed),
         ],
         files={"people.csv": people},
-        parts=[Section(f"{title}, {ORDER}", table=name_people(shown))],
+        parts=[Section(title, [ORDER], name_people(shown))],
     )
 
 

@@ -32,7 +32,10 @@ MAX_DRAWN = 40
 
 _MOST_NAMED = 3  # People who are named for their consistency, at either end.
 
-ORDER = "by the upper end of the direction's interval, those first who are the surest to differ"
+ORDER = (
+    "In the order of the upper end of the direction's interval: those first who are the surest to "
+    "differ from the average."
+)
 """The order of people in tables, files and pictures."""
 
 
@@ -66,8 +69,8 @@ def name_people(people: pd.DataFrame) -> pd.DataFrame:
     headings = {}
     for name, unit in (("direction", "correlation"), ("scale", "nats")):
         headings[name] = f"{name} ({unit}), median"
-        headings[f"{name}_lower"] = f"{name}, lower end (90 %)"
-        headings[f"{name}_upper"] = f"{name}, upper end (90 %)"
+        headings[f"{name}_lower"] = f"{name}, lower end (90\u00a0%)"
+        headings[f"{name}_upper"] = f"{name}, upper end (90\u00a0%)"
     return with_headings(people, **headings)
 
 
@@ -113,7 +116,7 @@ def draw_people(people: pd.DataFrame, *, drawn: bool = False) -> Figure:
     population = "drawn" if drawn else "held fixed"
     caption = f"{which} people: posterior median and 90 % interval, the population {population}"
     figure.suptitle(f"{caption}; dashed: median person", fontsize=10)
-    caption += f"; both panels in the order of the table, {ORDER}"
+    caption += "; both panels in the order of the table of people"
     return draw_figure(axes[0], caption, "people.png")
 
 

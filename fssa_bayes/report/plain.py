@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from numbers import Real
 
 import pandas as pd
 
@@ -106,9 +107,15 @@ def _guard(cell: str) -> str:
 
 def _rows(table: pd.DataFrame) -> Iterator[str]:
     """Yields the rows of a Markdown table, its header first."""
-    head = map(str, table.columns)
-    cells = table.map(format_cell).itertuples(index=False)
+    head = [escape_markdown(str(name)) for name in table.columns]
+    cells = table.map(_markdown_cell).itertuples(index=False)
     for number, row in enumerate((head, *cells)):
-        yield f"| {' | '.join(map(escape_markdown, row))} |"
+        yield f"| {' | '.join(row)} |"
         if number == 0:
             yield f"| {' | '.join(['---'] * table.shape[1])} |"
+
+
+def _markdown_cell(value: object) -> str:
+    """Writes a cell; a number holds nothing that Markdown would follow."""
+    text = format_cell(value)
+    return text if isinstance(value, Real) else escape_markdown(text)

@@ -23,11 +23,11 @@ _HEADINGS = {
     "high_k": "share with k-hat above .7",
     "latent_dim": "latent dimensions",
     "log_evidence": "log p of the choices (nats)",
-    "lower": "lower end (90 %)",
+    "lower": "lower end (90\u00a0%)",
     "p_value": "p",
     "per_unit": "behind the best, a person (nats)",
-    "rank_lower": "best rank (90 %)",
-    "rank_upper": "worst rank (90 %)",
+    "rank_lower": "best rank (90\u00a0%)",
+    "rank_upper": "worst rank (90\u00a0%)",
     "sd": "standard deviation",
     "se": "standard error",
     "se_sandwich": "standard error",
@@ -35,7 +35,7 @@ _HEADINGS = {
     "standard_error": "standard error",
     "tail_error": "standard error of p",
     "tail_probability": "p",
-    "upper": "upper end (90 %)",
+    "upper": "upper end (90\u00a0%)",
     "user": "person",
     "utility": "utility (nats)",
     "utility_se": "standard error (nats)",
@@ -86,8 +86,12 @@ TERMS: dict[str, tuple[str, str]] = {
         "Estimated shape of the tail of importance weights (Pareto). Below .7, means of the "
         "weighted draws can be trusted.",
     ),
+    "latent dimension": (
+        r"latent dimension",
+        "A direction in which people differ; everybody has a number in each.",
+    ),
     "latent factor z": (
-        r"latent (dimension|factor)",
+        r"latent factor",
         "The numbers that tell one person from another.",
     ),
     "likelihood ratio": (

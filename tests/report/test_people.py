@@ -49,7 +49,7 @@ def test_a_picture_has_the_order_of_the_table(
 def test_headings_of_people_have_units_and_the_consistent_are_named(people: pd.DataFrame) -> None:
     named = name_people(people.reset_index())
     assert list(named.columns[:4]) == [
-        *("person", "comparisons", "direction, lower end (90 %)"),
+        *("person", "comparisons", "direction, lower end (90\u00a0%)"),
         "direction (correlation), median",
     ]
     assert not [name for name in named.columns if "_" in name]
