@@ -103,9 +103,17 @@ def describe(test: HeterogeneityTest) -> Heterogeneity:
         f"Likelihood-ratio test of all {test.people:,} people (heterogeneity_test): a mixed logit, "
         "in which everybody has coefficients of their own, against one in which all are alike."
     )
+    text = [how, str(test)]
+    count = len(test.null)
+    if test.method == "bootstrap" and test.p_value * (count + 1) < 1.5:
+        more = max(99, 10 * (count + 1) - 1)
+        text.append(
+            f"No p-value of {count:,} simulated data sets is smaller: --bootstraps {more} "
+            f"(num_bootstrap={more} in Python) can tell a smaller one."
+        )
     numbers = {
         "heterogeneity_p_value": test.p_value,
         "heterogeneity_p_lower": low,
         "heterogeneity_p_upper": high,
     }
-    return Heterogeneity(Section(_HEADING, (how, str(test))), verdict, test.p_value, numbers)
+    return Heterogeneity(Section(_HEADING, text), verdict, test.p_value, numbers)
