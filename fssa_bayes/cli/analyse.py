@@ -63,7 +63,8 @@ def analyse(
         str | None,
         typer.Option(
             metavar="INTEGER|auto",
-            help="Dimensions in which people differ; 2 if absent. `auto` chooses 1, 2, 4 or 8 by "
+            help="Dimensions in which people differ. If absent, as many as features, up to 5, "
+            "for a linear utility of items with features, else 2. `auto` chooses 1, 2, 4 or 8 by "
             "people left out, and takes a fit more for each.",
             rich_help_panel=_PANEL,
             show_default=False,
@@ -151,10 +152,10 @@ def analyse(
         writer.finish(analysis.figures, analysis.report, write_json=write_json)
 
 
-def _read_latent_dim(text: str | None) -> int | str:
+def _read_latent_dim(text: str | None) -> int | str | None:
     """Reads `--latent-dim`: a number from 1 up, or `auto`."""
     if text is None:
-        return 2
+        return None
     if text != "auto" and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"--latent-dim must be an integer of at least 1 or auto, got {text!r}")
     return text if text == "auto" else int(text)

@@ -49,6 +49,7 @@ __all__ = ["Analysis", "Collector", "analyse", "hear_warnings", "rank"]
 _STEP_SIZE = 1500  # Comparisons in a step of the fit, on average.
 _MIN_PEOPLE = 5  # Fewest people that can be divided into people to fit and people to score.
 _MIN_CHOOSERS = 20  # Fewest people of a fit by whom a number of latent dimensions is chosen.
+_DEFAULT_DIMENSIONS = 5  # Most latent dimensions that are not asked for.
 _LATENT_DIMS = (1, 2, 4, 8)  # Numbers to choose from.
 _MAX_LIKELIHOOD_PARAMETERS = 200  # Of a linear utility, up to which maximum likelihood is quick.
 _IGNORED = (
@@ -87,7 +88,7 @@ def analyse(
     about_data: Section | None = None,
     fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None = None,
     utility: str | None = None,
-    latent_dim: int | str = 2,
+    latent_dim: int | str | None = None,
     steps: int = 600,
     num_samples: int = 500,
     test_size: float = 0.2,
@@ -107,8 +108,10 @@ def analyse(
         fitted: A model of individual people and its guide, fitted before; None to fit one.
         utility: Utility of the model that is fitted; None is `"linear"` for items without features,
             or with features where people are few for a network, else `"bilinear"`.
-        latent_dim: Its number of latent dimensions; `"auto"` chooses 1, 2, 4 or 8 by people of the
-            fit who are held out, which takes a fit more for each.
+        latent_dim: Its number of latent dimensions. None is the number of features, up to 5, for a
+            linear utility of items with features, whose coefficients then have any covariance, else
+            2; `"auto"` chooses 1, 2, 4 or 8 by people of the fit who are held out, which takes a
+            fit more for each.
         steps: Steps of each objective of its fit.
         num_samples: Posterior draws S of each person.
         test_size: Share of the people left out of the fit, in (0, 1).
@@ -132,7 +135,7 @@ def analyse(
     _check_penalty(penalty)
     choose = latent_dim == "auto"
     for argument, value, least in (
-        ("latent_dim", 1 if choose else latent_dim, 1),
+        ("latent_dim", 1 if choose or latent_dim is None else latent_dim, 1),
         ("steps", steps, 1),
         ("num_samples", num_samples, 25),
         ("num_bootstrap", 0 if num_bootstrap is None else num_bootstrap, 0),
@@ -148,6 +151,8 @@ def analyse(
         return _of_few_people(data, fitted, found, title, num_samples, penalty, seed, start)
     train, test = data.split_users(test_size, seed=seed)
     form = choose_utility(train, utility)
+    if latent_dim is None:
+        latent_dim = default_dimensions(train, form.name)
     if choose and fitted is None:
         with hear_warnings() as heard:
             latent_dim, section = choose_dimensions(train, form.name, steps, seed)
@@ -427,6 +432,18 @@ def build_people(
         num_covariates=train.num_covariates,
     )
     return model, NeuralProcessGuide(model)
+
+
+def default_dimensions(train: Preferences, utility: str) -> int:
+    """Counts the dimensions of a model for which no number is asked for.
+
+    A covariance of lower rank than that of people's coefficients makes intervals too narrow: with
+    five features and 400 or 800 simulated people, of nominal 90 % intervals of a person's scale 34
+    to 38 % held the truth with two dimensions.
+    """
+    if utility == "linear" and train.items is not None:
+        return min(_most_dimensions(train), _DEFAULT_DIMENSIONS)
+    return 2
 
 
 def _most_dimensions(train: Preferences) -> int:

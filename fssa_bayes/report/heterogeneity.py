@@ -14,9 +14,9 @@ from fssa_bayes.report.page import Section
 __all__ = ["Heterogeneity", "judge_heterogeneity"]
 
 _LEVEL = 0.05
-# Comparisons times parameters of a fit, up to which the test is run: alone, or with the fits of a
-# bootstrap.
-_MOST_WORK, _MOST_BOOTSTRAP_WORK = 2_000_000, 20_000
+# Comparisons times features and latent dimensions up to which the test is run, with a known limit
+# and by bootstrap: each takes about half a minute of a processor at most.
+_MOST_WORK, _MOST_BOOTSTRAP_WORK = 1_000_000, 60_000
 _HEADING = "Do people differ at all?"
 
 

@@ -21,7 +21,13 @@ from fssa_bayes import (
 from fssa_bayes.datasets import linear_factors
 from fssa_bayes.report import Section, analyse, rank, to_markdown, to_text
 from fssa_bayes.report.alternatives import describe_unit
-from fssa_bayes.report.analysis import Collector, choose_dimensions, describe_convergence
+from fssa_bayes.report.analysis import (
+    Collector,
+    build_people,
+    choose_dimensions,
+    default_dimensions,
+    describe_convergence,
+)
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +239,17 @@ def headings(section: Section) -> Iterator[str]:
         yield from section.table.columns
     for part in section.parts:
         yield from headings(part)
+
+
+@pytest.mark.parametrize(
+    ("features", "utility", "expected"),
+    [(1, "linear", 1), (4, "linear", 4), (9, "linear", 5), (9, "bilinear", 2), (None, "linear", 2)],
+)
+def test_coefficients_of_few_features_have_any_covariance(
+    features: int | None, utility: str, expected: int
+) -> None:
+    items = None if features is None else np.eye(10, features, dtype=np.float32)
+    data = Preferences([0, 1], [2, 9], [1, 0], [0, 1, 2], items=items, num_items=10)
+    assert default_dimensions(data, utility) == expected
+    model, _ = build_people(data, utility, expected)
+    assert model.latent_dim == expected
