@@ -8,8 +8,16 @@ from fssa_bayes.data import Preferences
 
 __all__ = ["PEOPLE_FOR_NETWORK", "UtilityChoice", "choose_utility"]
 
-PEOPLE_FOR_NETWORK = 400
-"""People of a fit below which personal intervals of the bilinear utility are too narrow."""
+PEOPLE_FOR_NETWORK = 1000
+"""People of a fit below which personal intervals of the bilinear utility are too narrow.
+
+Simulated people with linear utilities of two or three features, 15 or 12 choices each and as many
+latent dimensions as features, fitted as an analysis does; the share of people whose direction, the
+correlation of their utilities with the average person's, lay in its nominal 90 % interval, in each
+of several sets of people. Linear utility: 75 to 93 % of 40 people (mean .86 of seven sets), 92 % of
+100, 89 % of 400. Bilinear: 28 to 57 % of 40 (four sets, two with a dimension less), 61 % of 160, 52
+to 89 % of 250 (mean .72), 57 to 90 % of 400 (mean .77), 71 to 87 % of 1,000 (mean .83).
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def choose_utility(train: Preferences, asked: str | None = None) -> UtilityChoic
         return UtilityChoice(
             "linear",
             f"Utility is linear in the features, a mixed logit, as {people:,} people of the fit "
-            f"are fewer than {PEOPLE_FOR_NETWORK}, and a network's intervals for a person would "
+            f"are fewer than {PEOPLE_FOR_NETWORK:,}, and a network's intervals for a person would "
             "be too narrow; --utility bilinear (utility='bilinear' in Python) fits the network.",
         )
     if asked == "linear" or not few:
@@ -53,7 +61,8 @@ def choose_utility(train: Preferences, asked: str | None = None) -> UtilityChoic
     return UtilityChoice(
         asked,
         warning=f"{people:,} people of the fit are few for the utility {asked!r}, a network: below "
-        f"{PEOPLE_FOR_NETWORK} people intervals for a person are too narrow, of nominal 90 % at 40 "
-        "people about half hold the truth. --utility linear (utility='linear' in Python) has "
-        "intervals that hold",
+        f"{PEOPLE_FOR_NETWORK:,} people its intervals for a person are too narrow; of nominal 90 % "
+        "intervals of direction about half held the truth for 40 simulated people, about three "
+        "quarters for 400. Of those of --utility linear (utility='linear' in Python) 86 % and 89 % "
+        "did",
     )

@@ -99,6 +99,7 @@ def test_covariates(command, utility: str, tmp_path: Path, votes: Path) -> None:
     assert "What do covariates do?" in summary
     assert ("odd on place" in ended.out) == (utility == "linear")
     assert ("10 refits" in summary) == (utility == "bilinear")
+    assert ("32 people of the fit are few for the utility" in summary) == (utility == "bilinear")
     assert "does not use the covariates" not in summary
     effects = pd.read_csv(out / "covariates.csv", index_col=["covariate", "item"])
     # Even people like the first places, odd ones the last.

@@ -38,7 +38,7 @@ def test_a_network_needs_people_and_features(people: int, featured: bool, expect
     assert not chosen.warning
     assert bool(chosen.note) == (featured and expected == "linear")
     if chosen.note:
-        assert f"{people} people of the fit are fewer than {PEOPLE_FOR_NETWORK}" in chosen.note
+        assert f"{people} people of the fit are fewer than {PEOPLE_FOR_NETWORK:,}" in chosen.note
         assert "--utility bilinear" in chosen.note
 
 
