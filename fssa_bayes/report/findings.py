@@ -77,7 +77,7 @@ def numbers_of(data: Preferences) -> dict[str, object]:
     """Counts people, comparisons and items; people are None where they are not named."""
     return {
         "people": len(data) if data.people_are_named else None,
-        "comparisons": int((~data.judgements.inside).sum()),  # Rows of rankings are no judgements.
+        "comparisons": int((~data.judgements.inside).sum()),  # Not pairs of rankings.
         "judgements": data.num_judgements,
         "items": data.num_items,
         "features": None if data.items is None else data.num_features,

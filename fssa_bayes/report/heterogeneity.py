@@ -84,7 +84,12 @@ def judge_heterogeneity(
         )
         return Heterogeneity(Section(_HEADING, (why,)))
     more = {"num_null": num_bootstrap} if by_bootstrap else {}
-    return describe(heterogeneity_test(build, data, seed=seed, **more))
+    answering = data.subset(data.counts > 0)
+    try:
+        return describe(heterogeneity_test(build, answering, seed=seed, **more))
+    except (ValueError, FloatingPointError) as reason:  # The rest of the analysis stands.
+        why = f"The likelihood-ratio test of whether people differ was left out: {reason}."
+        return Heterogeneity(Section(_HEADING, (why,)))
 
 
 def _is_too_long(work: int, num_bootstrap: int | None) -> bool:

@@ -52,3 +52,14 @@ def test_a_test_that_takes_long_is_left_out_with_its_call() -> None:
     names = {"heterogeneity_test": heterogeneity_test, "HeterogeneousBTL": HeterogeneousBTL}
     with pytest.raises(ValueError, match="at least 2 people"):
         eval(call, names | {"data": data.subset([0])})
+
+
+@pytest.mark.filterwarnings("ignore:choices are separated")
+def test_choices_that_are_certain_leave_the_test_out() -> None:
+    """Everybody prefers the first of two items, and one person has not been asked."""
+    data = Preferences([0] * 40, [1] * 40, [1.0] * 40, [0, 0, *range(2, 41, 2)], num_items=2)
+    found = judge_heterogeneity(data, 2, None, seed=0)
+    assert np.isnan(found.p_value)
+    assert "was left out: data must leave the average person's choices uncertain" in to_text(
+        found.section
+    )
