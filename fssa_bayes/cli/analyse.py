@@ -53,7 +53,8 @@ def analyse(
     utility: Annotated[
         Utility | None,
         typer.Option(
-            help="Form of the utility; linear for items without features, else bilinear.",
+            help="Form of the utility. If absent, linear for items without features and where "
+            "people are few for a network, else bilinear.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -62,7 +63,8 @@ def analyse(
         str | None,
         typer.Option(
             metavar="INTEGER|auto",
-            help="Dimensions in which people differ; 2 if absent. `auto` chooses 1, 2, 4 or 8 by "
+            help="Dimensions in which people differ. If absent, as many as features, up to 5, "
+            "for a linear utility of items with features, else 2. `auto` chooses 1, 2, 4 or 8 by "
             "people left out, and takes a fit more for each.",
             rich_help_panel=_PANEL,
             show_default=False,
@@ -78,6 +80,17 @@ def analyse(
         float,
         typer.Option(help="Share of the people left out to judge by.", rich_help_panel=_PANEL),
     ] = 0.2,
+    bootstraps: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Data sets simulated for the test of whether people differ, where the "
+            "distribution of its statistic is not known: 19 if absent, none where fits take long; "
+            "0 leaves the test out there.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     penalty: Penalty = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of splits, weights and draws.")] = 0,
     quiet: Quiet = False,
@@ -86,10 +99,11 @@ def analyse(
     """Do people differ, who leads, how sure is that? One folder with everything.
 
     Fits a model of individual people and one of the average person, compares both on people left
-    out, ranks the items and describes who differs. The folder holds report.html (one page, to be
-    opened in a browser), summary.md, the tables as CSV, posterior.nc for ArviZ and the fitted
-    model. It takes two to five minutes on two cores for ten thousand comparisons. A run that was
-    interrupted goes on where it stopped when the same command is given again.
+    out, tests whether people differ, ranks the items and describes who differs. The folder holds
+    report.html (one page, to be opened in a browser), summary.md, the tables as CSV, posterior.nc
+    for ArviZ and the fitted model. It takes two to five minutes on two cores for ten thousand
+    comparisons. A run that was interrupted goes on where it stopped when the same command is given
+    again.
     """
     if not 0 < test_size < 1:
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
@@ -124,6 +138,7 @@ def analyse(
             num_samples=draws,
             test_size=test_size,
             penalty=penalty,
+            num_bootstrap=bootstraps,
             seed=seed,
             checkpoint=writer.checkpoint,
             progress_bar=not (quiet or write_json),
@@ -137,10 +152,10 @@ def analyse(
         writer.finish(analysis.figures, analysis.report, write_json=write_json)
 
 
-def _read_latent_dim(text: str | None) -> int | str:
+def _read_latent_dim(text: str | None) -> int | str | None:
     """Reads `--latent-dim`: a number from 1 up, or `auto`."""
     if text is None:
-        return 2
+        return None
     if text != "auto" and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"--latent-dim must be an integer of at least 1 or auto, got {text!r}")
     return text if text == "auto" else int(text)

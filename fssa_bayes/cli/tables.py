@@ -6,6 +6,7 @@ One place for all subcommands: another layout of a table is a few more options h
 
 from __future__ import annotations
 
+import csv
 import functools
 import inspect
 import math
@@ -53,6 +54,7 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("situation", "features", "constants", "outside", "available", "worst"),
     ),
 )
+_MOST_COLUMNS = 20  # Columns of a file that a message names.
 _ROWS_OF_PEOPLE = ("pair_columns", "orderings", "ranks")
 _LISTS = ("orderings", "ranks", "choice_set", "features")
 _ROLES = (
@@ -272,6 +274,35 @@ class Votes:
         for option, path in (("FILE", self.path), ("--items", self.items), ("--users", self.users)):
             if path is not None and not path.is_file():
                 raise FileNotFoundError(f"{option} must be an existing file, got {str(path)!r}")
+        self._check_header()
+
+    def _check_header(self) -> None:
+        """Raises a ValueError for a column that a plain text file lacks, before any import.
+
+        What else is wrong with a file, and columns of other files, are for the reader to say.
+        """
+        name = self.path.name.lower()
+        if not name.endswith((".csv", ".tsv", ".tab")):
+            return
+        delimiter = self.delimiter or ("," if name.endswith(".csv") else "\t")
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                header = next(filter(None, csv.reader(file, delimiter=delimiter)), [])
+        except (OSError, ValueError, TypeError, csv.Error):  # UnicodeDecodeError is a ValueError.
+            return
+        if len(header) < 2:  # Another delimiter, probably.
+            return
+        header = [name or f"column {number}" for number, name in enumerate(header, start=1)]
+        for role in _ROLES:
+            column = getattr(self, role)
+            if role != "pair_columns" and column and column not in header:
+                shown = ", ".join(repr(other[:60]) for other in header[:_MOST_COLUMNS])
+                if len(header) > _MOST_COLUMNS:
+                    shown += f", … ({len(header)} in all)"
+                raise ValueError(
+                    f"{_flag(role)} {column!r} is not a column of {self.path}; its columns are "
+                    f"{shown}"
+                )
 
     def require_people(self) -> None:
         """Raises a ValueError unless the file tells people apart."""

@@ -8,7 +8,11 @@ heterogeneous one, and the number of latent dimensions is chosen on people left 
 from fssa_bayes.comparison.choice import LatentDimChoice, choose_latent_dim
 from fssa_bayes.comparison.comparisons import leave_comparisons_out
 from fssa_bayes.comparison.elpd import Elpd, compare
-from fssa_bayes.comparison.heterogeneity import HeterogeneityTest, heterogeneity_test
+from fssa_bayes.comparison.heterogeneity import (
+    HeterogeneityTest,
+    heterogeneity_test,
+    reason_against_mixture,
+)
 from fssa_bayes.comparison.people import leave_users_out, score_users
 
 __all__ = [
@@ -20,5 +24,6 @@ __all__ = [
     "heterogeneity_test",
     "leave_comparisons_out",
     "leave_users_out",
+    "reason_against_mixture",
     "score_users",
 ]

@@ -51,6 +51,9 @@ def boundary_draws(
     Returns:
         Draws with shape (num,), at least 0.
 
+    Raises:
+        ValueError: If the average person's choices are certain, as where all are separated.
+
     References:
         Self & Liang (1987), Asymptotic properties of maximum likelihood estimators and likelihood
         ratio tests under nonstandard conditions.
@@ -58,6 +61,11 @@ def boundary_draws(
     check_unweighted(data, "boundary_draws()")
     score, slope = variance_scores(average, data)
     size = score.shape[-1]
+    if not size:
+        raise ValueError(
+            "data must leave the average person's choices uncertain to tell whether people differ, "
+            "got choices that are all separated"
+        )
     moments = score.flatten(1).T @ score.flatten(1)
     cross = score.flatten(1).T @ slope
     of_mean = slope.T @ slope

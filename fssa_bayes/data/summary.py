@@ -8,7 +8,7 @@ import numpy as np
 
 from fssa_bayes.data.comparisons import Comparisons
 from fssa_bayes.data.graph import describe_separation, find_components
-from fssa_bayes.data.keys import combine_keys
+from fssa_bayes.data.keys import combine_keys, count_repeated
 
 __all__ = ["Summary", "count_repetitions", "count_sides", "find_recurrence", "summarise"]
 
@@ -26,6 +26,8 @@ class Summary:
         half_wins: Comparisons with choice ½ that count as half a win each.
         dropped_ties: Ties that `ties="drop"` removed.
         duplicates: Comparisons of a pair that the same person had answered before, the same way.
+        identical: Those among them whose items stood on the same sides, too, of the same advantage:
+            the rows that reading warns of.
         contradictions: Pairs that one person answered in different ways.
         unused_items: Items that nobody compared.
         component_sizes: Sizes of the connected components of the comparison graph, largest first,
@@ -72,6 +74,7 @@ class Summary:
     people_are_named: bool = True
     lone_comparisons: int = 0
     items_recur: bool = True
+    identical: int = 0
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -101,13 +104,18 @@ class Summary:
             what = f"{self.broken[0]:,} of {self.broken[1]:,} stages, scored as if independent"
             rows.insert(4, ("rankings in pairs", what))
         if self.lone_comparisons or self.dropped_ties:
+            repeated = f"{self.duplicates:,}"
+            if self.duplicates:
+                repeated += f" ({self.identical:,} with the items on the same sides)"
             rows += [
                 ("half wins", f"{self.half_wins:,}"),
                 ("ties kept", f"{self.ties:,}"),
                 ("ties dropped", f"{self.dropped_ties:,}"),
-                ("repeated answers", f"{self.duplicates:,}"),
+                ("repeated answers", repeated),
                 ("contradicted pairs", f"{self.contradictions:,}"),
             ]
+        if not self.lone_comparisons and (self.rankings or self.choice_sets):
+            rows = [row for row in rows if row[0] != "comparisons"]
         components = f"{len(self.component_sizes):,} (sizes {sizes or 'none'})"
         if not self.items_recur and len(self.component_sizes) > 1:
             components = "none larger than a judgement: every item is in one alone"
@@ -154,6 +162,7 @@ def summarise(data: Comparisons) -> Summary:
         people_are_named=data.people_are_named,
         lone_comparisons=int((~data.judgements.inside).sum()),
         items_recur=find_recurrence(data),
+        identical=count_identical(data),
     )
 
 
@@ -208,3 +217,13 @@ def count_repetitions(data: Comparisons) -> tuple[int, int]:
     pair = np.concatenate([[0], np.cumsum(~same_pair)])
     contradicted = np.diff(pair[1:][same_pair & ~same_answer], prepend=-1) != 0
     return int((same_pair & same_answer).sum()), int(contradicted.sum())
+
+
+def count_identical(data: Comparisons) -> int:
+    """Counts comparisons with the person, sides, answer and advantage of an earlier one."""
+    answered = ~data.judgements.inside
+    side = np.zeros(data.num_comparisons) if data.side is None else np.nan_to_num(data.side, nan=2)
+    answer = (2 * data.choice + 3 * (side + 1)).astype(np.int64)
+    columns = (column[answered] for column in (data.person, data.left, data.right, answer))
+    sizes = len(data), data.num_items, data.num_items, 12
+    return count_repeated(combine_keys(list(columns), sizes)[0])

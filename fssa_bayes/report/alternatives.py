@@ -14,6 +14,7 @@ from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import draw_figure
+from fssa_bayes.report.words import with_headings
 
 __all__ = [
     "count_judgements",
@@ -110,7 +111,7 @@ def describe_coefficients(
     return Section(
         "What matters to the average person",
         text,
-        table.round(4).reset_index(),
+        with_headings(table.round(4).reset_index()),
         figures,
         files={"coefficients.csv": table},
     )
@@ -129,13 +130,15 @@ def tabulate_population(result: FitResult | None, seed: int) -> list[Section]:
     table = table.rename(columns={"se_sandwich": "standard_error"})
     why = (
         "Means, standard deviations and correlations of people's coefficients, in nats a unit of "
-        "the feature, with sandwich standard errors, people as clusters."
+        "the feature, with sandwich standard errors, people as clusters. The mean here is that of "
+        "people's own coefficients. As a rule it lies further from 0 than the coefficients of the "
+        "average person above, who stands for people of different tastes."
     )
     return [
         Section(
             "Coefficients of the population",
             [why],
-            table.round(4).reset_index(),
+            with_headings(table.round(4).reset_index(), estimate="estimate"),
             files={"population.csv": table},
         )
     ]

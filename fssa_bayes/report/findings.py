@@ -1,4 +1,4 @@
-"""The parts of an analysis: comparison, ranking, differences between people, covariates."""
+"""The parts of an analysis: comparison, ranking, differences between people."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from fssa_bayes import plots
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
+from fssa_bayes.inference import FitResult, fit
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import covariate_effects
 from fssa_bayes.posterior import PopulationDraws, Posterior
 from fssa_bayes.report.alternatives import (
     count_judgements,
@@ -26,22 +25,27 @@ from fssa_bayes.report.alternatives import (
     has_own_items,
     tabulate_population,
 )
+from fssa_bayes.report.heterogeneity import Heterogeneity
 from fssa_bayes.report.page import Section
 from fssa_bayes.report.people import (
     MAX_DRAWN,
+    ORDER,
     choose_person,
     common_items,
     draw_a_person,
     draw_people,
+    name_people,
+    order_people,
+    say_who_is_consistent,
 )
 from fssa_bayes.report.study import draw_figure
+from fssa_bayes.report.words import with_headings
 
 __all__ = [
     "Comparison",
     "compare",
     "count_people",
     "describe_average",
-    "describe_covariates",
     "describe_data",
     "describe_differences",
     "model_of_ties",
@@ -59,11 +63,9 @@ _EMPIRICAL_BAYES = (
 _DRAWN = "Intervals for a person include how uncertain the population is, which is drawn."
 _CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # Known choices, up to the largest that half exceed.
 _MIN_JUDGES = 10  # Fewest people for a standard error.
+_MOST_PEOPLE = 10  # Rows of the table of people.
 _MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
 _MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
-_MAX_SHOWN = 12  # Items whose utilities are set against covariates.
-_REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
-_MAX_COEFFICIENTS = 1500  # Most coefficients whose standard errors need no refits.
 
 
 def model_of_ties(data: Preferences) -> str | None:
@@ -75,7 +77,7 @@ def numbers_of(data: Preferences) -> dict[str, object]:
     """Counts people, comparisons and items; people are None where they are not named."""
     return {
         "people": len(data) if data.people_are_named else None,
-        "comparisons": data.num_comparisons,
+        "comparisons": int((~data.judgements.inside).sum()),  # Not pairs of rankings.
         "judgements": data.num_judgements,
         "items": data.num_items,
         "features": None if data.items is None else data.num_features,
@@ -148,10 +150,11 @@ def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     lines = [line + features + "."]
     if model is not None:
         config = model.config
+        width = config["latent_dim"]
         ties = ", ties as answers of their own" if model.has_ties else ""
         lines.append(
-            f"Model of individual people: utility {config['utility']}, {config['latent_dim']} "
-            f"latent dimensions{ties}."
+            f"Model of individual people: utility {config['utility']}, {width} latent "
+            f"dimension{'' if width == 1 else 's'}{ties}."
         )
     return lines
 
@@ -220,6 +223,8 @@ def compare(
     seed: int,
     *,
     seen_before: bool,
+    alike: Heterogeneity,
+    num_people: int,
     population: str | PopulationDraws = "fixed",
 ) -> Comparison:
     """Scores unseen choices of the people left out, by individual model and average person.
@@ -232,6 +237,8 @@ def compare(
         num_samples: Posterior draws S of each person.
         seed: Seed of splits and draws.
         seen_before: Whether these people may have taken part in the fit of `model`.
+        alike: The test of everybody alike, which stands in the same part of the report.
+        num_people: Number of all people, of whom `test` are a part.
         population: As for :class:`fssa_bayes.Posterior`.
     """
     sizes = [n for n in _CONTEXT_SIZES if n == 0 or np.mean(test.judgement_counts > n) >= 0.5]
@@ -247,15 +254,15 @@ def compare(
             error = difference.std(ddof=1) / math.sqrt(len(difference))
         doubtful = (~person.reliable).float().mean().item()
         rows.append((size, base.mean(), difference.mean(), error, doubtful))
+    unit, guess = describe_unit(target, has_ties=model.has_ties)
     columns = [
-        "known choices",
-        "average person",
-        "gain",
-        "standard error of gain",
-        "share in doubt",
+        f"known {unit}s",
+        f"average person's log score (nats a {unit})",
+        f"gain (nats a {unit})",
+        "standard error of the gain",
+        "share of people in doubt",
     ]
     table = pd.DataFrame(rows, columns=columns).round(4)
-    unit, guess = describe_unit(target, has_ties=model.has_ties)
     who = "left out of the average's fit" if seen_before else "who took no part in the fit"
     text = [
         f"Log score of {target.num_judgements:,} unseen {unit}s of {len(target):,} people {who} "
@@ -275,28 +282,44 @@ def compare(
             "flatters the model."
         )
     size, score, gain, error, _ = rows[-1]
-    verdict = _verdict(size, gain, error, len(target))
-    section = Section("Do people differ in ways that can be predicted?", [*text, verdict], table)
+    verdict = _verdict(size, gain, error, len(target), _say_share(test, target, num_people))
+    section = Section(
+        "Do people differ in ways that can be predicted?",
+        [*text, verdict],
+        table,
+        parts=[alike.section],
+    )
     numbers = {
         "known_choices": size,
         "average_log_score": float(score),
         "gain": float(gain),
         "gain_standard_error": float(error),
         "people_scored": len(target),
-    }
+    } | alike.numbers
     certainty = gain / error if len(target) >= _MIN_JUDGES else np.nan
     if person.population is not None:  # Several populations cannot be exported.
         person = Posterior(model, guide, longest, num_samples, seed=seed)
     return Comparison(section, verdict, certainty, numbers, person, target)
 
 
-def _verdict(size: int, gain: float, error: float, people: int) -> str:
+def _say_share(test: Preferences, target: Preferences, num_people: int) -> str:
+    """Says which share of the people would leave out enough of them to judge by."""
+    needed = _MIN_JUDGES * len(test) / (len(target) * num_people)
+    share = math.ceil(20 * needed) / 20
+    if share <= 0.5:
+        return f"--test-size {share:.2g} (test_size={share:.2g} in Python) leaves out enough"
+    return (
+        "leave_users_out of fssa_bayes.comparison predicts everybody in turn, by fits to the others"
+    )
+
+
+def _verdict(size: int, gain: float, error: float, people: int, remedy: str) -> str:
     after = f"After {size} known choices of a person the individual model"
     amount = f"by {abs(gain):.4f} ± {error:.4f} nats a choice"
     if people < _MIN_JUDGES:
         return (
-            f"Whether people differ cannot be judged by {people} people left out, fewer than "
-            f"{_MIN_JUDGES} (gain {gain:+.4f} nats a choice)."
+            f"Whether the individual model predicts people better cannot be judged by {people} "
+            f"people left out, fewer than {_MIN_JUDGES} (gain {gain:+.4f} nats a choice): {remedy}."
         )
     if gain > 2 * error:
         return f"{after} predicts better {amount}: people differ, and a few choices tell how."
@@ -391,7 +414,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
     return Section(
         "Ranking for the average person",
         text,
-        shown[columns].head(10).round(3).reset_index(),
+        with_headings(shown[columns].head(10).round(3).reset_index()),
         figures,
         files={"ranking.csv": order},
     )
@@ -421,6 +444,9 @@ def describe_differences(
     seed: int,
     population: str | PopulationDraws = "fixed",
     result: FitResult | None = None,
+    *,
+    differ: bool = False,
+    warnings: Sequence[str] = (),
 ) -> Section:
     """Describes how much people differ, and who does.
 
@@ -433,12 +459,20 @@ def describe_differences(
         seed: Seed of the draws.
         population: As for :class:`fssa_bayes.Posterior`.
         result: The fit of the model, if it was not fitted before.
+        differ: Whether the test of all people says that they differ.
+        warnings: What the intervals of people lack.
     """
     heading, text = "How much do people differ?", []
     if not certainty > 2:
+        believed = "What follows is what the individual model believes."
+        if differ:
+            believed = (
+                "The test above says that people differ; what follows is how, as the individual "
+                "model believes."
+            )
         text.append(
-            "What follows is what the individual model believes. The comparison above does not "
-            "show that it predicts anything: take it as a description, not as a finding."
+            f"{believed} The comparison above does not show that it predicts anything: take it as "
+            "a description, not as a finding."
         )
     within, between = _disagreement(model, data, seed)
     half = "; a tie counts as half a win each way" if data.summary().half_wins else ""
@@ -451,14 +485,17 @@ def describe_differences(
     if has_own_items(data):
         text.append("Every item is in one judgement alone, so that people are not compared by it.")
         figures = [draw_sets(*choose_person(model, guide, data, num_samples, seed), MAX_DRAWN)]
-        return Section(heading, text, figures=figures, parts=tabulate_population(result, seed))
+        parts = tabulate_population(result, seed)
+        return Section(heading, text, figures=figures, parts=parts, warnings=warnings)
     items = common_items(data, _MAX_ITEMS)
     if len(items) < 3:
-        return Section(heading, [*text, "Two items are too few to compare people by."])
+        few = "Two items are too few to compare people by."
+        return Section(heading, [*text, few], warnings=warnings)
     everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
     drawn = isinstance(population, PopulationDraws)
     people = everybody.differences(items)
     people["reliable"] = everybody.reliable.numpy()
+    people = order_people(people)
     doubtful = 1 - people["reliable"].mean()
     text.append(
         f"Everybody's posterior given all of their choices, over the {len(items)} items of the "
@@ -468,32 +505,19 @@ def describe_differences(
         f"90 % intervals. {_DRAWN if drawn else _EMPIRICAL_BAYES} The draws cannot be relied "
         f"upon for {doubtful:.0%} of the people."
     )
-    orders = (
-        (
-            "People who differ most in direction, by direction_upper",
-            people.sort_values("direction_upper"),
-        ),
-        (
-            "People who choose most consistently, by scale_lower",
-            people.sort_values("scale_lower", ascending=False),
-        ),
-        (
-            "People who choose least consistently, by scale_upper",
-            people.sort_values("scale_upper"),
-        ),
-    )
+    text.append(say_who_is_consistent(people))
+    shown = people.drop(columns="reliable").head(_MOST_PEOPLE).round(3).reset_index()
+    title = "People who differ most in direction" if len(people) > _MOST_PEOPLE else "People"
     return Section(
         heading,
         text,
-        figures=[draw_people(people), *draw_a_person(model, guide, data, num_samples, seed)],
-        files={"people.csv": people},
-        parts=[
-            Section(
-                title,
-                table=order.drop(columns="reliable").head(5).round(3).reset_index(),
-            )
-            for title, order in orders
+        warnings=warnings,
+        figures=[
+            draw_people(people, drawn=drawn),
+            *draw_a_person(model, guide, data, num_samples, seed),
         ],
+        files={"people.csv": people},
+        parts=[Section(title, [ORDER], name_people(shown))],
     )
 
 
@@ -507,76 +531,3 @@ def _disagreement(model: HeterogeneousBTL, data: Preferences, seed: int) -> tupl
     prob = torch.stack([x.exp().double().squeeze(1) for x in outcomes if x is not None])
     same, same_of_two = (p.square().sum(0).mean().item() for p in (prob, prob.mean(1)))
     return 1 - same, 1 - same_of_two
-
-
-def describe_covariates(
-    model: HeterogeneousBTL, data: Preferences, result: FitResult | None, steps: int, seed: int
-) -> Section:
-    """Tabulates what covariates do to utilities, and to the coefficients where these are few.
-
-    Args:
-        model: The model of individual people.
-        data: All people, with covariates.
-        result: The fit of the model; None where it was fitted before, and errors cannot be had.
-        steps: Steps of each objective of that fit.
-        seed: Seed of draws and refits.
-    """
-    heading = "What do covariates do?"
-    if not model.num_covariates:
-        return Section(heading, ["The model does not use the covariates of the people."])
-    data = data.for_model(model)
-    text = [
-        "Covariates say where a person's tastes are to be expected before any choice: the gain at "
-        "0 known choices, above, is what they predict."
-    ]
-    linear = model.utility.is_linear
-    unknown, parts = np.zeros(model.num_covariates, dtype=bool), []
-    if linear and result is not None and data.items is not None and data.num_features <= 30:
-        effects = result.population(seed=seed).loc["effect"]
-        missing = effects["se_sandwich"].isna().to_numpy()
-        unknown = missing.reshape(model.num_covariates, -1).all(1)
-        spanned = (
-            f" With {model.latent_dim} latent dimensions effects lie in the directions in which "
-            f"people differ ({data.num_features} latent dimensions leave them free)."
-        )
-        why = (
-            "Change of the mean coefficient with a unit of the covariate, in nats per unit of the "
-            "feature, the other covariates held fixed; errors are sandwich, with people as "
-            f"clusters.{spanned if model.latent_dim < data.num_features else ''}"
-        )
-        table = effects[["estimate", "se_sandwich"]].rename_axis("effect").reset_index()
-        parts.append(Section("On coefficients", [why], table))
-    items = common_items(data, _MAX_SHOWN)
-    if len(items) < 2:
-        return Section(heading, text, parts=parts)
-    small = model.num_features * (1 + model.latent_dim) <= _MAX_COEFFICIENTS
-    draws, errors = None, "They have no standard errors: those need the people of the fit."
-    if result is not None and linear and small:
-        draws = result.population_draws(seed=seed)
-        errors = (
-            "Standard errors: normal approximation with the sandwich covariance; – for covariates "
-            "none of whose effects above has one."
-        )
-    elif result is not None:
-        objective = ImportanceWeightedELBO(16, steps=max(10, steps // 6))
-        draws = result.bootstrap(_REFITS, seed=seed, objective=objective, validation=None)
-        errors = (
-            f"Standard errors: the spread of {_REFITS} refits to people drawn with replacement, "
-            "themselves known to a quarter."
-        )
-    effects = covariate_effects(model, data, items, population=draws, seed=seed)
-    if (
-        linear and small
-    ):  # Draws hold unidentified parameters at their estimates: no standard error.
-        effects.loc[np.repeat(unknown, len(items)), ["utility_se", "wins_se"]] = np.nan
-    why = (
-        f"Change with a unit of the covariate, averaged over people, for the {len(items)} items "
-        "compared most often: of the average utility, centred over these items, in nats; and of "
-        "the probability that the item wins against another of them. All else, and the other "
-        f"covariates, held fixed; associations, not causes. {errors}"
-    )
-    # The largest effect of one standard deviation of the covariate stands first.
-    typical = data.covariates.std(0).repeat_interleave(len(items)).numpy()
-    order = np.argsort(-(effects["wins"] * typical).abs().to_numpy())
-    parts.append(Section("On items", [why], effects.iloc[order].head(12).reset_index()))
-    return Section(heading, text, files={"covariates.csv": effects}, parts=parts)

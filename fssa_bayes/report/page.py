@@ -48,6 +48,9 @@ p, li, figcaption { max-width: 45rem; overflow-wrap: break-word; }
 .warning { border-left: .3rem solid #b36b00; padding: .2rem 0 .2rem .6rem;
            background: var(--warn); }
 .files { font-size: .9rem; color: var(--quiet); }
+.terms { max-width: 45rem; font-size: .85rem; color: var(--quiet); margin: 1rem 0; }
+.terms dt { float: left; clear: left; margin-right: .4rem; font-style: italic; }
+.terms dt::after { content: ":"; } .terms dd { margin: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem .35rem 0; text-align: left;
@@ -58,11 +61,17 @@ td.fail, td.error { border-left: .3rem solid var(--bad); padding-left: .5rem; co
 td.error { background: var(--bad); color: #fff; padding-right: .5rem; }
 td.error + td { padding-left: .6rem; }
 figure { margin: 1.5rem 0; }
-figure img { max-width: 100%; height: auto; background: #fff; }
+figure img { display: block; max-width: 100%; height: auto; background: #fff; }
+figure label { display: block; position: relative; overflow-x: auto; }
+figure input { position: absolute; opacity: 0; }
+figure input + img { cursor: zoom-in; }
+figure input:focus-visible + img { outline: .2rem solid var(--quiet); outline-offset: -.2rem; }
+figure input:checked + img { max-width: none; cursor: zoom-out; }
 figcaption { font-size: .9rem; color: var(--quiet); }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--quiet);
          border-top: 1px solid var(--line); }
 @media (max-width: 40rem) {
+  figcaption::after { content: "Tap the figure for its full size."; display: block; }
   .cards thead { display: none; }
   .cards tr { display: block; border: 1px solid #999; border-radius: .3rem; margin: .8rem 0;
               padding: .3rem .6rem; }
@@ -110,6 +119,7 @@ class Section:
         warnings: What to keep in mind; shown before everything else of the section.
         parts: Sections within this one, shown between text and figures.
         files: Whole tables by the name of the CSV file that holds each.
+        terms: Terms of the field, each with what it means; shown after everything else.
     """
 
     heading: str
@@ -120,6 +130,7 @@ class Section:
     warnings: Sequence[str] = ()
     parts: Sequence[Section] = ()
     files: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(title: str, sections: Sequence[Section], footer: str) -> str:
@@ -153,6 +164,12 @@ def render_section(section: Section, level: int = 2) -> str:
     if section.files:
         names = ", ".join(section.files)
         lines.append(f'<p class="files">Whole tables: {html.escape(names)}</p>')
+    if section.terms:
+        shown = (
+            f"<dt>{html.escape(term)}</dt><dd>{html.escape(why)}</dd>"
+            for term, why in section.terms.items()
+        )
+        lines.append(f'<dl class="terms">{"".join(shown)}</dl>')
     return "\n".join(lines)
 
 
@@ -187,10 +204,11 @@ def render_table(table: pd.DataFrame, *, cards: bool = False) -> str:
 
 
 def render_figure(figure: Figure) -> str:
-    """Writes a figure with its picture inside."""
+    """Writes a figure with its picture inside, which a click shows in full size and back."""
     caption = html.escape(figure.caption)
     data = base64.b64encode(figure.png).decode("ascii")
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        '<figure><label><input type="checkbox" aria-label="full size">'
+        f'<img alt="{caption}" src="data:image/png;base64,{data}"></label>'
         f"<figcaption>{caption}</figcaption></figure>"
     )

@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from numbers import Real
 
 import pandas as pd
 
@@ -55,6 +56,10 @@ def to_markdown(section: Section, level: int = 2) -> str:
             lines.append(f"![{caption}]({figure.name})\n\n*{caption}*")
     if section.files:
         lines.append("Whole tables: " + ", ".join(f"`{name}`" for name in section.files))
+    if section.terms:
+        lines.append(
+            "\n".join(f"- *{escape(t)}*: {escape(why)}" for t, why in section.terms.items())
+        )
     return "\n\n".join(lines)
 
 
@@ -102,9 +107,15 @@ def _guard(cell: str) -> str:
 
 def _rows(table: pd.DataFrame) -> Iterator[str]:
     """Yields the rows of a Markdown table, its header first."""
-    head = map(str, table.columns)
-    cells = table.map(format_cell).itertuples(index=False)
+    head = [escape_markdown(str(name)) for name in table.columns]
+    cells = table.map(_markdown_cell).itertuples(index=False)
     for number, row in enumerate((head, *cells)):
-        yield f"| {' | '.join(map(escape_markdown, row))} |"
+        yield f"| {' | '.join(row)} |"
         if number == 0:
             yield f"| {' | '.join(['---'] * table.shape[1])} |"
+
+
+def _markdown_cell(value: object) -> str:
+    """Writes a cell; a number holds nothing that Markdown would follow."""
+    text = format_cell(value)
+    return text if isinstance(value, Real) else escape_markdown(text)

@@ -21,6 +21,7 @@ from fssa_bayes.data import first_names
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import Study, draw_figure, share_covered
 from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFIT, Check
+from fssa_bayes.report.words import with_headings
 
 __all__ = [
     "check_behaviour",
@@ -187,7 +188,9 @@ def check_directions(study: Study) -> tuple[list[Check], Section]:
         "the model could be wrong. Under a right model a score differs from 0 by no more than its "
         "standard error suggests.",
     )
-    return checks, Section("Real people: directions to be wrong in", text, table.reset_index())
+    return checks, Section(
+        "Real people: directions to be wrong in", text, with_headings(table.reset_index())
+    )
 
 
 def check_behaviour(study: Study) -> tuple[list[Check], Section]:
@@ -212,7 +215,7 @@ def check_behaviour(study: Study) -> tuple[list[Check], Section]:
         "themselves, and in which directions people differ. No posterior is needed here. The "
         "error of the estimated population counts as a difference.",
     )
-    return [check], Section("Real people: behaviour", text, table.reset_index())
+    return [check], Section("Real people: behaviour", text, with_headings(table.reset_index()))
 
 
 def check_surprises(study: Study) -> tuple[list[Check], Section]:
@@ -249,5 +252,5 @@ def check_surprises(study: Study) -> tuple[list[Check], Section]:
         "the same pairs.",
     )
     columns = ["comparisons", "log_evidence", "expected", "standard_deviation", "adjusted"]
-    shown = table.sort_values("tail_probability").head(10)[columns].reset_index()
+    shown = with_headings(table.sort_values("tail_probability").head(10)[columns].reset_index())
     return checks, Section("Real people: whom the model does not know", text, shown)

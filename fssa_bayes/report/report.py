@@ -13,6 +13,7 @@ from fssa_bayes._files import write_file
 from fssa_bayes.report import plain
 from fssa_bayes.report.page import Section, render
 from fssa_bayes.report.verdicts import Check
+from fssa_bayes.report.words import explain_terms
 
 __all__ = ["Report"]
 
@@ -55,18 +56,23 @@ class Report:
         return "pass" in verdicts and verdicts.isdisjoint({"fail", "error"})
 
     @property
+    def parts(self) -> list[Section]:
+        """The parts of the page in order, each with what its new terms mean."""
+        return explain_terms([self.opening, *self.sections])
+
+    @property
     def opening(self) -> Section:
         """The first part of the page: the answer, and the table of the checks if there are any."""
         return Section("", self.summary, self.table if self.checks else None, cards=True)
 
     def to_html(self) -> str:
         """Returns the page: one file with its figures, without network."""
-        return render(self.title, [self.opening, *self.sections], self.footer)
+        return render(self.title, self.parts, self.footer)
 
     def to_markdown(self) -> str:
         """Returns the page as Markdown, which names the files of its pictures."""
         title, footer = map(plain.escape_markdown, (self.title, self.footer))
-        parts = [plain.to_markdown(section) for section in (self.opening, *self.sections)]
+        parts = [plain.to_markdown(section) for section in self.parts]
         return "\n\n".join([f"# {title}", *parts, footer]) + "\n"
 
     def write(self, out: str | os.PathLike) -> Path:

@@ -12,6 +12,7 @@ from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import Study, draw_figure
 from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFINE, Check, NotPossibleError
+from fssa_bayes.report.words import with_headings
 from fssa_bayes.sampling import MOST_PARETO_K, draw_posterior, grid, score_draws
 
 __all__ = [
@@ -58,7 +59,7 @@ def check_calibration(study: Study) -> tuple[list[Check], Section]:
     ]
     tested = calibration.test("corrected").table
     table = tested.drop(columns=["users", "mean", "variance"])
-    table = table.rename(columns={"group": "known choices"})
+    table = with_headings(table, group="known choices")
     text = (
         "The true values of people simulated from the fitted model must be spread evenly over "
         "their posteriors. These checks judge guide and importance weights; a wrong model passes "
@@ -264,14 +265,14 @@ def check_joint_coverage(study: Study) -> tuple[list[Check], Section]:
     table = pd.DataFrame(
         {
             "known choices": study.sizes,
-            "p_value": [result.p_value for result in results],
+            "p": [result.p_value for result in results],
             "largest distance from the level": [
                 float(np.abs(result.coverage - result.level).max()) for result in results
             ],
         }
     )
-    p_value = min(1.0, len(results) * table["p_value"].min())
-    worst = study.sizes[int(table["p_value"].idxmin())]
+    p_value = min(1.0, len(results) * table["p"].min())
+    worst = study.sizes[int(table["p"].idxmin())]
     good = not any(result.rejected for result in results)
     check = Check(
         "joint coverage of the latent factors (TARP)",

@@ -63,6 +63,28 @@ def test_help_and_wrong_arguments_load_no_torch(arguments: list[str], code: int)
     assert ("Traceback" in run.stderr) == ("--debug" in arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--user", "usr"), "--user 'usr' is not a column of"),
+        (("--choice", "column 5", "--penalty", "-1"), "--penalty must be"),
+    ],
+)
+def test_a_column_that_is_not_there_loads_no_torch(
+    change: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    """The header of a text file, here of a spreadsheet, is read before anything is imported."""
+    votes = tmp_path / "votes.tsv"
+    votes.write_text('\ufeffrater no.\tA\t"B"\tverdict\t\n', encoding="utf-8")
+    command = [sys.executable, "-c", LOADED, "rank", str(votes), *COLUMNS, *change]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: {message}")
+    if "--user" in change:
+        assert "its columns are 'rater no.', 'A', 'B', 'verdict', 'column 5'" in run.stderr
+    assert "loaded: []" in run.stderr
+
+
 def test_help_names_every_subcommand(command) -> None:
     ended = command("--help")
     assert all(f" {name} " in ended.out for name in SUBCOMMANDS)

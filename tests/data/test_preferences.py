@@ -520,6 +520,34 @@ def test_summary_counts_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("ties", ["drop", "half", "keep"])
+def test_the_summary_counts_the_repeated_rows_that_reading_warns_of(ties: str) -> None:
+    """Rows of few people and items, in either order, and answers that are ties now and then."""
+    rng = np.random.default_rng(0)
+    names, left = np.array(list("abc")), rng.integers(3, size=80)
+    df = pd.DataFrame({"l": names[left], "r": names[(left + 1) % 3]})
+    df.insert(0, "u", rng.integers(3, size=80))
+    turned = rng.random(80) < 0.5
+    df.loc[turned, ["l", "r"]] = df.loc[turned, ["r", "l"]].to_numpy()
+    df["c"] = rng.choice([0, 0.5, 1], size=80)
+    with pytest.warns(UserWarning, match="rows repeat an earlier row") as heard:
+        data = Preferences.from_dataframe(df, user="u", left="l", right="r", choice="c", ties=ties)
+    (text,) = (str(one.message) for one in heard if "repeat an earlier" in str(one.message))
+    kept = df[df["c"] != 0.5] if ties == "drop" else df
+    repeated = int(kept.duplicated().sum())
+    summary = data.summary()
+    assert text.startswith(f"{repeated} of 80 rows")
+    assert summary.identical == repeated < summary.duplicates
+    assert f"({repeated} with the items on the same sides)" in str(summary)
+
+
+def test_rankings_alone_are_no_comparisons() -> None:
+    data = Preferences.from_rankings([["a", "b", "c"], ["b", "a", "c"]])
+    counted = dict(data.summary().rows())
+    assert "comparisons" not in counted
+    assert counted["rankings"].startswith("2 (")
+
+
 def test_summary_tells_ties_from_half_wins() -> None:
     data = Preferences([0, 1], [1, 0], [0.5, 1], [0, 2], num_items=2, ties="keep")
     assert (data.summary().ties, data.summary().half_wins) == (1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,24 @@ import pandas as pd
 import pytest
 import torch
 
-from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, fit
+from fssa_bayes import (
+    FitResult,
+    HeterogeneousBTL,
+    NeuralProcessGuide,
+    Posterior,
+    Preferences,
+    fit,
+)
 from fssa_bayes.datasets import linear_factors
 from fssa_bayes.report import Section, analyse, rank, to_markdown, to_text
 from fssa_bayes.report.alternatives import describe_unit
-from fssa_bayes.report.analysis import Collector, choose_dimensions
+from fssa_bayes.report.analysis import (
+    Collector,
+    build_people,
+    choose_dimensions,
+    default_dimensions,
+    describe_convergence,
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +94,7 @@ def test_a_report_speaks_of_choices_from_sets(shared: bool, tmp_path: Path) -> N
             model.utility.mean.copy_(torch.tensor([1.0, -0.5]))
     data, _ = model.simulate(data, seed=1)
     guide = NeuralProcessGuide(model, hidden_dim=8)
-    analysis = analyse(data, fitted=(model, guide), num_samples=50)
+    analysis = analyse(data, fitted=(model, guide), num_samples=50, num_bootstrap=int(not shared))
     analysis.report.write(tmp_path)
     page = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "24 people, 72 comparisons and 216 choices from sets of 3 to 6 alternatives" in page
@@ -92,6 +106,10 @@ def test_a_report_speaks_of_choices_from_sets(shared: bool, tmp_path: Path) -> N
     assert ("every item is in one alone" in page) != shared
     assert "probability of each alternative" in page
     assert analysis.figures["judgements"] == 288
+    shown = [name for section in analysis.report.sections for name in headings(section)]
+    assert not [name for name in shown if "_" in name]
+    assert "| comparisons | 72 |" in page
+    assert "| choice sets | 216 of 3 to 6 alternatives |" in page
 
 
 @pytest.mark.filterwarnings("ignore:the largest context has:UserWarning")
@@ -115,6 +133,7 @@ def test_the_gain_is_that_of_posteriors(data: Preferences) -> None:
     assert told == list(analysis.report.sections)
     for section in told:
         assert section.heading in to_text(section)
+        assert not [name for name in headings(section) if "_" in name]
         assert to_markdown(section).startswith(f"## {section.heading}")
 
 
@@ -133,9 +152,10 @@ def test_a_model_that_does_not_fit_is_refused_before_work(data: Preferences) -> 
 def test_dimensions_are_chosen_among_those_that_data_can_tell_apart(data: Preferences) -> None:
     """With three features people differ in three directions at most, and 4 is no number for it."""
     chosen, section = choose_dimensions(data, "linear", 5, 0)
-    assert list(section.table["latent_dim"].sort_values()) == [1, 2]
-    close = section.table["elpd_diff"] <= section.table["dse"].fillna(0)
-    assert chosen == section.table["latent_dim"][close].min()
+    dims, table = section.table["latent dimensions"], section.table
+    assert list(dims.sort_values()) == [1, 2]
+    close = table["behind the best (nats)"] <= table["standard error of that"].fillna(0)
+    assert chosen == dims[close].min()
     assert f"{chosen} latent dimensions: the fewest within one standard error" in section.text[0]
     few, section = choose_dimensions(data.subset(range(19)), "linear", 5, 0)
     assert few == 1
@@ -149,7 +169,7 @@ def test_one_ranking_a_person_leaves_no_known_choice() -> None:
     model = HeterogeneousBTL(3, 1, utility="linear")
     guide = NeuralProcessGuide(model, hidden_dim=8)
     fit(model, guide, data, steps=2, progress_bar=False)
-    analysis = analyse(data, fitted=(model, guide), num_samples=25)
+    analysis = analyse(data, fitted=(model, guide), num_samples=25, num_bootstrap=0)
     assert analysis.figures["known_choices"] == 0
     assert analysis.figures["people_scored"] == 6
     assert "6 unseen judgements of 6 people" in analysis.report.sections[1].text[0]
@@ -190,3 +210,46 @@ def test_a_ranking_says_who_is_not_known_and_what_points_nowhere() -> None:
     assert "not named" in str(data.summary())
     assert analysis.figures["leader"] == "a"
     assert analysis.figures["people"] is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "slope", "stage", "watched", "said"),
+    [
+        (200, -0.1, "ImportanceWeightedELBO", False, "--steps 400 (steps=400 in Python) in place"),
+        (200, -0.1, "ImportanceWeightedELBO", True, "--steps 400 (steps=400 in Python) in place"),
+        (200, 0.0, "ImportanceWeightedELBO", False, "the loss had settled"),
+        (300, -0.1, "ImportanceWeightedELBO", True, "more steps would not help"),
+        (300, -0.1, "MaximumLikelihood", False, "maximum likelihood, to convergence in 200"),
+    ],
+)
+def test_more_steps_are_named_where_they_may_help(
+    steps: int, slope: float, stage: str, watched: bool, said: str
+) -> None:
+    """A fit of 200 steps, whose loss falls or not, of at most as many steps or of 300."""
+    noise = np.random.default_rng(0).normal(size=200)
+    history = pd.DataFrame({"stage": stage, "loss": slope * np.arange(200) + noise})
+    held_out = pd.DataFrame({"score": [0.0]}) if watched else None
+    result = FitResult(None, None, None, history, held_out)
+    assert said in describe_convergence(result, steps)
+
+
+def headings(section: Section) -> Iterator[str]:
+    """Yields the headings of all columns that a section shows."""
+    if section.table is not None:
+        yield from section.table.columns
+    for part in section.parts:
+        yield from headings(part)
+
+
+@pytest.mark.parametrize(
+    ("features", "utility", "expected"),
+    [(1, "linear", 1), (4, "linear", 4), (9, "linear", 5), (9, "bilinear", 2), (None, "linear", 2)],
+)
+def test_coefficients_of_few_features_have_any_covariance(
+    features: int | None, utility: str, expected: int
+) -> None:
+    items = None if features is None else np.eye(10, features, dtype=np.float32)
+    data = Preferences([0, 1], [2, 9], [1, 0], [0, 1, 2], items=items, num_items=10)
+    assert default_dimensions(data, utility) == expected
+    model, _ = build_people(data, utility, expected)
+    assert model.latent_dim == expected

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from fssa_bayes.report import Figure, Report, Section, to_csv, to_text
+from fssa_bayes.report import Figure, Report, Section, to_csv, to_markdown, to_text
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -98,3 +98,10 @@ def test_tables_of_a_report_are_guarded(tmp_path: Path) -> None:
     table = pd.DataFrame({"utility": [-0.5]}, index=pd.Index(["=cmd"], name="item"))
     Report("t", [Section("Ranking", files={"r.csv": table})], ["s"], "f").write(tmp_path)
     assert (tmp_path / "r.csv").read_text() == "item,utility\n'=cmd,-0.5\n"
+
+
+def test_numbers_of_a_table_stand_as_they_are() -> None:
+    table = pd.DataFrame({"name": ["-1.5", "a"], "n": [-1.5, 0.25], "m": [-1, 2]})
+    assert "| \\-1.5 | -1.5 | -1 |\n| a | 0.25 | 2 |" in to_markdown(
+        Section("Numbers", table=table)
+    )

@@ -185,6 +185,14 @@ def test_the_page_needs_nothing_but_itself(report: Report, tmp_path: Path) -> No
         assert attributes["src"].startswith("data:image/png;base64,iVBOR")
         assert len(attributes["alt"]) > 30
     assert any(attributes.get("name") == "viewport" for _, attributes in page.tags)
+    # On a narrow screen a table scrolls in its own box, and a figure has a switch to full size.
+    boxes = [attributes.get("class") for tag, attributes in page.tags if tag == "div"]
+    tables = [tag for tag, _ in page.tags if tag == "table"]
+    assert boxes == ["scroll"] * len(tables)
+    switches = [attributes for tag, attributes in page.tags if tag == "input"]
+    assert len(switches) == len(pictures)
+    assert all(attributes["type"] == "checkbox" for attributes in switches)
+    assert not re.search(r"<th>[^<]*_[^<]*</th>", text)
     checks = pd.read_csv(path.with_name("checks.csv"))
     pd.testing.assert_frame_equal(checks, report.table)
     names = {item.name for item in path.parent.iterdir()}

@@ -25,7 +25,7 @@ from fssa_bayes.report import analyse  # noqa: F401  Imported before the forks.
 OPTIONS = (
     *("--user", "rater no.", "--left", "A", "--right", "B", "--choice", "verdict"),
     *("--choice-labels", "a1=left,a2=right,equal=tie", "--ties", "half", "--quiet"),
-    *("--steps", "150", "--draws", "50"),
+    *("--steps", "150", "--draws", "50", "--bootstraps", "0"),
 )
 COMPARED = ("model/model.safetensors", "people.csv", "ranking.csv", "summary.md")
 

@@ -146,14 +146,13 @@ def arrange(
     users = leave_out_idle(users, user_names, stacklevel=5)
     users, covariate_levels = expand_levels("users", users)
     covariates = None if users is None else read_covariates(users, user_names)
-    if "user" in columns:
-        sizes = len(user_names), len(item_names)
-        _warn_of_repetitions(person, left_item, right_item, outcome, side, sizes)
-
     tied = outcome == 0.5
     number = np.ones(len(df), dtype=np.int64) if count is None else count
     dropped = int(number[tied].sum()) if ties == "drop" else 0
     keep = ~tied if ties == "drop" else np.ones(len(df), dtype=bool)
+    if "user" in columns:
+        sizes = len(user_names), len(item_names)
+        _warn_of_repetitions(person, left_item, right_item, outcome, side, keep, sizes)
     if not keep.any():
         raise ValueError(f"no comparison is left: all {dropped} are ties and ties='drop'")
     order = order_by(person, len(user_names))
@@ -216,17 +215,19 @@ def _warn_of_repetitions(
     right: np.ndarray,
     outcome: np.ndarray,
     side: np.ndarray | None,
+    keep: np.ndarray,
     sizes: tuple[int, int],
 ) -> None:
     """Warns of rows with the same person, items, answer and side as an earlier row.
 
-    `sizes` are the numbers of people and of items.
+    Counted are the rows in `keep`, ties that are dropped left out. `sizes` are the numbers of
+    people and of items.
     """
     answer = (2 * outcome).astype(np.int64)
     if side is not None:
         answer += 3 * np.nan_to_num(side + 1, nan=3.0).astype(np.int64)
     numbers = sizes[0], sizes[1], sizes[1], 12
-    repeated = count_repeated(combine_keys([person, left, right, answer], numbers)[0])
+    repeated = count_repeated(combine_keys([person, left, right, answer], numbers)[0][keep])
     if repeated:
         warnings.warn(
             f"{repeated} of {len(person)} rows repeat an earlier row (same person, left, right and "
