@@ -53,7 +53,8 @@ def analyse(
     utility: Annotated[
         Utility | None,
         typer.Option(
-            help="Form of the utility; linear for items without features, else bilinear.",
+            help="Form of the utility. If absent, linear for items without features and for choice "
+            "sets, of which it makes a mixed logit with coefficients of people; else bilinear.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -62,8 +63,19 @@ def analyse(
         str | None,
         typer.Option(
             metavar="INTEGER|auto",
-            help="Dimensions in which people differ; 2 if absent. `auto` chooses 1, 2, 4 or 8 by "
-            "people left out, and takes a fit more for each.",
+            help="Dimensions in which people differ; if absent 2, for the mixed logit of choice "
+            "sets one for each attribute. `auto` chooses 1, 2, 4 or 8 by people left out, and "
+            "takes a fit more for each.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The feature that is a price: what people are willing to pay for a unit of the "
+            "others, with standard errors. It takes a linear utility.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -86,16 +98,22 @@ def analyse(
     """Do people differ, who leads, how sure is that? One folder with everything.
 
     Fits a model of individual people and one of the average person, compares both on people left
-    out, ranks the items and describes who differs. The folder holds report.html (one page, to be
-    opened in a browser), summary.md, the tables as CSV, posterior.nc for ArviZ and the fitted
-    model. It takes two to five minutes on two cores for ten thousand comparisons. A run that was
-    interrupted goes on where it stopped when the same command is given again.
+    out, ranks the items and describes who differs. Choice sets have coefficients in place of ranks,
+    of a multinomial and of a mixed logit, and with --price what people are willing to pay. The
+    folder holds report.html (one page, to be opened in a browser), summary.md, the tables as CSV,
+    posterior.nc for ArviZ and the fitted model. It takes two to five minutes on two cores for ten
+    thousand comparisons. A run that was interrupted goes on where it stopped when the same command
+    is given again.
     """
     if not 0 < test_size < 1:
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
     if skip_unknown and model is None:
         raise ValueError("--skip-unknown leaves out what --model does not know, got no --model")
     check_penalty(penalty)
+    if price is not None and model is not None:
+        raise ValueError("--price needs a fit for its standard errors: leave out --model")
+    if price is not None and utility not in (None, Utility.linear):
+        raise ValueError(f"--price needs --utility linear, got {utility}")
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
     dimensions = _read_latent_dim(latent_dim)
@@ -103,7 +121,7 @@ def analyse(
     check_model(model)
     with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load, save
-        from fssa_bayes.report import Section
+        from fssa_bayes.report import Section, check_price, name_kind
         from fssa_bayes.report import analyse as run
 
         prepare()
@@ -113,13 +131,16 @@ def analyse(
         )
         if fitted is not None:
             check_fitted(fitted[0], data, model)
+        if price is not None:
+            check_price(data, price, None, "--price")
         analysis = run(
             data,
-            title=f"Paired comparisons in {votes.path.name}",
+            title=f"{name_kind(data)} in {votes.path.name}",
             about_data=about_data,
             fitted=fitted,
             utility=None if utility is None else utility.value,
             latent_dim=dimensions,
+            price=price,
             steps=steps,
             num_samples=draws,
             test_size=test_size,
@@ -137,10 +158,10 @@ def analyse(
         writer.finish(analysis.figures, analysis.report, write_json=write_json)
 
 
-def _read_latent_dim(text: str | None) -> int | str:
+def _read_latent_dim(text: str | None) -> int | str | None:
     """Reads `--latent-dim`: a number from 1 up, or `auto`."""
     if text is None:
-        return 2
+        return None
     if text != "auto" and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"--latent-dim must be an integer of at least 1 or auto, got {text!r}")
     return text if text == "auto" else int(text)

@@ -1,10 +1,10 @@
-"""The parts of an analysis: comparison, ranking, differences between people, covariates."""
+"""The parts of an analysis: comparison, ranking, differences between people."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,16 +14,18 @@ from fssa_bayes import plots
 from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences, first_names
 from fssa_bayes.guide import NeuralProcessGuide
-from fssa_bayes.inference import FitResult, ImportanceWeightedELBO, fit
+from fssa_bayes.inference import FitResult, fit
 from fssa_bayes.model import HeterogeneousBTL
-from fssa_bayes.population import covariate_effects
 from fssa_bayes.posterior import PopulationDraws, Posterior
 from fssa_bayes.report.alternatives import (
+    chooses_by_attributes,
     count_judgements,
     describe_coefficients,
     describe_unit,
     draw_sets,
     has_own_items,
+    say_what_is_ranked,
+    tabulate_average,
     tabulate_population,
 )
 from fssa_bayes.report.page import Section
@@ -33,15 +35,16 @@ from fssa_bayes.report.people import (
     common_items,
     draw_a_person,
     draw_people,
+    find_person,
 )
 from fssa_bayes.report.study import draw_figure
+from fssa_bayes.report.tastes import describe_tastes
 
 __all__ = [
     "Comparison",
     "compare",
     "count_people",
     "describe_average",
-    "describe_covariates",
     "describe_data",
     "describe_differences",
     "model_of_ties",
@@ -61,9 +64,6 @@ _CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # Known choices, up to the largest that ha
 _MIN_JUDGES = 10  # Fewest people for a standard error.
 _MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
 _MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
-_MAX_SHOWN = 12  # Items whose utilities are set against covariates.
-_REFITS = 10  # Fits to people drawn with replacement, for standard errors of networks.
-_MAX_COEFFICIENTS = 1500  # Most coefficients whose standard errors need no refits.
 
 
 def model_of_ties(data: Preferences) -> str | None:
@@ -72,14 +72,24 @@ def model_of_ties(data: Preferences) -> str | None:
 
 
 def numbers_of(data: Preferences) -> dict[str, object]:
-    """Counts people, comparisons and items; people are None where they are not named."""
-    return {
+    """Counts people, comparisons and items; people are None where they are not named.
+
+    Where every alternative on offer is an item of its own, situations and names of alternatives are
+    counted in place of items.
+    """
+    numbers = {
         "people": len(data) if data.people_are_named else None,
         "comparisons": data.num_comparisons,
         "judgements": data.num_judgements,
         "items": data.num_items,
         "features": None if data.items is None else data.num_features,
     }
+    if data.alternatives is not None:
+        summary = data.summary()
+        numbers["items"] = None
+        numbers["situations"] = len(summary.component_sizes)
+        numbers["alternatives"] = summary.alternative_names
+    return numbers
 
 
 def numbers_of_ranking(section: Section) -> dict[str, object]:
@@ -141,19 +151,36 @@ def name_judges(data: Preferences) -> str:
 def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     """Says in a sentence who chose among what, and in another which model describes them."""
     who = count_people(data) if data.people_are_named else "People not named"
+    if data.alternatives is not None:
+        names = data.summary().alternative_names
+        line = (
+            f"{who}, {count_judgements(data)} ({names:,} distinct names), described by "
+            f"{data.num_features:,} attributes."
+        )
+        return [line, *_name_model(data, model)]
     line = f"{who}, {count_judgements(data)}, of {data.num_items:,} items"
     if not data.has_rankings:
         line = f"{who}, {count_judgements(data)} of {data.num_items:,} items"
     features = "" if data.items is None else f", each with {data.num_features:,} features"
-    lines = [line + features + "."]
-    if model is not None:
-        config = model.config
-        ties = ", ties as answers of their own" if model.has_ties else ""
-        lines.append(
-            f"Model of individual people: utility {config['utility']}, {config['latent_dim']} "
-            f"latent dimensions{ties}."
-        )
-    return lines
+    return [line + features + ".", *_name_model(data, model)]
+
+
+def _name_model(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
+    """Says in a sentence which model describes people one by one; nothing without a model."""
+    if model is None:
+        return []
+    config = model.config
+    ties = ", ties as answers of their own" if model.has_ties else ""
+    if chooses_by_attributes(data) and model.is_mixed_logit:
+        correlated = "independent" if config.get("correlation") == "none" else "correlated"
+        return [
+            f"Model of individual people: a mixed logit, whose {correlated} normal coefficients "
+            f"differ in {config['latent_dim']} dimensions."
+        ]
+    return [
+        f"Model of individual people: utility {config['utility']}, {config['latent_dim']} "
+        f"latent dimensions{ties}."
+    ]
 
 
 def describe_data(
@@ -353,11 +380,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
             f"Two items of the same utility tie with probability {nu / (2 + nu):.3f}, and the less "
             f"the further their utilities are apart (Davidson's ν = {nu:.3f})."
         )
-    if data.items is not None:
-        text.append(
-            f"Utility is linear in the items' {data.num_features} features: an item's place rests "
-            "on its features, not on its own comparisons alone."
-        )
+    text.insert(0, say_what_is_ranked(data))
     if groups.max() > 0:
         text.append(
             f"The items fall into {groups.max() + 1} groups that were never compared with each "
@@ -393,6 +416,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
         text,
         shown[columns].head(10).round(3).reset_index(),
         figures,
+        parts=[tabulate_average(average, seed)] if chooses_by_attributes(data) else (),
         files={"ranking.csv": order},
     )
 
@@ -421,6 +445,7 @@ def describe_differences(
     seed: int,
     population: str | PopulationDraws = "fixed",
     result: FitResult | None = None,
+    price: Hashable | None = None,
 ) -> Section:
     """Describes how much people differ, and who does.
 
@@ -433,6 +458,7 @@ def describe_differences(
         seed: Seed of the draws.
         population: As for :class:`fssa_bayes.Posterior`.
         result: The fit of the model, if it was not fitted before.
+        price: Name of the price among the features, for what each person pays; None for none.
     """
     heading, text = "How much do people differ?", []
     if not certainty > 2:
@@ -448,15 +474,24 @@ def describe_differences(
         f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
         f"over the fitted population{half}). The difference, {between - within:.3f}, is taste."
     )
+    drawn = isinstance(population, PopulationDraws)
+    if chooses_by_attributes(data) and model.utility.is_linear:
+        everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
+        intervals = _DRAWN if drawn else _EMPIRICAL_BAYES
+        tastes = describe_tastes(everybody, find_person(data), intervals, price, seed)
+        parts = [*tabulate_population(result, seed), *tastes.parts]
+        return replace(tastes, heading=heading, text=[*text, *tastes.text], parts=parts)
     if has_own_items(data):
-        text.append("Every item is in one judgement alone, so that people are not compared by it.")
+        text.append(
+            "Every alternative on offer is an item of its own, so that people are not compared by "
+            "items. A linear utility (--utility linear) has coefficients that they are compared by."
+        )
         figures = [draw_sets(*choose_person(model, guide, data, num_samples, seed), MAX_DRAWN)]
-        return Section(heading, text, figures=figures, parts=tabulate_population(result, seed))
+        return Section(heading, text, figures=figures)
     items = common_items(data, _MAX_ITEMS)
     if len(items) < 3:
         return Section(heading, [*text, "Two items are too few to compare people by."])
     everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
-    drawn = isinstance(population, PopulationDraws)
     people = everybody.differences(items)
     people["reliable"] = everybody.reliable.numpy()
     doubtful = 1 - people["reliable"].mean()
@@ -507,76 +542,3 @@ def _disagreement(model: HeterogeneousBTL, data: Preferences, seed: int) -> tupl
     prob = torch.stack([x.exp().double().squeeze(1) for x in outcomes if x is not None])
     same, same_of_two = (p.square().sum(0).mean().item() for p in (prob, prob.mean(1)))
     return 1 - same, 1 - same_of_two
-
-
-def describe_covariates(
-    model: HeterogeneousBTL, data: Preferences, result: FitResult | None, steps: int, seed: int
-) -> Section:
-    """Tabulates what covariates do to utilities, and to the coefficients where these are few.
-
-    Args:
-        model: The model of individual people.
-        data: All people, with covariates.
-        result: The fit of the model; None where it was fitted before, and errors cannot be had.
-        steps: Steps of each objective of that fit.
-        seed: Seed of draws and refits.
-    """
-    heading = "What do covariates do?"
-    if not model.num_covariates:
-        return Section(heading, ["The model does not use the covariates of the people."])
-    data = data.for_model(model)
-    text = [
-        "Covariates say where a person's tastes are to be expected before any choice: the gain at "
-        "0 known choices, above, is what they predict."
-    ]
-    linear = model.utility.is_linear
-    unknown, parts = np.zeros(model.num_covariates, dtype=bool), []
-    if linear and result is not None and data.items is not None and data.num_features <= 30:
-        effects = result.population(seed=seed).loc["effect"]
-        missing = effects["se_sandwich"].isna().to_numpy()
-        unknown = missing.reshape(model.num_covariates, -1).all(1)
-        spanned = (
-            f" With {model.latent_dim} latent dimensions effects lie in the directions in which "
-            f"people differ ({data.num_features} latent dimensions leave them free)."
-        )
-        why = (
-            "Change of the mean coefficient with a unit of the covariate, in nats per unit of the "
-            "feature, the other covariates held fixed; errors are sandwich, with people as "
-            f"clusters.{spanned if model.latent_dim < data.num_features else ''}"
-        )
-        table = effects[["estimate", "se_sandwich"]].rename_axis("effect").reset_index()
-        parts.append(Section("On coefficients", [why], table))
-    items = common_items(data, _MAX_SHOWN)
-    if len(items) < 2:
-        return Section(heading, text, parts=parts)
-    small = model.num_features * (1 + model.latent_dim) <= _MAX_COEFFICIENTS
-    draws, errors = None, "They have no standard errors: those need the people of the fit."
-    if result is not None and linear and small:
-        draws = result.population_draws(seed=seed)
-        errors = (
-            "Standard errors: normal approximation with the sandwich covariance; – for covariates "
-            "none of whose effects above has one."
-        )
-    elif result is not None:
-        objective = ImportanceWeightedELBO(16, steps=max(10, steps // 6))
-        draws = result.bootstrap(_REFITS, seed=seed, objective=objective, validation=None)
-        errors = (
-            f"Standard errors: the spread of {_REFITS} refits to people drawn with replacement, "
-            "themselves known to a quarter."
-        )
-    effects = covariate_effects(model, data, items, population=draws, seed=seed)
-    if (
-        linear and small
-    ):  # Draws hold unidentified parameters at their estimates: no standard error.
-        effects.loc[np.repeat(unknown, len(items)), ["utility_se", "wins_se"]] = np.nan
-    why = (
-        f"Change with a unit of the covariate, averaged over people, for the {len(items)} items "
-        "compared most often: of the average utility, centred over these items, in nats; and of "
-        "the probability that the item wins against another of them. All else, and the other "
-        f"covariates, held fixed; associations, not causes. {errors}"
-    )
-    # The largest effect of one standard deviation of the covariate stands first.
-    typical = data.covariates.std(0).repeat_interleave(len(items)).numpy()
-    order = np.argsort(-(effects["wins"] * typical).abs().to_numpy())
-    parts.append(Section("On items", [why], effects.iloc[order].head(12).reset_index()))
-    return Section(heading, text, files={"covariates.csv": effects}, parts=parts)

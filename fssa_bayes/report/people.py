@@ -14,10 +14,23 @@ from fssa_bayes.report.alternatives import draw_sets
 from fssa_bayes.report.page import Figure
 from fssa_bayes.report.study import draw_figure
 
-__all__ = ["MAX_DRAWN", "choose_person", "common_items", "draw_a_person", "draw_people"]
+__all__ = [
+    "MAX_DRAWN",
+    "choose_person",
+    "common_items",
+    "draw_a_person",
+    "draw_people",
+    "find_person",
+]
 
 MAX_DRAWN = 40
 """Rows of a picture."""
+
+
+def find_person(data: Preferences) -> int:
+    """Finds the person with most comparisons up to 40, whom pictures show."""
+    few = np.where(data.counts <= MAX_DRAWN, data.counts, 0)
+    return int(few.argmax()) if few.any() else int(data.counts.argmin())
 
 
 def choose_person(
@@ -28,8 +41,7 @@ def choose_person(
     seed: int,
 ) -> tuple[Posterior, Preferences]:
     """Returns posterior and data of the person with most comparisons up to 40."""
-    few = np.where(data.counts <= MAX_DRAWN, data.counts, 0)
-    one = data.subset([int(few.argmax()) if few.any() else int(data.counts.argmin())])
+    one = data.subset([find_person(data)])
     return Posterior(model, guide, one, num_samples, seed=seed), one
 
 
