@@ -315,6 +315,7 @@ def upon_population(
     names = check_names("names", names, len(median))
     rows = len(median)
     ax = new_axes(ax, 2 * rows, least=2.5)
+    ax.use_sticky_edges = False  # The longest bar ends within the axes.
     ax.axvline(0, color="black", linestyle=":", linewidth=0.8)
     ax.barh(range(rows), high - low, left=low, height=0.6, color="0.85", label="90 % of the people")
     ax.plot(centre, range(rows), "|", color="0.35", markersize=9, label="median person")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fssa_bayes import HeterogeneousBTL, NeuralProcessGuide, Posterior, Preferences, plots
-from fssa_bayes.report import Analysis, analyse, rank
+from fssa_bayes.report import Analysis, analyse, diagnose, rank
 from fssa_bayes.report.alternatives import draw_sets, name_kind, say_what_is_ranked
 
 COLUMNS = {"user": "who", "situation": "when", "item": "mode", "chosen": "taken"}
@@ -217,3 +217,15 @@ def test_a_fitted_model_describes_new_people_by_coefficients(
     assert "Tastes of person" in summary
     assert "/ 0: bus" not in summary  # The internal name of an alternative on offer.
     assert (tmp_path / "person.png").exists()
+
+
+@pytest.mark.slow
+def test_a_mixed_logit_without_a_guide_is_diagnosed(data: Preferences) -> None:
+    """The checks of a guide are left out, and the others judge."""
+    model = HeterogeneousBTL.for_data(data, 2, utility="linear")
+    model.take_units(data)
+    report = diagnose(model, None, data, sizes=(0, 2), num_users=200, num_samples=100)
+    verdicts = {check.name: check.verdict for check in report.checks}
+    assert verdicts["simulation-based calibration of the posterior"] == "pass"
+    assert "error" not in verdicts.values()
+    assert not any("guide" in name for name in verdicts)
