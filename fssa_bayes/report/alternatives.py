@@ -196,10 +196,14 @@ def tabulate_population(result: FitResult | None, seed: int) -> list[Section]:
         "Means, standard deviations and correlations of people's coefficients, in nats a unit of "
         "the feature, with sandwich standard errors, people as clusters."
     )
+    likelihood = (
+        f"Log-likelihood {result.log_marginal_likelihood(seed=seed)} of the choices of "
+        f"{len(result.data):,} people, by importance sampling; ± is the error of that."
+    )
     return [
         Section(
             "Coefficients of the population",
-            [why],
+            [why, likelihood],
             table.round(4).reset_index(),
             files={"population.csv": table},
         )

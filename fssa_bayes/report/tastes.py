@@ -105,9 +105,9 @@ def describe_payments(result: FitResult, price: Hashable, seed: int) -> Section:
     text = [
         f"What people pay for a unit of each attribute, in units of {str(price)!r}: minus the "
         "attribute's coefficient divided by that of the price. A ratio of coefficients that differ "
-        "between people need not have a mean, so that the median person stands here, and between "
-        "which ends the middle 90 % of the people lie. Standard errors are the spread over a "
-        "hundred populations drawn from the normal approximation of the estimates, people as "
+        "between people need not have a mean, so that the table has the median person, and the "
+        "ends between which the middle 90 % of the people lie. Standard errors are the spread over "
+        "a hundred populations drawn from the normal approximation of the estimates, people as "
         "clusters."
     ]
     if positive > 0:
