@@ -83,7 +83,7 @@ def test_a_report_speaks_of_choices_from_sets(shared: bool, tmp_path: Path) -> N
     analysis = analyse(data, fitted=(model, guide), num_samples=50)
     analysis.report.write(tmp_path)
     page = (tmp_path / "summary.md").read_text(encoding="utf-8")
-    counted = "288 choice situations with 2 to 6 alternatives each \\(6 distinct names\\)"
+    counted = "288 choice situations with 2 to 6 alternatives each (6 distinct names)"
     if shared:
         counted = "72 comparisons and 216 choices from sets of 3 to 6 alternatives"
     assert f"24 people, {counted}" in page
