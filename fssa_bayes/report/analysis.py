@@ -187,10 +187,8 @@ def analyse(
     with hear_warnings() as heard:
         if is_mixed:
             result = fit_mixed_logit(data, latent_dim, seed, progress_bar=progress_bar)
-            model, population = (
-                result.model,
-                result.choose_population(min(50, num_samples), seed=seed),
-            )
+            model = result.model
+            population = result.choose_population(min(50, num_samples), seed=seed)
         differences = findings.describe_differences(
             model,
             guide,
