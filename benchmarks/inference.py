@@ -12,7 +12,7 @@ flow as guide.
 - NumPyro's NUTS and HMC, all people in one compiled program; "compiled beforehand" has a row.
 - Laplace's approximation with Pareto-smoothed weights; Sobol points of the prior that all people
   share, weighted by likelihood; Pólya–Gamma Gibbs, one chain a person. The last two classes need
-  `pip install fssa_bayes[bench]` and are named where they are skipped.
+  `pip install -e .[bench]` and are named where they are skipped.
 
 Times are those of the draws; evaluating probabilities takes the same for a draw of any rival. The
 time to reach an error is interpolated between sizes on logarithmic scales, and infinite where a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import importlib
 import pkgutil
 import re
@@ -61,6 +63,39 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([\w./-]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_pages_install_from_a_clone(page: Path) -> None:
+    """The project is in no index."""
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"pip install[^\n]*\bfssa_bayes\b", text)
+
+
+def test_blocks_for_users_of_other_software_stand_alone() -> None:
+    """Every name that a block of the page reads is a built-in, or given by the block itself."""
+    text = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) > 1
+    for block in blocks:
+        nodes = list(ast.walk(ast.parse(block)))
+        given = {
+            a.asname or a.name for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names
+        }
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        given |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        assert read <= given | set(dir(builtins)), block
+
+
+def test_the_words_of_choice_modelling_lead_to_a_page() -> None:
+    for page in ("README.md", "docs/index.md", "docs/classical.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert re.search(r"[Mm]ultinomial (logit )?\(conditional( logit)?\)", text), page
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(.+)\n: ", glossary, re.M)
+    assert {"conditional logit", "multinomial logit", "willingness to pay"} <= set(terms)
+    assert terms == sorted(terms, key=str.lower)
 
 
 # What version 0.1.0 offered under these paths, but for what was deleted.

@@ -53,8 +53,9 @@ def analyse(
     utility: Annotated[
         Utility | None,
         typer.Option(
-            help="Form of the utility. If absent, linear for items without features and where "
-            "people are few for a network, else bilinear.",
+            help="Form of the utility. If absent, linear for items without features, for choice "
+            "sets, of which it makes a mixed logit with coefficients of people, and where people are "
+            "few for a network; else bilinear.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -63,9 +64,20 @@ def analyse(
         str | None,
         typer.Option(
             metavar="INTEGER|auto",
-            help="Dimensions in which people differ. If absent, as many as features, up to 5, "
-            "for a linear utility of items with features, else 2. `auto` chooses 1, 2, 4 or 8 by "
-            "people left out, and takes a fit more for each.",
+            help="Dimensions in which people differ. If absent, one for each attribute for the mixed "
+            "logit of choice sets, as many as features, up to 5, for another linear utility of items "
+            "with features, else 2. `auto` chooses 1, 2, 4 or 8 by people left out, and takes a fit "
+            "more for each.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The feature that is a price: what people are willing to pay for a unit of the "
+            "others, with standard errors. It takes a linear utility.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -99,17 +111,22 @@ def analyse(
     """Do people differ, who leads, how sure is that? One folder with everything.
 
     Fits a model of individual people and one of the average person, compares both on people left
-    out, tests whether people differ, ranks the items and describes who differs. The folder holds
-    report.html (one page, to be opened in a browser), summary.md, the tables as CSV, posterior.nc
-    for ArviZ and the fitted model. It takes two to five minutes on two cores for ten thousand
-    comparisons. A run that was interrupted goes on where it stopped when the same command is given
-    again.
+    out, tests whether people differ, ranks the items and describes who differs. Choice sets have
+    coefficients in place of ranks, of a multinomial and of a mixed logit, and with --price what
+    people are willing to pay. The folder holds report.html (one page, to be opened in a browser),
+    summary.md, the tables as CSV, posterior.nc for ArviZ and the fitted model. It takes two to five
+    minutes on two cores for ten thousand comparisons. A run that was interrupted goes on where it
+    stopped when the same command is given again.
     """
     if not 0 < test_size < 1:
         raise ValueError(f"--test-size must lie between 0 and 1, got {test_size}")
     if skip_unknown and model is None:
         raise ValueError("--skip-unknown leaves out what --model does not know, got no --model")
     check_penalty(penalty)
+    if price is not None and model is not None:
+        raise ValueError("--price needs a fit for its standard errors: leave out --model")
+    if price is not None and utility not in (None, Utility.linear):
+        raise ValueError(f"--price needs --utility linear, got {utility}")
     if model is not None and (utility is not None or latent_dim is not None):
         raise ValueError("--utility and --latent-dim are those of --model: leave them out")
     dimensions = _read_latent_dim(latent_dim)
@@ -117,7 +134,7 @@ def analyse(
     check_model(model)
     with Writer(out, "analyse", overwrite=overwrite, quiet=quiet or write_json) as writer:
         from fssa_bayes.io import load, save
-        from fssa_bayes.report import Section
+        from fssa_bayes.report import Section, check_price, name_kind
         from fssa_bayes.report import analyse as run
 
         prepare()
@@ -127,13 +144,16 @@ def analyse(
         )
         if fitted is not None:
             check_fitted(fitted[0], data, model)
+        if price is not None:
+            check_price(data, price, None, "--price")
         analysis = run(
             data,
-            title=f"Paired comparisons in {votes.path.name}",
+            title=f"{name_kind(data)} in {votes.path.name}",
             about_data=about_data,
             fitted=fitted,
             utility=None if utility is None else utility.value,
             latent_dim=dimensions,
+            price=price,
             steps=steps,
             num_samples=draws,
             test_size=test_size,

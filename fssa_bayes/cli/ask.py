@@ -345,7 +345,8 @@ def _need_packages() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"ask needs the packages of an extra: pip install 'fssa_bayes[serve]' ({error})"
+            "ask needs the packages of an extra, in a clone of the project: pip install -e "
+            f"'.[serve]' ({error})"
         ) from error
 
 

@@ -28,18 +28,23 @@ def rank(
     """Which item leads, by how much, how sure is that? Everybody alike, in seconds.
 
     The classical Bradley–Terry model: utilities in nats, standard errors clustered by person, 90 %
-    intervals of utilities and of ranks. Rankings are scored by Plackett and Luce. With --out also
-    a folder with ranking.csv, a picture, the page report.html and summary.md.
+    intervals of utilities and of ranks. Rankings are scored by Plackett and Luce, choice sets by
+    the multinomial (conditional) logit; alternatives with --features of their own have coefficients
+    in place of ranks. With --items the ranking is that of the utility fitted to the features of
+    items, without it that of free strengths. With --out also a folder with ranking.csv, a picture,
+    the page report.html and summary.md.
     """
     check_penalty(penalty)
     with Writer(out, "rank", overwrite=overwrite, quiet=quiet or write_json) as writer:
+        from fssa_bayes.report import has_own_items
         from fssa_bayes.report import rank as run
 
         prepare()
         data, about_data = votes.read()
+        what = "Multinomial logit" if has_own_items(data) else "Ranking"
         analysis = run(
             data,
-            title=f"Ranking of {votes.path.name}",
+            title=f"{what} of {votes.path.name}",
             about_data=about_data,
             penalty=penalty,
             seed=seed,

@@ -469,8 +469,8 @@ def _need(extra: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ImportError(
-            f"steer needs the packages of an extra: pip install 'fssa_bayes[{extra}]' (there is no "
-            f"{missing[0]})"
+            "steer needs the packages of an extra, in a clone of the project: pip install -e "
+            f"'.[{extra}]' (there is no {missing[0]})"
         )
 
 

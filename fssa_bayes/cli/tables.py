@@ -107,8 +107,8 @@ class Votes:
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Comparisons, one row each (other layouts below): csv (compressed or not), tsv "
-            "or parquet.",
+            help="Comparisons, one row each (rankings, choice sets and other layouts below): csv "
+            "(compressed or not), tsv or parquet.",
             show_default=False,
         ),
     ]
@@ -141,7 +141,11 @@ class Votes:
     ] = None
     items: Annotated[
         Path | None,
-        _option("FILE", "Features of items, a row an item: csv, tsv, parquet or npz."),
+        _option(
+            "FILE",
+            "Features of items, a row an item: csv, tsv, parquet or npz. A ranking is then that of "
+            "the utility fitted to the features, and without them that of free strengths of items.",
+        ),
     ] = None
     users: Annotated[
         Path | None,
@@ -240,7 +244,8 @@ class Votes:
         str | None,
         _option(
             "COLUMN,…",
-            "Columns with features of the alternatives on offer, in place of --items.",
+            "Columns with features (attributes) of the alternatives on offer, such as a price, in "
+            "place of --items.",
             _OTHER_PANEL,
         ),
     ] = None

@@ -13,6 +13,7 @@ from fssa_bayes.data.ids import canonical_names
 from fssa_bayes.data.precision import LARGEST, storage_type, usable_numbers
 
 __all__ = [
+    "check_alternatives",
     "check_choices",
     "check_covariates",
     "check_names",
@@ -45,6 +46,21 @@ def check_names(argument: str, names: Sequence | pd.Index | None, length: int) -
         repeated = names[names.duplicated()].tolist()[0]
         raise ValueError(f"{argument} must be unique, got {repeated!r} more than once")
     return names
+
+
+def check_alternatives(
+    alternatives: pd.Categorical | Sequence | None, num_items: int
+) -> pd.Categorical | None:
+    """Returns the name of the alternative that each item is, or refuses a wrong number of names."""
+    if alternatives is None:
+        return None
+    alternatives = pd.Categorical(alternatives)
+    if len(alternatives) != num_items or (alternatives.codes < 0).any():
+        raise ValueError(
+            f"alternatives must name the alternative of each of the {num_items} items, got "
+            f"{int((alternatives.codes >= 0).sum())} names"
+        )
+    return alternatives
 
 
 def check_table(argument: str, table: np.ndarray | Tensor, least_columns: int = 1) -> Tensor:

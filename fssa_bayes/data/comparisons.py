@@ -66,6 +66,8 @@ class Comparisons:
         people_are_named: Whether the data say who answered; else every row is a judge of its own.
         feature_levels: Levels of categorical features by column, the reference level first.
         covariate_levels: The same of categorical covariates.
+        alternatives: Name of the alternative that each item is, (M,), where every alternative on
+            offer is an item of its own; None elsewhere, where an item may stand in many situations.
     """
 
     left: np.ndarray
@@ -88,6 +90,7 @@ class Comparisons:
     people_are_named: bool = True
     feature_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
     covariate_levels: Mapping[Hashable, tuple] = field(default_factory=dict)
+    alternatives: pd.Categorical | None = None
 
     def __len__(self) -> int:
         """Returns the number of people U."""

@@ -56,7 +56,7 @@ def find_parquet_files(
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"{argument}={str(source)!r} needs pyarrow: pip install 'fssa_bayes[parquet]'"
+            f"{argument}={str(source)!r} needs pyarrow: pip install pyarrow"
         ) from error
     if len(set(columns.values())) < len(columns):
         raise ValueError(f"{', '.join(columns)} must be different columns, got {dict(columns)}")

@@ -29,6 +29,7 @@ from torch import Tensor
 from fssa_bayes.data.alignment import AlignedComparisons
 from fssa_bayes.data.answers import GrowingComparisons
 from fssa_bayes.data.arrays import (
+    check_alternatives,
     check_choices,
     check_covariates,
     check_names,
@@ -101,6 +102,9 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         feature_levels: Levels of categorical features by the name of their column, the reference
             level first; the others have an indicator among the features.
         covariate_levels: The same of categorical covariates.
+        alternatives: Name of the alternative that each item is, with shape (M,), where every
+            alternative on offer is an item of its own, as :meth:`from_choices` with `features` has
+            it; None elsewhere.
 
     Attributes:
         judgements: Which comparisons belong together.
@@ -134,6 +138,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
         people_are_named: bool = True,
         feature_levels: Mapping[Hashable, tuple] | None = None,
         covariate_levels: Mapping[Hashable, tuple] | None = None,
+        alternatives: pd.Categorical | Sequence | None = None,
     ) -> None:
         if ties not in TIES:
             raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
@@ -180,6 +185,7 @@ class Preferences(ReadComparisons, AlignedComparisons, GrowingComparisons):
             people_are_named=bool(people_are_named),
             feature_levels=dict(feature_levels or {}),
             covariate_levels=dict(covariate_levels or {}),
+            alternatives=check_alternatives(alternatives, num_items),
         )
 
     def __repr__(self) -> str:

@@ -12,6 +12,11 @@ from fssa_bayes.data.keys import combine_keys, count_repeated
 
 __all__ = ["Summary", "count_repetitions", "count_sides", "find_recurrence", "summarise"]
 
+# Rows about items, which have others in their place where items are alternatives of one situation.
+_OF_ITEMS = ("people", "items", "features of an item", "comparisons", "choice sets")
+_OF_ITEMS += ("per person", "judgements", "rankings", "connected components", "half wins")
+_OF_ITEMS += ("ties kept", "ties dropped", "repeated answers", "contradicted pairs")
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -48,6 +53,8 @@ class Summary:
             counts as one of `users`.
         lone_comparisons: Comparisons that are no rows of rankings or choice sets.
         items_recur: Whether some item is in two judgements; else every item is of one situation.
+        alternative_names: Number of distinct names of alternatives, where every alternative on
+            offer is an item of its own; 0 elsewhere.
     """
 
     users: int
@@ -75,6 +82,7 @@ class Summary:
     lone_comparisons: int = 0
     items_recur: bool = True
     identical: int = 0
+    alternative_names: int = 0
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
@@ -129,6 +137,26 @@ class Summary:
             rows.append(("reference levels", shown))
         if self.separated:
             rows.append(("no finite utility", self.separated))
+        if self.alternative_names:
+            return [*self._rows_of_situations(), *(row for row in rows if row[0] not in _OF_ITEMS)]
+        return rows
+
+    def _rows_of_situations(self) -> list[tuple[str, str]]:
+        """Describes situations whose alternatives are items of their own, in the words of choices.
+
+        The connected components are the situations.
+        """
+        low, median, high = self.per_user
+        sizes = self.component_sizes or (0,)
+        of = f"{sizes[-1]:,}" if sizes[-1] == sizes[0] else f"{sizes[-1]:,} to {sizes[0]:,}"
+        rows = [
+            ("people", f"{self.users:,}" if self.people_are_named else "not named"),
+            ("choice situations", f"{len(self.component_sizes):,}"),
+            ("alternatives", f"{of} a situation; {self.alternative_names:,} distinct names"),
+            ("attributes", f"{self.features or 0:,} of an alternative"),
+        ]
+        if self.people_are_named:
+            rows.append(("choices a person", f"{low:,} to {high:,}, median {median:g}"))
         return rows
 
 
@@ -163,7 +191,20 @@ def summarise(data: Comparisons) -> Summary:
         lone_comparisons=int((~data.judgements.inside).sum()),
         items_recur=find_recurrence(data),
         identical=count_identical(data),
+        alternative_names=count_alternatives(data, labels),
     )
+
+
+def count_alternatives(data: Comparisons, labels: np.ndarray) -> int:
+    """Counts names of alternatives on offer, where each is an item of its own; else 0.
+
+    Args:
+        data: The comparisons.
+        labels: Component of each item, −1 of what was not on offer, (M,).
+    """
+    if data.alternatives is None:
+        return 0
+    return len(np.unique(data.alternatives.codes[labels >= 0]))
 
 
 def find_recurrence(data: Comparisons) -> bool:

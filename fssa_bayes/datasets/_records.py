@@ -90,9 +90,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(
-            "parquet files need pyarrow: pip install 'fssa_bayes[parquet]'"
-        ) from error
+        raise ImportError("parquet files need pyarrow: pip install pyarrow") from error
     try:
         file = parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # The kinds of pyarrow's own errors.

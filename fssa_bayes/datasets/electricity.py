@@ -16,10 +16,12 @@ References:
 
 from __future__ import annotations
 
-from fssa_bayes.data import Preferences
-from fssa_bayes.datasets._shipped import read_shipped
+import pandas as pd
 
-__all__ = ["LOG_LIKELIHOOD", "read"]
+from fssa_bayes.data import Preferences
+from fssa_bayes.datasets._shipped import read_shipped, tabulate_shipped
+
+__all__ = ["LOG_LIKELIHOOD", "read", "table"]
 
 LOG_LIKELIHOOD = {"homogeneous": -4958.649, "normal": -3879.4, "correlated": -3667.8}
 """Maxima of the log-likelihood: logit (as xlogit and torch-choice print), six normal coefficients
@@ -35,3 +37,13 @@ def read() -> Preferences:
         (361, 4308, ['pf', 'cl', 'loc', 'wk', 'tod', 'seas'])
     """
     return read_shipped("electricity")
+
+
+def table() -> pd.DataFrame:
+    """Reads the choices as a long table, as mlogit, xlogit and logitr take it.
+
+    Returns:
+        One row an alternative on offer: `user`, `situation`, `alternative` (1 to 4), `chosen` (1
+        or 0) and the features, for :meth:`Preferences.from_choices` and the command.
+    """
+    return tabulate_shipped("electricity")

@@ -15,10 +15,12 @@ References:
 
 from __future__ import annotations
 
-from fssa_bayes.data import Preferences
-from fssa_bayes.datasets._shipped import read_shipped
+import pandas as pd
 
-__all__ = ["LOG_LIKELIHOOD", "read"]
+from fssa_bayes.data import Preferences
+from fssa_bayes.datasets._shipped import read_shipped, tabulate_shipped
+
+__all__ = ["LOG_LIKELIHOOD", "read", "table"]
 
 LOG_LIKELIHOOD = {"homogeneous": -2656.888, "normal": -1245.7, "correlated": -1228.9}
 """Maxima of the log-likelihood: logit (as logitr and torch-choice print), a fixed coefficient of
@@ -34,3 +36,13 @@ def read() -> Preferences:
         (100, 2412, ['price', 'feat', 'hiland', 'weight', 'yoplait'])
     """
     return read_shipped("yogurt")
+
+
+def table() -> pd.DataFrame:
+    """Reads the choices as a long table, as mlogit, xlogit and logitr take it.
+
+    Returns:
+        One row an alternative on offer: `user`, `situation`, `alternative` (1 to 4), `chosen` (1
+        or 0) and the features, for :meth:`Preferences.from_choices` and the command.
+    """
+    return tabulate_shipped("yogurt")

@@ -26,6 +26,8 @@ def fit_average(
     """
     config = model.config | {"latent_dim": 0, "prior": "normal", "num_covariates": 0}
     config["personal"] = ()
+    if model.utility.map.is_identity:  # Which coefficients differ, and how, says nothing of it.
+        config = {k: v for k, v in config.items() if k not in ("coefficients", "correlation")}
     average = HeterogeneousBTL(**config).to(model.device)
     with torch.no_grad():
         for name in ("feature_mean", "feature_scale", "is_standardised"):

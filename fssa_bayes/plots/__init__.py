@@ -13,6 +13,7 @@ from fssa_bayes.plots.preferences import (
     forest,
     rank_distribution,
     ranking,
+    upon_population,
     utility_bands,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "ranking",
     "reliability",
     "sbc_ecdf_difference",
+    "upon_population",
     "utility_bands",
 ]

@@ -47,6 +47,7 @@ __all__ = [
     "ranking",
     "row_pitch",
     "sorted_intervals",
+    "upon_population",
     "utility_bands",
     "write_numbers",
 ]
@@ -270,6 +271,61 @@ def ranking(
     """
     median, lower, upper = as_intervals(median, lower, upper)
     return sorted_intervals(median, lower, upper, names, label, what, reference, ax)
+
+
+def upon_population(
+    median: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    population: tuple[ArrayLike, ArrayLike, ArrayLike],
+    names: Sequence,
+    *,
+    label: str = "coefficient",
+    what: str = "feature",
+    who: str = "this person",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws a person's intervals upon the range that a population covers, row by row.
+
+    Args:
+        median: The person's posterior means or medians with shape (D,).
+        lower: Lower ends of the person's intervals with shape (D,).
+        upper: Upper ends with shape (D,).
+        population: Median, lower and upper end of the range of the people, (D,) each.
+        names: Names of the rows, with length D, the first at the top.
+        label: Label of the horizontal axis, with its unit.
+        what: Label of the vertical axis.
+        who: Whom the dots and lines are of, for the legend.
+        ax: Where to draw; a new figure if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If a shape does not fit, a value is not finite, or a lower end exceeds an upper
+            one.
+    """
+    median, lower, upper = as_aligned(median=median, lower=lower, upper=upper)
+    require("lower", lower, lower <= upper, "not exceed upper")
+    centre, low, high = (
+        as_array(f"population[{place}]", values, (len(median),))
+        for place, values in enumerate(population)
+    )
+    require("population[1]", low, low <= high, "not exceed population[2]")
+    names = check_names("names", names, len(median))
+    rows = len(median)
+    ax = new_axes(ax, 2 * rows, least=2.5)
+    ax.use_sticky_edges = False  # The longest bar ends within the axes.
+    ax.axvline(0, color="black", linestyle=":", linewidth=0.8)
+    ax.barh(range(rows), high - low, left=low, height=0.6, color="0.85", label="90 % of the people")
+    ax.plot(centre, range(rows), "|", color="0.35", markersize=9, label="median person")
+    ax.hlines(range(rows), lower, upper, color="black", linewidth=1.5)
+    ax.plot(median, range(rows), "o", color="black", markersize=4, label=literal(who))
+    ax.set_ylim(rows - 0.25, -0.75)
+    ax.set_xlabel(literal(label))
+    name_rows(ax, names, np.arange(rows), what)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize="small", frameon=False)
+    return ax
 
 
 def sorted_intervals(

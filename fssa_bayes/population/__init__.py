@@ -6,7 +6,7 @@ from fssa_bayes.population.divergence import Divergence
 from fssa_bayes.population.effects import covariate_effects
 from fssa_bayes.population.estimates import Estimates
 from fssa_bayes.population.events import Answers, list_answers
-from fssa_bayes.population.few import describe_few_people
+from fssa_bayes.population.few import describe_few_people, people_per_parameter
 from fssa_bayes.population.identification import find_null
 from fssa_bayes.population.information import (
     batch_information,
@@ -65,6 +65,7 @@ __all__ = [
     "item_estimates",
     "label_parameters",
     "list_answers",
+    "people_per_parameter",
     "pooled_likelihood",
     "population_draws",
     "population_estimates",

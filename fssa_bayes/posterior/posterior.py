@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from fssa_bayes.posterior.choices import (
     join_choices,
     score_part,
 )
+from fssa_bayes.posterior.coefficients import PersonalCoefficients
 from fssa_bayes.posterior.doubts import warn_of_guide
 from fssa_bayes.posterior.export import export_draws
 from fssa_bayes.posterior.populations import (
@@ -43,7 +44,6 @@ from fssa_bayes.posterior.utilities import (
     rank_table,
     read_items,
 )
-from fssa_bayes.posterior.willingness import find_price, payment_table
 from fssa_bayes.sampling import (
     FALLBACKS,
     MOST_PARETO_K,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 __all__ = ["Posterior"]
 
 
-class Posterior:
+class Posterior(PersonalCoefficients):
     r"""Infers z for people the model need not have seen, from a few choices of each.
 
     Nothing is fitted. Proposals are drawn from a mixture m(z) that has the prior as a part, and get
@@ -514,30 +514,6 @@ class Posterior:
         return pd.DataFrame(
             {"comparisons": self.context.counts[people.numpy()]} | table, index=names
         )
-
-    def willingness_to_pay(self, price: Hashable = None, *, level: float = 0.9) -> pd.DataFrame:
-        """Tabulates what each person pays for a unit of a feature: −β_k / β_price.
-
-        Args:
-            price: Name of the price; None for that of a model in willingness-to-pay space.
-            level: Probability of the intervals.
-
-        Returns:
-            One row a person and feature other than the price (index `user`, `feature`), in units of
-            the price for a unit of the feature. Columns: `median`; `lower` and `upper`, NaN where
-            the price coefficient may well be positive; `price_positive`, the probability that it
-            is, which must be below 5 % for an interval.
-
-        Raises:
-            ValueError: If the utility is not linear, the price is no feature of the items, or
-                `level` is not between 0 and 1.
-        """
-        context = self.context
-        place = find_price(self.model, context, price, level, "willingness_to_pay()")
-        z, log_weights = self._draws.z.to(self.model.device), self._draws.log_weights
-        beta = self._model.coefficients(z).detach().cpu()
-        names = context.user_names, context.feature_names
-        return payment_table(beta, log_weights, place, level, *names)
 
     def to_inference_data(
         self, target: Preferences | None = None, items: Sequence | None = None

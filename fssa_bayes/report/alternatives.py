@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,17 +12,22 @@ from fssa_bayes._random import seeded
 from fssa_bayes.data import Preferences, find_recurrence
 from fssa_bayes.inference import FitResult, fit
 from fssa_bayes.model import HeterogeneousBTL
+from fssa_bayes.population import has_population_estimates
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
 from fssa_bayes.report.study import draw_figure
 from fssa_bayes.report.words import with_headings
 
 __all__ = [
+    "chooses_by_attributes",
     "count_judgements",
     "describe_coefficients",
     "describe_unit",
     "draw_sets",
     "has_own_items",
+    "name_kind",
+    "say_what_is_ranked",
+    "tabulate_average",
     "tabulate_population",
 ]
 
@@ -31,6 +37,11 @@ _LEVEL = 0.9  # Probability of intervals.
 def count_judgements(data: Preferences) -> str:
     """Counts comparisons, rankings and choices from sets in words."""
     summary = data.summary()
+    if data.alternatives is not None:
+        number, sizes = len(summary.component_sizes), summary.component_sizes
+        of = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[-1]:,} to {sizes[0]:,}"
+        were = "choice situation" if number == 1 else "choice situations"
+        return f"{number:,} {were} with {of} alternatives each"
     low, high = summary.alternatives
     of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     counted = (
@@ -43,8 +54,47 @@ def count_judgements(data: Preferences) -> str:
 
 
 def has_own_items(data: Preferences) -> bool:
-    """Tells whether choices are from sets whose items, with features, are of one situation each."""
+    """Tells whether every alternative on offer, with features, is an item of one situation."""
+    if data.alternatives is not None:
+        return True
     return data.has_rankings and data.items is not None and not find_recurrence(data)
+
+
+def chooses_by_attributes(data: Preferences) -> bool:
+    """Tells whether choices are from sets of alternatives that attributes describe."""
+    if data.items is None or data.alternatives is not None:
+        return data.items is not None
+    if not data.has_rankings:
+        return False
+    summary = data.summary()
+    return summary.choice_sets > 0 and not summary.rankings
+
+
+def name_kind(data: Preferences) -> str:
+    """Names what the data hold, for a title."""
+    if data.alternatives is not None:
+        return "Choices from sets"
+    if not data.has_rankings:
+        return "Paired comparisons"
+    summary = data.summary()
+    if not summary.rankings:
+        return "Choices from sets"
+    is_mixed = summary.choice_sets or summary.lone_comparisons
+    return "Rankings and choices" if is_mixed else "Rankings"
+
+
+def say_what_is_ranked(data: Preferences) -> str:
+    """Says whether a ranking is of the items themselves, or of what their features are worth."""
+    if data.items is None:
+        return (
+            "Items are ranked by free strengths, one an item, as no features of items were given "
+            "(--items)."
+        )
+    features = "feature" if data.num_features == 1 else f"{data.num_features:,} features"
+    return (
+        f"Items are ranked by the utility fitted to their {features} (--items), not by free "
+        "strengths of their own: items of equal features have equal places."
+    )
 
 
 def describe_unit(data: Preferences, *, has_ties: bool) -> tuple[str, str]:
@@ -83,18 +133,33 @@ def describe_coefficients(
     with seeded(seed):
         model = HeterogeneousBTL(data.num_features, 0, "linear", ties=ties, penalty=penalty)
     average = fit(model, None, data, validation=None, seed=seed, progress_bar=False)
+    section = tabulate_average(average, seed)
+    why = (
+        "Every alternative on offer has attributes of its own, so that alternatives are not ranked."
+    )
+    text = [*section.text, why]
+    if penalty:
+        text.append(f"A prior of weight {penalty:g} (penalty) draws the estimates together.")
+    return replace(section, heading="What matters to the average person", text=text)
+
+
+def tabulate_average(average: FitResult, seed: int) -> Section:
+    """Tabulates and draws the coefficients of a homogeneous model: the multinomial logit.
+
+    Args:
+        average: Its fit to the judgements, whose items have features.
+        seed: Seed of the fit.
+    """
     table = average.population(level=_LEVEL, seed=seed)
     table = table.loc[["mean"]].droplevel(0).rename_axis("feature")
     columns = ["estimate", "se_sandwich", "lower", "upper"]
     table = table[columns].rename(columns={"se_sandwich": "standard_error"})
     text = [
-        f"Conditional logit of the average person, fitted to {count_judgements(data)}: the change "
-        "of utility with a unit of the feature, in nats, with standard errors clustered by person "
-        f"and {_LEVEL:.0%} intervals. Every item is in one judgement alone, so that items are not "
-        "ranked: a place would be that of its features."
+        "Multinomial (conditional) logit, in which everybody is the average person, fitted to "
+        f"{count_judgements(average.data)}: the change of utility with a unit of the feature, in "
+        f"nats, with standard errors clustered by person and {_LEVEL:.0%} intervals. "
+        f"Log-likelihood {average.log_marginal_likelihood().value:,.3f}."
     ]
-    if penalty:
-        text.append(f"A prior of weight {penalty:g} (penalty) draws the estimates together.")
     shown = table.dropna()
     figures = []
     if len(shown):
@@ -109,7 +174,7 @@ def describe_coefficients(
         caption = "Coefficients of the average person, with 90 % intervals"
         figures.append(draw_figure(axes, caption, "coefficients.png"))
     return Section(
-        "What matters to the average person",
+        "Coefficients of the average person",
         text,
         with_headings(table.round(4).reset_index()),
         figures,
@@ -124,7 +189,7 @@ def tabulate_population(result: FitResult | None, seed: int) -> list[Section]:
         result: The fit of the model of individual people; None where it was fitted before.
         seed: Seed of the draws.
     """
-    if result is None or not result.model.utility.is_linear:
+    if result is None or not has_population_estimates(result.model):
         return []
     table = result.population(seed=seed)[["estimate", "se_sandwich"]]
     table = table.rename(columns={"se_sandwich": "standard_error"})
@@ -134,10 +199,14 @@ def tabulate_population(result: FitResult | None, seed: int) -> list[Section]:
         "people's own coefficients. As a rule it lies further from 0 than the coefficients of the "
         "average person above, who stands for people of different tastes."
     )
+    likelihood = (
+        f"Log-likelihood {result.log_marginal_likelihood(seed=seed)} of the choices of "
+        f"{len(result.data):,} people, by importance sampling; ± is the error of that."
+    )
     return [
         Section(
             "Coefficients of the population",
-            [why],
+            [why, likelihood],
             with_headings(table.round(4).reset_index(), estimate="estimate"),
             files={"population.csv": table},
         )
@@ -157,8 +226,12 @@ def draw_sets(person: Posterior, one: Preferences, most: int) -> Figure:
     ends = np.flatnonzero(np.append(np.diff(situation) != 0, True)) + 1
     whole = ends[ends <= most]  # Situations that fit into the picture as a whole.
     table = table.head(whole[-1] if len(whole) else most)
+    called = {}
+    if one.alternatives is not None:  # Its items are named by person and situation as well.
+        items = table.index.get_level_values("item")
+        called = dict(zip(items, one.alternatives[one.item_names.get_indexer(items)], strict=True))
     names = [
-        f"{number + 1}: {item}{' *' if chosen == 1 else ''}"
+        f"{number + 1}: {called.get(item, item)}{' *' if chosen == 1 else ''}"
         for (_, number, item), chosen in table["chosen"].items()
     ]
     axes = plots.forest(

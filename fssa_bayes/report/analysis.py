@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -34,10 +34,17 @@ from fssa_bayes.inference import (
 from fssa_bayes.model import HeterogeneousBTL, align
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report import findings
+from fssa_bayes.report.alternatives import chooses_by_attributes, name_kind, say_what_is_ranked
 from fssa_bayes.report.covariates import describe_covariates
 from fssa_bayes.report.heterogeneity import judge_heterogeneity
 from fssa_bayes.report.page import Section
 from fssa_bayes.report.report import Report
+from fssa_bayes.report.tastes import (
+    check_price,
+    describe_payments,
+    fit_mixed_logit,
+    is_mixed_logit,
+)
 from fssa_bayes.report.utility import choose_utility
 from fssa_bayes.report.words import with_headings
 
@@ -84,11 +91,12 @@ class Analysis:
 def analyse(
     data: Preferences,
     *,
-    title: str = "Paired comparisons",
+    title: str | None = None,
     about_data: Section | None = None,
     fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None = None,
     utility: str | None = None,
     latent_dim: int | str | None = None,
+    price: Hashable | None = None,
     steps: int = 600,
     num_samples: int = 500,
     test_size: float = 0.2,
@@ -99,19 +107,26 @@ def analyse(
     progress_bar: bool = True,
     tell: Callable[[Section], None] | None = None,
 ) -> Analysis:
-    """Analyses the paired comparisons of many people.
+    """Analyses the comparisons, rankings or choices from sets of many people.
+
+    Choices from sets whose alternatives are described by attributes, under a linear utility, have a
+    mixed logit by maximum likelihood as the model of individual people: for the comparison fitted
+    to a part of the people, for tables and figures to everybody.
 
     Args:
         data: The comparisons.
-        title: Title of the report.
+        title: Title of the report; None to name what the data hold.
         about_data: The part of the report that describes the data; None to make one of `data`.
         fitted: A model of individual people and its guide, fitted before; None to fit one.
         utility: Utility of the model that is fitted; None is `"linear"` for items without features,
-            or with features where people are few for a network, else `"bilinear"`.
-        latent_dim: Its number of latent dimensions. None is the number of features, up to 5, for a
-            linear utility of items with features, whose coefficients then have any covariance, else
-            2; `"auto"` chooses 1, 2, 4 or 8 by people of the fit who are held out, which takes a
-            fit more for each.
+            for choices from sets, and where people are few for a network, else `"bilinear"`.
+        latent_dim: Its number of latent dimensions. None is one for each attribute for a mixed
+            logit of choices from sets; the number of features, up to 5, for another linear utility
+            of items with features, whose coefficients then have any covariance; else 2. `"auto"`
+            chooses 1, 2, 4 or 8 by people of the fit who are held out, which takes a fit more for
+            each.
+        price: Name of the price among the features of a linear utility, for what people are willing
+            to pay; None for none.
         steps: Steps of each objective of its fit.
         num_samples: Posterior draws S of each person.
         test_size: Share of the people left out of the fit, in (0, 1).
@@ -142,6 +157,14 @@ def analyse(
     ):
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
+    if price is not None:
+        if fitted is not None:
+            raise ValueError("price needs a fit for its standard errors, got a model fitted before")
+        check_price(data, price, utility)
+        utility = "linear"
+    if utility is None and chooses_by_attributes(data):
+        utility = "linear"
+    title = title or name_kind(data)
     if fitted is not None:
         with hear_warnings():  # Every posterior warns of the same, beside the results.
             _check_fitted(*fitted, data)
@@ -150,8 +173,9 @@ def analyse(
     if len(data) < _MIN_PEOPLE:
         return _of_few_people(data, fitted, found, title, num_samples, penalty, seed, start)
     train, test = data.split_users(test_size, seed=seed)
-    form = choose_utility(train, utility)
-    if latent_dim is None:
+    is_mixed = fitted is None and is_mixed_logit(data, utility)
+    form = choose_utility(train, "linear" if is_mixed else utility)
+    if latent_dim is None and not is_mixed:
         latent_dim = default_dimensions(train, form.name)
     if choose and fitted is None:
         with hear_warnings() as heard:
@@ -160,9 +184,11 @@ def analyse(
     with hear_warnings() as heard:
         result = None
         if fitted is None:
-            result = fit_people(
-                train, form.name, latent_dim, steps, seed, checkpoint, progress_bar=progress_bar
-            )
+            options = {"checkpoint": checkpoint, "progress_bar": progress_bar}
+            if is_mixed:
+                result = fit_mixed_logit(train, latent_dim, seed, **options)
+            else:
+                result = fit_people(train, form.name, latent_dim, steps, seed, **options)
         model, guide = fitted or (result.model, result.guide)
         average = fit_average(train, model, seed)
         ties = findings.model_of_ties(data)
@@ -185,8 +211,12 @@ def analyse(
         )
     found.add(comparison.section, heard)
     ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
-    found.make(
-        lambda: findings.describe_differences(
+    with hear_warnings() as heard:
+        if is_mixed:
+            result = fit_mixed_logit(data, latent_dim, seed, progress_bar=progress_bar)
+            model = result.model
+            population = result.choose_population(min(50, num_samples), seed=seed)
+        differences = findings.describe_differences(
             model,
             guide,
             data,
@@ -195,16 +225,24 @@ def analyse(
             seed,
             population,
             result,
+            price,
             differ=alike.differ,
             warnings=[form.warning] if form.warning and result is not None else [],
         )
-    )
+    found.add(differences, heard)
+    if price is not None:
+        found.make(lambda: describe_payments(result, price, seed))
     if data.covariates is not None:
         found.make(lambda: describe_covariates(model, data, result, steps, seed))
     with hear_warnings():
         exported = comparison.posterior.to_inference_data(comparison.target)
     origin = "fitted before"
-    if result is not None:
+    if is_mixed:
+        origin = (
+            "a mixed logit by maximum marginal likelihood, fitted to the same people for the "
+            "comparison and posterior.nc, and then to everybody for all tables, figures and model/"
+        )
+    elif result is not None:
         origin = f"fitted to the same people; {describe_convergence(result, steps)}"
     done = (
         "The average person of the comparison has the form of utility of the individual model, and "
@@ -213,7 +251,7 @@ def analyse(
         f"Individual model: {origin}."
     )
     found.add(Section("What was done", (done,)))
-    leader = findings.say_leader(ranking)
+    leader = say_ranking(data, ranking)
     why = [form.note] if form.note and result is not None else []
     answer = [alike.verdict] if alike.verdict else []
     summary = [*findings.opening(data, model), *why, *leader, *answer, comparison.verdict]
@@ -231,7 +269,7 @@ def _check_fitted(
             "fitted must be a model of individual people, with latent_dim of at least 1, got 0"
         )
     align(model, data)
-    check_guide(model, guide)
+    check_guide(model, guide, may_lack=model.is_mixed_logit)
 
 
 def _of_few_people(
@@ -246,7 +284,7 @@ def _of_few_people(
 ) -> Analysis:
     """Ranks the items, and describes the people by a model fitted before, if there is one."""
     ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
-    leader = findings.say_leader(ranking)
+    leader = say_ranking(data, ranking)
     people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
     numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
     if fitted is None:
@@ -270,7 +308,7 @@ def _of_few_people(
 def rank(
     data: Preferences,
     *,
-    title: str = "Ranking",
+    title: str | None = None,
     about_data: Section | None = None,
     penalty: float = 0.0,
     seed: int = 0,
@@ -278,9 +316,12 @@ def rank(
 ) -> Analysis:
     """Ranks the items of paired comparisons by classical Bradley–Terry.
 
+    Choices from sets are scored by the multinomial (conditional) logit, rankings by Plackett–Luce.
+    Where every alternative on offer has attributes of its own, the table is of their coefficients.
+
     Args:
         data: The comparisons.
-        title: Title of the report.
+        title: Title of the report; None to name what the data hold.
         about_data: The part of the report that describes the data; None to make one of `data`.
         penalty: Weight of a prior that keeps the utilities finite where choices are separated, as
             of :class:`HeterogeneousBTL`; 0 for none.
@@ -298,9 +339,16 @@ def rank(
     start, found = time.perf_counter(), Collector(tell)
     ranking = found.make(lambda: findings.describe_average(data, seed, penalty))
     found.add(about_data or findings.describe_data(data))
-    summary = [*findings.opening(data, None), *findings.say_leader(ranking)]
-    report = found.report(title, summary, seed, start)
+    summary = [*findings.opening(data, None), *say_ranking(data, ranking)]
+    report = found.report(title or name_kind(data), summary, seed, start)
     return Analysis(report, findings.numbers_of(data) | findings.numbers_of_ranking(ranking))
+
+
+def say_ranking(data: Preferences, ranking: Section) -> list[str]:
+    """Says which item leads, and what is ranked; nothing where nothing is."""
+    if "ranking.csv" not in ranking.files:
+        return []
+    return [*findings.say_leader(ranking), say_what_is_ranked(data)]
 
 
 def _check_penalty(penalty: float) -> None:

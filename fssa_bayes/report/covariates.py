@@ -8,6 +8,7 @@ from fssa_bayes.data import Preferences
 from fssa_bayes.inference import FitResult, ImportanceWeightedELBO
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.population import covariate_effects
+from fssa_bayes.report.alternatives import has_own_items
 from fssa_bayes.report.page import Section
 from fssa_bayes.report.people import common_items
 from fssa_bayes.report.words import with_headings
@@ -58,7 +59,7 @@ def describe_covariates(
         table = with_headings(table)
         parts.append(Section("On coefficients", [why], table))
     items = common_items(data, _MAX_SHOWN)
-    if len(items) < 2:
+    if has_own_items(data) or len(items) < 2:
         return Section(heading, text, parts=parts)
     small = model.num_features * (1 + model.latent_dim) <= _MAX_COEFFICIENTS
     draws, errors = None, "They have no standard errors: those need the people of the fit."

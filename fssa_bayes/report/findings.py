@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,14 @@ from fssa_bayes.inference import FitResult, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.posterior import PopulationDraws, Posterior
 from fssa_bayes.report.alternatives import (
+    chooses_by_attributes,
     count_judgements,
     describe_coefficients,
     describe_unit,
     draw_sets,
     has_own_items,
+    say_what_is_ranked,
+    tabulate_average,
     tabulate_population,
 )
 from fssa_bayes.report.heterogeneity import Heterogeneity
@@ -34,11 +37,13 @@ from fssa_bayes.report.people import (
     common_items,
     draw_a_person,
     draw_people,
+    find_person,
     name_people,
     order_people,
     say_who_is_consistent,
 )
 from fssa_bayes.report.study import draw_figure
+from fssa_bayes.report.tastes import describe_tastes
 from fssa_bayes.report.words import with_headings
 
 __all__ = [
@@ -74,14 +79,24 @@ def model_of_ties(data: Preferences) -> str | None:
 
 
 def numbers_of(data: Preferences) -> dict[str, object]:
-    """Counts people, comparisons and items; people are None where they are not named."""
-    return {
+    """Counts people, comparisons and items; people are None where they are not named.
+
+    Where every alternative on offer is an item of its own, situations and names of alternatives are
+    counted in place of items.
+    """
+    numbers = {
         "people": len(data) if data.people_are_named else None,
         "comparisons": int((~data.judgements.inside).sum()),  # Not pairs of rankings.
         "judgements": data.num_judgements,
         "items": data.num_items,
         "features": None if data.items is None else data.num_features,
     }
+    if data.alternatives is not None:
+        summary = data.summary()
+        numbers["items"] = None
+        numbers["situations"] = len(summary.component_sizes)
+        numbers["alternatives"] = summary.alternative_names
+    return numbers
 
 
 def numbers_of_ranking(section: Section) -> dict[str, object]:
@@ -143,20 +158,37 @@ def name_judges(data: Preferences) -> str:
 def opening(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     """Says in a sentence who chose among what, and in another which model describes them."""
     who = count_people(data) if data.people_are_named else "People not named"
+    if data.alternatives is not None:
+        names = data.summary().alternative_names
+        line = (
+            f"{who}, {count_judgements(data)} ({names:,} distinct names), described by "
+            f"{data.num_features:,} attributes."
+        )
+        return [line, *_name_model(data, model)]
     line = f"{who}, {count_judgements(data)}, of {data.num_items:,} items"
     if not data.has_rankings:
         line = f"{who}, {count_judgements(data)} of {data.num_items:,} items"
     features = "" if data.items is None else f", each with {data.num_features:,} features"
-    lines = [line + features + "."]
-    if model is not None:
-        config = model.config
-        width = config["latent_dim"]
-        ties = ", ties as answers of their own" if model.has_ties else ""
-        lines.append(
-            f"Model of individual people: utility {config['utility']}, {width} latent "
-            f"dimension{'' if width == 1 else 's'}{ties}."
-        )
-    return lines
+    return [line + features + ".", *_name_model(data, model)]
+
+
+def _name_model(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
+    """Says in a sentence which model describes people one by one; nothing without a model."""
+    if model is None:
+        return []
+    config = model.config
+    ties = ", ties as answers of their own" if model.has_ties else ""
+    if chooses_by_attributes(data) and model.is_mixed_logit:
+        correlated = "independent" if config.get("correlation") == "none" else "correlated"
+        return [
+            f"Model of individual people: a mixed logit, whose {correlated} normal coefficients "
+            f"differ in {config['latent_dim']} dimensions."
+        ]
+    width = config["latent_dim"]
+    return [
+        f"Model of individual people: utility {config['utility']}, {width} latent "
+        f"dimension{'' if width == 1 else 's'}{ties}."
+    ]
 
 
 def describe_data(
@@ -376,11 +408,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
             f"Two items of the same utility tie with probability {nu / (2 + nu):.3f}, and the less "
             f"the further their utilities are apart (Davidson's ν = {nu:.3f})."
         )
-    if data.items is not None:
-        text.append(
-            f"Utility is linear in the items' {data.num_features} features: an item's place rests "
-            "on its features, not on its own comparisons alone."
-        )
+    text.insert(0, say_what_is_ranked(data))
     if groups.max() > 0:
         text.append(
             f"The items fall into {groups.max() + 1} groups that were never compared with each "
@@ -416,6 +444,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
         text,
         with_headings(shown[columns].head(10).round(3).reset_index()),
         figures,
+        parts=[tabulate_average(average, seed)] if chooses_by_attributes(data) else (),
         files={"ranking.csv": order},
     )
 
@@ -444,6 +473,7 @@ def describe_differences(
     seed: int,
     population: str | PopulationDraws = "fixed",
     result: FitResult | None = None,
+    price: Hashable | None = None,
     *,
     differ: bool = False,
     warnings: Sequence[str] = (),
@@ -459,6 +489,7 @@ def describe_differences(
         seed: Seed of the draws.
         population: As for :class:`fssa_bayes.Posterior`.
         result: The fit of the model, if it was not fitted before.
+        price: Name of the price among the features, for what each person pays; None for none.
         differ: Whether the test of all people says that they differ.
         warnings: What the intervals of people lack.
     """
@@ -482,17 +513,25 @@ def describe_differences(
         f"with probability {within:.3f}, and two people with probability {between:.3f} (averages "
         f"over the fitted population{half}). The difference, {between - within:.3f}, is taste."
     )
+    drawn = isinstance(population, PopulationDraws)
+    if chooses_by_attributes(data) and model.utility.is_linear:
+        everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
+        intervals = _DRAWN if drawn else _EMPIRICAL_BAYES
+        tastes = describe_tastes(everybody, find_person(data), intervals, price, seed)
+        parts = [*tabulate_population(result, seed), *tastes.parts]
+        return replace(tastes, heading=heading, text=[*text, *tastes.text], parts=parts)
     if has_own_items(data):
-        text.append("Every item is in one judgement alone, so that people are not compared by it.")
+        text.append(
+            "Every alternative on offer is an item of its own, so that people are not compared by "
+            "items. A linear utility (--utility linear) has coefficients that they are compared by."
+        )
         figures = [draw_sets(*choose_person(model, guide, data, num_samples, seed), MAX_DRAWN)]
-        parts = tabulate_population(result, seed)
-        return Section(heading, text, figures=figures, parts=parts, warnings=warnings)
+        return Section(heading, text, figures=figures, warnings=warnings)
     items = common_items(data, _MAX_ITEMS)
     if len(items) < 3:
         few = "Two items are too few to compare people by."
         return Section(heading, [*text, few], warnings=warnings)
     everybody = Posterior(model, guide, data, num_samples, seed=seed, population=population)
-    drawn = isinstance(population, PopulationDraws)
     people = everybody.differences(items)
     people["reliable"] = everybody.reliable.numpy()
     people = order_people(people)

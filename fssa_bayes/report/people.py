@@ -22,6 +22,7 @@ __all__ = [
     "common_items",
     "draw_a_person",
     "draw_people",
+    "find_person",
     "name_people",
     "order_people",
     "say_who_is_consistent",
@@ -39,6 +40,12 @@ ORDER = (
 """The order of people in tables, files and pictures."""
 
 
+def find_person(data: Preferences) -> int:
+    """Finds the person with most comparisons up to 40, whom pictures show."""
+    few = np.where(data.counts <= MAX_DRAWN, data.counts, 0)
+    return int(few.argmax()) if few.any() else int(data.counts.argmin())
+
+
 def choose_person(
     model: HeterogeneousBTL,
     guide: NeuralProcessGuide | None,
@@ -47,8 +54,7 @@ def choose_person(
     seed: int,
 ) -> tuple[Posterior, Preferences]:
     """Returns posterior and data of the person with most comparisons up to 40."""
-    few = np.where(data.counts <= MAX_DRAWN, data.counts, 0)
-    one = data.subset([int(few.argmax()) if few.any() else int(data.counts.argmin())])
+    one = data.subset([find_person(data)])
     return Posterior(model, guide, one, num_samples, seed=seed), one
 
 

@@ -19,7 +19,7 @@ from fssa_bayes.checks import (
 )
 from fssa_bayes.data import first_names
 from fssa_bayes.report.page import Figure, Section
-from fssa_bayes.report.study import Study, draw_figure, share_covered
+from fssa_bayes.report.study import Study, draw_figure, need_guide, share_covered
 from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFIT, Check
 from fssa_bayes.report.words import with_headings
 
@@ -220,6 +220,7 @@ def check_behaviour(study: Study) -> tuple[list[Check], Section]:
 
 def check_surprises(study: Study) -> tuple[list[Check], Section]:
     """Names the people whose posteriors are not to be believed."""
+    need_guide(study)
     posterior = study.posterior(study.data)
     table = posterior.context_surprise(seed=study.seed)
     flagged = table[table["flag"]]

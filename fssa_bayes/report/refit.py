@@ -15,7 +15,7 @@ from fssa_bayes.guide import NeuralProcessGuide
 from fssa_bayes.inference import ImportanceWeightedELBO, fit
 from fssa_bayes.model import HeterogeneousBTL
 from fssa_bayes.report.page import Section
-from fssa_bayes.report.study import Study
+from fssa_bayes.report.study import Study, need_guide
 from fssa_bayes.report.verdicts import NOTHING, Check, NotPossibleError
 from fssa_bayes.sampling import person_log_marginal_likelihood
 
@@ -78,6 +78,7 @@ def continue_fit(study: Study, steps: int) -> tuple[HeterogeneousBTL, NeuralProc
         raise NotPossibleError("train must hold at least 2 people, all with comparisons")
     if study.model.has_ties and not train.half_wins.any():
         raise NotPossibleError("train must hold ties to fit a model with ties: ties='keep'")
+    need_guide(study)
     model, guide = copy.deepcopy((study.model, study.guide))
     objective = ImportanceWeightedELBO(num_particles=64, steps=steps)
     fit(

@@ -88,7 +88,7 @@ PARTS = (
 
 def diagnose(
     model: HeterogeneousBTL,
-    guide: NeuralProcessGuide,
+    guide: NeuralProcessGuide | None,
     data: Preferences,
     out: str | os.PathLike | None = None,
     *,
@@ -108,7 +108,7 @@ def diagnose(
 
     Args:
         model: A fitted model with latent factor.
-        guide: Its guide.
+        guide: Its guide; None for a mixed logit without one, whose checks of a guide are left out.
         data: People who took no part in the fit.
         out: Folder for `report.html`, `summary.md` and `checks.csv`; nothing is written if None.
         train: The people of the fit, for the comparison with a fit by another objective.
@@ -130,7 +130,7 @@ def diagnose(
     """
     check_unweighted(data, "diagnose()")
     data = align(model, data)
-    check_guide(model, guide)
+    check_guide(model, guide, may_lack=model.is_mixed_logit)
     if model.latent_dim == 0:
         raise ValueError(
             "model must have latent_dim of at least 1 to be diagnosed, got 0: nothing is inferred "

@@ -10,7 +10,7 @@ from fssa_bayes import diagnostics, plots
 from fssa_bayes.checks import CalibrationStudy, calibrate, simulate_people
 from fssa_bayes.posterior import Posterior
 from fssa_bayes.report.page import Figure, Section
-from fssa_bayes.report.study import Study, draw_figure
+from fssa_bayes.report.study import Study, draw_figure, need_guide
 from fssa_bayes.report.verdicts import LEVEL, NOTHING, REFINE, Check, NotPossibleError
 from fssa_bayes.report.words import with_headings
 from fssa_bayes.sampling import MOST_PARETO_K, draw_posterior, grid, score_draws
@@ -49,12 +49,17 @@ def check_calibration(study: Study) -> tuple[list[Check], Section]:
         num_samples=study.num_samples,
         seed=study.seed,
     )
+    of_guide = []
+    if study.guide is not None:
+        of_guide = [
+            judge_sbc(calibration, "guide"),
+            judge_guide_coverage(calibration),
+            judge_ess(calibration),
+        ]
     checks = [
         judge_sbc(calibration, "corrected"),
         judge_coverage(calibration),
-        judge_sbc(calibration, "guide"),
-        judge_guide_coverage(calibration),
-        judge_ess(calibration),
+        *of_guide,
         judge_weights(calibration),
     ]
     tested = calibration.test("corrected").table
@@ -202,6 +207,7 @@ def check_against_grid(study: Study) -> tuple[list[Check], Section]:
         raise NotPossibleError(
             "a grid needs at most 2 latent dimensions: compare a few people with exact.nuts"
         )
+    need_guide(study)
     rows = []
     for size in study.sizes:
         people = simulate_people(study.model, study.data, size, 100, seed=study.seed + 1)
@@ -249,6 +255,7 @@ def check_against_grid(study: Study) -> tuple[list[Check], Section]:
 
 def check_joint_coverage(study: Study) -> tuple[list[Check], Section]:
     """Asks whether the corrected posterior covers the true z, all latent factors together."""
+    need_guide(study)
     people = min(study.num_users, JOINT_PEOPLE)
     results = []
     for size in study.sizes:

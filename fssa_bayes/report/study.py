@@ -24,7 +24,7 @@ from fssa_bayes.report.verdicts import Check, NotPossibleError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Part", "Study", "draw_figure", "share_covered"]
+__all__ = ["Part", "Study", "draw_figure", "need_guide", "share_covered"]
 
 _LACKS = r"Glyph [0-9]+ .*missing from"  # How a warning of matplotlib begins.
 
@@ -34,7 +34,7 @@ class Study:
     """Holds what every part of the report looks at: the arguments of `diagnose`."""
 
     model: HeterogeneousBTL
-    guide: NeuralProcessGuide
+    guide: NeuralProcessGuide | None
     data: Preferences
     train: Preferences | None
     sizes: tuple[int, ...]
@@ -81,6 +81,12 @@ class Part:
     sees_wrong_model: bool
     seconds: Callable[[Study], float]
     run: Callable[[Study], tuple[list[Check], Section]]
+
+
+def need_guide(study: Study) -> None:
+    """Raises a NotPossibleError where the model has no guide, as a mixed logit need not have."""
+    if study.guide is None:
+        raise NotPossibleError("the model has no guide, as its draws lie around people's modes")
 
 
 def draw_figure(ax: Axes, caption: str, name: str | None = None) -> Figure:

@@ -46,6 +46,28 @@ def test_shipped_data_have_the_sizes_of_their_sources(
     assert list(data.user_names) == [str(number) for number in range(1, people + 1)]
 
 
+def log_likelihood(value: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> float:
+    """Returns the log-likelihood of choices among alternatives with these utilities."""
+    total = pd.Series(np.exp(value)).groupby(group).sum()
+    return float(value[chosen].sum() - np.log(total).sum())
+
+
+def test_the_long_table_has_the_choices_of_the_data(
+    shipped: tuple[ModuleType, Preferences],
+) -> None:
+    """Under coefficients drawn at random."""
+    module, data = shipped
+    table, features = module.table(), list(data.feature_names)
+    beta = np.random.default_rng(0).normal(size=len(features)) / 5
+    situation = table.groupby(["user", "situation"]).ngroup().to_numpy()
+    value = table[features].to_numpy() @ beta
+    found = log_likelihood(value, situation, table["chosen"].to_numpy() == 1)
+    slots, _ = data.judgements.list_slots(data.left, data.right, data.choice)
+    value = data.items.double().numpy()[slots.item] @ beta
+    assert found == pytest.approx(log_likelihood(value, slots.ranking, slots.place == 1))
+    assert table["alternative"].value_counts().tolist() == [data.num_judgements] * 4
+
+
 def test_logits_of_shipped_data_have_the_published_log_likelihood(
     shipped: tuple[ModuleType, Preferences],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -24,6 +25,8 @@ from fssa_bayes import (
     fit,
 )
 from fssa_bayes.datasets import two_mode
+from fssa_bayes.inference import FitResult
+from fssa_bayes.inference.average import fit_average
 
 
 @pytest.mark.slow
@@ -171,6 +174,30 @@ def test_few_people_are_said_to_be_few_and_their_population_is_drawn() -> None:
     assert torch.equal(drawn.z, given.z)
     fixed = result.posterior(context, 60, seed=4, population="fixed")
     assert torch.equal(fixed.z, Posterior(model, guide, context, 60, seed=4).z)
+
+
+@pytest.mark.parametrize(
+    "taste", [{"correlation": "none"}, {"coefficients": {0: "fixed"}}], ids=["independent", "fixed"]
+)
+def test_people_alike_beside_restricted_coefficients_are_a_logit(taste: dict) -> None:
+    """The homogeneous model beside independent or fixed coefficients has the logit's maximum."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(48, 2))
+    margin = (items[::2] - items[1::2]) @ [1, -1]
+    choice = (rng.random(24) < 1 / (1 + np.exp(-margin))) * 1.0
+    left = np.arange(0, 48, 2)
+    data = Preferences(left, left + 1, choice, np.arange(0, 25, 3), items=items)
+    model = HeterogeneousBTL.for_data(data, None, utility="linear", **taste)
+    model.take_units(data)
+    average = fit_average(model, data, fit, seed=0)
+    plain = HeterogeneousBTL(2, 0, utility="linear")
+    fit(plain, None, data, progress_bar=False)
+    found, expected = (m.coefficients(torch.zeros(1, 1, 0)) for m in (average, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    result = FitResult(model, None, data, pd.DataFrame())
+    drawn = result.choose_population(2, 64)
+    assert all(not member.utility.loading.any() for member, _ in drawn.members)  # 24 choices.
+    assert Posterior(model, None, data, 25, population=drawn).z.shape[:2] == (25, 8)
 
 
 def test_people_who_are_enough_are_held_to_their_population(recwarn) -> None:

@@ -208,6 +208,24 @@ def test_intervals_are_sorted_and_named(plot: Callable[..., Axes]) -> None:
     assert ax.get_xlabel() == "nats"
 
 
+def test_a_person_stands_upon_the_population() -> None:
+    """Rows in the order given; the bar reaches from the lower to the upper end of the people."""
+    population = ([0.5, -1.0], [-1.0, -4.0], [2.0, 1.0])
+    ax = plots.upon_population(
+        [1.0, -3.0], [0.0, -5.0], [2.0, -1.0], population, ["near", FORMULA], who="ann"
+    )
+    assert is_at_top(ax, 0)
+    assert names_by_row(ax)[0] == "near"
+    np.testing.assert_array_equal(dots(ax, "ann"), [[1, 0], [-3, 1]])
+    np.testing.assert_array_equal(dots(ax, "median person"), [[0.5, 0], [-1, 1]])
+    np.testing.assert_array_equal(segments(ax), [[0, 2, 0], [-5, -1, 1]])
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
+    assert bars == [(-1, 2), (-4, 1)]
+    ax.figure.canvas.draw()
+    with pytest.raises(ValueError, match=r"population\[1\] must not exceed population\[2\], got 3"):
+        plots.upon_population([1.0], [0.0], [2.0], ([1.0], [3.0], [2.0]), ["a"])
+
+
 def test_reference_lines() -> None:
     values = ([1.0], [0.0], [2.0])
     assert vertical_lines(plots.forest(*values)) == []

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from fssa_bayes.policy import Contexts, PreferenceRows, SteerableDPOTrainer, SteerablePolicy
 
-trl = pytest.importorskip("trl", reason="TRL is not installed: pip install 'fssa_bayes[trl]'")
+trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[trl]'")
 datasets = pytest.importorskip("datasets")
 
 STEPS = 20

@@ -97,14 +97,18 @@ def test_a_report_speaks_of_choices_from_sets(shared: bool, tmp_path: Path) -> N
     analysis = analyse(data, fitted=(model, guide), num_samples=50, num_bootstrap=int(not shared))
     analysis.report.write(tmp_path)
     page = (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert "24 people, 72 comparisons and 216 choices from sets of 3 to 6 alternatives" in page
+    counted = "288 choice situations with 2 to 6 alternatives each (6 distinct names)"
+    if shared:
+        counted = "72 comparisons and 216 choices from sets of 3 to 6 alternatives"
+    assert f"24 people, {counted}" in page
     guess = np.log([2, 3, 4, 6]).mean()
     assert describe_unit(data, has_ties=False)[1].endswith(f"guessing scores −{guess:.3f}")
     assert "nats per choice" in page
     assert ("Ranking for the average person" in page) == shared
     assert ("What matters to the average person" in page) != shared
-    assert ("every item is in one alone" in page) != shared
-    assert "probability of each alternative" in page
+    assert ("probability of each alternative" in page) == shared
+    assert ("Tastes of person" in page) != shared
+    assert page.startswith("# Choices from sets")
     assert analysis.figures["judgements"] == 288
     shown = [name for section in analysis.report.sections for name in headings(section)]
     assert not [name for name in shown if "_" in name]

@@ -42,6 +42,8 @@ class AlternativeTable(NamedTuple):
         names: Names of the items.
         feature_names: Names of the features, or None.
         levels: Levels of categorical features by column, the reference level first.
+        alternatives: Name of the alternative that each item is, (M,), where every alternative on
+            offer is an item of its own, or None.
     """
 
     position: np.ndarray
@@ -49,6 +51,7 @@ class AlternativeTable(NamedTuple):
     names: pd.Index
     feature_names: pd.Index | None
     levels: Mapping[Hashable, tuple]
+    alternatives: pd.Categorical | None = None
 
 
 def check_constants(constants: bool, features: object) -> None:
@@ -139,7 +142,9 @@ def each_row(offers: Offers, features: pd.DataFrame, constants: bool) -> Alterna
         columns = _append(columns, own)
         values = np.concatenate([values, offers.is_outside[:, None].astype(values.dtype)], 1)
     position = np.arange(len(offers.item), dtype=np.int32)
-    return AlternativeTable(position, values, _name_rows(offers), columns, levels)
+    alternatives = pd.Categorical.from_codes(offers.item, offers.names)
+    names = _name_rows(offers)
+    return AlternativeTable(position, values, names, columns, levels, alternatives)
 
 
 def _append(names: pd.Index, more: Sequence) -> pd.Index:

@@ -409,6 +409,7 @@ def arrange_choices(
         "people_are_named": named,
         "feature_levels": alternatives.levels,
         "covariate_levels": covariate_levels,
+        "alternatives": alternatives.alternatives,
     }
 
 

@@ -495,6 +495,28 @@ def test_features_that_never_vary_within_a_situation() -> None:
         read(few, features=["price", "age", "one"])
 
 
+def test_a_summary_counts_situations_and_names_of_alternatives() -> None:
+    """Five situations of two to four of four modes; best and worst are two choices of one."""
+    data = read(features=FEATURES)
+    assert data.alternatives[data.item_names.get_indexer(["bob / 2: train"])].tolist() == ["train"]
+    summary = data.summary()
+    assert (summary.alternative_names, summary.component_sizes) == (4, (4, 3, 3, 2, 2))
+    rows = dict(summary.rows())
+    assert rows["choice situations"] == "5"
+    assert rows["alternatives"] == "2 to 4 a situation; 4 distinct names"
+    assert rows["attributes"] == "2 of an alternative"
+    assert rows["choices a person"] == "1 to 2, median 2"
+    assert not {"items", "comparisons", "choice sets", "connected components"} & set(rows)
+    df = random_trips()
+    both = read(df, features=FEATURES, worst="last")
+    assert dict(both.summary().rows())["choice situations"] == "40"
+    assert both.num_judgements == 40 + (df.groupby("when").size() > 2).sum()
+    assert len(data.subset([1]).summary().component_sizes) == 2
+    assert read().summary().alternative_names == 0
+    with pytest.raises(ValueError, match="alternatives must name the alternative of each of the 2"):
+        Preferences([0], [1], [1], [0, 1], items=np.eye(2), alternatives=["bus"])
+
+
 # Real data, read in place.
 
 
