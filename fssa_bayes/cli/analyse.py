@@ -54,8 +54,8 @@ def analyse(
         Utility | None,
         typer.Option(
             help="Form of the utility. If absent, linear for items without features, for choice "
-            "sets, of which it makes a mixed logit with coefficients of people, and where people are "
-            "few for a network; else bilinear.",
+            "sets, of which it makes a mixed logit with coefficients of people, and where people "
+            "are few for a network; else bilinear.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
@@ -64,10 +64,10 @@ def analyse(
         str | None,
         typer.Option(
             metavar="INTEGER|auto",
-            help="Dimensions in which people differ. If absent, one for each attribute for the mixed "
-            "logit of choice sets, as many as features, up to 5, for another linear utility of items "
-            "with features, else 2. `auto` chooses 1, 2, 4 or 8 by people left out, and takes a fit "
-            "more for each.",
+            help="Dimensions in which people differ. If absent, one for each attribute for the "
+            "mixed logit of choice sets, as many as features, up to 5, for another linear utility "
+            "of items with features, else 2. `auto` chooses 1, 2, 4 or 8 by people left out, and "
+            "takes a fit more for each.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
