@@ -68,10 +68,22 @@ TERMS: dict[str, tuple[str, str]] = {
         "Standard errors that count people and not answers, since the answers of one person are "
         "alike.",
     ),
+    "Davidson's ν": (
+        r"Davidson's ν",
+        "The parameter of ties: two items of the same utility tie with probability ν / (2 + ν).",
+    ),
+    "effective sample size": (
+        r"[Ee]ffective (share|sample|number)|\bESS\b",
+        "How many independent draws the weighted draws are worth.",
+    ),
     "empirical Bayes": (
         r"[Ee]mpirical[ -]Bayes",
         "The population is estimated from many people and then held fixed while a person's "
         "posterior is computed.",
+    ),
+    "expected calibration error": (
+        r"[Ee]xpected calibration error",
+        "The mean distance between forecast probabilities and how often they come true.",
     ),
     "guide": (
         r"\bguide\b",
@@ -81,10 +93,20 @@ TERMS: dict[str, tuple[str, str]] = {
         r"[Ii]mportance[ -]weight",
         "Weights of draws from an approximation that make them draws of the posterior.",
     ),
+    "isotonic": (
+        r"\bisotonic\b",
+        "An estimate of how often forecasts come true that rises with the forecast, and is "
+        "free else.",
+    ),
     "k-hat": (
         r"k-hat",
         "Estimated shape of the tail of importance weights (Pareto). Below .7, means of the "
         "weighted draws can be trusted.",
+    ),
+    "KL": (
+        r"\bKL\b",
+        "The Kullback–Leibler divergence of one distribution from another, in nats; 0 where "
+        "they agree.",
     ),
     "latent dimension": (
         r"latent dimension",
@@ -132,6 +154,11 @@ TERMS: dict[str, tuple[str, str]] = {
         r"[Ss]imulation-based calibration|\bSBC\b",
         "People are simulated from the model; ranks of the truth among posterior draws must be "
         "uniform.",
+    ),
+    "TARP": (
+        r"\bTARP\b",
+        "A test of whether a posterior covers the truth in all dimensions together, by balls "
+        "around reference points.",
     ),
     "utility": (
         r"\b([Uu]tility|[Uu]tilities)\b",
