@@ -109,7 +109,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 8))
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 6))
     shown = {"wk": "a well-known company", "cl": "a year of contract more"}
     for ax, (feature, what) in zip(axes, shown.items(), strict=True):
         own = table.xs(feature, level="feature")
@@ -127,7 +127,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     caption = f"{len(own)} people: posterior median and 90 % interval"
     figure.suptitle(f"{caption}; axes logarithmic beyond ±{LINEAR:g}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -191,7 +191,7 @@ def plot(gains: pd.DataFrame, spectra: pd.DataFrame, path: Path) -> None:
     """Draws what each dimension gains, and the eigenvalues."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
     rows = gains.iloc[1:]
     error = 2 * rows["standard error"]
     left.errorbar(rows.index, rows["gain over one fewer"], error, fmt="o", color="black", capsize=3)
@@ -213,7 +213,7 @@ def plot(gains: pd.DataFrame, spectra: pd.DataFrame, path: Path) -> None:
     right.set_ylabel("eigenvalue of ΛΛᵀ, 90 % interval")
     right.set_ylim(bottom=0)
     right.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -173,7 +173,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = table.dropna()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 8))
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 6))
     for ax, name, what in zip(
         axes, ("hour", "change"), ("an hour saved", "a change avoided"), strict=True
     ):
@@ -193,7 +193,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
         fontsize=10,
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
