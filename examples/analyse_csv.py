@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     print("\nThe average person's ranking, standard errors clustered by person")
     ranking = fit_average(data, args).ranking(seed=args.seed)
     print(ranking.head(10).round(3))
-    draw_figure(gain.double().numpy(), ranking.head(25), args.out / "analyse_csv.png")
+    draw_figure(gain.double().numpy(), ranking.head(20), args.out / "analyse_csv.png")
 
 
 def draw_figure(gain: np.ndarray, leading: pd.DataFrame, path: Path) -> None:
@@ -88,7 +88,7 @@ def draw_figure(gain: np.ndarray, leading: pd.DataFrame, path: Path) -> None:
     left.plot(np.sort(gain), place, "o", color="0.4", markersize=4, label="a person left out")
     left.set_xlabel("gain from 5 known choices, nats a choice")
     left.set_ylabel("people, sorted")
-    left.legend(loc="upper left", fontsize=8)
+    left.legend(loc="lower right", fontsize=8)
     ends = leading["lower"], leading["upper"]
     label = "utility to the average person (nats)"
     plots.ranking(leading["utility"], *ends, leading.index, label=label, ax=right)

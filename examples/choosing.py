@@ -184,7 +184,7 @@ def draw_figure(tables: dict[str, pd.DataFrame], path: Path) -> None:
         line[0].set_ylabel(what)
     axes[-1, 0].set_xlabel("log score less the best,\nnats a choice, ± 2 SE")
     axes[-1, 1].set_xlabel("variance between people,\nas a share of the truth")
-    axes[-1, 2].set_xlabel("effective sample size of\nthe guide, as a share of draws")
+    axes[-1, 2].set_xlabel("effective sample size of the\nguide, as a share of draws")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

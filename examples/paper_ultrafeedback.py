@@ -304,7 +304,7 @@ def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
                     clip_on=False,
                 )
             ax.axhline(50, color="0.8", linewidth=0.8, zorder=0)
-            ax.set_title(f"{name}, {objective}", fontsize=10)
+            ax.set_title(f"{name}, {objective}", fontsize=10, pad=9)
             ax.set_xlabel("known choices")
             ax.set_xticks(args.contexts)
             ax.set_ylim(0, 100)

@@ -42,6 +42,7 @@ from fssa_bayes.inference import FitResult
 from fssa_bayes.plots import forest
 
 GUILDER = 1 / train_choice.PRICE_FACTOR  # Price is in guilders times 2.20371.
+TICKS = (-100, -10, 0, 10, 100, 1000)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -186,6 +187,9 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
             ax=ax,
         )
         ax.set_xscale("symlog", linthresh=10)
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in TICKS if low < tick < high]
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
     axes[1].set_ylabel("")
     figure.suptitle(
         f"{len(shown)} of {len(table)} people: posterior median and 90 % interval; "
