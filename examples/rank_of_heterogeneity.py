@@ -203,11 +203,12 @@ def plot(gains: pd.DataFrame, spectra: pd.DataFrame, path: Path) -> None:
     left.set_xlabel("latent dimensions K")
     left.set_ylabel("gain over K − 1 in the log score of\npeople left out, nats, ± 2 SE")
     for name, marker in zip([name for name in spectra if name[0] == "K"], "so", strict=False):
-        right.plot(spectra.index, spectra[name], marker, color="black", mfc="none", label=name)
+        style = {"color": "black", "mfc": "none", "clip_on": False}
+        right.plot(spectra.index, spectra[name], marker, label=name, **style)
     if "5 %" in spectra:
         right.vlines(spectra.index, spectra["5 %"], spectra["95 %"], color="black")
     if "truth" in spectra:
-        right.plot(spectra.index, spectra["truth"], "x", color="black", label="truth")
+        right.plot(spectra.index, spectra["truth"], "kx", label="truth", clip_on=False)
     right.set_xticks(spectra.index)
     right.set_xlabel("dimension")
     right.set_ylabel("eigenvalue of ΛΛᵀ, 90 % interval")
