@@ -215,7 +215,7 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
         text = "< 1e-6" if p < 1e-6 else f"{p:.2g}"
         weight = "bold" if p < LEVEL else "normal"
         ax.text(column, row, text, ha="center", va="center", fontweight=weight)
-    ax.set_xticks(range(values.shape[1]), values.columns)
+    ax.set_xticks(range(values.shape[1]), values.columns.str.replace(" ", "\n"))
     ax.set_yticks(range(len(values)), values.index)
     ax.set_xlabel("check")
     ax.set_ylabel("people")
