@@ -6,7 +6,8 @@ of people left out, and ranks the items. The command does more: a page, tables, 
 model, and a run that goes on where it stopped.
 
 What to see: whether a few choices of a person tell what the person chooses next, with the standard
-error of the gain (either sign is a finding), and how far the ranking can be trusted.
+error of the gain (either sign is a finding), and how far the ranking can be trusted; the
+figure shows both.
 
     python examples/analyse_csv.py votes.csv --user worker --left a --right b --choice winner
 """
@@ -16,6 +17,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from arguments import Parser, run, whole
 
@@ -29,6 +32,7 @@ from fssa_bayes import (
     Sleep,
     fit,
     load,
+    plots,
     save,
 )
 from fssa_bayes.datasets import table
@@ -63,7 +67,33 @@ def main(args: argparse.Namespace) -> None:
     print(f"People whose posterior is in doubt: {int((~known.reliable).sum())} of {len(context)}")
 
     print("\nThe average person's ranking, standard errors clustered by person")
-    print(fit_average(data, args).ranking(seed=args.seed).head(10).round(3))
+    ranking = fit_average(data, args).ranking(seed=args.seed)
+    print(ranking.head(10).round(3))
+    draw_figure(gain.double().numpy(), ranking.head(20), args.out / "analyse_csv.png")
+
+
+def draw_figure(gain: np.ndarray, leading: pd.DataFrame, path: Path) -> None:
+    """Draws what known choices gain for each person, and the leading items with 90 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.4), layout="constrained")
+    mean, error = gain.mean(), gain.std(ddof=1) / len(gain) ** 0.5
+    left.axvspan(mean - 2 * error, mean + 2 * error, color="0.85", label="mean ± 2 SE")
+    left.axvline(mean, color="black", linewidth=1)
+    left.axvline(0, color="tab:red", linestyle="--", linewidth=1)
+    place = np.arange(len(gain)) + 1
+    left.plot(np.sort(gain), place, "o", color="0.4", markersize=4, label="a person left out")
+    left.set_xlabel("gain from 5 known choices, nats a choice")
+    left.set_ylabel("people, sorted")
+    left.legend(loc="lower right", fontsize=8)
+    ends = leading["lower"], leading["upper"]
+    label = "utility to the average person (nats)"
+    plots.ranking(leading["utility"], *ends, leading.index, label=label, ax=right)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def make_parser() -> Parser:

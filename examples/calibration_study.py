@@ -5,7 +5,7 @@ and diagnoses the posteriors of people held out. Two tables follow the report. I
 are simulated from the *fitted* model: there the corrected posterior must be calibrated, and
 intervals must hold the truth as often as they say. In the second they come from the *truth*, so
 that the error of the estimated population is part of it: coverage that falls short there is not a
-fault of the inference, and shrinks with more people.
+fault of the inference, and shrinks with more people. The figure shows both.
 
     python examples/calibration_study.py --utility linear
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ from fssa_bayes.checks.simulation import NUM_FIXED, NUM_OWN
 from fssa_bayes.report import diagnose
 
 NUM_ITEMS, NUM_FEATURES = 60, 5
+STYLES = {"corrected": "black", "guide": "white"}  # Filled and open marks.
 
 
 def main(args: argparse.Namespace) -> None:
@@ -58,8 +60,9 @@ def main(args: argparse.Namespace) -> None:
     with pd.option_context("display.width", 200, "display.max_colwidth", 60):
         print(report.table.drop(columns="what to do").to_string(index=False))
     print("\nShare of 50 / 80 / 95 % intervals that hold the truth, ± the error of an exact one")
+    studies = {}
     for title, source in (("the fitted model", None), ("the truth: estimation error too", truth)):
-        study = calibrate(
+        studies[title] = calibrate(
             model,
             guide,
             test,
@@ -69,8 +72,9 @@ def main(args: argparse.Namespace) -> None:
             source=source,
             seed=args.seed + 1,
         )
-        print(f"\nPeople simulated from {title}\n{coverage(study).to_string()}")
-    print(f"\nThe page is {args.out / 'report.html'}")
+        print(f"\nPeople simulated from {title}\n{coverage(studies[title]).to_string()}")
+    draw_figure(studies, args.out / "calibration_study.png")
+    print(f"\nThe page is {args.out / 'report.html'}, the figure calibration_study.png beside it")
 
 
 def simulate(args: argparse.Namespace) -> tuple[HeterogeneousBTL, Preferences]:
@@ -99,16 +103,52 @@ def fitted(
 def coverage(study: CalibrationStudy) -> pd.DataFrame:
     """Tabulates coverage by number of known choices: all margins together, both posteriors."""
     columns = {}
-    for posterior, pit in study.pit.items():
-        margins = pit[..., : NUM_FIXED + NUM_OWN]
+    for posterior in study.pit:
         for level in LEVELS:
-            inside = ((margins - 0.5).abs() < level / 2).double().mean(-1)
-            error = inside.std(-1) / inside.shape[1] ** 0.5
             columns[f"{posterior} {level:.0%}"] = [
                 f"{mean:.1%} ± {one:.1%}"
-                for mean, one in zip(inside.mean(-1).tolist(), error.tolist(), strict=True)
+                for mean, one in zip(*shares(study, posterior, level), strict=True)
             ]
     return pd.DataFrame(columns, index=pd.Index(study.sizes, name="known choices"))
+
+
+def shares(study: CalibrationStudy, posterior: str, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Counts how often intervals of margins hold the truth, with standard errors, each (G,)."""
+    margins = study.pit[posterior][..., : NUM_FIXED + NUM_OWN]
+    inside = ((margins - 0.5).abs() < level / 2).double().mean(-1)
+    return inside.mean(-1).numpy(), (inside.std(-1) / inside.shape[1] ** 0.5).numpy()
+
+
+def draw_figure(studies: dict[str, CalibrationStudy], path: Path) -> None:
+    """Draws coverage by number of known choices: a row a level, a column a source of people."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(LEVELS), 2, figsize=(8.4, 5.6), sharex=True, sharey="row", layout="constrained"
+    )
+    for column, (title, study) in zip(axes.T, studies.items(), strict=True):
+        place = np.arange(len(study.sizes))
+        column[0].set_title(f"people of {title}", fontsize=10)
+        for ax, level in zip(column, LEVELS, strict=True):
+            ax.axhline(100 * level, color="0.5", linestyle="--", linewidth=1)
+            for shift, (posterior, fill) in zip((-0.1, 0.1), STYLES.items(), strict=True):
+                mean, error = shares(study, posterior, level)
+                style = {"color": "black", "mfc": fill, "markersize": 5, "capsize": 2}
+                ax.errorbar(
+                    place + shift, 100 * mean, 200 * error, fmt="o", label=posterior, **style
+                )
+        column[-1].set_xticks(place, study.sizes)
+        column[-1].set_xlabel("known choices")
+    for ax, level in zip(axes[:, 0], LEVELS, strict=True):
+        ax.set_ylabel(f"{level:.0%} intervals that\nhold the truth, %")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    labels = [f"{label}, ± 2 SE" for label in labels]
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def make_parser() -> Parser:

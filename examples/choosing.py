@@ -14,6 +14,8 @@ What to see, in this order:
 3. Latent dimensions. Too few cost held-out score; too many cost little here, and it cannot be told
    within the standard error.
 
+The figure has a row of panels for each question.
+
     python examples/choosing.py
 
 About two minutes on two cores.
@@ -25,6 +27,7 @@ import argparse
 import math
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,6 +51,7 @@ from fssa_bayes.diagnostics import PARETO_K_THRESHOLD
 MEAN = (1.0, -0.5, 0.3, 0.0, 0.6)
 LOADING = ((1.2, 0.0), (0.5, 0.9), (-0.6, 0.5), (0.0, -0.8), (0.4, 0.4))
 NUM_CONTEXT = 5
+PANELS = {"less than the best": 0.0, "variance / truth": 1.0, "relative ESS": 1.0}  # What is best.
 
 
 def main(args: argparse.Namespace) -> None:
@@ -64,15 +68,18 @@ def main(args: argparse.Namespace) -> None:
         "PredictiveLikelihood": [PredictiveLikelihood(), PredictiveLikelihood()],
     }
     rows = {name: measure(people, test, args, objective=o) for name, o in objectives.items()}
-    show("Which objective? (multivariate normal guide, two latent dimensions)", rows, args)
+    question = "Which objective? (multivariate normal guide, two latent dimensions)"
+    tables = {"objective": show(question, rows, args)}
 
     guides = ("normal", "multivariate_normal", "flow")
     rows = {name: measure(people, test, args, posterior=name) for name in guides}
-    show("Which guide?", rows, args)
+    tables["guide"] = show("Which guide?", rows, args)
 
     rows = {str(k): measure(people, test, args, latent_dim=k) for k in (0, 1, 2, 3, 5)}
-    show("How many latent dimensions? (the truth has 2)", rows, args)
-    print(f"\ntables in {args.out}    total {time.perf_counter() - start:.0f} s")
+    question = "How many latent dimensions? (the truth has 2)"
+    tables["latent dimensions"] = show(question, rows, args)
+    draw_figure(tables, args.out / "choosing.png")
+    print(f"\ntables and figure in {args.out}    total {time.perf_counter() - start:.0f} s")
 
 
 def simulate(users: int, seed: int) -> Preferences:
@@ -127,8 +134,8 @@ def measure(
     }
 
 
-def show(question: str, rows: dict[str, dict], args: argparse.Namespace) -> None:
-    """Prints log scores as differences from the last but best row, with standard errors."""
+def show(question: str, rows: dict[str, dict], args: argparse.Namespace) -> pd.DataFrame:
+    """Prints log scores as differences from the best row, with standard errors."""
     best = max(rows, key=lambda name: rows[name]["corrected"].mean())
     table = {}
     for name, row in rows.items():
@@ -146,6 +153,40 @@ def show(question: str, rows: dict[str, dict], args: argparse.Namespace) -> None
     frame = pd.DataFrame(table).T
     frame.to_csv(args.out / f"{question.split('?')[0].lower().replace(' ', '_')}.csv")
     print(f"\n{question}\n{frame.round(4).to_string()}", flush=True)
+    return frame
+
+
+def draw_figure(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Draws the tables, a row of panels a question."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(tables),
+        len(PANELS),
+        figsize=(8.4, 5.6),
+        sharex="col",
+        height_ratios=[len(table) for table in tables.values()],
+        layout="constrained",
+    )
+    for line, (what, table) in zip(axes, tables.items(), strict=True):
+        place = np.arange(len(table))
+        for ax, (column, reference) in zip(line, PANELS.items(), strict=True):
+            error = 2 * table["± by person"] if column == "less than the best" else None
+            ax.axvline(reference, color="0.5", linestyle="--", linewidth=1)
+            ax.errorbar(table[column], place, xerr=error, fmt="o", color="black", capsize=2)
+            ax.set_ylim(len(table) - 0.5, -0.5)
+            ax.set_yticks(place, [])
+        names = [name.replace(", then", ",\nthen") for name in table.index]
+        line[0].set_yticks(place, names, fontsize=8)
+        line[0].set_ylabel(what)
+    axes[-1, 0].set_xlabel("log score less the best,\nnats a choice, ± 2 SE")
+    axes[-1, 1].set_xlabel("variance between people,\nas a share of the truth")
+    axes[-1, 2].set_xlabel("effective sample size of the\nguide, as a share of draws")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def make_parser() -> Parser:

@@ -185,7 +185,7 @@ def draw_figure(
     people, columns, rows = len(target), min(5, len(target)), 6
     height = -(-people // columns)
     figure, axes = plt.subplots(
-        height, columns, figsize=(2.5 * columns + 0.6, 2.9 * height + 0.6), squeeze=False,
+        height, columns, figsize=(1.6 * columns + 0.5, 2.5 * height + 0.6), squeeze=False,
         sharex=True, sharey=True,
     )  # fmt: skip
     summaries = {name: posteriors[name].choice_prob(target) for name in STYLES}
@@ -220,7 +220,7 @@ def draw_figure(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
-    figure.savefig(args.out / "compare_with_nuts.png", dpi=110)
+    figure.savefig(args.out / "compare_with_nuts.png", dpi=100)
     plt.close(figure)
 
 

@@ -153,7 +153,7 @@ def draw_figure(table: pd.DataFrame, args: argparse.Namespace) -> None:
     }
     grid = np.linspace(0, 1, 101)
     styles = zip(CONTEXTS, ("C0", "C1", "C2"), ("o", "s", "^"), ("-", "--", ":"), strict=True)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.4))
     for count, colour, marker, line in styles:
         for ax, metric in zip(axes, METRICS, strict=True):
             part = table[(table["contexts"] == count) & (table["metric"] == metric)]
@@ -171,17 +171,18 @@ def draw_figure(table: pd.DataFrame, args: argparse.Namespace) -> None:
                 label=f"{count} known choice{'s' if count > 1 else ''}",
             )
     for ax, label in zip(axes, METRICS.values(), strict=True):
-        ax.set_xlabel("share of dividing pairs among the known")
+        ax.set_xlabel("share that divides")
         ax.set_ylabel(label)
         ax.set_xlim(0, 1)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(0.45, 1.0)
     for ax in axes[1:]:
         ax.set_ylim(0, None)
-    axes[0].legend(frameon=False, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
     figure.suptitle("Model (points, 95 % intervals by person) and Bayes' rule (lines)", fontsize=11)
-    figure.tight_layout()
-    figure.savefig(args.out / "conflict_study.png", dpi=110)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(args.out / "conflict_study.png", dpi=100)
     plt.close(figure)
 
 

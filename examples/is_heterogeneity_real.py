@@ -193,7 +193,7 @@ def plot(checks: dict[str, pd.DataFrame], reported: pd.DataFrame, people: int, p
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(10, 4.6), width_ratios=[2.2, 1], layout="constrained"
+        1, 2, figsize=(8.4, 4.4), width_ratios=[2.2, 1], layout="constrained"
     )
     shown = [name for name, row in checks["heterogeneous"].iterrows() if row["units"]]
     place = np.arange(len(shown))[::-1]
@@ -220,7 +220,7 @@ def plot(checks: dict[str, pd.DataFrame], reported: pd.DataFrame, people: int, p
     right.set_xlim(-0.5, len(order) - 0.5)
     right.set_xlabel("latent dimensions")
     right.set_ylabel("log score of people left out, less the best,\nnats a person, ± 2 SE")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -208,20 +208,20 @@ def draw(table: pd.DataFrame, path: Path) -> Path:
 
     values = table.drop(columns="surprising people")
     strength = (-np.log10(values.clip(lower=1e-6))).to_numpy()
-    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8.4, 4), layout="constrained")
     image = ax.imshow(strength, cmap="Greys", vmin=0, vmax=9, aspect="auto")
     for row, column in np.ndindex(*strength.shape):
         p = values.iat[row, column]
         text = "< 1e-6" if p < 1e-6 else f"{p:.2g}"
         weight = "bold" if p < LEVEL else "normal"
         ax.text(column, row, text, ha="center", va="center", fontweight=weight)
-    ax.set_xticks(range(values.shape[1]), values.columns)
+    ax.set_xticks(range(values.shape[1]), values.columns.str.replace(" ", "\n"))
     ax.set_yticks(range(len(values)), values.index)
     ax.set_xlabel("check")
     ax.set_ylabel("people")
     figure.colorbar(image, ax=ax, label="−log10 p")
     ax.set_title(f"p-values; bold: noticed, below {LEVEL:.3f}")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
 

@@ -34,6 +34,7 @@ from fssa_bayes.plots import forest
 
 PRICE = "pf"
 LINEAR = 5.0  # Cents a kWh: axes are logarithmic beyond.
+TICKS = (-100, -20, -5, 0, 5, 20, 100)
 MODELS: dict[str, dict[str, object]] = {
     "the same for everybody": {"latent_dim": 0},
     "normal": {"correlation": "none"},
@@ -109,7 +110,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 8))
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 6))
     shown = {"wk": "a well-known company", "cl": "a year of contract more"}
     for ax, (feature, what) in zip(axes, shown.items(), strict=True):
         own = table.xs(feature, level="feature")
@@ -117,17 +118,20 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
             own["median"],
             own["lower"],
             own["upper"],
-            label=f"willingness to pay for {what} (cents a kWh)",
+            label=f"willingness to pay for\n{what} (cents a kWh)",
             reference=0.0,
             ax=ax,
         )
         if own[["lower", "upper"]].abs().to_numpy().max() > LINEAR:
             ax.set_xscale("symlog", linthresh=LINEAR)
+            low, high = ax.get_xlim()
+            ticks = [tick for tick in TICKS if low < tick < high]
+            ax.set_xticks(ticks, [str(tick) for tick in ticks])
     axes[1].set_ylabel("")
     caption = f"{len(own)} people: posterior median and 90 % interval"
     figure.suptitle(f"{caption}; axes logarithmic beyond ±{LINEAR:g}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -323,7 +323,7 @@ def draw_figure(table: pd.DataFrame, path: Path) -> None:
 
     names = table["problem"].unique()
     colours = dict(zip(LINES, ("C0", "C1", "C2", "C3"), strict=True))
-    figure, axes = plt.subplots(len(names), 2, figsize=(9, 9), layout="constrained")
+    figure, axes = plt.subplots(len(names), 2, figsize=(8.4, 8.4), layout="constrained")
     for name, row in zip(names, axes, strict=True):
         titles = REAL if name == "electricity" else METRICS
         for (metric, title), ax in zip(titles.items(), row, strict=True):
@@ -346,7 +346,7 @@ def draw_figure(table: pd.DataFrame, path: Path) -> None:
         row[0].legend(frameon=False, title="questions, mean ± 2 SE", fontsize=8)
     for ax in axes[-1]:
         ax.set_xlabel("questions answered")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

@@ -177,7 +177,7 @@ def draw_figure(table: pd.DataFrame, args: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.3))
     styles = zip(METHODS, "osv^", ("-", "--", "-.", ":"), strict=True)
     for number, (name, marker, line) in enumerate(styles):
         rows = table[table["model"] == name]
@@ -205,9 +205,10 @@ def draw_figure(table: pd.DataFrame, args: argparse.Namespace) -> None:
         ax.set_xlabel("known choices")
         ax.set_ylabel(label)
         ax.set_xticks(CONTEXTS)
-    axes[0].legend(fontsize=8, loc="center right")
-    figure.tight_layout()
-    figure.savefig(args.out / "paper_synthetic.png", dpi=110)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.savefig(args.out / "paper_synthetic.png", dpi=100)
     plt.close(figure)
 
 

@@ -281,7 +281,7 @@ def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
     panels = {name: list(dict.fromkeys(part["objective"])) for name, part in result.groupby("set")}
     shape = len(panels), max(map(len, panels.values()))
     figure, axes = plt.subplots(
-        *shape, figsize=(3.1 * shape[1], 2.9 * shape[0]), sharey=True, squeeze=False
+        *shape, figsize=(2.1 * shape[1], 2.5 * shape[0] + 0.3), sharey=True, squeeze=False
     )
     styles = list(zip(MODELS, ("C7", "C0", "C1"), ("s", "o", "^"), ("--", "-", ":"), strict=True))
     for line, (name, objectives) in zip(axes, panels.items(), strict=True):
@@ -304,7 +304,7 @@ def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
                     clip_on=False,
                 )
             ax.axhline(50, color="0.8", linewidth=0.8, zorder=0)
-            ax.set_title(f"{name}, {objective}", fontsize=10)
+            ax.set_title(f"{name}, {objective}", fontsize=10, pad=9)
             ax.set_xlabel("known choices")
             ax.set_xticks(args.contexts)
             ax.set_ylim(0, 100)
@@ -312,7 +312,7 @@ def draw_figure(result: pd.DataFrame, args: argparse.Namespace) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.32 / figure.get_figheight()))
     figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(args.out / "paper_ultrafeedback.png", dpi=110)
+    figure.savefig(args.out / "paper_ultrafeedback.png", dpi=100)
     plt.close(figure)
 
 

@@ -144,7 +144,7 @@ def draw_figure(
     people, types = two_mode.simulate(200, 11, seed=args.seed + 2_000_000)
     grid = torch.linspace(0.005, 0.995, 100).unsqueeze(-1)
     counts = (0, 1, 3, 10)
-    figure, axes = plt.subplots(2, len(counts), figsize=(12, 5.2), sharex=True, sharey="row")
+    figure, axes = plt.subplots(2, len(counts), figsize=(8.4, 4.6), sharex=True, sharey="row")
     for row, person_type in enumerate((0, 1)):
         person = people.subset([int(np.flatnonzero(types == person_type)[0])])
         curve = _standardise(two_mode.utility(grid[:, 0].numpy(), person_type))
@@ -153,15 +153,14 @@ def draw_figure(
             posterior = Posterior(model, guide, context, num_samples=2000, seed=args.seed)
             draws = _standardise(posterior.utility(grid)[:, 0].numpy())
             utility_bands(grid[:, 0], draws, curve, feature_name="item x", ax=ax)
-            telling = two_mode.bayes_type_prob(context)[0] != 0.5
-            ax.set_title(
-                f"{count} choices, {'telling' if telling else 'none telling'}", fontsize=10
-            )
-            ax.set_ylabel(f"type {person_type}: utility (standardised)")
+            tells = "one tells" if two_mode.bayes_type_prob(context)[0] != 0.5 else "none tells"
+            ax.set_title(f"{count} known, {tells}", fontsize=9)
+            ax.set_ylabel(f"type {person_type}: utility,\nstandardised")
             ax.label_outer()
-    axes[0, 0].legend(fontsize=8, loc="upper left")
-    figure.tight_layout()
-    figure.savefig(args.out / "quickstart.png", dpi=110)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    figure.savefig(args.out / "quickstart.png", dpi=100)
     plt.close(figure)
 
 

@@ -191,7 +191,7 @@ def plot(gains: pd.DataFrame, spectra: pd.DataFrame, path: Path) -> None:
     """Draws what each dimension gains, and the eigenvalues."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
     rows = gains.iloc[1:]
     error = 2 * rows["standard error"]
     left.errorbar(rows.index, rows["gain over one fewer"], error, fmt="o", color="black", capsize=3)
@@ -203,17 +203,18 @@ def plot(gains: pd.DataFrame, spectra: pd.DataFrame, path: Path) -> None:
     left.set_xlabel("latent dimensions K")
     left.set_ylabel("gain over K − 1 in the log score of\npeople left out, nats, ± 2 SE")
     for name, marker in zip([name for name in spectra if name[0] == "K"], "so", strict=False):
-        right.plot(spectra.index, spectra[name], marker, color="black", mfc="none", label=name)
+        style = {"color": "black", "mfc": "none", "clip_on": False}
+        right.plot(spectra.index, spectra[name], marker, label=name, **style)
     if "5 %" in spectra:
         right.vlines(spectra.index, spectra["5 %"], spectra["95 %"], color="black")
     if "truth" in spectra:
-        right.plot(spectra.index, spectra["truth"], "x", color="black", label="truth")
+        right.plot(spectra.index, spectra["truth"], "kx", label="truth", clip_on=False)
     right.set_xticks(spectra.index)
     right.set_xlabel("dimension")
     right.set_ylabel("eigenvalue of ΛΛᵀ, 90 % interval")
     right.set_ylim(bottom=0)
     right.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

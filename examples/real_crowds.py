@@ -284,7 +284,7 @@ def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
     figure, axes = plt.subplots(
         1,
         len(tables),
-        figsize=(4.6 * len(tables), 3.6),
+        figsize=(4.2 * len(tables), 3.6),
         layout="constrained",
         squeeze=False,
         sharey=True,
@@ -301,7 +301,7 @@ def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
         ax.set_xlabel("known choices (people)")
         ax.set_title(name)
     axes[0, 0].set_ylabel("gain over the homogeneous model,\nnats a choice, ± 2 SE")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -4,7 +4,8 @@ Fits a mixed logit to some people, saves it, writes the comparisons of others to
 random order, and scores them: by processes of this machine, by Ray, or by Spark.
 
 What to see: the scores have the same digest whatever the engine and the number of workers. A person
-who compared an unknown item has a reason in place of scores.
+who compared an unknown item has a reason in place of scores. The figure shows which item is best to
+how many people, and how sure that is of one pair.
 
     python examples/score_at_scale.py
     python examples/score_at_scale.py --engine ray --workers 1
@@ -26,6 +27,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -36,6 +38,7 @@ from fssa_bayes import HeterogeneousBTL, MaximumLikelihood, Preferences, fit, sa
 from fssa_bayes.scale import score_parquet
 
 ITEMS = ["ash", "beech", "cedar", "date", "elm", "fir", "ginkgo", "hazel"]
+PAIR = ("ash", "fir")
 COLUMNS = {"user": "user", "left": "left", "right": "right", "choice": "choice"}
 FILES, PARTS = 4, 4
 ORDER = [(name, "ascending") for name in ("user", "quantity", "rank", "item")]
@@ -48,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         fit_model(model, args)
     if args.data is None:
         write_people(source, args)
-    asked = {"best": 3, "pairs": [("ash", "fir")], "num_samples": args.draws, "seed": args.seed}
+    asked = {"best": 3, "pairs": [PAIR], "num_samples": args.draws, "seed": args.seed}
     engine = {"local": by_processes, "ray": by_ray, "spark": by_spark}[args.engine]
     scores = engine(model, source, asked, args).sort_by(ORDER).combine_chunks()
     pq.write_table(scores, args.out / "scores.parquet")
@@ -57,7 +60,9 @@ def main(args: argparse.Namespace) -> None:
     print(f"\n{len(scores['user'].unique()):,} people, {len(reasons)} of whom have no scores:")
     print(reasons.select(["user", "reason"]).to_pandas().to_string(index=False))
     content = scores.drop_columns("reason").to_pandas().to_csv(index=False).encode()
-    print(f"\ndigest of all scores: {hashlib.sha256(content).hexdigest()[:16]}")
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    print(f"\ndigest of all scores: {digest}")
+    draw_figure(scores.to_pandas(), digest, args.out / "score_at_scale.png")
 
 
 def by_processes(
@@ -141,6 +146,34 @@ def simulate(people: int, rng: np.random.Generator, comparisons: int = 6) -> pa.
             "choice": (rng.random(margin.shape) < 1 / (1 + np.exp(-margin))).ravel().astype(int),
         }
     )
+
+
+def draw_figure(scores: pd.DataFrame, digest: str, path: Path) -> None:
+    """Draws how many people have which best item, and the pair with its intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
+    best = scores.loc[(scores["quantity"] == "best") & (scores["rank"] == 1), "item"]
+    share = best.value_counts(normalize=True).reindex(ITEMS, fill_value=0.0)
+    error = np.sqrt(share * (1 - share) / len(best))
+    left.errorbar(ITEMS, 100 * share, 200 * error, fmt="o", color="black", capsize=3)
+    left.set_ylim(bottom=0)
+    left.tick_params("x", rotation=45)
+    left.set_ylabel("people whose best item it is, %, ± 2 SE")
+    pair = scores[scores["quantity"] == "probability"].sort_values("mean", ignore_index=True)
+    shown = pair.iloc[np.unique(np.linspace(0, len(pair) - 1, 60).astype(int))]
+    right.vlines(shown.index, shown["lower"], shown["upper"], color="0.6", label="90 % interval")
+    right.plot(shown.index, shown["mean"], "o", color="black", markersize=3, label="a person")
+    right.set_ylim(0, 1)
+    right.set_xlabel(f"people in order, {len(shown):,} of {len(pair):,} shown")
+    right.set_ylabel(f"probability of {' over '.join(PAIR)}")
+    right.legend(loc="upper left", frameon=False)
+    figure.suptitle(f"{len(best):,} people; digest of all scores {digest}", fontsize=10)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def make_parser() -> Parser:

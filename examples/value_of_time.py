@@ -42,6 +42,7 @@ from fssa_bayes.inference import FitResult
 from fssa_bayes.plots import forest
 
 GUILDER = 1 / train_choice.PRICE_FACTOR  # Price is in guilders times 2.20371.
+TICKS = (-100, -10, 0, 10, 100, 1000)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -173,7 +174,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = table.dropna()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 8))
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 6))
     for ax, name, what in zip(
         axes, ("hour", "change"), ("an hour saved", "a change avoided"), strict=True
     ):
@@ -186,6 +187,9 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
             ax=ax,
         )
         ax.set_xscale("symlog", linthresh=10)
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in TICKS if low < tick < high]
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
     axes[1].set_ylabel("")
     figure.suptitle(
         f"{len(shown)} of {len(table)} people: posterior median and 90 % interval; "
@@ -193,7 +197,7 @@ def draw_forest(table: pd.DataFrame, path: Path) -> None:
         fontsize=10,
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

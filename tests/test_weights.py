@@ -11,7 +11,10 @@ try:
     from arviz_stats.base import array_stats
 except ImportError:
     from arviz import psislw
+
+    IS_ARVIZ_1 = False
 else:
+    IS_ARVIZ_1 = True
 
     def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smooths as ArviZ 1.x does, whose argument is a log-likelihood, the negative."""
@@ -19,10 +22,21 @@ else:
         return tuple(np.array(column) for column in zip(*rows, strict=True))
 
 
-@pytest.mark.parametrize("draws", [25, 60, 500, 2000])
-def test_smoothing_is_that_of_arviz(draws: int) -> None:
+of_arviz_0 = pytest.mark.skipif(
+    IS_ARVIZ_1,
+    reason="ArviZ 1.3 rounds the tail's length down, fits no tail of five, and fits none that "
+    "begins among equal weights or below the smallest double",
+)
+
+
+@pytest.mark.parametrize(
+    ("draws", "largest"),
+    [(60, 2), (100, 1), (400, 1), (2500, 1)]  # Their tails have a whole number of weights.
+    + [pytest.param(draws, 2, marks=of_arviz_0) for draws in (25, 500, 2000)],
+)
+def test_smoothing_is_that_of_arviz(draws: int, largest: float) -> None:
     rng = np.random.default_rng(draws)
-    scale = 10 ** rng.uniform(-3, 2, (400, 1))
+    scale = 10 ** rng.uniform(-3, largest, (400, 1))
     log_weights = scale * rng.standard_t(4, size=(400, draws))
     log_weights += rng.normal(size=(400, 1)) * 1e3
     smoothed, pareto_k = pareto_smooth(log_weights)
@@ -31,6 +45,7 @@ def test_smoothing_is_that_of_arviz(draws: int) -> None:
     np.testing.assert_allclose(smoothed, expected, rtol=1e-9, atol=1e-9)
 
 
+@of_arviz_0
 def test_equal_weights_share_the_smoothed_ones() -> None:
     log_weights = np.random.default_rng(0).normal(size=(200, 400)).round(1) * 3
     smoothed, pareto_k = pareto_smooth(log_weights)

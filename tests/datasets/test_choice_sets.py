@@ -97,7 +97,7 @@ def test_notice_names_the_holder_and_every_file() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_data_and_notice(tmp_path: Path) -> None:
+def test_wheel_holds_data_pages_and_notice(tmp_path: Path) -> None:
     setuptools = pytest.importorskip("setuptools", minversion="77", reason="it builds the wheel")
     assert setuptools
     source = tmp_path / "source"
@@ -109,8 +109,11 @@ def test_wheel_holds_data_and_notice(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for file in FILES.iterdir():
-        assert f"fssa_bayes/datasets/files/{file.name}" in names
+    package = FILES.parents[1]
+    data = [file for folder in (FILES, package / "serve" / "static") for file in folder.iterdir()]
+    data += [package / "py.typed", *(package / "serve" / "templates").iterdir()]
+    assert {str(file.relative_to(package.parent)) for file in data} <= set(names)
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"fssa_bayes"}
     assert any(name.endswith("licenses/fssa_bayes/datasets/files/NOTICE") for name in names)
 
 

@@ -29,4 +29,5 @@ def test_analyse_csv(tmp_path: Path) -> None:
     gain, error = out.split("Gain from 5 known choices: ")[1].split(" nats")[0].split(" ± ")
     assert float(gain) > 2 * float(error) > 0
     assert "standard errors clustered by person" in out
+    assert (tmp_path / "analyse_csv.png").stat().st_size > 10_000
     assert load(tmp_path / "model")[0].latent_dim == 2

@@ -44,6 +44,7 @@ def test_calibration_study(tmp_path: Path) -> None:
     out = run("examples/calibration_study.py", *options)
     assert "simulation-based calibration of the posterior" in out
     assert "People simulated from the truth: estimation error too" in out
+    assert (tmp_path / "calibration_study.png").stat().st_size > 10_000
     assert "data:image/png;base64" in (tmp_path / "report.html").read_text(encoding="utf-8")
     checks = pd.read_csv(tmp_path / "checks.csv")
     assert set(checks["verdict"]) <= {"pass", "fail", "note", "skipped"}
@@ -83,6 +84,7 @@ def test_choosing(tmp_path: Path) -> None:
     dimensions = pd.read_csv(tmp_path / "how_many_latent_dimensions.csv", index_col=0)
     assert dimensions.index.tolist() == [0, 1, 2, 3, 5]
     assert dimensions.loc[0, "variance / truth"] == 0
+    assert (tmp_path / "choosing.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -138,3 +140,4 @@ def test_score_at_scale(tmp_path: Path) -> None:
     assert "41 people, 1 of whom have no scores" in out
     assert "item 'yew' is not known to the model" in out
     assert (tmp_path / "scores.parquet").exists()
+    assert (tmp_path / "score_at_scale.png").stat().st_size > 10_000
