@@ -26,7 +26,6 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.harness import Row, spread
-from fssa_bayes._files import write_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONDITIONINGS = {
@@ -39,7 +38,7 @@ WEIGHTS = (0.0, 0.1, 1.0)
 DEVELOPMENT_SEED = 100
 MOST_NATS = 0.3
 CONTEXT = 10
-STEPS, PEOPLE, DEVELOPMENT_PEOPLE, PROMPTS = 60, 40, 24, 2
+STEPS, PEOPLE, DEVELOPMENT_PEOPLE, PROMPTS = 48, 32, 16, 2
 METRICS = {
     "steps": ("ends of steps differ by, rate", ""),
     "remark": ("ends of the remark differ by, rate", ""),
@@ -107,7 +106,7 @@ class Runs:
             return json.loads(path.read_text())
         figures = self._measure(args)
         print(path.stem, {key: round(value, 3) for key, value in figures.items()}, flush=True)
-        write_file(path, json.dumps(figures, indent=1).encode())
+        path.write_text(json.dumps(figures, indent=1))
         return figures
 
     def arguments(self, name: str, weight: float, rate: float, seed: int) -> argparse.Namespace:

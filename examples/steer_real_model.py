@@ -651,7 +651,7 @@ class Clock:
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--users", type=whole(4), default=160, help="training people")
+    parser.add_argument("--users", type=whole(4), default=420, help="training people")
     parser.add_argument("--test-users", type=whole(8), default=40, help="people to follow")
     parser.add_argument("--choices", type=whole(11), default=14, help="of every person")
     parser.add_argument("--prompts", type=whole(1, 6), default=3, help="answered for each person")
@@ -667,7 +667,7 @@ def make_parser() -> Parser:
     parser.add_argument("--reward-steps", type=whole(), default=400)
     parser.add_argument("--batch-size", type=whole(), default=4, help="pairs a step")
     parser.add_argument("--learning-rate", type=positive(), default=5e-4, help="of the policy")
-    parser.add_argument("--beta", type=positive(), default=0.1, help="pull towards the base model")
+    parser.add_argument("--beta", type=positive(), default=0.3, help="pull towards the base model")
     parser.add_argument("--sft", type=share, default=1.0, help="weight of the supervised term")
     parser.add_argument(
         "--contexts", type=whole(0), nargs="+", default=list(CONTEXTS), help="choices known"
