@@ -17,7 +17,7 @@ against two:
 
     python examples/steer_policy.py
 
-About four minutes on two cores. `--model PATH` takes a pretrained instruct model in place of the
+About three minutes of one core. `--model PATH` takes a pretrained instruct model in place of the
 small one, `--device cuda` a GPU. Nothing is downloaded.
 """
 
