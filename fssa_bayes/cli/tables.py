@@ -298,9 +298,11 @@ class Votes:
         if len(header) < 2:  # Another delimiter, probably.
             return
         header = [name or f"column {number}" for number, name in enumerate(header, start=1)]
-        for role in _ROLES:
-            column = getattr(self, role)
-            if role != "pair_columns" and column and column not in header:
+        named = [(role, getattr(self, role)) for role in _ROLES if role != "pair_columns"]
+        for role in ("orderings", "ranks", "features"):
+            named += [(role, column) for column in _listed(getattr(self, role)) or ()]
+        for role, column in named:
+            if column and column not in header:
                 shown = ", ".join(repr(other[:60]) for other in header[:_MOST_COLUMNS])
                 if len(header) > _MOST_COLUMNS:
                     shown += f", … ({len(header)} in all)"
@@ -330,6 +332,15 @@ class Votes:
                 return
         layouts = "; ".join(", ".join(map(_flag, needed)) for needed, _ in _LAYOUTS)
         found = ", ".join(map(_flag, sorted(given))) or "none"
+        lacking = [
+            set(needed) - given - {"user"}
+            for needed, also in _LAYOUTS
+            if given & set(needed) and given <= {*needed, *also}
+        ]
+        if lacking:
+            fewest = min(lacking, key=len)
+            nearest = [sorted(names) for names in lacking if len(names) == len(fewest)]
+            found += "; add " + " or ".join(", ".join(map(_flag, names)) for names in nearest)
         raise ValueError(f"columns must be named for one layout of FILE ({layouts}), got {found}")
 
     def labels(self) -> dict[str, str] | None:

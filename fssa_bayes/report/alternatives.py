@@ -157,7 +157,7 @@ def tabulate_average(average: FitResult, seed: int) -> Section:
     text = [
         "Multinomial (conditional) logit, in which everybody is the average person, fitted to "
         f"{count_judgements(average.data)}: the change of utility with a unit of the feature, in "
-        f"nats, with standard errors clustered by person and {_LEVEL:.0%} intervals. "
+        f"nats, with standard errors clustered by person and {100 * _LEVEL:.0f} % intervals. "
         f"Log-likelihood {average.log_marginal_likelihood().value:,.3f}."
     ]
     shown = table.dropna()

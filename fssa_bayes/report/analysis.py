@@ -171,7 +171,7 @@ def analyse(
     found = Collector(tell)
     found.add(about_data or findings.describe_data(data))
     if len(data) < _MIN_PEOPLE:
-        return _of_few_people(data, fitted, found, title, num_samples, penalty, seed, start)
+        return _of_few_people(data, fitted, price, found, title, num_samples, penalty, seed, start)
     train, test = data.split_users(test_size, seed=seed)
     is_mixed = fitted is None and is_mixed_logit(data, utility)
     form = choose_utility(train, "linear" if is_mixed else utility)
@@ -275,6 +275,7 @@ def _check_fitted(
 def _of_few_people(
     data: Preferences,
     fitted: tuple[HeterogeneousBTL, NeuralProcessGuide | None] | None,
+    price: str | None,
     found: Collector,
     title: str,
     num_samples: int,
@@ -288,10 +289,14 @@ def _of_few_people(
     people = f"{len(data)} {'person is' if len(data) == 1 else 'people are'} too few"
     numbers = findings.numbers_of(data) | findings.numbers_of_ranking(ranking)
     if fitted is None:
+        by_attributes = chooses_by_attributes(data)
+        described = "The coefficients describe" if by_attributes else "The ranking describes"
         few = (
             f"{people} for a model of individual people, which needs at least {_MIN_PEOPLE}: some "
-            "to fit and some to judge by. The ranking describes these people's choices."
+            f"to fit and some to judge by. {described} these people's choices."
         )
+        if price is not None:
+            few += f" What they pay in units of {price!r} takes such a model: it is left out."
         report = found.report(title, [*findings.opening(data, None), *leader, few], seed, start)
         return Analysis(report, numbers)
     few = (

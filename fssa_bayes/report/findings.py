@@ -191,6 +191,13 @@ def _name_model(data: Preferences, model: HeterogeneousBTL | None) -> list[str]:
     ]
 
 
+def _name_average(data: Preferences) -> str:
+    """Names the model of the average person by what is observed: pairs, rankings or choices."""
+    if not data.has_rankings:
+        return "Bradley–Terry model"
+    return "Plackett–Luce model" if data.summary().rankings else "Multinomial logit"
+
+
 def describe_data(
     data: Preferences,
     rows_read: int | None = None,
@@ -393,7 +400,7 @@ def rank_items(data: Preferences, seed: int, penalty: float = 0.0) -> Section:
         what = "comparisons" if data.ranking is None else "judgements"
         errors = f"that take the {what} for independent, as the data do not say who answered"
     text = [
-        f"Bradley–Terry model of the average person, fitted to {name_judges(data)}: utilities in "
+        f"{_name_average(data)} of the average person, fitted to {name_judges(data)}: utilities in "
         f"nats, with standard errors {errors}. Intervals are 90 %, those of ranks from the same "
         "approximation."
     ]

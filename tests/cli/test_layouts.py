@@ -175,7 +175,11 @@ def test_choice_sets_are_ranked_as_their_maximum_says(command, saved: Save) -> N
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, ("--situation", "when", "--features", "price,here,cost"), "'cost' is not a column of"),
+        (
+            {},
+            ("--situation", "when", "--features", "price,here,cost"),
+            "--features 'cost' is not a column of",
+        ),
         ({}, ("--situation", "when", "--rank", "best"), "--chosen, --item, --rank, --situation"),
         ({}, ("--situation", "when", "--constants"), "constants=True goes with features="),
         ({}, (), "an alternative must stand once in a situation, got 'a' again at row 6"),
@@ -216,7 +220,12 @@ def test_wrong_choice_sets_are_named(command, saved: Save, change, options, mess
         (("--winner", "w", "--loser", "l", "--count", "w"), "must be different columns"),
         (("--winner", "w", "--loser", "l", "--count", "m"), "--count 'm' is not a column of"),
         (("--winner", "w", "--loser", "l", "--side", "n"), "--side 'n' must hold 1"),
-        (("--orderings", "w,x"), "='x' is not a column of"),
+        (("--orderings", "w,x"), "--orderings 'x' is not a column of"),
+        (
+            ("--left", "w", "--right", "l", "--left-wins", "n"),
+            "got --left, --left-wins, --right; add --right-wins",
+        ),
+        (("--item", "w"), "got --item; add --rank or --chosen"),
         (("--pair-columns", ":"), "must have columns named like 'a:b'"),
     ],
 )

@@ -163,6 +163,7 @@ def test_profiles_that_return_have_coefficients_and_ranks() -> None:
     expected = utility[ranking.index] - utility[ranking.index].mean()
     np.testing.assert_allclose(ranking["utility"], expected, atol=1e-4)
     assert name_kind(data) == "Choices from sets"
+    assert section.text[1].startswith("Multinomial logit")
 
 
 @pytest.mark.parametrize("featured", [True, False])
@@ -177,10 +178,21 @@ def test_a_ranking_says_what_is_ranked(featured: bool) -> None:
     said = say_what_is_ranked(data)
     assert said in analysis.report.summary
     assert said == analysis.report.sections[0].text[0]
+    assert analysis.report.sections[0].text[1].startswith("Plackett–Luce model")
     assert ("utility fitted to their feature" in said) == featured
     assert ("free strengths, one an item" in said) != featured
     utility = analysis.report.sections[0].files["ranking.csv"]["utility"]
     assert (utility["a"] == pytest.approx(utility["b"], abs=1e-9)) == featured
+
+
+@pytest.mark.filterwarnings("ignore:se_outer_product")
+def test_few_people_are_described_by_what_the_page_holds(data: Preferences) -> None:
+    """Choices by attributes have no ranking; a price that is left out is not passed over."""
+    few = data.subset([0, 1, 2, 3])
+    sentences = analyse(few, price="price").report.summary[-1]
+    assert "The coefficients describe these people's choices." in sentences
+    assert "What they pay in units of 'price' takes such a model: it is left out." in sentences
+    assert "left out" not in " ".join(analyse(few).report.summary)
 
 
 def test_a_price_is_a_feature_of_a_linear_utility(data: Preferences) -> None:
