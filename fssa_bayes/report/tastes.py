@@ -108,7 +108,7 @@ def describe_payments(result: FitResult, price: Hashable, seed: int) -> Section:
         "between people need not have a mean, so that the table has the median person, and the "
         "ends between which the middle 90 % of the people lie. Standard errors are the spread over "
         "a hundred populations drawn from the normal approximation of the estimates, people as "
-        "clusters."
+        f"clusters. The estimates are those of the fit to {len(result.data):,} people."
     ]
     if positive > 0:
         text.append(

@@ -185,6 +185,12 @@ def test_a_ranking_says_what_is_ranked(featured: bool) -> None:
     assert (utility["a"] == pytest.approx(utility["b"], abs=1e-9)) == featured
 
 
+def test_what_people_pay_says_how_many_were_fitted(found: Analysis) -> None:
+    """Choice sets are fitted to everybody in the end, other data to those not left out."""
+    (section,) = (part for part in found.report.sections if part.heading == "Willingness to pay")
+    assert "the fit to 60 people" in section.text[0]
+
+
 @pytest.mark.filterwarnings("ignore:se_outer_product")
 def test_few_people_are_described_by_what_the_page_holds(data: Preferences) -> None:
     """Choices by attributes have no ranking; a price that is left out is not passed over."""
