@@ -65,6 +65,11 @@ class HeterogeneityTest:
     @property
     def verdict(self) -> str:
         """The result of the test in words, at the level of 5 %."""
+        if self.p_value <= 0.05 < self.p_interval[1]:
+            return (
+                f"the {self.people} people seem to differ{self.subject}, but the Monte-Carlo error "
+                "of the p-value leaves it open (a larger num_null would tell)"
+            )
         if self.p_value <= 0.05:
             return f"the {self.people} people do differ{self.subject}"
         if self.statistic > self.null.max(initial=-np.inf) and self.method == "bootstrap":

@@ -197,7 +197,7 @@ def tabulate_population(result: FitResult | None, seed: int) -> list[Section]:
         "Means, standard deviations and correlations of people's coefficients, in nats a unit of "
         "the feature, with sandwich standard errors, people as clusters. The mean here is that of "
         "people's own coefficients. As a rule it lies further from 0 than the coefficients of the "
-        "average person above, who stands for people of different tastes."
+        "average person, who stands for people of different tastes."
     )
     likelihood = (
         f"Log-likelihood {result.log_marginal_likelihood(seed=seed)} of the choices of "

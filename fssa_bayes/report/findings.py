@@ -69,6 +69,7 @@ _DRAWN = "Intervals for a person include how uncertain the population is, which 
 _CONTEXT_SIZES = (0, 1, 2, 3, 5, 10)  # Known choices, up to the largest that half exceed.
 _MIN_JUDGES = 10  # Fewest people for a standard error.
 _MOST_PEOPLE = 10  # Rows of the table of people.
+_MOST_COEFFICIENTS = 30  # Features of items whose coefficients are tabulated.
 _MAX_ITEMS = 100  # Items that people are compared by, those compared most often.
 _MAX_PAIRS = 1000  # Pairs that disagreement is averaged over.
 
@@ -554,6 +555,8 @@ def describe_differences(
     text.append(say_who_is_consistent(people))
     shown = people.drop(columns="reliable").head(_MOST_PEOPLE).round(3).reset_index()
     title = "People who differ most in direction" if len(people) > _MOST_PEOPLE else "People"
+    has_features = data.items is not None and data.num_features <= _MOST_COEFFICIENTS
+    population_parts = tabulate_population(result, seed) if has_features else []
     return Section(
         heading,
         text,
@@ -563,7 +566,7 @@ def describe_differences(
             *draw_a_person(model, guide, data, num_samples, seed),
         ],
         files={"people.csv": people},
-        parts=[Section(title, [ORDER], name_people(shown))],
+        parts=[*population_parts, Section(title, [ORDER], name_people(shown))],
     )
 
 

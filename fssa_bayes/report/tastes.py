@@ -138,7 +138,7 @@ def describe_tastes(
         price: Name of the price, for what each person pays; None for no such table.
         seed: Seed of the people drawn from the population.
     """
-    table = everybody.coefficients().rename_axis(["person", "attribute"])
+    table = everybody.coefficients().rename_axis(["user", "attribute"])
     reliable = everybody.reliable.numpy()
     columns = ("posterior_mean", "posterior_sd", "interval_lower", "interval_upper")
     written = table.set_axis(columns, axis=1)
@@ -152,7 +152,7 @@ def describe_tastes(
     ]
     files = {"people.csv": written}
     if price is not None:
-        own = everybody.willingness_to_pay(price).rename_axis(["person", "attribute"])
+        own = everybody.willingness_to_pay(price).rename_axis(["user", "attribute"])
         files["wtp_people.csv"] = own
         text.append(
             "wtp_people.csv holds what every person pays for a unit of each attribute; nobody has "
@@ -169,7 +169,7 @@ def describe_tastes(
 
 
 def _spread(table: pd.DataFrame) -> pd.DataFrame:
-    """Describes how the coefficients of people (index `person`, `attribute`) spread."""
+    """Describes how the coefficients of people (index `user`, `attribute`) spread."""
     above, below = table["lower"] > 0, table["upper"] < 0
     by_attribute = table.assign(above=above, below=below).groupby("attribute", sort=False)
     levels = {"10 % lie below": 0.1, "median person": 0.5, "10 % lie above": 0.9}

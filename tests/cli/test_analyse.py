@@ -98,6 +98,8 @@ def test_covariates(command, utility: str, tmp_path: Path, votes: Path) -> None:
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "What do covariates do?" in summary
     assert ("odd on place" in ended.out) == (utility == "linear")
+    assert ("Coefficients of the population" in summary) == (utility == "linear")
+    assert (out / "population.csv").exists() == (utility == "linear")
     assert ("10 refits" in summary) == (utility == "bilinear")
     assert ("32 people of the fit are few for the utility" in summary) == (utility == "bilinear")
     assert "does not use the covariates" not in summary

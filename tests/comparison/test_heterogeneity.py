@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from linear_people import SHORT_FIT, linear, people
@@ -21,6 +23,8 @@ def test_heterogeneity_with_one_feature(spread: float, differs: bool) -> None:
     assert "equal parts of chi-squares" in str(test)
     low, high = test.log_likelihood
     assert test.statistic == pytest.approx(2 * (high - low))
+    unsettled = replace(test, p_value=0.05, p_interval=(0.001, 0.18))
+    assert "the 150 people seem to differ" in str(unsettled)
 
 
 @pytest.mark.slow

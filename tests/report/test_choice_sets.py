@@ -223,7 +223,7 @@ def test_a_fitted_model_describes_new_people_by_coefficients(
     few = data.subset([0, 1, 2])
     analysis = analyse(few, fitted=(model, None), num_samples=50)
     people = table_of(analysis, "people.csv")
-    assert people.index.names == ["person", "attribute"]
+    assert people.index.names == ["user", "attribute"]
     expected = Posterior(model, None, few, 50).coefficients()
     assert people.index.tolist() == expected.index.tolist()
     names = {"mean": "posterior_mean", "sd": "posterior_sd", "upper": "interval_upper"}
