@@ -90,6 +90,7 @@ class Runs:
         self.example, self.folder, self.quick = example, folder, quick
         self.steps = 2 if quick else STEPS
         self.studies: dict[tuple[int, bool], object] = {}
+        folder.mkdir(parents=True, exist_ok=True)
 
     def best_rate(self, name: str, weight: float) -> float:
         found = {rate: self.measure(name, weight, rate, DEVELOPMENT_SEED) for rate in RATES}
@@ -116,7 +117,7 @@ class Runs:
         if self.quick:
             size |= {"users": 16, "test_users": 8, "reward_steps": 10, "choices": 12, "samples": 1}
         options = {
-            "out": self.folder / f"seed_{seed}",
+            "out": self.folder,  # What the language model writes is the same for every seed.
             "develop": develop,
             "seed": seed,
             "sft": weight,
@@ -126,13 +127,12 @@ class Runs:
             "accuracy": not develop,
         }
         vars(args).update(size | options | CONDITIONINGS[name])
-        args.out.mkdir(parents=True, exist_ok=True)
         return args
 
     def _measure(self, args: argparse.Namespace) -> dict[str, float]:
         example, key = self.example, (args.seed, args.develop)
         if key not in self.studies:
-            self.studies = {key: example.prepare(args)}
+            self.studies[key] = example.prepare(args)
         study = self.studies[key]
         start = time.process_time()
         policy, probe = example.train_policy(study, args)

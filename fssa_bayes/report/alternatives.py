@@ -62,8 +62,10 @@ def has_own_items(data: Preferences) -> bool:
 
 def chooses_by_attributes(data: Preferences) -> bool:
     """Tells whether choices are from sets of alternatives that attributes describe."""
-    if data.items is None or data.alternatives is not None:
-        return data.items is not None
+    if data.items is None:
+        return False
+    if data.alternatives is not None:
+        return True
     if not data.has_rankings:
         return False
     summary = data.summary()
